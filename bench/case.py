@@ -1,0 +1,163 @@
+"""Case: one cell of the grid, frozen and hashable, the key of everything. Sweep: a grid of lists. Presets: lists of sweeps."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Literal
+
+import msgspec
+
+Phase = Literal["prefill", "decode"]
+NaiveLogits = Literal["last", "all"]
+DeviceName = Literal["cpu", "cuda"]
+
+
+class UsageError(Exception):
+    """What the user asked for cannot be run; the message is one line, names the argument and says what is valid."""
+
+
+class Case(msgspec.Struct, frozen=True, kw_only=True):
+    """One strategy at one point of the grid. `n_depth` tokens lie in the cache, `n_prompt` are fed, `n_gen` emitted."""
+
+    model: str
+    strategy: str
+    device: DeviceName
+    dtype: str
+    attn_implementation: str
+    n_threads: int
+    batch_size: int
+    n_prompt: int
+    n_gen: int
+    n_depth: int
+    seed: int
+    naive_logits: NaiveLogits = "last"
+
+    @property
+    def group(self) -> Group:
+        """The cases that share their weights and settings; each strategy of a group has one worker process."""
+        return Group(
+            model=self.model,
+            device=self.device,
+            dtype=self.dtype,
+            attn_implementation=self.attn_implementation,
+            n_threads=self.n_threads,
+        )
+
+    @property
+    def cell(self) -> Case:
+        """This case with the strategy left open: equal for the cases that are compared with each other."""
+        return msgspec.structs.replace(self, strategy="", naive_logits="last")
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that one sequence holds at the end: context, prompt and every emitted token."""
+        return self.n_depth + self.n_prompt + self.n_gen
+
+    @property
+    def key(self) -> str:
+        """A readable name, equal for equal cases and different for different ones."""
+        parts = [self.model, self.strategy, self.device, self.dtype, self.attn_implementation, f"t{self.n_threads}"]
+        parts += [f"b{self.batch_size}", f"p{self.n_prompt}", f"n{self.n_gen}", f"d{self.n_depth}", f"s{self.seed}"]
+        if self.strategy == "naive" and self.naive_logits == "all":
+            parts.append("all-logits")
+        return " ".join(parts)
+
+    @property
+    def label(self) -> str:
+        """The field's name of the test, as in `pp512+tg32 @ d2048`."""
+        depth = f" @ d{self.n_depth}" if self.n_depth else ""
+        decode = f"+tg{self.n_gen - 1}" if self.n_gen > 1 else ""
+        batch = f" b{self.batch_size}" if self.batch_size > 1 else ""
+        return f"pp{self.n_prompt}{decode}{depth}{batch}"
+
+
+class Group(msgspec.Struct, frozen=True, kw_only=True):
+    """What the processes of a set of strategies have in common: the same weights under the same settings."""
+
+    model: str
+    device: DeviceName
+    dtype: str
+    attn_implementation: str
+    n_threads: int
+
+
+class Sweep(msgspec.Struct, frozen=True, kw_only=True):
+    """Lists that span a grid; their product is the cases, in the order model, settings, cell, strategy."""
+
+    models: tuple[str, ...] = ("smollm2-135m",)
+    strategies: tuple[str, ...] = ("naive", "dynamic", "static", "hf-generate")
+    n_prompt: tuple[int, ...] = (32, 128, 512, 2048)
+    n_gen: tuple[int, ...] = (32,)
+    n_depth: tuple[int, ...] = (0,)
+    batch_size: tuple[int, ...] = (1,)
+    dtype: tuple[str, ...] = ("float32",)
+    n_threads: tuple[int, ...] = ()
+    device: DeviceName = "cpu"
+    attn_implementation: str = "sdpa"
+    naive_logits: NaiveLogits = "last"
+    seed: int = 0
+
+    def cases(self) -> list[Case]:
+        """Every case of the grid."""
+        grid = itertools.product(
+            self.models,
+            self.dtype,
+            self.n_threads,
+            self.batch_size,
+            self.n_depth,
+            self.n_prompt,
+            self.n_gen,
+            self.strategies,
+        )
+        return [
+            Case(
+                model=model,
+                strategy=strategy,
+                device=self.device,
+                dtype=dtype,
+                attn_implementation=self.attn_implementation,
+                n_threads=n_threads,
+                batch_size=batch_size,
+                n_prompt=n_prompt,
+                n_gen=n_gen,
+                n_depth=n_depth,
+                seed=self.seed,
+                naive_logits=self.naive_logits if strategy == "naive" else "last",
+            )
+            for model, dtype, n_threads, batch_size, n_depth, n_prompt, n_gen, strategy in grid
+        ]
+
+
+PRESETS: dict[str, tuple[Sweep, ...]] = {
+    "smoke": (Sweep(models=("random:tiny",), n_prompt=(16, 64), n_gen=(8,)),),
+    "default": (Sweep(),),
+    "full": (
+        Sweep(dtype=("float32", "bfloat16")),
+        Sweep(batch_size=(4,), n_prompt=(128, 512)),
+        Sweep(n_depth=(512, 2048), n_prompt=(1, 128)),
+    ),
+}
+"""Lists of sweeps by name; `kvbench run` without arguments measures `default`."""
+
+
+def naive_steps(case: Case, tokens_per_turn: int = 2048) -> list[int]:
+    """The decode steps (1 to n_gen - 1) of a naive case that are timed: every k-th one, from the middle of the first k.
+
+    A naive step depends on its length alone, so a long decode is timed at every k-th position and interpolated. k is
+    the smallest that keeps the tokens fed in one turn (over the whole batch) near `tokens_per_turn`; it is computed
+    from the case, not from a clock, so that every machine times the same steps. The steps lie in the middle of their
+    stretches, since the midpoint rule is exact for a cost that grows linearly.
+
+    >>> cases = Sweep(n_threads=(2,), n_prompt=(32, 512, 2048), strategies=("naive",)).cases()
+    >>> [len(naive_steps(case)) for case in cases]
+    [31, 3, 1]
+    >>> naive_steps(cases[1])
+    [6, 17, 28]
+    """
+    n_steps = case.n_gen - 1
+    if n_steps == 0:
+        return []
+    tokens_per_step = case.batch_size * (case.n_depth + case.n_prompt + case.n_gen // 2)
+    wanted = max(1, tokens_per_turn // tokens_per_step)
+    k = -(-n_steps // wanted)
+    return list(range((k + 1) // 2, n_steps + 1, k))

@@ -1,0 +1,124 @@
+"""What a reader should know before believing a run: cautions as values, each with what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+import pandas as pd
+
+from bench import estimators, rounds
+from bench.record import Run
+
+FIRST_STEP_FACTOR = 10.0
+"""A first decode step that takes this many times the median step is no cold cache: something was compiled or set up."""
+
+MAX_DROPPED = 0.2
+"""With a larger share of a case's rounds disturbed nothing is concluded from the rest (the gate: inconclusive)."""
+
+MAX_IDLE_SHARE = 0.01
+"""CPU time of the arms that should sleep, as a share of the turns' time; below it lies the rounding of the counters."""
+
+MAX_INTERVAL_WIDTH = 0.2
+"""Width of an interval as a share of its median."""
+
+
+class Caution(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that weakens a figure. `case` is its key, or None where the whole run is meant."""
+
+    case: str | None
+    text: str
+    advice: str
+
+
+def cautions(run: Run) -> list[Caution]:
+    """Every caution that the records of `run` give rise to, those of the whole run first."""
+    measured = rounds.measured_turns(run)
+    return [
+        *_processes(measured),
+        *_naive_logits(run),
+        *_disturbed(measured),
+        *_idle_arms(measured),
+        *_first_steps(rounds.usable_steps(run)),
+        *_intervals(rounds.usable_turns(run)),
+    ]
+
+
+def scope(n_processes: int) -> str:
+    """Where an interval holds: `within 1 process`, `within 3 processes`, or `over 8 processes` (see `bench.rounds`)."""
+    if n_processes >= rounds.MIN_PROCESSES:
+        return f"over {n_processes} processes"
+    return f"within {n_processes} process{'es' if n_processes > 1 else ''}"
+
+
+def _processes(turns: pd.DataFrame) -> Iterator[Caution]:
+    n_processes = turns["process"].nunique()
+    if 0 < n_processes < rounds.MIN_PROCESSES:
+        yield Caution(
+            case=None,
+            text=f"the intervals hold {scope(n_processes)}; processes differ by a few percent",
+            advice=f"for intervals over processes measure with --processes {rounds.MIN_PROCESSES}",
+        )
+
+
+def _naive_logits(run: Run) -> Iterator[Caution]:
+    if any(plan.case.naive_logits == "all" for plan in run.manifest.plan):
+        yield Caution(
+            case=None,
+            text="naive computes the logits of every position, so it pays for the LM head many times over",
+            advice="for a fair baseline leave out --naive-logits all",
+        )
+
+
+def _disturbed(turns: pd.DataFrame) -> Iterator[Caution]:
+    for case, share in turns.groupby("case", sort=False)["disturbed"].mean().items():
+        if share > MAX_DROPPED:
+            yield Caution(
+                case=str(case),
+                text=f"{share:.0%} of the rounds were disturbed by CPU steal or GPU throttling: inconclusive",
+                advice="measure again when the machine is quieter, or with more --repetitions",
+            )
+
+
+def _idle_arms(turns: pd.DataFrame) -> Iterator[Caution]:
+    totals = turns[turns["idle_arms_ns"].notna()].groupby("case", sort=False)[["idle_arms_ns", "wall_ms", "phase"]]
+    for case, rows in totals:
+        share = float(rows["idle_arms_ns"].sum()) / 1e6 / float(rows["wall_ms"].sum())
+        if share > MAX_IDLE_SHARE:
+            yield Caution(
+                case=str(case),
+                text=f"the other strategies' processes, which should sleep, used {share:.0%} of a core meanwhile",
+                advice="set OMP_WAIT_POLICY=PASSIVE, and see that nothing in the model runs in the background",
+            )
+
+
+def _first_steps(steps: pd.DataFrame) -> Iterator[Caution]:
+    for case, rows in steps.groupby("case", sort=False):
+        if rows["first"].all():
+            continue
+        ratio = rows.loc[rows["first"], "latency_ms"].max() / rows.loc[~rows["first"], "latency_ms"].median()
+        if ratio >= FIRST_STEP_FACTOR:
+            yield Caution(
+                case=str(case),
+                text=f"a first decode step took {ratio:.0f} x the median step: compile time leaked in",
+                advice="warm up this shape once more before timing it",
+            )
+
+
+def _intervals(turns: pd.DataFrame) -> Iterator[Caution]:
+    for (case, phase), rows in turns.groupby(["case", "phase"], sort=False):
+        values = rounds.independent_values(rows)
+        median, low, high = estimators.median_interval(values)
+        if low is None or high is None:
+            if phase == "prefill":  # both phases have the same turns
+                yield Caution(
+                    case=str(case),
+                    text=f"no interval: six undisturbed rounds are needed, it has {len(values)}",
+                    advice="measure with --repetitions 6 or more",
+                )
+        elif (high - low) / median > MAX_INTERVAL_WIDTH:
+            yield Caution(
+                case=str(case),
+                text=f"the interval of {phase} is {(high - low) / median:.0%} of its median wide",
+                advice="measure on a quieter machine, or with more --repetitions",
+            )

@@ -1,0 +1,253 @@
+"""The command `kvbench`. torch and transformers are imported only inside the commands that run a model."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from bench.case import UsageError
+from bench.store import DataError
+
+if TYPE_CHECKING:
+    from bench.record import Run
+
+EXIT_USAGE, EXIT_DATA, EXIT_FAILED_CASE, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 3, 5, 130, 143
+
+app = typer.Typer(
+    name="kvbench",
+    help="Measure what a KV cache buys: naive re-feed and KV-cached generation side by side, on the same weights.",
+    epilog="Start with: kvbench run --preset smoke. Exit codes: 0 done, 1 regression, 2 bad input, 3 stored data "
+    "missing or damaged, 4 inconclusive, 5 a case failed, 130/143 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+OutFolder = Annotated[Path, typer.Option("--out", help="Folder of run folders.")]
+Format = Annotated[str, typer.Option("-o", "--format", help="Of the table on stdout: md, csv, json or jsonl.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "-m",
+        "--model",
+        help="smollm2-135m, random:NAME, a checkpoint folder, py:module:factory, or a hub id; a list makes a grid.",
+    ),
+]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16; a list makes a grid.")]
+Threads = Annotated[str | None, typer.Option("-t", "--threads", help="CPU threads [default: all cores]; a list.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda [default: cpu].")]
+Attention = Annotated[str | None, typer.Option("--attn-implementation", help="eager, sdpa, ... [default: sdpa].")]
+RESULTS = Path("results/runs")
+
+
+@app.command()
+def run(
+    preset: Annotated[str, typer.Option("--preset", help="A prepared grid: smoke, default or full.")] = "default",
+    model: Model = None,
+    strategies: Annotated[
+        str | None, typer.Option("--strategies", help="naive, dynamic, static, hf-generate, as a list.")
+    ] = None,
+    n_prompt: Annotated[str | None, typer.Option("-p", "--n-prompt", help="Prompt lengths, as in 32,128,512.")] = None,
+    n_gen: Annotated[str | None, typer.Option("-n", "--n-gen", help="Tokens to generate.")] = None,
+    n_depth: Annotated[str | None, typer.Option("-d", "--n-depth", help="Tokens in the cache before the prompt.")] = None,
+    batch_size: Annotated[str | None, typer.Option("-b", "--batch-size", help="Sequences at once.")] = None,
+    dtype: Dtype = None,
+    threads: Threads = None,
+    device: Device = None,
+    attn_implementation: Attention = None,
+    naive_logits: Annotated[
+        str | None,
+        typer.Option("--naive-logits", help="LM head of naive: of the last position (fair) or of all (literal)."),
+    ] = None,
+    repetitions: Annotated[int, typer.Option("-r", "--repetitions", help="Rounds; six or more give intervals.")] = 6,
+    processes: Annotated[int, typer.Option("--processes", help="Fresh processes per strategy.")] = 1,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of prompts and random weights [default: 0].")] = None,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds that a case may take.")] = 900.0,
+    out: OutFolder = RESULTS,
+    name: Annotated[str | None, typer.Option("--name", help="Of the run folder, after its time.")] = None,
+    resume: Annotated[str | None, typer.Option("--resume", help="RUN: measure only what it lacks.")] = None,
+    output_format: Format = "md",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the grid and an estimate, measure nothing.")] = False,
+) -> None:
+    """Measure a grid of cases, write a run folder, print the summary table.
+
+    Comma-separated values make a grid; what is not given comes from the preset. Correctness comes first: a strategy
+    whose tokens differ from naive re-feed is not timed.
+
+    Examples: kvbench run -m random:gpt2 -p 64,256 -n 16 · kvbench run --strategies naive,dynamic -b 1,4 ·
+    kvbench run --resume RUN
+    """
+    from bench import jobs, options, tables
+
+    options.choices("--format", output_format, tables.FORMATS)
+    if resume is not None:
+        grid = (model, strategies, n_prompt, n_gen, n_depth, batch_size, dtype, threads, device, name)
+        if preset != "default" or any(value is not None for value in grid):
+            raise UsageError("--resume takes its grid from the run: leave out every flag of the grid")
+        job = jobs.resume(resume, out)
+    else:
+        sweeps = options.sweeps(
+            preset,
+            model=model,
+            strategies=strategies,
+            n_prompt=n_prompt,
+            n_gen=n_gen,
+            n_depth=n_depth,
+            batch_size=batch_size,
+            dtype=dtype,
+            threads=threads,
+            device_name=device,
+            attn_implementation=attn_implementation,
+            naive_logits=naive_logits,
+            seed=seed,
+        )
+        job = jobs.plan(sweeps, options.limits(repetitions, processes, timeout), out, name)
+    if dry_run:
+        print(jobs.estimate(job))
+        return
+    finished = jobs.measure(job)
+    _print_summary(finished, output_format)
+
+
+@app.command()
+def report(run: Annotated[str, typer.Argument(metavar="RUN")], out: OutFolder = RESULTS, output_format: Format = "md") -> None:
+    """Redraw the tables and plots of a run from its samples, and print its summary table.
+
+    RUN is a run folder, or a name under --out. Works without torch and transformers.
+    """
+    from bench import options, tables
+    from bench.store import find_run, read_run
+
+    options.choices("--format", output_format, tables.FORMATS)
+    _print_summary(read_run(find_run(run, out)), output_format)
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="The run to compare with.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The run to judge.")],
+    out: OutFolder = RESULTS,
+    output_format: Format = "md",
+    plots: Annotated[Path | None, typer.Option("--plots", help="Folder of the plots [default: in B's folder].")] = None,
+) -> None:
+    """Set two runs side by side: ratio and interval per case and phase, what got faster or slower, and plots.
+
+    The runs are different sessions, so a ratio also holds whatever changed between them: use it as a first look.
+    """
+    from bench import options, tables
+    from bench.compare import compare as compare_runs
+    from bench.report import write_comparison
+    from bench.store import find_run, read_run
+
+    options.choices("--format", output_format, tables.FORMATS)
+    run_a, run_b = (read_run(find_run(run, out)) for run in (a, b))
+    comparison = compare_runs(run_a, run_b)
+    print(tables.render_comparison(comparison, output_format))
+    folder = write_comparison(run_a, run_b, comparison, plots)
+    print(f"plots: {folder}", file=sys.stderr)
+    if comparison.exit_code:
+        raise typer.Exit(comparison.exit_code)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Option("--prompt", help="The text to continue.")],
+    model: Annotated[str, typer.Option("-m", "--model", help="As in `kvbench run`.")] = "smollm2-135m",
+    strategy: Annotated[str, typer.Option("--strategy", help="Any strategy of `kvbench run`.")] = "dynamic",
+    n_gen: Annotated[int, typer.Option("-n", "--n-gen", help="Most tokens to generate.")] = 128,
+    stop_token_id: Annotated[
+        int | None, typer.Option("--stop-token-id", help="Stop after this token [default: end of sequence only].")
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype")] = "float32",
+    threads: Threads = None,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    seed: Annotated[int, typer.Option("--seed", help="Of random weights.")] = 0,
+) -> None:
+    """Continue a text greedily with any strategy; stdout is the continuation alone, as it comes.
+
+    Stops at the model's end-of-sequence token, at --stop-token-id, or after --n-gen tokens.
+    """
+    from bench import options
+    from bench.text import stream
+
+    options.choices("--strategy", strategy, options.STRATEGIES)
+    options.choices("--dtype", dtype, options.DTYPES)
+    options.at_least("--n-gen", n_gen, 1)
+    stream(
+        model,
+        prompt,
+        strategy=strategy,
+        n_gen=n_gen,
+        stop_token_id=stop_token_id,
+        dtype=dtype,
+        n_threads=options.thread_counts(threads)[0],
+        device=options.device(device),
+        seed=seed,
+    )
+
+
+@app.command()
+def env(output_format: Annotated[str, typer.Option("-o", "--format", help="md or json.")] = "md") -> None:
+    """Show this machine and its software, as a run would store them."""
+    from bench import options, tables
+    from bench.environment import read_environment
+
+    options.choices("--format", output_format, ("md", "json"))
+    print(tables.render_environment(read_environment(), output_format))
+
+
+class Terminated(BaseException):
+    """SIGTERM came: end as an interrupt does, keeping what was measured."""
+
+
+def main() -> NoReturn:
+    """Run the command; every error that a user can cause is one line on stderr and an exit code of the contract."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        code = app(standalone_mode=False)
+    except UsageError as error:
+        code = _complain(str(error), EXIT_USAGE)
+    except DataError as error:
+        code = _complain(str(error), EXIT_DATA)
+    except typer.TyperException as error:
+        code = _complain(error.format_message() if hasattr(error, "format_message") else str(error), EXIT_USAGE)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _complain("interrupted", EXIT_INTERRUPTED)
+    except Terminated:
+        code = _complain("terminated", EXIT_TERMINATED)
+    except BrokenPipeError:  # the reader of stdout went away, as `| head` does
+        sys.stderr.close()
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _print_summary(finished: Run, output_format: str) -> None:
+    """Write the derived files, print the table where its reader expects it, and leave with 5 if a case failed."""
+    from bench import tables
+    from bench.report import write_report
+
+    summary = write_report(finished)
+    print(tables.render(summary, output_format))
+    print(finished.path, file=sys.stdout if output_format == "md" else sys.stderr)
+    failed = summary["status"].isin(["failed", "oom", "timeout"]).any()
+    if failed or (summary["status"] == "unsupported").all():
+        raise typer.Exit(EXIT_FAILED_CASE)
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"kvbench: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _terminated(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+if __name__ == "__main__":
+    main()

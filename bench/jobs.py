@@ -1,0 +1,122 @@
+"""A job: one run from its plan to its last sample, new or resumed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bench import plan as planning
+from bench.case import Sweep, UsageError
+from bench.environment import available_memory_bytes, read_environment
+from bench.progress import ProgressBar
+from bench.record import SCHEMA_VERSION, Manifest, Run
+from bench.schedule import Options, pending_seconds
+from bench.schedule import measure as measure_cases
+from bench.store import DataError, RunWriter, check_name, create_run, find_run, read_run
+from kvcache import models
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be measured, and where it goes. `previous` holds what an interrupted run measured already."""
+
+    manifest: Manifest
+    out: Path
+    previous: Run | None = None
+
+    @property
+    def options(self) -> Options:
+        """How much is measured."""
+        run = self.manifest
+        return Options(repetitions=run.repetitions, processes=run.processes, timeout_s=run.timeout_s)
+
+
+def plan(sweeps: Sequence[Sweep], options: Options, out: Path, name: str | None) -> Job:
+    """A new job for a grid. Nothing is written yet.
+
+    Raises:
+        UsageError: the grid, a model, the name or the machine's memory does not allow it.
+    """
+    planned = planning.plan(sweeps)
+    _fits_in_memory(planned)
+    created = datetime.now(UTC)
+    stamp = created.strftime("%Y%m%dT%H%M%SZ")
+    weights = {
+        model: models.weights_digest(model, seed=planned[0].case.seed)
+        for model in dict.fromkeys(item.case.model for item in planned)
+    }
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        run_id=f"{stamp}-{check_name(name) if name is not None else created.strftime('%f')}",
+        created_utc=created.isoformat(timespec="seconds"),
+        command=["kvbench", *sys.argv[1:]],
+        repetitions=options.repetitions,
+        processes=options.processes,
+        timeout_s=options.timeout_s,
+        environment=read_environment(),
+        plan=planned,
+        weights=weights,
+    )
+    return Job(manifest, out)
+
+
+def resume(run: str, out: Path) -> Job:
+    """The job of an interrupted run, with what it measured already.
+
+    Raises:
+        DataError: there is no such run, it is damaged, or it was measured on another machine or with other software.
+    """
+    previous = read_run(find_run(run, out))
+    there, here = previous.manifest.environment.fingerprint, read_environment().fingerprint
+    changed = [f"{name} was {there[name]}, is {here[name]}" for name in there if there[name] != here[name]]
+    if changed:
+        raise DataError(f"{run}: cannot be resumed here, its samples would not be comparable: {'; '.join(changed)}")
+    return Job(previous.manifest, Path(previous.path).parent, previous)
+
+
+def estimate(job: Job) -> str:
+    """The grid and a rough estimate of its time and memory, for `--dry-run`."""
+    lines = [item.case.key for item in job.manifest.plan]
+    seconds = pending_seconds(job.manifest.plan, job.options, job.previous)
+    memory_gb = planning.memory_bytes(job.manifest.plan) / 1e9
+    lines.append(
+        f"{len(lines)} cases, {job.options.repetitions} rounds each: very roughly {max(1, round(seconds / 60))} min and at "
+        f"most {memory_gb:.1f} GB of memory"
+    )
+    return "\n".join(lines)
+
+
+def measure(job: Job) -> Run:
+    """Measure what is missing and return the whole run as stored.
+
+    What was measured is on the disk whatever happens; an interruption says how to go on.
+
+    Raises:
+        UsageError: the folder cannot be written.
+    """
+    if job.previous is not None:
+        folder, digest = Path(job.previous.path), job.manifest.digest
+    else:
+        folder, manifest = create_run(job.out, job.manifest)
+        digest = manifest.digest
+    try:
+        with RunWriter(folder, digest) as writer, ProgressBar() as progress:
+            measure_cases(job.manifest.plan, job.options, writer, progress, job.previous)
+    except BaseException:
+        print(f"What was measured is kept. Go on with: kvbench run --resume {folder}", file=sys.stderr)
+        raise
+    return read_run(folder)
+
+
+def _fits_in_memory(planned: Sequence[planning.CasePlan]) -> None:
+    if any(item.case.device == "cuda" for item in planned):
+        return  # the device's memory is what counts there, and only its allocator knows it
+    needed, available = planning.memory_bytes(planned), available_memory_bytes()
+    if needed > available:
+        raise UsageError(
+            f"this grid needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are free: choose a smaller "
+            "--model, fewer --strategies, a smaller --batch-size or shorter --n-prompt"
+        )

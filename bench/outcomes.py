@@ -1,0 +1,43 @@
+"""How each case of a run ended: its status, whether its tokens were right, and why it has no time."""
+
+from __future__ import annotations
+
+import msgspec
+
+from bench.record import Run, Status, TokensMatch
+
+NOT_MEASURED = "not measured: the run ended before this case; `kvbench run --resume` measures it"
+
+_WORST_STATUS: list[Status] = ["failed", "oom", "timeout", "unsupported"]
+_WORST_MATCH: list[TokensMatch] = ["false", "tie", "true"]
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How a case ended, over all of its processes: the worst of each."""
+
+    status: Status
+    tokens_match: TokensMatch | None
+    error: str | None = None
+    measured: bool = True
+    """False where the run holds neither a time nor a failure of the case."""
+
+
+def outcomes(run: Run) -> dict[str, Outcome]:
+    """How each planned case ended, by its key. Other tokens are a failure, whichever record reports them."""
+    return {plan.case.key: _outcome(run, plan.case.key) for plan in run.manifest.plan}
+
+
+def _outcome(run: Run, key: str) -> Outcome:
+    checks = [check for check in run.checks if check.case == key]
+    failures = [failure for failure in run.failures if failure.case == key]
+    told = [check.tokens_match for check in checks] + [failure.tokens_match for failure in failures]
+    matches = [match for match in told if match is not None]
+    match = min(matches, key=_WORST_MATCH.index, default=None)
+    if failures:
+        worst = min(failures, key=lambda failure: _WORST_STATUS.index(failure.status))
+        return Outcome(status=worst.status, tokens_match=match, error=worst.error)
+    if match == "false":
+        return Outcome(status="failed", tokens_match=match, error="emitted other tokens")
+    if not any(sample.case == key and not sample.warmup for sample in run.samples):
+        return Outcome(status="failed", tokens_match=match, error=NOT_MEASURED, measured=False)
+    return Outcome(status="ok", tokens_match=match)

@@ -1,0 +1,74 @@
+"""Progress of a run on standard error: a bar with the time left on a terminal, a line for each cell elsewhere.
+
+Nothing is redrawn while a turn runs: a refreshing thread would take its time from the arm that is measured.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+
+class ProgressBar:
+    """Says how much is done and how long the rest will take.
+
+    The rest is estimated from the plan's rough seconds, scaled by how long the work done so far really took; so the
+    first estimate comes when something has been measured, and it gets better as the run goes on.
+    """
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description:<34}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=self._console,
+            auto_refresh=False,
+            transient=True,
+        )
+        self._task = self._bar.add_task("starting the workers", total=0.0, left="")
+        self._expected = self._done = self._took = 0.0
+        self._last_line = ""
+        self._started = time.monotonic()
+
+    def expect(self, seconds: float) -> None:
+        """So much work lies ahead, in rough seconds."""
+        self._expected += seconds
+        self._bar.update(self._task, total=self._expected, refresh=True)
+
+    def done(self, seconds: float, took_s: float, what: str) -> None:
+        """So much of it is done, and took `took_s` in truth."""
+        self._done = min(self._expected, self._done + seconds)
+        self._took += took_s
+        left = self._took / self._done * (self._expected - self._done)
+        text = f"about {_minutes(left)} left"
+        if self._console.is_terminal:
+            self._bar.update(self._task, completed=self._done, description=what, left=text, refresh=True)
+            return
+        cell = what.rsplit(" ", 1)[0]
+        if cell != self._last_line:
+            self._last_line = cell
+            print(f"measuring {cell}, {text}", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def __enter__(self) -> ProgressBar:
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._console.is_terminal:
+            self._bar.stop()
+        print(f"measured in {_minutes(time.monotonic() - self._started)}", file=sys.stderr, flush=True)
+
+
+def _minutes(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

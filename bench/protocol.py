@@ -1,0 +1,89 @@
+"""What the driver and a worker say to each other: one JSON document a line, requests down, replies up."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from bench.case import Case, Group, NaiveLogits
+from bench.record import Covariates, TokensMatch
+
+VERSION = 1
+"""Raised when a request or a reply changes its meaning: two revisions are compared only if they speak the same."""
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
+    """Load the group's model and get ready to run `strategy` on it; answered by `Loaded`."""
+
+    group: Group
+    strategy: str
+    naive_logits: NaiveLogits
+    seed: int
+
+
+class MakeReference(msgspec.Struct, frozen=True, kw_only=True, tag="make-reference"):
+    """Find what naive greedy re-feed emits for `case` and store it at `path` (safetensors); answered by `Done`."""
+
+    case: Case
+    path: str
+
+
+class CheckCase(msgspec.Struct, frozen=True, kw_only=True, tag="check"):
+    """Prepare for `case` and compare with the reference at `path`; untimed; answered by `Checked`."""
+
+    case: Case
+    path: str
+
+
+class TakeTurn(msgspec.Struct, frozen=True, kw_only=True, tag="turn"):
+    """Time one prefill and its decode steps of the case that was checked last; answered by `TurnTaken`."""
+
+
+Request = Load | MakeReference | CheckCase | TakeTurn
+
+
+class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
+    """The worker is ready."""
+
+    version: int
+    code: str
+    """The folder that the worker's own code was imported from."""
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
+    """The request was carried out; there is nothing to tell."""
+
+
+class Checked(msgspec.Struct, frozen=True, kw_only=True, tag="checked"):
+    """How the case's tokens and logits compare, and its sizes."""
+
+    tokens_match: TokensMatch
+    logits_error: float
+    positions_checked: int
+    kv_bytes_after_prefill: int
+    kv_bytes_after_decode: int
+    peak_memory_bytes: int | None
+    compile_s: float | None
+
+
+class TurnTaken(msgspec.Struct, frozen=True, kw_only=True, tag="turn-taken"):
+    """The time stamps of one turn, as intervals."""
+
+    prefill_ns: int
+    steps: list[int]
+    step_ns: list[int]
+    prefill_event_ns: int | None
+    step_event_ns: list[int] | None
+    covariates: Covariates
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
+    """The request failed; the worker lives on."""
+
+    status: Literal["failed", "oom", "unsupported"]
+    error: str
+    tokens_match: TokensMatch | None = None
+
+
+Reply = Loaded | Done | Checked | TurnTaken | Refused

@@ -1,0 +1,164 @@
+"""What a run is made of: samples, checks, failures, the environment, the manifest. Frozen, versioned, and serialised by msgspec.
+
+Samples are the only truth: every table, plot and verdict is derived from these records and never read back.
+Times are integers in nanoseconds, sizes integers in bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from bench.case import Case
+from kvcache.costs import Costs
+
+SCHEMA_VERSION = 1
+
+Status = Literal["ok", "failed", "oom", "timeout", "unsupported"]
+TokensMatch = Literal["true", "tie", "false"]
+
+
+class Covariates(msgspec.Struct, frozen=True, kw_only=True):
+    """What the machine did to a turn while it ran (differences over the turn). None: not to be had on this machine."""
+
+    steal_ns: int | None = None
+    """CPU time that the hypervisor took away, all cores."""
+    stall_ns: int | None = None
+    """Pressure-stall total of the CPU: time in which some task waited for a core."""
+    involuntary_switches: int | None = None
+    """Context switches that the worker did not ask for."""
+    page_faults: int | None = None
+    """Page faults of the worker, minor and major."""
+    idle_arms_ns: int | None = None
+    """CPU time of the other arms, which should sleep."""
+    gpu_clock_mhz: int | None = None
+    gpu_throttle_reasons: int | None = None
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True, tag="sample"):
+    """One turn of one case: a prefill and the decode steps after it, every time stamp kept."""
+
+    case: str
+    """`Case.key`."""
+    process: int
+    """Which set of worker processes, from 0."""
+    round: int
+    """Pairs of one round are compared; for a warm-up, its trial number."""
+    order: int
+    """Number of the turn in the process set, from 0: what ran when."""
+    warmup: bool
+    prefill_ns: int
+    """From before the prefill until its token is known."""
+    steps: list[int]
+    """Which decode steps were timed (1 to n_gen - 1; step i emits token i + 1)."""
+    step_ns: list[int]
+    """Time of each of `steps`, from the token before it until its own."""
+    prefill_event_ns: int | None = None
+    """The same by CUDA events; None on the CPU."""
+    step_event_ns: list[int] | None = None
+    covariates: Covariates = Covariates()
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True, tag="check"):
+    """The correctness of one case in one process, found before any of its times were taken, and its sizes."""
+
+    case: str
+    process: int
+    tokens_match: TokensMatch
+    logits_error: float
+    """Largest difference from the parallel pass, as a share of its largest logit."""
+    positions_checked: int
+    kv_bytes_after_prefill: int
+    kv_bytes_after_decode: int
+    peak_memory_bytes: int | None
+    compile_s: float | None = None
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True, tag="failure"):
+    """A case that could not be measured, and why."""
+
+    case: str
+    process: int
+    status: Literal["failed", "oom", "timeout", "unsupported"]
+    error: str
+    tokens_match: TokensMatch | None = None
+
+
+Record = Sample | Check | Failure
+
+
+class Environment(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine and the software of a run. Two runs are on the same machine if their `fingerprint` is equal."""
+
+    hostname: str
+    os: str
+    cpu_model: str
+    cores: int
+    isa: str
+    """The widest vector instructions that torch uses, as in `AVX512`."""
+    l3_bytes: int | None
+    memory_bytes: int
+    python: str
+    torch: str
+    transformers: str
+    gpu: str | None
+    gpu_driver: str | None
+    git_commit: str | None
+    """Of the current folder's repository, with `+` where tracked files differ from it."""
+    load_1min: float | None
+    governor: str | None
+    transparent_hugepage: str | None
+    kvbench: str
+
+    @property
+    def fingerprint(self) -> dict[str, str | int | None]:
+        """What must be equal for times to be comparable."""
+        names = ("cpu_model", "cores", "isa", "python", "torch", "transformers", "gpu", "gpu_driver")
+        return {name: getattr(self, name) for name in names}
+
+
+class CasePlan(msgspec.Struct, frozen=True, kw_only=True):
+    """A case and what arithmetic says of it, stored with the run so that a report needs no model."""
+
+    case: Case
+    prefill: Costs | None
+    """None where the architecture is unknown to costs.py."""
+    decode: Costs | None
+    """None also where n_gen is 1."""
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """`manifest.json`: what was asked for, where it ran, and the plan."""
+
+    schema_version: int
+    run_id: str
+    created_utc: str
+    """ISO 8601, seconds."""
+    command: list[str]
+    repetitions: int
+    processes: int
+    timeout_s: float
+    environment: Environment
+    plan: list[CasePlan]
+    weights: dict[str, str]
+    """SHA-256 of each model's weights (or the seed and geometry that make them), by model spec."""
+    ceilings: dict[str, float] = {}
+    """Medians of the measured ceilings, units in the names."""
+    digest: str = ""
+    """SHA-256 of this manifest with an empty digest."""
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """A stored run, read back: the manifest and every record in the order of writing."""
+
+    path: str
+    manifest: Manifest
+    samples: list[Sample]
+    checks: list[Check]
+    failures: list[Failure]
+
+    @property
+    def name(self) -> str:
+        """The run folder's name."""
+        return self.path.rstrip("/").rsplit("/", 1)[-1]

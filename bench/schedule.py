@@ -1,0 +1,324 @@
+"""Gives the turns: correctness first, warm-up, then rounds in which every arm of a cell has one turn.
+
+The direction of the rounds alternates (A B C, C B A), so that a linear drift of the machine cancels in the ratios. Only
+the worker that has the turn is active. Every record is on the disk before the next turn starts.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from bench.arm import Arm, ArmFailed
+from bench.case import Case, Group
+from bench.estimate import turn_seconds
+from bench.protocol import CheckCase, Checked, Load, MakeReference, Request, TakeTurn, TurnTaken
+from bench.record import CasePlan, Check, Failure, Record, Run, Sample
+
+WARMUP_TRIALS = 5
+"""Most warm-up turns of a case; they end sooner once two agree within WARMUP_AGREEMENT and no trend is left."""
+WARMUP_AGREEMENT = 0.05
+WARMUP_S = 4.0
+"""No further warm-up starts once a case has run this long: its check has run every shape once already."""
+
+
+REFERENCE = ("", "last")
+"""Key of the worker that runs no strategy: it makes the references that the others are checked against."""
+
+
+class Progress(Protocol):
+    """What the schedule tells while it works."""
+
+    def expect(self, seconds: float) -> None:
+        """So much work lies ahead, in rough seconds (see `estimate.turn_seconds`)."""
+
+    def done(self, seconds: float, took_s: float, what: str) -> None:
+        """So much of it is done, and took so long; `what` is the next thing's name."""
+
+    def say(self, text: str) -> None:
+        """Something a reader should know at once: a case failed, a worker was started anew."""
+
+
+class Writer(Protocol):
+    """Where records go."""
+
+    def append(self, record: Record) -> None:
+        """Store one record; it is on the disk when this returns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How much is measured: turns per case and process, processes per arm, and the seconds a case may take."""
+
+    repetitions: int = 6
+    processes: int = 1
+    timeout_s: float = 900.0
+
+
+def measure(
+    plans: Sequence[CasePlan],
+    options: Options,
+    writer: Writer,
+    progress: Progress,
+    previous: Run | None = None,
+) -> None:
+    """Measure every case of `plans`, or what `previous` (the same run, interrupted) lacks.
+
+    A case that fails is stored as a failure, and the others go on.
+    """
+    past = Past(previous)
+    progress.expect(pending_seconds(plans, options, previous))
+    for group, process, cells in _pending(plans, options, past):
+        with ProcessSet(group, process, options, writer, progress, past) as workers:
+            workers.start([item.case for cell in cells for item in cell])
+            for cell in cells:
+                workers.measure_cell(cell)
+
+
+def pending_seconds(plans: Sequence[CasePlan], options: Options, previous: Run | None = None) -> float:
+    """Rough seconds of all turns still to do: each case's rounds, its check, and one warm-up."""
+    past = Past(previous)
+    return sum(
+        sum(map(turn_seconds, cell)) * (past.missing_rounds(cell, process, options.repetitions) + 2)
+        for _, process, cells in _pending(plans, options, past)
+        for cell in cells
+    )
+
+
+class Past:
+    """What an interrupted run holds already."""
+
+    def __init__(self, run: Run | None) -> None:
+        self._rounds: dict[tuple[str, int], set[int]] = {}
+        self._failed: set[tuple[str, int]] = set()
+        self.turns = 0
+        if run is not None:
+            for sample in run.samples:
+                self.turns = max(self.turns, sample.order + 1)
+                if not sample.warmup:
+                    self._rounds.setdefault((sample.case, sample.process), set()).add(sample.round)
+            self._failed = {(failure.case, failure.process) for failure in run.failures}
+
+    def failed(self, case: Case, process: int) -> bool:
+        """Whether a failure of the case is stored: that is its result, and it is not tried again."""
+        return (case.key, process) in self._failed
+
+    def next_round(self, cell: Sequence[CasePlan], process: int) -> int:
+        """The first round number that no case of the cell has used."""
+        used = [self._rounds.get((item.case.key, process), set()) for item in cell]
+        return max((number + 1 for rounds in used for number in rounds), default=0)
+
+    def missing_rounds(self, cell: Sequence[CasePlan], process: int, repetitions: int) -> int:
+        """Rounds still to do. A round counts once every case of the cell that has not failed has its turn in it: the
+        others were torn by the interruption, and a pair is never made of two sessions."""
+        live = [item.case.key for item in cell if not self.failed(item.case, process)]
+        if not live:
+            return 0
+        complete = set.intersection(*(self._rounds.get((key, process), set()) for key in live))
+        return max(0, repetitions - len(complete))
+
+
+@dataclass
+class _Entry:
+    """A case of the cell being measured, and what is known of it so far."""
+
+    plan: CasePlan
+    spent_s: float = 0.0
+    live: bool = True
+    trials: list[TurnTaken] = field(default_factory=list)
+
+    @property
+    def case(self) -> Case:
+        return self.plan.case
+
+
+class ProcessSet:
+    """The workers of one group, one for each strategy and one that makes the references; measures cell by cell."""
+
+    def __init__(
+        self, group: Group, process: int, options: Options, writer: Writer, progress: Progress, past: Past
+    ) -> None:
+        self.group, self.process, self.options = group, process, options
+        self.writer, self.progress, self.past = writer, progress, past
+        self.arms: dict[tuple[str, str], Arm] = {}
+        self.loaded: set[tuple[str, str]] = set()
+        self.order = past.turns
+
+    def __enter__(self) -> ProcessSet:
+        self._stack = ExitStack()
+        self._scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="kvbench-")))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def start(self, cases: Sequence[Case]) -> None:
+        """Start every worker at once, so that they import their libraries side by side."""
+        self.seed = cases[0].seed
+        for key in [REFERENCE, *dict.fromkeys(map(_key, cases))]:
+            self._start(key)
+
+    def measure_cell(self, cell: Sequence[CasePlan]) -> None:
+        """Check, warm up and time every case of a cell."""
+        entries = [_Entry(item) for item in cell if not self.past.failed(item.case, self.process)]
+        reference = self._reference(entries)
+        if reference is None:
+            return
+        for entry in entries:
+            self._check(entry, reference)
+        for entry in entries:
+            self._warm_up(entry)
+        first = self.past.next_round(cell, self.process)
+        for number in range(first, first + self.past.missing_rounds(cell, self.process, self.options.repetitions)):
+            for entry in entries if number % 2 == 0 else reversed(entries):
+                if entry.live:
+                    self._turn(entry, number, warmup=False)
+
+    def _reference(self, entries: Sequence[_Entry]) -> Path | None:
+        """Have the cell's expected tokens and logits made; without them nothing of it can be proved, or timed."""
+        case = entries[0].case
+        path = self._scratch / "reference.safetensors"
+        try:
+            self._load(REFERENCE)
+            self.arms[REFERENCE].ask(MakeReference(case=case, path=str(path)), self.options.timeout_s)
+        except ArmFailed as failure:
+            for entry in entries:
+                self._fail(entry, failure, "the reference (one parallel forward) failed: ")
+            return None
+        return path
+
+    def _check(self, entry: _Entry, reference: Path) -> None:
+        case = entry.case
+        found = self._try(entry, CheckCase(case=case, path=str(reference)))
+        if not isinstance(found, Checked):
+            return
+        self.writer.append(
+            Check(
+                case=case.key,
+                process=self.process,
+                tokens_match=found.tokens_match,
+                logits_error=found.logits_error,
+                positions_checked=found.positions_checked,
+                kv_bytes_after_prefill=found.kv_bytes_after_prefill,
+                kv_bytes_after_decode=found.kv_bytes_after_decode,
+                peak_memory_bytes=found.peak_memory_bytes,
+                compile_s=found.compile_s,
+            )
+        )
+        if found.tokens_match == "false":
+            error = f"logits differ from the parallel forward's by {found.logits_error:.1e} of the largest logit"
+            self._fail(entry, ArmFailed("failed", error, alive=True, tokens_match="false"))
+
+    def _warm_up(self, entry: _Entry) -> None:
+        number = 0
+        while entry.live and not self._warm(entry):
+            self._turn(entry, number, warmup=True)
+            number += 1
+
+    def _warm(self, entry: _Entry) -> bool:
+        trials = [trial.prefill_ns + sum(trial.step_ns) for trial in entry.trials]
+        if len(trials) >= WARMUP_TRIALS or entry.spent_s > WARMUP_S:
+            return True
+        return len(trials) >= 2 and abs(trials[-1] / trials[-2] - 1) <= WARMUP_AGREEMENT and not _still_falling(trials)
+
+    def _turn(self, entry: _Entry, number: int, *, warmup: bool) -> None:
+        others = [arm for key, arm in self.arms.items() if key != _key(entry.case)]
+        idle_before = sum(arm.cpu_ns for arm in others)
+        taken = self._try(entry, TakeTurn())
+        if not isinstance(taken, TurnTaken):
+            return
+        idle_ns = sum(arm.cpu_ns for arm in others) - idle_before
+        entry.trials.append(taken)
+        self.writer.append(
+            Sample(
+                case=entry.case.key,
+                process=self.process,
+                round=number,
+                order=self.order,
+                warmup=warmup,
+                prefill_ns=taken.prefill_ns,
+                steps=taken.steps,
+                step_ns=taken.step_ns,
+                prefill_event_ns=taken.prefill_event_ns,
+                step_event_ns=taken.step_event_ns,
+                covariates=msgspec.structs.replace(taken.covariates, idle_arms_ns=max(0, idle_ns)),
+            )
+        )
+        self.order += 1
+
+    def _try(self, entry: _Entry, request: Request) -> object:
+        """Ask the entry's arm within the time its case has left; a failure is stored and ends the case."""
+        key = _key(entry.case)
+        try:
+            self._load(key)
+            started = time.monotonic()
+            reply = self.arms[key].ask(request, self.options.timeout_s - entry.spent_s)
+        except ArmFailed as failure:
+            self._fail(entry, failure)
+            return None
+        took = time.monotonic() - started
+        entry.spent_s += took
+        self.progress.done(turn_seconds(entry.plan), took, f"{entry.case.label} {entry.case.strategy}")
+        return reply
+
+    def _fail(self, entry: _Entry, failure: ArmFailed, prefix: str = "") -> None:
+        entry.live = False
+        error = prefix + failure.error
+        self.writer.append(
+            Failure(
+                case=entry.case.key,
+                process=self.process,
+                status=failure.status,
+                error=error,
+                tokens_match=failure.tokens_match,
+            )
+        )
+        self.progress.say(f"{failure.status}: {entry.case.key}: {error}")
+
+    def _load(self, key: tuple[str, str]) -> None:
+        """See that the worker `key` runs and holds its model; one that is gone is started anew."""
+        if not self.arms[key].alive:
+            self.loaded.discard(key)
+            self._start(key)
+        if key not in self.loaded:
+            strategy, naive_logits = key
+            load = Load(group=self.group, strategy=strategy, naive_logits=naive_logits, seed=self.seed)
+            self.arms[key].ask(load, self.options.timeout_s)
+            self.loaded.add(key)
+
+    def _start(self, key: tuple[str, str]) -> None:
+        self.arms[key] = self._stack.enter_context(Arm(self.group))
+
+
+def _key(case: Case) -> tuple[str, str]:
+    return case.strategy, case.naive_logits
+
+
+def _still_falling(trials: Sequence[int]) -> bool:
+    """Three turns in a row, each at least one percent faster than the one before: the machine is still warming up."""
+    last = trials[-3:]
+    return len(last) == 3 and last[1] < 0.99 * last[0] and last[2] < 0.99 * last[1]
+
+
+def _pending(
+    plans: Sequence[CasePlan], options: Options, past: Past
+) -> Iterator[tuple[Group, int, list[list[CasePlan]]]]:
+    """The sets of workers still to be started, in order: a group, a process number, and the cells it has to measure."""
+    for group in dict.fromkeys(item.case.group for item in plans):
+        cells = _by_cell([item for item in plans if item.case.group == group])
+        for process in range(options.processes):
+            todo = [cell for cell in cells if past.missing_rounds(cell, process, options.repetitions)]
+            if todo:
+                yield group, process, todo
+
+
+def _by_cell(members: Sequence[CasePlan]) -> list[list[CasePlan]]:
+    cells = dict.fromkeys(item.case.cell for item in members)
+    return [[item for item in members if item.case.cell == cell] for cell in cells]

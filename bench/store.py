@@ -1,0 +1,244 @@
+"""A run folder on disk: a manifest, and samples files that are only ever appended to. Nothing stored is written again.
+
+Every line of a samples file is one record with a checksum that continues the checksum of the line before it (the first
+continues the manifest's digest), so that a changed, lost, doubled or swapped line is found. A line is flushed and synced
+before the next turn starts: a kill loses at most the line being written, which is recognised and dropped.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from bench.case import UsageError
+from bench.record import SCHEMA_VERSION, Check, Failure, Manifest, Record, Run, Sample
+
+NAME = re.compile(r"[A-Za-z0-9._-]+")
+
+
+class DataError(Exception):
+    """Stored data are missing, damaged, of a newer schema, or not comparable; the message is one line."""
+
+
+class _Line(msgspec.Struct):
+    crc32: int
+    record: msgspec.Raw
+
+
+class _Closing(msgspec.Struct, tag="closing", frozen=True):
+    """The last line of a finished samples file: how many records lie before it."""
+
+    records: int
+
+
+_decode_line = msgspec.json.Decoder(_Line).decode
+_decode_record = msgspec.json.Decoder(Sample | Check | Failure | _Closing).decode
+_decode_manifest = msgspec.json.Decoder(Manifest).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def check_name(name: str) -> str:
+    """Return `name` if it can be a run's or a baseline's name.
+
+    Raises:
+        UsageError: it has other characters than letters, digits, '.', '_' and '-', or is '.' or '..'.
+    """
+    if not NAME.fullmatch(name) or name in (".", ".."):
+        raise UsageError(f"--name {name!r}: a name has only letters, digits, '.', '_' and '-', as in 'laptop-2'")
+    return name
+
+
+class RunWriter:
+    """Appends records to one samples file of its own in a run folder.
+
+    Use as a context manager: a normal end writes the closing line, an exception leaves the file open-ended (resumable).
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written (from `append`; earlier records are safe).
+    """
+
+    def __init__(self, folder: Path, digest: str) -> None:
+        self.folder = folder
+        self._crc = zlib.crc32(digest.encode())
+        self._records = 0
+        self._file = _new_samples_file(folder)
+
+    def append(self, record: Record) -> None:
+        """Write `record` and wait until it is on the disk."""
+        self._write(_encode(record))
+        self._records += 1
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._write(_encode(_Closing(self._records)))
+        finally:
+            self._file.close()
+
+    def _write(self, record: bytes) -> None:
+        self._crc = zlib.crc32(record, self._crc)
+        self._file.write(_encode(_Line(self._crc, msgspec.Raw(record))) + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def create_run(out: Path, manifest: Manifest) -> tuple[Path, Manifest]:
+    """Make the folder `out/<run_id>` with its manifest; return the folder and the manifest with its digest.
+
+    Raises:
+        UsageError: the folder exists already, or cannot be written.
+    """
+    manifest = msgspec.structs.replace(manifest, digest=_digest(manifest))
+    folder = out / manifest.run_id
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
+        write_atomically(folder / "manifest.json", msgspec.json.format(_encode(manifest)))
+    except FileExistsError as error:
+        raise UsageError(f"--out: {error.filename} exists already; choose another --name, or --resume it") from error
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot be written ({error.strerror})") from error
+    return folder, manifest
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder back, every record checked.
+
+    Raises:
+        DataError: it is missing, damaged (the file and line are named), or of a newer schema.
+    """
+    manifest = _read_manifest(folder)
+    samples: list[Sample] = []
+    checks: list[Check] = []
+    failures: list[Failure] = []
+    for path in sorted(folder.glob("samples*.jsonl"), key=_file_number):
+        for record in _records(path, manifest.digest):
+            match record:
+                case Sample():
+                    samples.append(record)
+                case Check():
+                    checks.append(record)
+                case Failure():
+                    failures.append(record)
+    return Run(path=str(folder), manifest=manifest, samples=samples, checks=checks, failures=failures)
+
+
+def find_run(run: str, out: Path) -> Path:
+    """The folder that `run` means: a path, or a bare name under `out`.
+
+    Raises:
+        DataError: there is no such folder, or it holds no manifest.
+    """
+    for folder in (Path(run), out / run):
+        if (folder / "manifest.json").is_file():
+            return folder
+    known = sorted((path.parent.name for path in out.glob("*/manifest.json")), reverse=True)
+    hint = f"the latest there are {', '.join(known[:3])}" if known else "there is none yet: `kvbench run` makes one"
+    raise DataError(f"{run}: no run folder (looked for manifest.json in {run} and {out / run}); {hint}")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a whole file under a temporary name, sync it, and rename it into place."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _new_samples_file(folder: Path) -> BinaryIO:
+    """Create the next free of samples.jsonl, samples-2.jsonl, ...: two writers never share a file."""
+    number = 1
+    while True:
+        name = "samples.jsonl" if number == 1 else f"samples-{number}.jsonl"
+        try:
+            return (folder / name).open("xb")
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise UsageError(f"--out: {folder} cannot be written ({error.strerror})") from error
+
+
+def _file_number(path: Path) -> int:
+    number = path.stem.removeprefix("samples").removeprefix("-")
+    if number and not number.isdigit():
+        raise DataError(f"{path}: not a samples file of a run")
+    return int(number or 1)
+
+
+def _digest(manifest: Manifest) -> str:
+    return hashlib.sha256(_encode(msgspec.structs.replace(manifest, digest=""))).hexdigest()
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / "manifest.json"
+    try:
+        content = path.read_bytes()
+        version = msgspec.json.decode(content, type=dict[str, object]).get("schema_version")
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise DataError(f"{path}: schema {version} is newer than this kvbench reads ({SCHEMA_VERSION}); upgrade kvbench")
+        manifest = _decode_manifest(content)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: damaged ({error})") from error
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    if manifest.digest != _digest(manifest):
+        raise DataError(f"{path}: damaged (its digest does not fit its content)")
+    return manifest
+
+
+def _records(path: Path, digest: str) -> Iterator[Record]:
+    """The records of one samples file; the torn last line of a killed writer is left out."""
+    crc = zlib.crc32(digest.encode())
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: {os.strerror(error.errno or errno.EIO)}") from error
+    *lines, torn = content.split(b"\n")
+    closed = False
+    for number, text in enumerate(lines, start=1):
+        try:
+            line = _decode_line(text)
+            crc = zlib.crc32(bytes(line.record), crc)
+            if crc != line.crc32:
+                raise DataError(f"{path}, line {number}: damaged (its checksum does not fit)")
+            record = _decode_record(line.record)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}, line {number}: damaged ({error})") from error
+        if closed:
+            raise DataError(f"{path}, line {number}: stands after the closing line")
+        if isinstance(record, _Closing):
+            if record.records != number - 1:
+                raise DataError(f"{path}, line {number}: counts {record.records} records, {number - 1} are there")
+            closed = True
+            continue
+        _refuse_impossible(record, path, number)
+        yield record
+    if closed and torn:
+        raise DataError(f"{path}: bytes stand after the closing line")
+
+
+def _refuse_impossible(record: Record, path: Path, number: int) -> None:
+    """Times are positive integers: a zero or negative one was never measured."""
+    if isinstance(record, Sample):
+        times = [record.prefill_ns, *record.step_ns, *(record.step_event_ns or [])]
+        if min(times) <= 0 or len(record.step_ns) != len(record.steps):
+            raise DataError(f"{path}, line {number}: a time is not positive, or a step has none")

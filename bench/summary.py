@@ -1,0 +1,158 @@
+"""Run -> the summary frame: one row per case and phase, the columns of `summary.csv` in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+import pandas as pd
+
+from bench import estimators, rounds
+from bench.case import Case, Phase
+from bench.estimators import Ratio
+from bench.outcomes import outcomes
+from bench.record import CasePlan, Check, Run
+
+SUMMARY_TYPES: dict[str, str] = {
+    "model": "string",
+    "strategy": "string",
+    "phase": "string",
+    "device": "string",
+    "dtype": "string",
+    "attn_implementation": "string",
+    "n_threads": "Int64",
+    "batch_size": "Int64",
+    "n_prompt": "Int64",
+    "n_gen": "Int64",
+    "n_depth": "Int64",
+    "samples": "Int64",
+    "latency_ms": "float64",
+    "latency_ms_low": "float64",
+    "latency_ms_high": "float64",
+    "tokens_per_s": "float64",
+    "speedup_vs_naive": "float64",
+    "speedup_low": "float64",
+    "speedup_high": "float64",
+    "flops": "Int64",
+    "bytes": "Int64",
+    "arithmetic_intensity": "float64",
+    "gemm_flops": "Int64",
+    "gemv_flops": "Int64",
+    "mfu": "float64",
+    "mbu": "float64",
+    "bound": "string",
+    "predicted_ms": "float64",
+    "forward_calls": "Int64",
+    "tokens_processed": "Int64",
+    "kv_bytes_predicted": "Int64",
+    "kv_bytes_measured": "Int64",
+    "peak_memory_bytes": "Int64",
+    "compile_s": "float64",
+    "steps_timed": "Int64",
+    "tokens_match": "string",
+    "status": "string",
+    "error": "string",
+}
+"""Columns of the summary and their types, in order; results/README.md explains each. What a row leaves out is empty."""
+
+
+def summarize(run: Run) -> pd.DataFrame:
+    """One row per planned case and phase, with the columns of `SUMMARY_TYPES`.
+
+    Times are medians of the undisturbed turns (`bench.rounds`) with exact 95 % intervals; the speed-up pairs a case
+    with the naive one of its cell, round by round. A case that failed in any process keeps its rows, without a time.
+    """
+    latencies = _by_case_and_phase(run)
+    naive = {plan.case.cell: plan.case.key for plan in run.manifest.plan if plan.case.strategy == "naive"}
+    ended = outcomes(run)
+    rows: list[dict[str, Any]] = []
+    for plan in run.manifest.plan:
+        case, outcome = plan.case, ended[plan.case.key]
+        checks = [check for check in run.checks if check.case == case.key]
+        for phase in phases(case):
+            row = {**msgspec.structs.asdict(case), "phase": phase, **_counters(plan, phase), **_sizes(checks, phase)}
+            row |= {"tokens_match": outcome.tokens_match, "status": outcome.status, "error": outcome.error}
+            if (case.key, phase) in latencies:
+                row |= _times(case, phase, latencies[case.key, phase])
+                baseline = latencies.get((naive.get(case.cell, ""), phase))
+                row |= _speedup(case, baseline, latencies[case.key, phase])
+            rows.append(row)
+    return pd.DataFrame(rows, columns=list(SUMMARY_TYPES)).astype(SUMMARY_TYPES)
+
+
+def phases(case: Case) -> list[Phase]:
+    """The phases that a case has: with n_gen = 1 nothing is decoded."""
+    return ["prefill", "decode"] if case.n_gen > 1 else ["prefill"]
+
+
+def speedup(naive: pd.DataFrame, own: pd.DataFrame) -> Ratio | None:
+    """Time of naive / own time over the rounds that both have (rows of one phase each); None where they share none.
+
+    From `rounds.MIN_PROCESSES` processes each gives one ratio, and the interval is over the processes.
+    """
+    pairs = naive.merge(own, on=["process", "round"], suffixes=("_naive", "_own"))
+    if pairs.empty:
+        return None
+    if pairs["process"].nunique() < rounds.MIN_PROCESSES:
+        return estimators.paired_ratio(pairs["latency_ms_naive"], pairs["latency_ms_own"])
+    ratios = [
+        estimators.paired_ratio(rows["latency_ms_naive"], rows["latency_ms_own"]).estimate
+        for _, rows in pairs.groupby("process")
+    ]
+    return estimators.paired_ratio(ratios, [1.0] * len(ratios))
+
+
+def _by_case_and_phase(run: Run) -> dict[tuple[str, str], pd.DataFrame]:
+    groups = rounds.usable_turns(run).groupby(["case", "phase"])
+    return {(str(case), str(phase)): rows for (case, phase), rows in groups}
+
+
+def _times(case: Case, phase: Phase, own: pd.DataFrame) -> dict[str, Any]:
+    latency_ms, low, high = estimators.median_interval(rounds.independent_values(own))
+    tokens = case.batch_size * (case.n_prompt if phase == "prefill" else 1)
+    return {
+        "samples": len(own),
+        "latency_ms": latency_ms,
+        "latency_ms_low": low,
+        "latency_ms_high": high,
+        "tokens_per_s": tokens / latency_ms * 1000,
+        "steps_timed": own["steps_timed"].min(),
+    }
+
+
+def _speedup(case: Case, naive: pd.DataFrame | None, own: pd.DataFrame) -> dict[str, Any]:
+    if case.strategy == "naive":
+        return {"speedup_vs_naive": 1.0, "speedup_low": 1.0, "speedup_high": 1.0}
+    ratio = None if naive is None else speedup(naive, own)
+    if ratio is None:
+        return {}
+    return {"speedup_vs_naive": ratio.estimate, "speedup_low": ratio.low, "speedup_high": ratio.high}
+
+
+def _counters(plan: CasePlan, phase: Phase) -> dict[str, Any]:
+    costs = plan.prefill if phase == "prefill" else plan.decode
+    if costs is None:
+        return {}
+    return {
+        "flops": costs.flops,
+        "gemm_flops": costs.gemm_flops,
+        "gemv_flops": costs.gemv_flops,
+        "forward_calls": costs.forward_calls,
+        "tokens_processed": costs.tokens_processed,
+        "kv_bytes_predicted": costs.kv_bytes,
+    }
+
+
+def _sizes(checks: list[Check], phase: Phase) -> dict[str, Any]:
+    """The largest of each size over the processes; peak memory and compile time belong to the case as a whole."""
+    held = (check.kv_bytes_after_prefill if phase == "prefill" else check.kv_bytes_after_decode for check in checks)
+    return {
+        "kv_bytes_measured": _largest(held),
+        "peak_memory_bytes": _largest(check.peak_memory_bytes for check in checks),
+        "compile_s": _largest(check.compile_s for check in checks),
+    }
+
+
+def _largest(values: Iterable[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)

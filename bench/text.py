@@ -1,0 +1,86 @@
+"""Text in, text out: `kvbench generate`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import TextStreamer
+
+from bench.case import UsageError
+from kvcache import models
+from kvcache.catalogue import build
+
+
+class _Stop(Exception):
+    """The token that ends the text has come."""
+
+
+def stream(
+    model: str,
+    prompt: str,
+    *,
+    strategy: str,
+    n_gen: int,
+    stop_token_id: int | None,
+    dtype: str,
+    n_threads: int,
+    device: str,
+    seed: int,
+) -> None:
+    """Print the greedy continuation of `prompt` token by token: at most `n_gen`, up to a token that stops it.
+
+    Raises:
+        UsageError: the model cannot be had, the prompt gives no token or one outside the embedding, or all of it is
+            longer than the model's positions.
+    """
+    torch.set_num_threads(n_threads)
+    try:
+        described = models.describe(model)
+        tokenizer = models.load_tokenizer(model)
+        network = models.load(model, dtype=dtype, device=device, seed=seed)
+    except models.ModelError as error:
+        raise UsageError(f"--model {model}: {error}") from error
+    ids = tokenizer(prompt, return_tensors="pt")["input_ids"].long().to(device)
+    _fits(ids, n_gen, stop_token_id, described)
+    stops = {stop_token_id, *_end_of_sequence(network.generation_config, tokenizer.eos_token_id)}
+    streamer = TextStreamer(tokenizer, skip_prompt=False, skip_special_tokens=True)
+
+    def show(token: Tensor, _logits: Tensor) -> None:
+        streamer.put(token.cpu())
+        if token.item() in stops:
+            raise _Stop
+
+    chosen = build(strategy, network)
+    chosen.prepare(batch_size=1, capacity=ids.shape[1] + n_gen)
+    try:
+        chosen.generate(ids, n_gen, show)
+    except _Stop:
+        pass
+    finally:
+        streamer.end()
+
+
+def _fits(ids: Tensor, n_gen: int, stop_token_id: int | None, model: models.ModelDescription) -> None:
+    n_prompt = ids.shape[1]
+    if n_prompt == 0:
+        raise UsageError("--prompt: gives no token; give at least one word")
+    if ids.max() >= model.vocab_size:
+        raise UsageError(
+            f"--prompt: its token {int(ids.max())} lies outside the model's embedding of {model.vocab_size} rows; the "
+            "tokenizer does not belong to this model"
+        )
+    if stop_token_id is not None and not 0 <= stop_token_id < model.vocab_size:
+        raise UsageError(f"--stop-token-id {stop_token_id}: the model's tokens are 0 to {model.vocab_size - 1}")
+    if model.max_positions is not None and n_prompt + n_gen > model.max_positions:
+        raise UsageError(
+            f"the prompt's {n_prompt} tokens and --n-gen {n_gen} are more than the {model.max_positions} positions of "
+            f"{model.spec}"
+        )
+
+
+def _end_of_sequence(config: object, tokenizer_eos: int | None) -> set[int | None]:
+    """The ids that end a text: the generation config's (one or a list), else the tokenizer's."""
+    eos = getattr(config, "eos_token_id", None)
+    if eos is None:
+        eos = tokenizer_eos
+    return set(eos) if isinstance(eos, list) else {eos}

@@ -1,0 +1,217 @@
+"""One process = one arm: a strategy on one model. It does one turn when told and sleeps otherwise.
+
+Started as `python -P -m bench.worker`; reads requests on standard input, answers on standard output (protocol.py).
+It ends when its standard input does, and dies with its parent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bench.case import Case, naive_steps
+from bench.clock import make_clock
+from bench.environment import CovariateReader, peak_memory_bytes, reset_peak_memory
+from bench.protocol import (
+    VERSION,
+    CheckCase,
+    Checked,
+    Done,
+    Load,
+    Loaded,
+    MakeReference,
+    Refused,
+    Reply,
+    Request,
+    TakeTurn,
+    TurnTaken,
+)
+from kvcache import models
+from kvcache.catalogue import build
+from kvcache.equivalence import NonFiniteLogits, Reference, agreement, reference
+from kvcache.strategy import Strategy, Unsupported
+
+
+class OtherTokens(Exception):
+    """A timed turn emitted other tokens than the ones that were checked."""
+
+
+def token_ids(case: Case, vocab_size: int) -> tuple[Tensor | None, Tensor]:
+    """The seeded context `[batch, n_depth]` (None without depth) and prompt `[batch, n_prompt]` of a case.
+
+    Equal for every strategy of a cell; the tokens are drawn uniformly, since a step's time does not depend on them.
+    """
+    generator = torch.Generator().manual_seed(case.seed)
+    ids = torch.randint(vocab_size, (case.batch_size, case.n_depth + case.n_prompt), generator=generator)
+    context, prompt = ids.split([case.n_depth, case.n_prompt], dim=1)
+    return (context if case.n_depth else None), prompt
+
+
+class Worker:
+    """Carries out requests, one at a time; between them it holds a model, a strategy and the case checked last."""
+
+    strategy: Strategy
+    case: Case
+    prompt: Tensor
+    expected: Reference
+
+    def answer(self, request: Request) -> Reply:
+        """Carry out `request`; what goes wrong inside a model is answered, not raised."""
+        try:
+            match request:
+                case Load():
+                    return self.load(request)
+                case MakeReference():
+                    return self.make_reference(request.case, Path(request.path))
+                case CheckCase():
+                    return self.check(request.case, Path(request.path))
+                case TakeTurn():
+                    return self.take_turn()
+        except Unsupported as reason:
+            return Refused(status="unsupported", error=str(reason))
+        except OtherTokens as reason:
+            return Refused(status="failed", error=str(reason), tokens_match="false")
+        except Exception as error:  # whatever a model raises is this case's result, and the other cases go on
+            status = "oom" if is_out_of_memory(error) else "failed"
+            return Refused(status=status, error=f"{type(error).__name__}: {first_line(error)}")
+
+    def load(self, request: Load) -> Loaded:
+        group = request.group
+        torch.set_num_threads(group.n_threads)
+        torch.set_num_interop_threads(1)
+        self.device = torch.device(group.device)
+        self.model = models.load(
+            group.model,
+            dtype=group.dtype,
+            device=group.device,
+            attn_implementation=group.attn_implementation,
+            seed=request.seed,
+        )
+        self.vocab_size = self.model.get_input_embeddings().num_embeddings  # type: ignore[union-attr]
+        if request.strategy:
+            self.strategy = build(request.strategy, self.model, naive_logits=request.naive_logits)
+        self.clock = make_clock(group.device)
+        self.covariates = CovariateReader(group.device)
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        return Loaded(version=VERSION, code=str(Path(__file__).resolve().parent.parent))
+
+    def make_reference(self, case: Case, path: Path) -> Done:
+        context, prompt = self._ids(case)
+        found = reference(self.model, prompt, case.n_gen, context)
+        save_file({"tokens": found.tokens.contiguous(), "logits": found.logits.contiguous()}, path)
+        return Done()
+
+    def check(self, case: Case, path: Path) -> Checked:
+        self.case = case
+        context, self.prompt = self._ids(case)
+        stored = load_file(path, device=str(self.device))
+        self.expected = Reference(stored["tokens"], stored["logits"])
+        gc.collect()
+        reset_peak_memory(case.device)
+        self.strategy.prepare(case.batch_size, case.capacity, context)
+        found = agreement(self.strategy, self.prompt, self.expected, self._steps())
+        self.tokens_match = found.tokens_match
+        self.expected = Reference(stored["tokens"], torch.empty(0))  # the logits are no longer needed
+        return Checked(
+            tokens_match=found.tokens_match,
+            logits_error=found.logits_error,
+            positions_checked=found.positions_checked,
+            kv_bytes_after_prefill=found.kv_bytes_after_prefill,
+            kv_bytes_after_decode=found.kv_bytes_after_decode,
+            peak_memory_bytes=peak_memory_bytes(case.device),
+            compile_s=self.strategy.compile_s,
+        )
+
+    def take_turn(self) -> TurnTaken:
+        steps = self._steps()
+        forced = self.expected.tokens if steps is not None else None
+        self.strategy.reset()
+        first = True
+
+        def stamp(token: Tensor, logits: Tensor) -> None:
+            nonlocal first
+            self.clock.stamp(end_of_phase=first)
+            first = False
+
+        self.covariates.start()
+        self.clock.start()
+        tokens = self.strategy.generate(self.prompt, self.case.n_gen, stamp, forced=forced, steps=steps)
+        times = self.clock.stop()
+        covariates = self.covariates.stop()
+        self._refuse_other_tokens(tokens, steps)
+        timed = steps if steps is not None else range(1, self.case.n_gen)
+        return TurnTaken(
+            prefill_ns=times.host_ns[0],
+            steps=list(timed),
+            step_ns=times.host_ns[1:],
+            prefill_event_ns=times.event_ns[0] if times.event_ns else None,
+            step_event_ns=times.event_ns[1:] if times.event_ns else None,
+            covariates=covariates,
+        )
+
+    def _ids(self, case: Case) -> tuple[Tensor | None, Tensor]:
+        context, prompt = token_ids(case, self.vocab_size)
+        return (context.to(self.device) if context is not None else None), prompt.to(self.device)
+
+    def _steps(self) -> list[int] | None:
+        """Which decode steps to compute: all (None), or every k-th one where a step needs no cache."""
+        return None if self.strategy.reads_cache else naive_steps(self.case)
+
+    def _refuse_other_tokens(self, tokens: Tensor, steps: list[int] | None) -> None:
+        computed = range(self.case.n_gen) if steps is None else [0, *steps]
+        if self.tokens_match == "true" and not torch.equal(tokens, self.expected.tokens[:, list(computed)]):
+            raise OtherTokens(f"{self.case.strategy} emitted other tokens in a timed turn than when it was checked")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out, on the CPU (a RuntimeError of torch) or on CUDA."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, for a table."""
+    return (str(error).strip() or "no message").splitlines()[0]
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent ends, and be the first that the out-of-memory killer takes."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        with suppress(OSError):  # not allowed in some sandboxes; then the killer chooses by size, as ever
+            Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def serve(requests: BinaryIO, replies: BinaryIO) -> None:
+    """Answer requests, a line each, until there are no more."""
+    decode = msgspec.json.Decoder(Request).decode
+    worker = Worker()
+    for line in requests:
+        replies.write(msgspec.json.encode(worker.answer(decode(line))) + b"\n")
+        replies.flush()
+
+
+def main() -> None:
+    """Serve on standard input and output; anything that a library prints goes to standard error."""
+    die_with_parent()
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    serve(sys.stdin.buffer, replies)
+
+
+if __name__ == "__main__":
+    main()

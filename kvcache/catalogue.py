@@ -1,0 +1,37 @@
+"""The one list of strategies: adding one is its file and one line here. Names are known without importing torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from kvcache.strategy import Strategy
+
+STRATEGIES: dict[str, tuple[str, str]] = {
+    "naive": ("kvcache.naive", "Naive"),
+    "dynamic": ("kvcache.cached", "Dynamic"),
+    "static": ("kvcache.cached", "Static"),
+    "hf-generate": ("kvcache.reference", "HfGenerate"),
+}
+"""Name -> (module, class), in the order of tables and plots."""
+
+
+def strategy_class(name: str) -> type[Strategy]:
+    """The class of the strategy called `name`.
+
+    Raises:
+        KeyError: no such strategy.
+    """
+    module, class_name = STRATEGIES[name]
+    found: type[Strategy] = getattr(importlib.import_module(module), class_name)
+    return found
+
+
+def build(name: str, model: PreTrainedModel, *, naive_logits: str = "last") -> Strategy:
+    """The strategy called `name` on `model`; `naive_logits` ("last" or "all") is for naive alone."""
+    if name == "naive":
+        return strategy_class(name)(model, all_logits=naive_logits == "all")  # type: ignore[call-arg]  # Naive's own
+    return strategy_class(name)(model)

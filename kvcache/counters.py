@@ -1,0 +1,153 @@
+"""What a model computes while it runs, counted operation by operation: exact on any machine, no clock.
+
+The counts are checked against the formulas of costs.py, for every architecture. torch.utils.flop_counter is not enough:
+it has no formula for attention on the CPU (it counts 0), and does not tell GEMM from GEMV.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from math import prod
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedModel
+
+
+class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types here
+    """The counts since `count_operations` was entered, over the whole batch; plain integers, readable at any time.
+
+    A product is two FLOPs per multiply-add. It is a GEMM if it has more than one row, else a GEMV. Rows are
+    batch x positions for a product with weights, and query positions for attention, whatever shape the kernel is given
+    (grouped heads come as rows, experts see the tokens that routing sends them).
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.gemm_flops = 0
+        self.gemv_flops = 0
+        self.forward_calls = 0
+        self.tokens_processed = 0
+        """Batch x positions fed, over all forwards."""
+        self.lm_head_positions = 0
+        """Batch x positions that the LM head was computed for."""
+        self.cache_growth_bytes = 0
+        """Bytes of keys and values that were copied again because rows were appended to them by concatenation."""
+        self.copied_bytes = 0
+        """Bytes written by every operation that only moves data, the growth of a cache among them."""
+        self._weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        self._batch_size = self._positions = 1
+        self._in_tables = self._in_experts = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Count `func` if it is known, else take it apart (inference mode hands over `linear` and the like whole)."""
+        name = str(func.overloadpacket)
+        if name not in _KNOWN:
+            with self:
+                parts = func.decompose(*args, **(kwargs or {}))
+            if parts is not NotImplemented:
+                return parts
+        result = func(*args, **(kwargs or {}))
+        if name in _ATTENTION:
+            query, key, value = (tensor.shape for tensor in args[:3])
+            self._add(self._positions, 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1]))
+        elif name in _PRODUCTS:
+            left, right = args[_PRODUCTS[name] :][:2]
+            self._add(self._rows(name, left, right), 2 * result.numel() * left.shape[-1])
+        elif name in _COPIES:
+            self.copied_bytes += result.nbytes
+            if name == "aten.cat" and result.dim() == 4 and (args[1:] or (0,))[0] % 4 == 2:
+                # [batch, heads, tokens, head_dim] lengthened by tokens, the new ones last: a cache grows.
+                self.cache_growth_bytes += sum(tensor.nbytes for tensor in args[0][:-1])
+        return result
+
+    def _add(self, rows: int, flops: int) -> None:
+        if self._in_tables:
+            return
+        if rows > 1:
+            self.gemm_flops += flops
+        else:
+            self.gemv_flops += flops
+
+    def _rows(self, name: str, left: Tensor, right: Tensor) -> int:
+        if self._in_experts:
+            return self._batch_size * self._positions
+        if left.dim() == 2 or right.untyped_storage().data_ptr() in self._weights:
+            return prod(left.shape[:-1])
+        return self._positions
+
+    def watch(self, model: PreTrainedModel, stack: ExitStack) -> None:
+        """Hook the modules that say what the products in them are, until `stack` is closed."""
+
+        def forward(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            possible = (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+            fed = next(given for given in possible if given is not None)
+            self._batch_size, self._positions = fed.shape[:2]
+            self.forward_calls += 1
+            self.tokens_processed += self._batch_size * self._positions
+
+        def lm_head(_: nn.Module, args: tuple[Tensor]) -> None:
+            self.lm_head_positions += prod(args[0].shape[:-1])
+
+        def inside(flag: str, module: nn.Module) -> None:
+            stack.enter_context(module.register_forward_pre_hook(lambda *_: setattr(self, flag, True)))
+            stack.enter_context(module.register_forward_hook(lambda *_: setattr(self, flag, False), always_call=True))
+
+        stack.enter_context(model.register_forward_pre_hook(forward, with_kwargs=True))
+        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        if head is not None:
+            stack.enter_context(head.register_forward_pre_hook(lm_head))
+        for module in model.modules():
+            if not any(True for _ in module.parameters()) and any(True for _ in module.buffers()):
+                inside("_in_tables", module)  # cosines and sines of rotary embeddings: tables, not the model's products
+            elif any(parameter.dim() == 3 for parameter in module.parameters(recurse=False)):
+                inside("_in_experts", module)  # transformers stacks experts as [experts, out, in]
+
+
+@contextmanager
+def count_operations(model: PreTrainedModel) -> Iterator[OperationCounter]:
+    """Count what `model` computes inside the block, whoever calls it.
+
+    Kernels that torch does not dispatch one by one (a compiled graph, flash-attention packages) are not seen.
+
+    >>> with count_operations(model) as counted:  # doctest: +SKIP
+    ...     strategy.prefill(prompt)
+    >>> counted.gemm_flops, counted.lm_head_positions  # doctest: +SKIP
+    """
+    counter = OperationCounter(model)
+    with ExitStack() as stack:
+        counter.watch(model, stack)
+        stack.enter_context(counter)
+        yield counter
+
+
+_PRODUCTS = {
+    "aten.mm": 0,
+    "aten.bmm": 0,
+    "aten.addmm": 1,
+    "aten.baddbmm": 1,
+    "aten._grouped_mm": 0,
+    "transformers.grouped_mm_fallback": 0,
+}
+"""Matrix products, each with the place of its first factor among the arguments."""
+
+_ATTENTION = frozenset(
+    f"aten._scaled_dot_product_{kind}"
+    for kind in (
+        "flash_attention_for_cpu",
+        "flash_attention",
+        "efficient_attention",
+        "cudnn_attention",
+        "fused_attention_overrideable",
+    )
+)
+"""Fused attention: query `[batch, heads, q, head_dim]`, key, value. The unfused form falls apart into products."""
+
+_COPIES = frozenset(
+    f"aten.{kind}" for kind in ("cat", "clone", "copy_", "_to_copy", "roll", "repeat", "index_select", "index")
+)
+_KNOWN = _PRODUCTS.keys() | _ATTENTION | _COPIES

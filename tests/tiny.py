@@ -1,0 +1,134 @@
+"""Ten tiny random architectures, one per way that decoder-only models differ; every test of a model runs over them.
+
+They differ in what a cache can get wrong: position embeddings (learned, rotary, partly rotary, ALiBi), grouped or
+single key heads, sliding windows (all layers, or alternate ones), offsets of the position ids (OPT).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+VOCAB_SIZE = 97
+MAX_POSITIONS = 128
+SLIDING_WINDOW = 8
+INIT_STD = 0.25
+"""Standard deviation of every matrix: at transformers' 0.02 a tiny model repeats one token for ever."""
+
+_NO_SPECIAL_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+# The architectures' defaults lie outside so small a vocabulary.
+
+
+def tiny(model_type: str, geometry: dict[str, Any], seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """A random float32 causal model of `model_type` on the CPU, in eval mode; equal for equal arguments.
+
+    `overrides` replace entries of `geometry`, under the names of the architecture's own config class.
+    """
+    arguments = {"vocab_size": VOCAB_SIZE, **_NO_SPECIAL_TOKENS, **geometry, **overrides}
+    config: PretrainedConfig = AutoConfig.for_model(model_type, **arguments)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        _spread(model)
+    return model.eval().requires_grad_(False)
+
+
+def _spread(model: PreTrainedModel) -> None:
+    """Draw every weight anew, wide enough that logits and greedy tokens vary with content and position."""
+    for name, weight in model.named_parameters():
+        if weight.dim() >= 2:
+            torch.nn.init.normal_(weight, std=INIT_STD)
+        elif name.endswith("bias"):
+            torch.nn.init.normal_(weight, std=0.1)
+
+
+def _llama_like(**extra: Any) -> dict[str, Any]:
+    """The names that llama and its descendants share: 4 query heads on 2 key heads, 2 layers."""
+    shared = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": MAX_POSITIONS,
+        "tie_word_embeddings": False,
+    }
+    return {**shared, **extra}
+
+
+_GEOMETRIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": MAX_POSITIONS}),
+    "llama": ("llama", _llama_like()),
+    "qwen3": ("qwen3", _llama_like(head_dim=16)),
+    "mistral": ("mistral", _llama_like(sliding_window=SLIDING_WINDOW)),
+    "gemma3": (
+        "gemma3_text",
+        _llama_like(
+            head_dim=8,
+            query_pre_attn_scalar=8,
+            num_hidden_layers=4,
+            sliding_window=SLIDING_WINDOW,
+            layer_types=["sliding_attention", "full_attention"] * 2,
+        ),
+    ),
+    "opt": (
+        "opt",
+        {
+            "hidden_size": 32,
+            "word_embed_proj_dim": 32,
+            "ffn_dim": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": MAX_POSITIONS,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "gpt_neox": (
+        "gpt_neox",
+        {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": MAX_POSITIONS,
+        },
+    ),
+    "bloom": ("bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4, "tie_word_embeddings": False}),
+    "falcon": (
+        "falcon",
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": MAX_POSITIONS,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "phi": (
+        "phi",
+        {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": MAX_POSITIONS,
+        },
+    ),
+}
+
+
+def _maker(model_type: str, geometry: dict[str, Any]) -> Callable[..., PreTrainedModel]:
+    def make(seed: int = 0, **overrides: Any) -> PreTrainedModel:
+        return tiny(model_type, geometry, seed, **overrides)
+
+    return make
+
+
+ARCHITECTURES: dict[str, Callable[..., PreTrainedModel]] = {
+    name: _maker(model_type, geometry) for name, (model_type, geometry) in _GEOMETRIES.items()
+}
+"""Name -> `make(seed=0, **config_overrides)`: a fresh tiny model of that architecture."""
