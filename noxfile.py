@@ -1,7 +1,7 @@
 """The front door: `python3 -m pip install nox`, then `python3 -m nox -l` lists what can be done.
 
-One environment with torch, .nox/torch, serves every session that needs it. It is made once and brought up to date when
-pyproject.toml's dependencies or constraints.txt change; everything is installed at the exact versions of constraints.txt.
+One environment with torch, .nox/torch, serves every session that needs it. It is made once, at the exact versions of
+constraints.txt, and brought up to date when that file or the dependencies in pyproject.toml change.
 
 To measure with a torch of your own (a CUDA build, a nightly), leave nox out of it: in your environment run
 `pip install -e .` (it keeps any torch within pyproject.toml's range) and call `kvbench run`. For the embedded model
@@ -95,8 +95,8 @@ def minimums(session: nox.Session) -> None:
 def torch_python(session: nox.Session) -> Path:
     """The interpreter of the one environment with torch, made or brought up to date where needed.
 
-    A stamp written last tells what was installed. Without it the environment was never finished (an interrupted pip may
-    leave half a package that it then takes for whole), so it is made from nothing; downloads are in pip's cache by then.
+    A stamp written last tells what was installed. Without it the environment was never finished (an interrupted pip
+    may leave half a package that it then takes for whole), so it is made from nothing, with what is in pip's cache.
     """
     python = TORCH_ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     stamp = TORCH_ENVIRONMENT / "installed.json"

@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 
+from bench import cgroup
+from bench.cgroup import read_file
+from bench.nvml import NvmlGpu
 from bench.record import Covariates, Environment
 
 if TYPE_CHECKING:
@@ -65,7 +68,7 @@ def read_environment(torch_facts: TorchFacts | None = None) -> Environment:
         gpu_driver=facts.gpu_driver,
         git_commit=_git_commit(),
         load_1min=psutil.getloadavg()[0],
-        governor=_read(_CPUS / "cpu0/cpufreq/scaling_governor"),
+        governor=read_file(_CPUS / "cpu0/cpufreq/scaling_governor"),
         transparent_hugepage=_transparent_hugepage(),
         kvbench=importlib.metadata.version("kvbench"),
     )
@@ -74,28 +77,12 @@ def read_environment(torch_facts: TorchFacts | None = None) -> Environment:
 def usable_cores() -> int:
     """Logical cores that this process may use: its affinity, cut by a container's CPU quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for folder in _cgroup_folders("cpu"):
-        in_two_files = f"{_read(folder / 'cpu.cfs_quota_us')} {_read(folder / 'cpu.cfs_period_us')}"  # cgroup v1
-        quota, period = (_read(folder / "cpu.max") or in_two_files).split()
-        if quota.isdigit() and period.isdigit():  # else there is no quota: `max`, or -1
-            cores = min(cores, math.ceil(int(quota) / int(period)))
-    return max(1, cores)
+    return math.ceil(min(cores, cgroup.cpu_quota()))
 
 
 def available_memory_bytes() -> int:
-    """Memory that this process can still take without swapping: the machine's, cut by every cgroup limit above it."""
-    available = psutil.virtual_memory().available
-    for folder in _cgroup_folders("memory"):
-        limit = _read(folder / "memory.max") or _read(folder / "memory.limit_in_bytes")
-        used = _read(folder / "memory.current") or _read(folder / "memory.usage_in_bytes")
-        if limit is None or limit == "max" or used is None:
-            continue
-        # File pages that nobody used lately count as used, and are given back on demand.
-        stat = _read(folder / "memory.stat") or ""
-        reclaimable = re.search(r"^(?:total_)?inactive_file (\d+)$", stat, re.MULTILINE)
-        free = int(limit) - int(used) + (int(reclaimable[1]) if reclaimable else 0)
-        available = min(available, max(0, free))
-    return available
+    """Memory that this process can still take without swapping: the machine's, cut by a container's limit."""
+    return int(min(psutil.virtual_memory().available, cgroup.free_memory_bytes()))
 
 
 def reset_peak_memory(device: str | torch.device) -> bool:
@@ -121,8 +108,8 @@ def peak_memory_bytes(device: str | torch.device) -> int | None:
     if _is_cuda(device):
         import torch
 
-        return torch.cuda.max_memory_allocated(device)
-    peak = re.search(r"^VmHWM:\s+(\d+) kB$", _read(Path("/proc/self/status")) or "", re.MULTILINE)
+        return int(torch.cuda.max_memory_allocated(device))
+    peak = re.search(r"^VmHWM:\s+(\d+) kB$", read_file(Path("/proc/self/status")) or "", re.MULTILINE)
     return int(peak[1]) * 1024 if peak else None
 
 
@@ -134,7 +121,7 @@ class CovariateReader:
 
     def __init__(self, device: str | torch.device) -> None:
         """Find the counters; on CUDA, clocks and throttle reasons need NVML (the package nvidia-ml-py)."""
-        self._gpu = _NvmlGpu.current() if _is_cuda(device) else None
+        self._gpu = NvmlGpu.current() if _is_cuda(device) else None
         self._before = _Counters(None, None, 0, 0)
 
     def start(self) -> None:
@@ -166,52 +153,15 @@ class _Counters(NamedTuple):
     def read(cls) -> _Counters:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         # cpu user nice system idle iowait irq softirq steal guest guest_nice, in ticks (proc(5)).
-        cpu = (_read(Path("/proc/stat"), 512) or "").partition("\n")[0].split()
+        cpu = (read_file(Path("/proc/stat"), 512) or "").partition("\n")[0].split()
         has_steal = len(cpu) > 8
-        stall = re.match(r"some .* total=(\d+)", _read(Path("/proc/pressure/cpu")) or "")  # microseconds
+        stall = re.match(r"some .* total=(\d+)", read_file(Path("/proc/pressure/cpu")) or "")  # microseconds
         return cls(
             steal_ns=int(cpu[8]) * (1_000_000_000 // os.sysconf("SC_CLK_TCK")) if has_steal else None,
             stall_ns=int(stall[1]) * 1000 if stall else None,
             involuntary_switches=usage.ru_nivcsw,
             page_faults=usage.ru_minflt + usage.ru_majflt,
         )
-
-
-class _NvmlGpu:
-    """NVIDIA's management library on torch's current GPU."""
-
-    def __init__(self, nvml: Any, handle: Any) -> None:
-        self._nvml, self._handle = nvml, handle
-
-    @classmethod
-    def current(cls) -> _NvmlGpu | None:
-        """The GPU that torch uses, found by its UUID (CUDA_VISIBLE_DEVICES renumbers); None without the package."""
-        try:
-            import pynvml
-        except ImportError:
-            return None
-        import torch
-
-        uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
-        try:
-            pynvml.nvmlInit()
-            return cls(pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
-        except pynvml.NVMLError:
-            return None
-
-    def clock_mhz(self) -> int | None:
-        """Clock of the multiprocessors now."""
-        return self._ask("nvmlDeviceGetClockInfo", self._nvml.NVML_CLOCK_SM)
-
-    def throttle_reasons(self) -> int | None:
-        """Bits of NVML's clocks event reasons now."""
-        return self._ask("nvmlDeviceGetCurrentClocksThrottleReasons")
-
-    def _ask(self, question: str, *details: int) -> int | None:
-        try:
-            return int(getattr(self._nvml, question)(self._handle, *details))
-        except self._nvml.NVMLError:  # not supported on this card, or in this container
-            return None
 
 
 @cache
@@ -226,19 +176,19 @@ def _l3_bytes() -> int | None:
     """All level-3 caches together. Not py-cpuinfo's: on AMD it takes one core's level 2 for it."""
     sizes = {}
     for folder in _CPUS.glob("cpu[0-9]*/cache/index*"):
-        size = re.fullmatch(r"(\d+)K", _read(folder / "size") or "")
-        if _read(folder / "level") == "3" and size:
-            sizes[_read(folder / "shared_cpu_list")] = int(size[1]) * 1024
+        size = re.fullmatch(r"(\d+)K", read_file(folder / "size") or "")
+        if read_file(folder / "level") == "3" and size:
+            sizes[read_file(folder / "shared_cpu_list")] = int(size[1]) * 1024
     return sum(sizes.values()) or None
 
 
 def _transparent_hugepage() -> str | None:
-    chosen = re.search(r"\[(\w+)\]", _read(Path("/sys/kernel/mm/transparent_hugepage/enabled")) or "")
+    chosen = re.search(r"\[(\w+)\]", read_file(Path("/sys/kernel/mm/transparent_hugepage/enabled")) or "")
     return chosen[1] if chosen else None
 
 
 def _gpu_driver() -> str | None:
-    version = re.search(r"\b\d{3,}\.\d+(?:\.\d+)?\b", _read(Path("/proc/driver/nvidia/version")) or "")
+    version = re.search(r"\b\d{3,}\.\d+(?:\.\d+)?\b", read_file(Path("/proc/driver/nvidia/version")) or "")
     return version[0] if version else None
 
 
@@ -252,34 +202,9 @@ def _git_commit() -> str | None:
     return answer.stdout.strip()
 
 
-def _cgroup_folders(controller: str) -> list[Path]:
-    """Folders of this process's control group and of all above it, for `controller`, in cgroup v1 or v2.
-
-    In a container the path may be the host's, of which only the top is mounted: missing folders are passed over.
-    """
-    folders = []
-    for line in (_read(Path("/proc/self/cgroup")) or "").splitlines():
-        _, controllers, group = line.split(":", 2)
-        if controllers and controller not in controllers.split(","):
-            continue
-        mount = Path("/sys/fs/cgroup") / controllers
-        path = mount / group.lstrip("/")
-        folders += [folder for folder in (path, *path.parents) if folder.is_relative_to(mount) and folder.is_dir()]
-    return folders
-
-
 def _is_cuda(device: str | torch.device) -> bool:
     return str(device).startswith("cuda")
 
 
 def _difference(after: int | None, before: int | None) -> int | None:
     return None if after is None or before is None else after - before
-
-
-def _read(path: Path, n_bytes: int = -1) -> str | None:
-    """Contents of a small file of the kernel's, stripped; None where it is missing or refused."""
-    try:
-        with path.open("rb", buffering=0) as file:
-            return file.read(n_bytes).decode(errors="replace").strip()
-    except OSError:
-        return None

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Sequence
 
-from bench.case import Case, Group, Sweep, UsageError
+from bench.case import Case, Sweep, UsageError
 from bench.record import CasePlan
 from kvcache import models
-from kvcache.catalogue import STRATEGIES
 from kvcache.costs import phase_costs
 from kvcache.architectures import UnknownGeometry, geometry
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 PROCESS_BYTES = 400_000_000
 """Resident memory of a worker before it holds anything: the interpreter, torch and transformers."""
 
@@ -20,55 +18,52 @@ PROCESS_BYTES = 400_000_000
 def plan(sweeps: Sequence[Sweep]) -> list[CasePlan]:
     """Every case of `sweeps` with its costs, checked against the models' configurations (no weights are loaded).
 
+    A case that several sweeps name is measured once.
+
     Raises:
-        UsageError: two cells are equal, a model cannot be had, or a case does not fit its model.
+        UsageError: a model cannot be had, or a case does not fit its model.
     """
-    cases = [case for sweep in sweeps for case in sweep.cases()]
-    doubled = [case for case, count in Counter(cases).items() if count > 1]
-    if doubled:
-        raise UsageError(f"the grid names a cell twice: {doubled[0].key}; give every value of a list once")
-    described = {model: describe(model) for model in dict.fromkeys(case.model for case in cases)}
+    cases = list(dict.fromkeys(case for sweep in sweeps for case in sweep.cases()))
     for case in cases:
-        _fits(case, described[case.model])
-    return [_with_costs(case, described[case.model]) for case in cases]
+        _fits(case, describe(case.model, case.attn_implementation))
+    return [_with_costs(case, describe(case.model, case.attn_implementation)) for case in cases]
 
 
-def describe(model: str) -> models.ModelDescription:
+@functools.cache
+def describe(model: str, attn_implementation: str) -> models.ModelDescription:
     """As `models.describe`, a model that cannot be had being a usage error."""
     try:
-        return models.describe(model)
+        return models.describe(model, attn_implementation=attn_implementation)
     except models.ModelError as error:
         raise UsageError(f"--model {model}: {error}") from error
 
 
-def memory_bytes(plans: Iterable[CasePlan], weights_bytes: dict[str, int]) -> int:
+def memory_bytes(plans: Sequence[CasePlan]) -> int:
     """The most memory that any group of `plans` needs at once, all its workers together (an upper estimate).
 
-    `weights_bytes` gives each model's size in float32. Weights are mapped from one file and shared by the workers of
-    a group; keys, values and the reference's logits are each worker's own.
+    Weights are mapped from one file and shared by the workers of a group; keys, values and the reference's logits are
+    each worker's own.
     """
-    needs: dict[Group, int] = {}
+    needs = []
     for group in dict.fromkeys(item.case.group for item in plans):
         members = [item for item in plans if item.case.group == group]
-        arms = {item.case.strategy for item in members}
-        weights = weights_bytes[group.model] * DTYPE_BYTES[group.dtype] // 4
-        largest = max(_case_bytes(item) for item in members)
-        needs[group] = weights + (len(arms) + 1) * (PROCESS_BYTES + largest)
-    return max(needs.values(), default=0)
+        weights = describe(group.model, group.attn_implementation).weights_bytes(group.dtype)
+        workers = 1 + len({item.case.strategy for item in members})
+        needs.append(weights + workers * (PROCESS_BYTES + max(map(_case_bytes, members))))
+    return max(needs, default=0)
 
 
 def _case_bytes(item: CasePlan) -> int:
-    case, dtype_bytes = item.case, DTYPE_BYTES[item.case.dtype]
+    """Keys and values (held twice while a cache grows), the expected logits and those of a strategy beside them."""
+    case = item.case
     last = item.decode or item.prefill
-    kv = last.kv_bytes if last is not None else 0
-    vocab = 50_000 if item.prefill is None else item.prefill.logits_bytes // (case.batch_size * dtype_bytes)
-    reference = 2 * case.batch_size * case.n_gen * vocab * dtype_bytes
-    return 3 * kv + reference
+    vocab_size = describe(case.model, case.attn_implementation).vocab_size
+    logits = case.batch_size * case.n_gen * vocab_size * models.DTYPES[case.dtype]
+    ids = 8 * case.batch_size * case.capacity
+    return 3 * (last.kv_bytes if last is not None else 0) + 2 * logits + ids
 
 
 def _fits(case: Case, model: models.ModelDescription) -> None:
-    if case.strategy not in STRATEGIES:
-        raise UsageError(f"--strategies {case.strategy}: no such strategy")
     if model.max_positions is not None and case.capacity > model.max_positions:
         raise UsageError(
             f"n_depth {case.n_depth} + n_prompt {case.n_prompt} + n_gen {case.n_gen} = {case.capacity} tokens are more "
@@ -77,6 +72,7 @@ def _fits(case: Case, model: models.ModelDescription) -> None:
 
 
 def _with_costs(case: Case, model: models.ModelDescription) -> CasePlan:
+    """The case and the work that generation asks for, however a strategy does it: a static cache's padding is not it."""
     try:
         shape = geometry(model.config)
     except UnknownGeometry:
@@ -90,7 +86,7 @@ def _with_costs(case: Case, model: models.ModelDescription) -> CasePlan:
             n_prompt=case.n_prompt,
             n_gen=case.n_gen,
             n_depth=case.n_depth,
-            dtype_bytes=DTYPE_BYTES[case.dtype],
+            dtype_bytes=models.DTYPES[case.dtype],
             all_logits=case.naive_logits == "all",
         )
         for phase in ("prefill", "decode")

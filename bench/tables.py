@@ -1,12 +1,175 @@
-"""Frames -> text: the table of a run or a comparison as Markdown, for a terminal, as CSV or JSON. No file access."""
+"""Frames -> text: the table of a run as Markdown, for a terminal, as CSV or JSON. No file access."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from typing import Literal
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, get_args
 
+import msgspec
 import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
 from tabulate import tabulate
 
+from bench.labels import NOTHING, Row, by_setting, context, missing, number, time_ratio, with_interval
+from bench.record import Environment
+
 Format = Literal["md", "csv", "json", "jsonl"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+SUMMARY_HEADERS: list[str] = [
+    "prompt",
+    "strategy",
+    "TTFT ms",
+    "TPOT ms",
+    "prefill\ntok/s",
+    "decode\ntok/s",
+    "decode\nspeed-up",
+    "tokens\nmatch",
+]
+"""Time to first token, time per output token, throughputs, speed-up over naive; brackets hold 95 % intervals."""
+
+COMPARISON_HEADERS: list[str] = ["prompt", "strategy", "phase", "A ms", "B ms", "B / A", "verdict"]
+
+_LEFT = {"strategy", "tokens\nmatch", "phase", "verdict"}
+
+Line = list[str]
+
+
+def render(summary: pd.DataFrame, form: Format) -> str:
+    """The summary frame as one document: a readable table (md), or every column (csv, json, jsonl)."""
+    return markdown(summary) if form == "md" else data(summary, form)
+
+
+def data(frame: pd.DataFrame, form: Literal["csv", "json", "jsonl"]) -> str:
+    """Every row and column of any frame, with all digits; an empty cell is nothing in CSV and null in JSON."""
+    if form == "csv":
+        return str(frame.to_csv(index=False, lineterminator="\n"))
+    records = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    if form == "json":
+        return json.dumps(records, indent=2, allow_nan=False) + "\n"
+    return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+
+
+def markdown(summary: pd.DataFrame) -> str:
+    """A table per setting with a line per case, and below it what failed and why."""
+    return _markdown(_summary_tables(summary), SUMMARY_HEADERS) + _failures(summary)
+
+
+def terminal(summary: pd.DataFrame) -> Group:
+    """The same for a terminal of 100 columns: a rule between cells, headers in two lines."""
+    failures = _failures(summary).strip()
+    return Group(_terminal(_summary_tables(summary), SUMMARY_HEADERS), *([Text(failures)] if failures else []))
+
+
+def comparison_markdown(rows: pd.DataFrame) -> str:
+    """The rows of a comparison (`bench.compare.Comparison.rows`) as Markdown."""
+    return _markdown(_comparison_tables(rows), COMPARISON_HEADERS)
+
+
+def comparison_terminal(rows: pd.DataFrame) -> Group:
+    """The rows of a comparison for a terminal of 100 columns."""
+    return _terminal(_comparison_tables(rows), COMPARISON_HEADERS)
+
+
+def render_environment(environment: Environment, form: Literal["md", "json"]) -> str:
+    """The fields of an environment, in a table of two columns or as one JSON object."""
+    fields = msgspec.structs.asdict(environment)
+    if form == "json":
+        return json.dumps(fields, indent=2) + "\n"
+    lines = [[name, NOTHING if value is None else str(value)] for name, value in fields.items()]
+    return f"{tabulate(lines, ['field', 'value'], tablefmt='pipe', disable_numparse=True)}\n"
+
+
+def _summary_tables(summary: pd.DataFrame) -> Iterator[tuple[str, list[Line]]]:
+    for title, rows in by_setting(summary, also=["n_gen"]):
+        # A prefill row opens a case, and its decode row, if it has one, follows.
+        cases = rows.groupby((rows["phase"] == "prefill").cumsum(), sort=False)
+        yield title, [_summary_line(case.set_index("phase").to_dict("index")) for _, case in cases]
+
+
+def _summary_line(phases: Mapping[Any, Row]) -> Line:
+    prefill = phases["prefill"]
+    decode: Row = phases.get("decode", {})
+    failed = prefill["status"] != "ok" and prefill["tokens_match"] != "false"
+    match = prefill["status"] if failed else prefill["tokens_match"]
+    return [
+        context(prefill),
+        prefill["strategy"],
+        _latency(prefill),
+        _latency(decode),
+        number(prefill["tokens_per_s"]),
+        number(decode.get("tokens_per_s")),
+        _speedup(decode),
+        NOTHING if missing(match) else match,
+    ]
+
+
+def _latency(row: Row) -> str:
+    return with_interval(row.get("latency_ms"), row.get("latency_ms_low"), row.get("latency_ms_high"))
+
+
+def _speedup(row: Row) -> str:
+    if row.get("strategy") == "naive" and not missing(row["speedup_vs_naive"]):
+        return "1"  # by definition, so without digits and interval
+    return with_interval(row.get("speedup_vs_naive"), row.get("speedup_low"), row.get("speedup_high"))
+
+
+def _failures(summary: pd.DataFrame) -> str:
+    """A line per case that did not end well."""
+    failed = summary[(summary["status"] != "ok") & (summary["phase"] == "prefill")].to_dict("records")
+    lines = [f"- {row['strategy']}, prompt {context(row)}: {row['status']}: {row['error']}\n" for row in failed]
+    return "".join(["\n", *lines]) if lines else ""
+
+
+def _comparison_tables(rows: pd.DataFrame) -> Iterator[tuple[str, list[Line]]]:
+    for title, group in by_setting(rows, also=["n_gen"]):
+        yield (
+            title,
+            [
+                [
+                    context(row),
+                    row["strategy"],
+                    row["phase"],
+                    number(row["a_ms"]),
+                    number(row["b_ms"]),
+                    time_ratio(row),
+                    row["verdict"],
+                ]
+                for row in group.to_dict("records")
+            ],
+        )
+
+
+def _markdown(tables: Iterator[tuple[str, list[Line]]], headers: Line) -> str:
+    align = ["left" if header in _LEFT else "right" for header in headers]
+    names = [header.replace("\n", " ") for header in headers]
+    return "\n".join(
+        f"{title}\n\n{tabulate(lines, names, tablefmt='pipe', colalign=align, disable_numparse=True)}\n"
+        for title, lines in tables
+    )
+
+
+def _terminal(tables: Iterator[tuple[str, list[Line]]], headers: Line) -> Group:
+    return Group(*(_rich(title, lines, headers) for title, lines in tables))
+
+
+def _rich(title: str, lines: list[Line], headers: Line) -> Table:
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1),
+        pad_edge=False,
+        show_edge=False,
+        collapse_padding=True,
+    )
+    for header in headers:
+        table.add_column(header, justify="left" if header in _LEFT else "right", no_wrap=True)
+    for line, following in zip(lines, [*lines[1:], None], strict=True):
+        last_of_cell = following is not None and following[0] != line[0]
+        table.add_row(*line, end_section=last_of_cell)
+    return table

@@ -57,7 +57,7 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # t
             self._add(self._positions, 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1]))
         elif name in _PRODUCTS:
             left, right = args[_PRODUCTS[name] :][:2]
-            self._add(self._rows(name, left, right), 2 * result.numel() * left.shape[-1])
+            self._add(self._rows(left, right), 2 * result.numel() * left.shape[-1])
         elif name in _COPIES:
             self.copied_bytes += result.nbytes
             if name == "aten.cat" and result.dim() == 4 and (args[1:] or (0,))[0] % 4 == 2:
@@ -73,7 +73,7 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # t
         else:
             self.gemv_flops += flops
 
-    def _rows(self, name: str, left: Tensor, right: Tensor) -> int:
+    def _rows(self, left: Tensor, right: Tensor) -> int:
         if self._in_experts:
             return self._batch_size * self._positions
         if left.dim() == 2 or right.untyped_storage().data_ptr() in self._weights:

@@ -86,8 +86,8 @@ def test_host_clock_measures_real_time():
     clock.stamp()
     elapsed_ns = time.perf_counter_ns() - before
     (interval_ns,) = clock.stop().host_ns
-    assert 20_000_000 <= interval_ns
-    assert interval_ns == pytest.approx(elapsed_ns, rel=0.05)
+    assert interval_ns >= 20_000_000
+    assert interval_ns == pytest.approx(elapsed_ns, abs=5_000_000)
 
 
 def test_host_clock_forgets_the_turn_before():

@@ -28,11 +28,18 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama with biases": ("llama", {**LLAMA_LIKE, "attention_bias": True, "mlp_bias": True, "head_dim": 16}),
     "qwen2": ("qwen2", LLAMA_LIKE),
     "phi3": ("phi3", LLAMA_LIKE),
-    "gemma2": ("gemma2", {**LLAMA_LIKE, "head_dim": 8}),
+    "gemma2": ("gemma2", {**LLAMA_LIKE, "head_dim": 8, "sliding_window": 4}),
     "mixtral": ("mixtral", {**LLAMA_LIKE, "num_local_experts": 3}),
     "qwen3_moe": (
         "qwen3_moe",
-        {**LLAMA_LIKE, "head_dim": 8, "num_experts": 3, "moe_intermediate_size": 16, "mlp_only_layers": [1]},
+        {
+            **LLAMA_LIKE,
+            "head_dim": 8,
+            "num_experts": 3,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "mlp_only_layers": [1],
+        },
     ),
     "gpt2 tied": ("gpt2", {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_inner": 48, "tie_word_embeddings": True}),
     "opt projected": ("opt", {"hidden_size": 32, "ffn_dim": 64, "num_attention_heads": 4, "word_embed_proj_dim": 16}),
@@ -56,6 +63,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "falcon",
         {"hidden_size": 32, "num_attention_heads": 4, "multi_query": False, "parallel_attn": False, "bias": True},
     ),
+    "falcon alibi": ("falcon", {"hidden_size": 32, "num_attention_heads": 4, "alibi": True}),
     "phi": ("phi", {**LLAMA_LIKE, "qk_layernorm": True}),
     "smollm3 (not known by name)": ("smollm3", LLAMA_LIKE),
 }

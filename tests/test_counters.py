@@ -16,11 +16,12 @@ from transformers import DynamicCache, PreTrainedModel
 
 from kvcache.architectures import geometry
 from kvcache.cached import Cached, Dynamic, Static
-from kvcache.costs import Costs, Phase, forward_costs, phase_costs
+from kvcache.costs import Costs, Phase, phase_costs
 from kvcache.counters import OperationCounter, count_operations
 from kvcache.naive import Naive
 from kvcache.reference import HfGenerate
 from kvcache.strategy import Strategy, last_logits
+from tests.test_costs import VARIANTS
 from tests.tiny import ARCHITECTURES, VOCAB_SIZE, tiny
 
 EXPERTS: dict[str, dict[str, Any]] = {
@@ -123,6 +124,16 @@ def test_counted_equals_formula(name: str, kind: type[Strategy], **sizes: int) -
 @given(n_depth=DEPTHS, **SIZES)
 def test_eager_attention_counts_the_same(name: str, kind: type[Strategy], **sizes: int) -> None:
     check(model_of(name, "eager"), kind, **sizes)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants(name: str) -> None:
+    model = tiny(*VARIANTS[name])
+    # transformers 5.23 cannot add Falcon's ALiBi, as long as the tokens, to the mask of a static cache, as long as it
+    kinds = (Naive, Dynamic) if name == "falcon alibi" else (Naive, Dynamic, Static)
+    for kind in kinds:
+        check(model, kind, batch_size=2, n_prompt=4, n_gen=4, n_depth=0)
+        check(model, kind, batch_size=1, n_prompt=1, n_gen=4, n_depth=6)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "grouped_mm", "batched_mm"])

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 
-from bench import environment
+from bench import cgroup, environment
 from bench.environment import (
     CovariateReader,
     TorchFacts,
@@ -39,6 +39,7 @@ def files(tmp_path, monkeypatch):
             return tmp_path / path.relative_to("/") if path.is_absolute() else path
 
     monkeypatch.setattr(environment, "Path", Rooted)
+    monkeypatch.setattr(cgroup, "Path", Rooted)
     monkeypatch.setattr(environment, "_CPUS", tmp_path / "sys/devices/system/cpu")
 
     def write(contents: dict[str, str]) -> None:

@@ -1,0 +1,81 @@
+"""How figures and cases are written in tables and plots: three digits, intervals in brackets, settings in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+SETTING_COLUMNS: list[str] = ["model", "dtype", "device", "n_threads", "attn_implementation", "batch_size"]
+"""What the rows of one table and the curves of one plot have in common; it stands in the title."""
+
+NOTHING = "-"
+
+Row = Mapping[Any, Any]
+"""A row of a frame, by column name."""
+
+
+def missing(value: Any) -> bool:
+    """Whether a cell of a frame is empty (None, NaN or NA)."""
+    return bool(pd.isna(value))
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, whole numbers in full: `0.0123`, `39.9`, `183`, `3751`; `-` where there is none.
+
+    >>> [number(value) for value in (0.01234, 1.0, 39.94, 183.4, 3751.2, float("nan"))]
+    ['0.0123', '1.00', '39.9', '183', '3751', '-']
+    """
+    if value is None or missing(value):
+        return NOTHING
+    if value == 0:
+        return "0"
+    digits = 2 - math.floor(math.log10(abs(float(f"{value:.2e}"))))
+    return f"{value:.{max(0, digits)}f}"
+
+
+def with_interval(value: float | None, low: float | None, high: float | None) -> str:
+    """A figure and its interval, `39.9 [39.1-41.0]`; without one the figure alone.
+
+    >>> with_interval(39.94, 39.11, 41.02), with_interval(39.94, None, None), with_interval(-1.0, -2.0, 0.5)
+    ('39.9 [39.1-41.0]', '39.9', '-1.00 [-2.00 to 0.500]')
+    """
+    if low is None or high is None or missing(low) or missing(high):
+        return number(value)
+    between = " to " if low < 0 else "-"
+    return f"{number(value)} [{number(low)}{between}{number(high)}]"
+
+
+def time_ratio(row: Row) -> str:
+    """The ratio of a comparison's row and its interval, to a thousandth: `0.798 [0.789-0.807]`."""
+    if missing(row["ratio_low"]):
+        return f"{row['ratio']:.3f}"
+    return f"{row['ratio']:.3f} [{row['ratio_low']:.3f}-{row['ratio_high']:.3f}]"
+
+
+def setting(row: Row, also: Sequence[str] = ()) -> str:
+    """The setting of a row in words, `smollm2-135m, float32, cpu, 2 threads, sdpa, batch 1`, and the columns `also`."""
+    threads = [] if row["device"] == "cuda" else [f"{row['n_threads']} thread{'s' if row['n_threads'] > 1 else ''}"]
+    parts = [row["model"], row["dtype"], row["device"], *threads, row["attn_implementation"]]
+    parts.append(f"batch {row['batch_size']}")
+    parts += [f"{row['n_gen']} new tokens"] if "n_gen" in also else []
+    parts += [f"{row['n_depth']} cached before"] if "n_depth" in also and row["n_depth"] else []
+    return ", ".join(parts)
+
+
+def by_setting(frame: pd.DataFrame, also: Sequence[str] = ()) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The rows that agree in `SETTING_COLUMNS` and `also`, under their title and in the order of the frame."""
+    for _, rows in frame.groupby([*SETTING_COLUMNS, *also], sort=False):
+        yield setting(rows.iloc[0].to_dict(), also), rows
+
+
+def context(row: Row) -> str:
+    """Prompt length, and the tokens cached before it if there are any: `512`, `128 @ 2048`."""
+    return f"{row['n_prompt']} @ {row['n_depth']}" if row["n_depth"] else str(row["n_prompt"])
+
+
+def test_name(row: Row) -> str:
+    """A row's case and phase within its setting: `dynamic decode, prompt 512 @ 2048`."""
+    return f"{row['strategy']} {row['phase']}, prompt {context(row)}"

@@ -1,0 +1,48 @@
+"""What is said below a table: the fitted slopes, and the cautions. Values -> lines of Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from bench.cautions import Caution
+from bench.labels import Row, by_setting, missing, with_interval
+
+
+def slope_lines(slopes: pd.DataFrame) -> str:
+    """A line per curve: its fitted slope (`bench.slopes.slopes`), and whether it is told from zero."""
+    lines: list[str] = []
+    for title, rows in by_setting(slopes):
+        lines += [f"Latency of a decode step against the position of its token ({title}):", ""]
+        for row in rows.to_dict("records"):
+            slope = with_interval(row["slope_ms_per_1000_tokens"], row["slope_low"], row["slope_high"])
+            lines.append(
+                f"- {row['strategy']}: {slope} ms per 1,000 tokens over positions "
+                f"{row['first_position']} to {row['last_position']}, {_told_from_zero(row)}"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def caution_lines(cautions: Sequence[Caution]) -> str:
+    """A line per caution; cases with the same one share a line."""
+    cases: dict[tuple[str, str], list[str]] = {}
+    for caution in cautions:
+        cases.setdefault((caution.text, caution.advice), []).extend([caution.case] if caution.case else [])
+    lines = [f"- {_where(keys)}{text}. {advice[0].upper()}{advice[1:]}.\n" for (text, advice), keys in cases.items()]
+    return "".join(lines)
+
+
+def _where(keys: list[str]) -> str:
+    if not keys:
+        return ""
+    return f"{', '.join(keys)}: " if len(keys) <= 2 else f"{keys[0]} and {len(keys) - 1} other cases: "
+
+
+def _told_from_zero(slope: Row) -> str:
+    if missing(slope["slope_low"]):
+        return "without an interval: too few rounds"
+    if slope["slope_low"] <= 0 <= slope["slope_high"]:
+        return "not told from zero"
+    return "told from zero"

