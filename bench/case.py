@@ -1,4 +1,4 @@
-"""Case: one cell of the grid, frozen and hashable, the key of everything. Sweep: a grid of lists. Presets: lists of sweeps."""
+"""Case: one cell of the grid, frozen and hashable, the key of everything. Sweep: a grid. Presets: lists of sweeps."""
 
 from __future__ import annotations
 
@@ -93,7 +93,8 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
     dtype: tuple[str, ...] = ("float32",)
     n_threads: tuple[int, ...] = ()
     device: DeviceName = "cpu"
-    attn_implementation: str = "sdpa"
+    attn_implementation: str = ""
+    """Empty: the plan takes sdpa where the model has it, and else eager."""
     naive_logits: NaiveLogits = "last"
     seed: int = 0
 

@@ -7,17 +7,20 @@ from collections.abc import Iterator
 import msgspec
 import pandas as pd
 
-from bench import estimators, rounds
+from bench import estimators, frame, rounds
 from bench.record import Run
 
 FIRST_STEP_FACTOR = 10.0
 """A first decode step that takes this many times the median step is no cold cache: something was compiled or set up."""
 
+STALL_FACTOR = 2.0
+"""And this many times the slowest of the other steps: on a machine that stalls, any step is slow now and then."""
+
 MAX_DROPPED = 0.2
 """With a larger share of a case's rounds disturbed nothing is concluded from the rest (the gate: inconclusive)."""
 
 MAX_IDLE_SHARE = 0.01
-"""CPU time of the arms that should sleep, as a share of the turns' time; below it lies the rounding of the counters."""
+"""CPU time of the arms that should sleep, as a share of the turns' time. One tick of the counter a turn is rounding."""
 
 MAX_INTERVAL_WIDTH = 0.2
 """Width of an interval as a share of its median."""
@@ -81,13 +84,14 @@ def _disturbed(turns: pd.DataFrame) -> Iterator[Caution]:
 
 
 def _idle_arms(turns: pd.DataFrame) -> Iterator[Caution]:
-    totals = turns[turns["idle_arms_ns"].notna()].groupby("case", sort=False)[["idle_arms_ns", "wall_ms", "phase"]]
+    totals = turns[turns["idle_arms_ns"].notna()].groupby("case", sort=False)[["idle_arms_ns", "wall_ms"]]
     for case, rows in totals:
-        share = float(rows["idle_arms_ns"].sum()) / 1e6 / float(rows["wall_ms"].sum())
+        beyond_rounding = (rows["idle_arms_ns"] - rounds.CLOCK_TICK_NS).clip(lower=0)
+        share = float(beyond_rounding.sum()) / frame.NS_PER_MS / float(rows["wall_ms"].sum())
         if share > MAX_IDLE_SHARE:
             yield Caution(
                 case=str(case),
-                text=f"the other strategies' processes, which should sleep, used {share:.0%} of a core meanwhile",
+                text=f"the other strategies' processes, which should sleep, used over {MAX_IDLE_SHARE:.0%} of a core",
                 advice="set OMP_WAIT_POLICY=PASSIVE, and see that nothing in the model runs in the background",
             )
 
@@ -96,8 +100,9 @@ def _first_steps(steps: pd.DataFrame) -> Iterator[Caution]:
     for case, rows in steps.groupby("case", sort=False):
         if rows["first"].all():
             continue
-        ratio = rows.loc[rows["first"], "latency_ms"].max() / rows.loc[~rows["first"], "latency_ms"].median()
-        if ratio >= FIRST_STEP_FACTOR:
+        slowest_first, others = rows.loc[rows["first"], "latency_ms"].max(), rows.loc[~rows["first"], "latency_ms"]
+        ratio = slowest_first / others.median()
+        if ratio >= FIRST_STEP_FACTOR and slowest_first > STALL_FACTOR * others.max():
             yield Caution(
                 case=str(case),
                 text=f"a first decode step took {ratio:.0f} x the median step: compile time leaked in",
@@ -119,6 +124,6 @@ def _intervals(turns: pd.DataFrame) -> Iterator[Caution]:
         elif (high - low) / median > MAX_INTERVAL_WIDTH:
             yield Caution(
                 case=str(case),
-                text=f"the interval of {phase} is {(high - low) / median:.0%} of its median wide",
+                text=f"the interval of {phase} is wider than {MAX_INTERVAL_WIDTH:.0%} of its median",
                 advice="measure on a quieter machine, or with more --repetitions",
             )

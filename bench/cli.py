@@ -15,6 +15,7 @@ from bench.store import DataError
 
 if TYPE_CHECKING:
     from bench.record import Run
+    from bench.tables import Format
 
 EXIT_USAGE, EXIT_DATA, EXIT_FAILED_CASE, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 3, 5, 130, 143
 
@@ -30,7 +31,7 @@ app = typer.Typer(
 )
 
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder of run folders.")]
-Format = Annotated[str, typer.Option("-o", "--format", help="Of the table on stdout: md, csv, json or jsonl.")]
+FormatOption = Annotated[str, typer.Option("-o", "--format", help="Of the table on stdout: md, csv, json or jsonl.")]
 Model = Annotated[
     str | None,
     typer.Option(
@@ -42,7 +43,9 @@ Model = Annotated[
 Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16; a list makes a grid.")]
 Threads = Annotated[str | None, typer.Option("-t", "--threads", help="CPU threads [default: all cores]; a list.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda [default: cpu].")]
-Attention = Annotated[str | None, typer.Option("--attn-implementation", help="eager, sdpa, ... [default: sdpa].")]
+Attention = Annotated[
+    str | None, typer.Option("--attn-implementation", help="eager, sdpa, ... [default: sdpa where the model has it].")
+]
 RESULTS = Path("results/runs")
 
 
@@ -55,7 +58,9 @@ def run(
     ] = None,
     n_prompt: Annotated[str | None, typer.Option("-p", "--n-prompt", help="Prompt lengths, as in 32,128,512.")] = None,
     n_gen: Annotated[str | None, typer.Option("-n", "--n-gen", help="Tokens to generate.")] = None,
-    n_depth: Annotated[str | None, typer.Option("-d", "--n-depth", help="Tokens in the cache before the prompt.")] = None,
+    n_depth: Annotated[
+        str | None, typer.Option("-d", "--n-depth", help="Tokens in the cache before the prompt.")
+    ] = None,
     batch_size: Annotated[str | None, typer.Option("-b", "--batch-size", help="Sequences at once.")] = None,
     dtype: Dtype = None,
     threads: Threads = None,
@@ -72,8 +77,10 @@ def run(
     out: OutFolder = RESULTS,
     name: Annotated[str | None, typer.Option("--name", help="Of the run folder, after its time.")] = None,
     resume: Annotated[str | None, typer.Option("--resume", help="RUN: measure only what it lacks.")] = None,
-    output_format: Format = "md",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the grid and an estimate, measure nothing.")] = False,
+    output_format: FormatOption = "md",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the grid and an estimate, measure nothing.")
+    ] = False,
 ) -> None:
     """Measure a grid of cases, write a run folder, print the summary table.
 
@@ -85,7 +92,7 @@ def run(
     """
     from bench import jobs, options, tables
 
-    options.choices("--format", output_format, tables.FORMATS)
+    form = options.one("--format", output_format, tables.FORMATS)
     if resume is not None:
         grid = (model, strategies, n_prompt, n_gen, n_depth, batch_size, dtype, threads, device, name)
         if preset != "default" or any(value is not None for value in grid):
@@ -112,11 +119,13 @@ def run(
         print(jobs.estimate(job))
         return
     finished = jobs.measure(job)
-    _print_summary(finished, output_format)
+    _print_summary(finished, form)
 
 
 @app.command()
-def report(run: Annotated[str, typer.Argument(metavar="RUN")], out: OutFolder = RESULTS, output_format: Format = "md") -> None:
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN")], out: OutFolder = RESULTS, output_format: FormatOption = "md"
+) -> None:
     """Redraw the tables and plots of a run from its samples, and print its summary table.
 
     RUN is a run folder, or a name under --out. Works without torch and transformers.
@@ -124,8 +133,8 @@ def report(run: Annotated[str, typer.Argument(metavar="RUN")], out: OutFolder = 
     from bench import options, tables
     from bench.store import find_run, read_run
 
-    options.choices("--format", output_format, tables.FORMATS)
-    _print_summary(read_run(find_run(run, out)), output_format)
+    form = options.one("--format", output_format, tables.FORMATS)
+    _print_summary(read_run(find_run(run, out)), form)
 
 
 @app.command()
@@ -133,7 +142,7 @@ def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="The run to compare with.")],
     b: Annotated[str, typer.Argument(metavar="B", help="The run to judge.")],
     out: OutFolder = RESULTS,
-    output_format: Format = "md",
+    output_format: FormatOption = "md",
     plots: Annotated[Path | None, typer.Option("--plots", help="Folder of the plots [default: in B's folder].")] = None,
 ) -> None:
     """Set two runs side by side: ratio and interval per case and phase, what got faster or slower, and plots.
@@ -142,14 +151,15 @@ def compare(
     """
     from bench import options, tables
     from bench.compare import compare as compare_runs
+    from bench.compare import render
     from bench.report import write_comparison
     from bench.store import find_run, read_run
 
-    options.choices("--format", output_format, tables.FORMATS)
+    form = options.one("--format", output_format, tables.FORMATS)
     run_a, run_b = (read_run(find_run(run, out)) for run in (a, b))
     comparison = compare_runs(run_a, run_b)
-    print(tables.render_comparison(comparison, output_format))
-    folder = write_comparison(run_a, run_b, comparison, plots)
+    print(render(comparison, form), end="")
+    folder = write_comparison(comparison, run_b, plots)
     print(f"plots: {folder}", file=sys.stderr)
     if comparison.exit_code:
         raise typer.Exit(comparison.exit_code)
@@ -175,9 +185,11 @@ def generate(
     """
     from bench import options
     from bench.text import stream
+    from kvcache.catalogue import STRATEGIES
+    from kvcache.models import DTYPES
 
-    options.choices("--strategy", strategy, options.STRATEGIES)
-    options.choices("--dtype", dtype, options.DTYPES)
+    options.one("--strategy", strategy, STRATEGIES)
+    options.one("--dtype", dtype, DTYPES)
     options.at_least("--n-gen", n_gen, 1)
     stream(
         model,
@@ -198,19 +210,19 @@ def env(output_format: Annotated[str, typer.Option("-o", "--format", help="md or
     from bench import options, tables
     from bench.environment import read_environment
 
-    options.choices("--format", output_format, ("md", "json"))
-    print(tables.render_environment(read_environment(), output_format))
+    form = options.one("--format", output_format, tables.ENVIRONMENT_FORMATS)
+    print(tables.render_environment(read_environment(), form), end="")
 
 
 class Terminated(BaseException):
     """SIGTERM came: end as an interrupt does, keeping what was measured."""
 
 
-def main() -> NoReturn:
+def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command; every error that a user can cause is one line on stderr and an exit code of the contract."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        code = app(standalone_mode=False)
+        code = app(arguments, standalone_mode=False)
     except UsageError as error:
         code = _complain(str(error), EXIT_USAGE)
     except DataError as error:
@@ -227,14 +239,22 @@ def main() -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _print_summary(finished: Run, output_format: str) -> None:
+def _print_summary(finished: Run, form: Format) -> None:
     """Write the derived files, print the table where its reader expects it, and leave with 5 if a case failed."""
-    from bench import tables
-    from bench.report import write_report
+    from bench import report, tables
 
-    summary = write_report(finished)
-    print(tables.render(summary, output_format))
-    print(finished.path, file=sys.stdout if output_format == "md" else sys.stderr)
+    summary = report.write_report(finished)
+    if form != "md":
+        print(tables.data(summary, form), end="")
+        print(finished.path, file=sys.stderr)
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(tables.terminal(summary))
+        print(finished.path)
+    else:
+        print(tables.markdown(summary))
+        print(finished.path)
     failed = summary["status"].isin(["failed", "oom", "timeout"]).any()
     if failed or (summary["status"] == "unsupported").all():
         raise typer.Exit(EXIT_FAILED_CASE)

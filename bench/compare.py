@@ -58,10 +58,11 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     def sentence(self) -> str:
         """What got faster or slower, and how much could not be compared, in one line."""
         told = [self._told("faster", best="min"), self._told("slower", best="max")]
-        undecided = int((~self.rows["verdict"].isin(["faster", "slower"])).sum())
-        told += [f"no difference shown in {undecided}"] if undecided else []
+        counts = self.rows["verdict"].value_counts()
+        told += [f"{name} in {counts[name]}" for name in ("no difference shown", "too few rounds") if name in counts]
         parts = [part for part in told if part] or ["nothing could be compared"]
-        parts += [f"{len(self._one_sided)} cases not comparable"] if self._one_sided else []
+        lacking = len(self._one_sided)
+        parts += [f"{lacking} case{'s' if lacking > 1 else ''} not comparable"] if lacking else []
         machine = "" if self.same_machine else ", on another machine or software"
         return f"{self.b} against {self.a}{machine}: {'; '.join(parts)}"
 
@@ -74,7 +75,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         if rows.empty:
             return ""
         row = rows.loc[rows["ratio"].agg(f"idx{best}")].to_dict()
-        most = f"{labels.test_name(row)}, time x {labels.time_ratio(row)}"
+        most = f"{labels.row_name(row)}, time x {labels.time_ratio(row)}"
         return f"{verdict} in {len(rows)} of {len(self.rows)} (most: {most})"
 
 

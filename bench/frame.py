@@ -49,10 +49,11 @@ NS_PER_MS = 1e6
 def turns(run: Run) -> pd.DataFrame:
     """One row per case, phase and turn.
 
-    `latency_ms` is TTFT for prefill and TPOT for decode (`total_ms / (n_gen - 1)`); `total_ms` is the whole phase, with
+    `latency_ms` is TTFT for prefill and TPOT for decode (`total_ms / (n_gen - 1)`). `total_ms` is the whole phase, with
     the untimed steps of a naive decode interpolated linearly between the timed ones (`bench.case.naive_steps`; beyond
-    the outermost of them stands the nearest); `steps_timed` counts the timed decode steps (empty for prefill); `wall_ms` is all host time measured in the turn, over both phases, which is what
-    the covariates (differences over the whole turn) relate to. CUDA event times stand for host times where stored.
+    the outermost of them stands the nearest). `steps_timed` counts the timed decode steps (empty for prefill).
+    `wall_ms` is all host time measured in the turn, over both phases: what the covariates, differences over the whole
+    turn, relate to. CUDA event times stand for host times where they are stored.
     A case with n_gen = 1 has no decode rows.
     """
     cases = _cases(run)

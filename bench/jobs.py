@@ -12,7 +12,7 @@ from bench import plan as planning
 from bench.case import Sweep, UsageError
 from bench.environment import available_memory_bytes, read_environment
 from bench.progress import ProgressBar
-from bench.record import SCHEMA_VERSION, Manifest, Run
+from bench.record import SCHEMA_VERSION, CasePlan, Manifest, Run
 from bench.schedule import Options, pending_seconds
 from bench.schedule import measure as measure_cases
 from bench.store import DataError, RunWriter, check_name, create_run, find_run, read_run
@@ -83,8 +83,8 @@ def estimate(job: Job) -> str:
     seconds = pending_seconds(job.manifest.plan, job.options, job.previous)
     memory_gb = planning.memory_bytes(job.manifest.plan) / 1e9
     lines.append(
-        f"{len(lines)} cases, {job.options.repetitions} rounds each: very roughly {max(1, round(seconds / 60))} min and at "
-        f"most {memory_gb:.1f} GB of memory"
+        f"{len(lines)} cases, {job.options.repetitions} rounds each: very roughly {max(1, round(seconds / 60))} min "
+        f"and at most {memory_gb:.1f} GB of memory"
     )
     return "\n".join(lines)
 
@@ -111,12 +111,12 @@ def measure(job: Job) -> Run:
     return read_run(folder)
 
 
-def _fits_in_memory(planned: Sequence[planning.CasePlan]) -> None:
+def _fits_in_memory(planned: Sequence[CasePlan]) -> None:
     if any(item.case.device == "cuda" for item in planned):
         return  # the device's memory is what counts there, and only its allocator knows it
     needed, available = planning.memory_bytes(planned), available_memory_bytes()
     if needed > available:
         raise UsageError(
-            f"this grid needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are free: choose a smaller "
-            "--model, fewer --strategies, a smaller --batch-size or shorter --n-prompt"
+            f"this grid needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are free: choose a "
+            "smaller --model, fewer --strategies, a smaller --batch-size or shorter --n-prompt"
         )

@@ -60,7 +60,7 @@ def setting(row: Row, also: Sequence[str] = ()) -> str:
     threads = [] if row["device"] == "cuda" else [f"{row['n_threads']} thread{'s' if row['n_threads'] > 1 else ''}"]
     parts = [row["model"], row["dtype"], row["device"], *threads, row["attn_implementation"]]
     parts.append(f"batch {row['batch_size']}")
-    parts += [f"{row['n_gen']} new tokens"] if "n_gen" in also else []
+    parts += [f"{row['n_gen']} new token{'s' if row['n_gen'] > 1 else ''}"] if "n_gen" in also else []
     parts += [f"{row['n_depth']} cached before"] if "n_depth" in also and row["n_depth"] else []
     return ", ".join(parts)
 
@@ -76,6 +76,6 @@ def context(row: Row) -> str:
     return f"{row['n_prompt']} @ {row['n_depth']}" if row["n_depth"] else str(row["n_prompt"])
 
 
-def test_name(row: Row) -> str:
+def row_name(row: Row) -> str:
     """A row's case and phase within its setting: `dynamic decode, prompt 512 @ 2048`."""
     return f"{row['strategy']} {row['phase']}, prompt {context(row)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import msgspec
 
@@ -12,9 +12,9 @@ from bench.case import PRESETS, DeviceName, NaiveLogits, Sweep, UsageError
 from bench.environment import usable_cores
 from bench.schedule import Options
 from kvcache.catalogue import STRATEGIES
-from kvcache.models import DTYPES
+from kvcache.models import ATTN_IMPLEMENTATIONS, DTYPES
 
-ATTENTION = ("eager", "sdpa", "flash_attention_2", "flex_attention")
+Word = TypeVar("Word", bound=str)
 
 
 def integers(flag: str, text: str, minimum: int = 1) -> tuple[int, ...]:
@@ -24,7 +24,9 @@ def integers(flag: str, text: str, minimum: int = 1) -> tuple[int, ...]:
         try:
             value = int(word)
         except ValueError:
-            raise UsageError(f"{flag} {word}: not an integer; give integers of at least {minimum}, as in 32,128") from None
+            raise UsageError(
+                f"{flag} {word}: not an integer; give integers of at least {minimum}, as in 32,128"
+            ) from None
         if value < minimum:
             raise UsageError(f"{flag} {word}: too small; give integers of at least {minimum}")
         found.append(value)
@@ -40,6 +42,12 @@ def choices(flag: str, text: str, valid: Collection[str]) -> tuple[str, ...]:
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
             raise UsageError(f"{flag} {word}: unknown{hint} (valid: {', '.join(valid)})")
     return found
+
+
+def one(flag: str, text: str, valid: Collection[Word]) -> Word:
+    """The one of `valid` that `text` is; a miss names what it may have meant."""
+    choices(flag, text, valid)
+    return next(word for word in valid if word == text)
 
 
 def words(flag: str, text: str) -> tuple[str, ...]:
@@ -110,8 +118,14 @@ def sweeps(
         "dtype": choices("--dtype", dtype, DTYPES) if dtype is not None else None,
         "n_threads": thread_counts(threads),
         "device": device(device_name) if device_name is not None else None,
-        "attn_implementation": _one("--attn-implementation", attn_implementation, ATTENTION),
-        "naive_logits": _one("--naive-logits", naive_logits, get_args(NaiveLogits)),
+        "attn_implementation": (
+            one("--attn-implementation", attn_implementation, ATTN_IMPLEMENTATIONS)
+            if attn_implementation is not None
+            else None
+        ),
+        "naive_logits": one("--naive-logits", naive_logits, get_args(NaiveLogits))
+        if naive_logits is not None
+        else None,
         "seed": seed,
     }
     given = {name: value for name, value in chosen.items() if value is not None}
@@ -127,7 +141,3 @@ def thread_counts(text: str | None) -> tuple[int, ...]:
     if max(counts) > cores:
         raise UsageError(f"--threads {max(counts)}: this process may use {cores} cores")
     return counts
-
-
-def _one(flag: str, text: str | None, valid: Collection[str]) -> str | None:
-    return None if text is None else choices(flag, text, valid)[0]

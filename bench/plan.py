@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
+import msgspec
+
 from bench.case import Case, Sweep, UsageError
 from bench.record import CasePlan
 from kvcache import models
-from kvcache.costs import phase_costs
 from kvcache.architectures import UnknownGeometry, geometry
+from kvcache.costs import phase_costs
 
 PROCESS_BYTES = 400_000_000
 """Resident memory of a worker before it holds anything: the interpreter, torch and transformers."""
@@ -23,17 +25,20 @@ def plan(sweeps: Sequence[Sweep]) -> list[CasePlan]:
     Raises:
         UsageError: a model cannot be had, or a case does not fit its model.
     """
-    cases = list(dict.fromkeys(case for sweep in sweeps for case in sweep.cases()))
-    for case in cases:
-        _fits(case, describe(case.model, case.attn_implementation))
-    return [_with_costs(case, describe(case.model, case.attn_implementation)) for case in cases]
+    planned = {}
+    for case in (case for sweep in sweeps for case in sweep.cases()):
+        model = describe(case.model, case.attn_implementation)
+        settled = msgspec.structs.replace(case, attn_implementation=model.attn_implementation)
+        _fits(settled, model)
+        planned[settled] = _with_costs(settled, model)
+    return list(planned.values())
 
 
 @functools.cache
 def describe(model: str, attn_implementation: str) -> models.ModelDescription:
-    """As `models.describe`, a model that cannot be had being a usage error."""
+    """As `models.describe` (no attention: the model's best), a model that cannot be had being a usage error."""
     try:
-        return models.describe(model, attn_implementation=attn_implementation)
+        return models.describe(model, attn_implementation=attn_implementation or None)
     except models.ModelError as error:
         raise UsageError(f"--model {model}: {error}") from error
 
@@ -72,7 +77,7 @@ def _fits(case: Case, model: models.ModelDescription) -> None:
 
 
 def _with_costs(case: Case, model: models.ModelDescription) -> CasePlan:
-    """The case and the work that generation asks for, however a strategy does it: a static cache's padding is not it."""
+    """The case and the work that generation asks for, however it is done: a static cache's padding is no part of it."""
     try:
         shape = geometry(model.config)
     except UnknownGeometry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,16 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 WIDTH_IN = 8.0
 """A README column is about 800 pixels wide: 100 pixels to the inch, so that 10 points are 14 pixels."""
 
+TITLE_COLUMNS = 92
+"""Characters of the title's size that fit the width."""
+
 PNG_DPI = 150
 
+MAGNITUDE = 8.0
+"""Values that differ by a larger factor have a logarithmic axis: from zero, the small ones could not be read."""
+
 GUIDE = "#777777"
-_THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.10g}")
+THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.10g}")
 
 
 class Style(msgspec.Struct, frozen=True):
@@ -31,10 +38,11 @@ class Style(msgspec.Struct, frozen=True):
     line: str | tuple[int, tuple[int, ...]]
     hollow: bool = False
 
-    def marks(self, *, hollow: bool | None = None) -> dict[str, Any]:
-        """Keyword arguments of the markers."""
-        face = "white" if (self.hollow if hollow is None else hollow) else self.color
-        return {"color": self.color, "marker": self.marker, "markerfacecolor": face, "markersize": 6}
+    @property
+    def curve(self) -> dict[str, Any]:
+        """Keyword arguments of `Axes.plot` for a line with markers."""
+        marks = {"marker": self.marker, "markersize": 6, "markerfacecolor": "white" if self.hollow else self.color}
+        return {"color": self.color, "linestyle": self.line, "linewidth": 1.4, **marks}
 
 
 _STYLES = {
@@ -63,7 +71,8 @@ def make_figure(title: str, subtitle: str, height_in: float) -> Figure:
     """An empty figure of the common width whose title says what is shown, and for which setting."""
     figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"{title}\n{subtitle}", fontsize=11)
+    lines = [textwrap.fill(line, TITLE_COLUMNS) for line in (title, *subtitle.splitlines())]
+    figure.suptitle("\n".join(lines), fontsize=11)
     return figure
 
 
@@ -76,14 +85,14 @@ def legend_below(figure: Figure, axes: Axes, columns: int, title: str | None = N
 
 def shifted(lengths: pd.Series[int], place: int, places: int) -> pd.Series[float]:
     """Context lengths moved aside by a few percent, so that the intervals of several strategies stand side by side."""
-    return lengths * 1.06 ** (place - (places - 1) / 2)
+    return lengths.astype("float64").mul(1.06 ** (place - (places - 1) / 2))
 
 
 def linear_axis(axes: Axes, positions: pd.Series[int], label: str) -> None:
     """A straight axis of positions from zero."""
     axes.set_xlim(0, 1.05 * positions.max())
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.xaxis.set_major_formatter(_THOUSANDS)
+    axes.xaxis.set_major_formatter(THOUSANDS)
     axes.set_xlabel(label)
 
 
@@ -91,24 +100,24 @@ def context_axis(axes: Axes, lengths: pd.Series[int], label: str) -> None:
     """A logarithmic axis of context lengths, with a tick at each that was measured."""
     ticks = sorted({int(length) for length in lengths})
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(_spread(ticks)))
-    axes.xaxis.set_major_formatter(_THOUSANDS)
+    axes.xaxis.set_major_locator(FixedLocator(_apart(ticks)))
+    axes.xaxis.set_major_formatter(THOUSANDS)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(ticks[0] / 1.35, ticks[-1] * 1.35)
-    axes.set_xlabel(label)
+    axes.set_xlabel(f"{label}, log scale")
 
 
-def value_axis(axes: Axes, values: Iterable[float], label: str) -> None:
-    """From zero where the values are of one magnitude; logarithmic, with ticks at 1, 2 and 5, where they are not."""
+def value_axis(axes: Axes, values: Iterable[float], label: str, *, from_zero: bool = False) -> None:
+    """Logarithmic, with ticks at 1, 2 and 5, where the values differ by more than a magnitude, else from zero."""
     known = [value for value in values if value > 0]
-    if known and max(known) / min(known) > 8:
+    if known and max(known) / min(known) > MAGNITUDE and not from_zero:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if max(known) / min(known) < 3000 else (1.0,)))
         axes.yaxis.set_minor_locator(NullLocator())
     elif known:
         axes.set_ylim(0, 1.12 * max(known))
-    axes.yaxis.set_major_formatter(_THOUSANDS)
-    axes.set_ylabel(label)
+    axes.yaxis.set_major_formatter(THOUSANDS)
+    axes.set_ylabel(label if axes.get_yscale() == "linear" else f"{label}, log scale")
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -123,10 +132,11 @@ def save(figure: Figure, path: Path) -> list[Path]:
     return written
 
 
-def _spread(ticks: list[int]) -> list[int]:
-    """Ticks that are at least a quarter of a doubling apart, so that their labels do not touch."""
-    kept = ticks[:1]
-    for tick in ticks[1:]:
-        if tick >= kept[-1] * 1.19:
+def _apart(ticks: list[int]) -> list[int]:
+    """The ticks, from the longest down, that leave room for their labels: a sixth of the axis between two."""
+    room = (ticks[-1] / ticks[0] * 1.35**2) ** (1 / 6)
+    kept = [ticks[-1]]
+    for tick in reversed(ticks):
+        if tick * room <= kept[-1]:
             kept.append(tick)
     return kept

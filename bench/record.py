@@ -1,4 +1,4 @@
-"""What a run is made of: samples, checks, failures, the environment, the manifest. Frozen, versioned, and serialised by msgspec.
+"""What a run is made of: samples, checks, failures, environment, manifest. Frozen, versioned, serialised by msgspec.
 
 Samples are the only truth: every table, plot and verdict is derived from these records and never read back.
 Times are integers in nanoseconds, sizes integers in bytes.

@@ -12,7 +12,7 @@ STEAL_SHARE = 0.05
 """A turn is disturbed if the hypervisor took more than this share of the CPU time that its threads could use."""
 
 CLOCK_TICK_NS = 10_000_000
-"""Steal is counted by Linux in ticks of 10 ms: a single one is the rounding of a counter, not a disturbance."""
+"""Linux counts CPU time in ticks of 10 ms: a single one in a turn is the rounding of a counter, not a disturbance."""
 
 GPU_SLOWDOWN_REASONS = 0x08 | 0x20 | 0x40 | 0x80
 """NVML throttle reasons from outside the code (nvml.h, nvmlClocksThrottleReason*): hardware slowdown, software and

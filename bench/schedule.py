@@ -17,7 +17,7 @@ from typing import Protocol
 import msgspec
 
 from bench.arm import Arm, ArmFailed
-from bench.case import Case, Group
+from bench.case import Case, Group, NaiveLogits
 from bench.estimate import turn_seconds
 from bench.protocol import CheckCase, Checked, Load, MakeReference, Request, TakeTurn, TurnTaken
 from bench.record import CasePlan, Check, Failure, Record, Run, Sample
@@ -25,11 +25,16 @@ from bench.record import CasePlan, Check, Failure, Record, Run, Sample
 WARMUP_TRIALS = 5
 """Most warm-up turns of a case; they end sooner once two agree within WARMUP_AGREEMENT and no trend is left."""
 WARMUP_AGREEMENT = 0.05
+LOAD_TIMEOUT_S = 1800.0
+"""For reading or making a model's weights, which are no case's time."""
 WARMUP_S = 4.0
 """No further warm-up starts once a case has run this long: its check has run every shape once already."""
 
 
-REFERENCE = ("", "last")
+ArmKey = tuple[str, NaiveLogits]
+"""A strategy and its variant: what has a worker of its own within a group."""
+
+REFERENCE: ArmKey = ("", "last")
 """Key of the worker that runs no strategy: it makes the references that the others are checked against."""
 
 
@@ -116,8 +121,11 @@ class Past:
         return max((number + 1 for rounds in used for number in rounds), default=0)
 
     def missing_rounds(self, cell: Sequence[CasePlan], process: int, repetitions: int) -> int:
-        """Rounds still to do. A round counts once every case of the cell that has not failed has its turn in it: the
-        others were torn by the interruption, and a pair is never made of two sessions."""
+        """Rounds still to do.
+
+        A round counts once every case of the cell that has not failed has its turn in it: the others were torn by the
+        interruption, and a pair is never made of two sessions.
+        """
         live = [item.case.key for item in cell if not self.failed(item.case, process)]
         if not live:
             return 0
@@ -147,8 +155,8 @@ class ProcessSet:
     ) -> None:
         self.group, self.process, self.options = group, process, options
         self.writer, self.progress, self.past = writer, progress, past
-        self.arms: dict[tuple[str, str], Arm] = {}
-        self.loaded: set[tuple[str, str]] = set()
+        self.arms: dict[ArmKey, Arm] = {}
+        self.loaded: set[ArmKey] = set()
         self.order = past.turns
 
     def __enter__(self) -> ProcessSet:
@@ -282,7 +290,7 @@ class ProcessSet:
         )
         self.progress.say(f"{failure.status}: {entry.case.key}: {error}")
 
-    def _load(self, key: tuple[str, str]) -> None:
+    def _load(self, key: ArmKey) -> None:
         """See that the worker `key` runs and holds its model; one that is gone is started anew."""
         if not self.arms[key].alive:
             self.loaded.discard(key)
@@ -290,14 +298,14 @@ class ProcessSet:
         if key not in self.loaded:
             strategy, naive_logits = key
             load = Load(group=self.group, strategy=strategy, naive_logits=naive_logits, seed=self.seed)
-            self.arms[key].ask(load, self.options.timeout_s)
+            self.arms[key].ask(load, LOAD_TIMEOUT_S)
             self.loaded.add(key)
 
-    def _start(self, key: tuple[str, str]) -> None:
+    def _start(self, key: ArmKey) -> None:
         self.arms[key] = self._stack.enter_context(Arm(self.group))
 
 
-def _key(case: Case) -> tuple[str, str]:
+def _key(case: Case) -> ArmKey:
     return case.strategy, case.naive_logits
 
 

@@ -1,8 +1,8 @@
 """A run folder on disk: a manifest, and samples files that are only ever appended to. Nothing stored is written again.
 
-Every line of a samples file is one record with a checksum that continues the checksum of the line before it (the first
-continues the manifest's digest), so that a changed, lost, doubled or swapped line is found. A line is flushed and synced
-before the next turn starts: a kill loses at most the line being written, which is recognised and dropped.
+Every line of a samples file is one record with a checksum that continues the checksum of the line before it (the
+first continues the manifest's digest), so that a changed, lost, doubled or swapped line is found. A line is flushed
+and synced before the next turn starts: a kill loses at most the line being written, which is recognised and dropped.
 """
 
 from __future__ import annotations
@@ -194,7 +194,9 @@ def _read_manifest(folder: Path) -> Manifest:
         content = path.read_bytes()
         version = msgspec.json.decode(content, type=dict[str, object]).get("schema_version")
         if isinstance(version, int) and version > SCHEMA_VERSION:
-            raise DataError(f"{path}: schema {version} is newer than this kvbench reads ({SCHEMA_VERSION}); upgrade kvbench")
+            raise DataError(
+                f"{path}: schema {version} is newer than this kvbench reads ({SCHEMA_VERSION}); upgrade kvbench"
+            )
         manifest = _decode_manifest(content)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: damaged ({error})") from error

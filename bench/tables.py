@@ -19,6 +19,8 @@ from bench.record import Environment
 
 Format = Literal["md", "csv", "json", "jsonl"]
 FORMATS: tuple[Format, ...] = get_args(Format)
+EnvironmentFormat = Literal["md", "json"]
+ENVIRONMENT_FORMATS: tuple[EnvironmentFormat, ...] = get_args(EnvironmentFormat)
 
 SUMMARY_HEADERS: list[str] = [
     "prompt",
@@ -34,6 +36,7 @@ SUMMARY_HEADERS: list[str] = [
 
 COMPARISON_HEADERS: list[str] = ["prompt", "strategy", "phase", "A ms", "B ms", "B / A", "verdict"]
 
+_WITH_INTERVAL = {"TTFT ms", "TPOT ms", "decode\nspeed-up", "B / A"}
 _LEFT = {"strategy", "tokens\nmatch", "phase", "verdict"}
 
 Line = list[str]
@@ -61,7 +64,7 @@ def markdown(summary: pd.DataFrame) -> str:
 
 def terminal(summary: pd.DataFrame) -> Group:
     """The same for a terminal of 100 columns: a rule between cells, headers in two lines."""
-    failures = _failures(summary).strip()
+    failures = _failures(summary).rstrip()
     return Group(_terminal(_summary_tables(summary), SUMMARY_HEADERS), *([Text(failures)] if failures else []))
 
 
@@ -75,7 +78,7 @@ def comparison_terminal(rows: pd.DataFrame) -> Group:
     return _terminal(_comparison_tables(rows), COMPARISON_HEADERS)
 
 
-def render_environment(environment: Environment, form: Literal["md", "json"]) -> str:
+def render_environment(environment: Environment, form: EnvironmentFormat) -> str:
     """The fields of an environment, in a table of two columns or as one JSON object."""
     fields = msgspec.structs.asdict(environment)
     if form == "json":
@@ -168,7 +171,9 @@ def _rich(title: str, lines: list[Line], headers: Line) -> Table:
         collapse_padding=True,
     )
     for header in headers:
-        table.add_column(header, justify="left" if header in _LEFT else "right", no_wrap=True)
+        # On a narrow terminal an interval goes below its figure; nothing else is broken.
+        justify: Literal["left", "right"] = "left" if header in _LEFT else "right"
+        table.add_column(header, justify=justify, no_wrap=header not in _WITH_INTERVAL)
     for line, following in zip(lines, [*lines[1:], None], strict=True):
         last_of_cell = following is not None and following[0] != line[0]
         table.add_row(*line, end_section=last_of_cell)

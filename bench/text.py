@@ -37,7 +37,9 @@ def stream(
     try:
         described = models.describe(model)
         tokenizer = models.load_tokenizer(model)
-        network = models.load(model, dtype=dtype, device=device, seed=seed)
+        network = models.load(
+            model, dtype=dtype, device=device, seed=seed, attn_implementation=described.attn_implementation
+        )
     except models.ModelError as error:
         raise UsageError(f"--model {model}: {error}") from error
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"].long().to(device)

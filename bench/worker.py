@@ -39,7 +39,7 @@ from bench.protocol import (
 )
 from kvcache import models
 from kvcache.catalogue import build
-from kvcache.equivalence import NonFiniteLogits, Reference, agreement, reference
+from kvcache.equivalence import Reference, agreement, reference
 from kvcache.strategy import Strategy, Unsupported
 
 
@@ -82,9 +82,11 @@ class Worker:
             return Refused(status="unsupported", error=str(reason))
         except OtherTokens as reason:
             return Refused(status="failed", error=str(reason), tokens_match="false")
-        except Exception as error:  # whatever a model raises is this case's result, and the other cases go on
-            status = "oom" if is_out_of_memory(error) else "failed"
-            return Refused(status=status, error=f"{type(error).__name__}: {first_line(error)}")
+        except Exception as error:  # noqa: BLE001  # whatever a model raises is this case's result, and the other cases go on
+            return Refused(
+                status="oom" if is_out_of_memory(error) else "failed",
+                error=f"{type(error).__name__}: {first_line(error)}",
+            )
 
     def load(self, request: Load) -> Loaded:
         group = request.group
@@ -98,7 +100,7 @@ class Worker:
             attn_implementation=group.attn_implementation,
             seed=request.seed,
         )
-        self.vocab_size = self.model.get_input_embeddings().num_embeddings  # type: ignore[union-attr]
+        self.vocab_size: int = self.model.config.get_text_config(decoder=True).vocab_size
         if request.strategy:
             self.strategy = build(request.strategy, self.model, naive_logits=request.naive_logits)
         self.clock = make_clock(group.device)

@@ -7,10 +7,14 @@ repetition; without a mark it is restored to empty.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedConfig, StaticCache
+from transformers.cache_utils import CacheLayerMixin
+
+from kvcache.strategy import Unsupported
 
 
 class KVCache(ABC):
@@ -21,8 +25,20 @@ class KVCache(ABC):
     """Tokens that attention sees whatever is filled; 0 where it sees the filled ones alone."""
 
     def __init__(self, config: PreTrainedConfig, capacity: int) -> None:
+        """Make an empty cache.
+
+        Raises:
+            Unsupported: the model keeps other states than keys and values (linear attention, state spaces).
+        """
         self.config, self.capacity = config, capacity
         self.cache = self._empty()
+        if not all(isinstance(layer, CacheLayerMixin) for layer in self.cache.layers):
+            raise Unsupported(f"{config.model_type} keeps other states than keys and values")
+
+    @property
+    def layers(self) -> list[Any]:
+        """The cache's layers; their attributes differ by kind, and transformers gives them no common type."""
+        return list(self.cache.layers)
 
     @abstractmethod
     def _empty(self) -> Cache:
@@ -50,20 +66,20 @@ class DynamicKV(KVCache):
         return DynamicCache(config=self.config)
 
     def mark(self) -> None:
-        self._marked = [(layer.keys, layer.values, layer.get_seq_length()) for layer in self.cache.layers]
+        self._marked = [(layer.keys, layer.values, layer.get_seq_length()) for layer in self.layers]
 
     def restore(self) -> None:
         if not self._marked:
             self.cache = self._empty()
             return
-        for layer, (keys, values, length) in zip(self.cache.layers, self._marked, strict=True):
+        for layer, (keys, values, length) in zip(self.layers, self._marked, strict=True):
             layer.keys, layer.values = keys, values
             if hasattr(layer, "cumulative_length"):  # a sliding window counts the tokens that it has let go
                 layer.cumulative_length = length
 
     @property
     def used_bytes(self) -> int:
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.cache.layers if layer.is_initialized)
+        return sum(int(layer.keys.nbytes + layer.values.nbytes) for layer in self.layers if layer.is_initialized)
 
 
 class StaticKV(KVCache):
@@ -76,14 +92,14 @@ class StaticKV(KVCache):
 
     @torch.inference_mode()
     def mark(self) -> None:
-        self._marked = [(layer.keys.clone(), layer.values.clone(), _length(layer)) for layer in self.cache.layers]
+        self._marked = [(layer.keys.clone(), layer.values.clone(), _length(layer)) for layer in self.layers]
 
     @torch.inference_mode()
     def restore(self) -> None:
         if not self._marked:
             self.cache.reset()
             return
-        for layer, (keys, values, length) in zip(self.cache.layers, self._marked, strict=True):
+        for layer, (keys, values, length) in zip(self.layers, self._marked, strict=True):
             layer.keys.copy_(keys)
             layer.values.copy_(values)
             _set_length(layer, length)
@@ -91,21 +107,21 @@ class StaticKV(KVCache):
     @property
     def used_bytes(self) -> int:
         total = 0
-        for layer in self.cache.layers:
+        for layer in self.layers:
             if layer.is_initialized:
                 used = min(_length(layer), layer.max_cache_len)
                 total += (layer.keys.nbytes + layer.values.nbytes) * used // layer.max_cache_len
         return total
 
 
-def _length(layer: object) -> int:
+def _length(layer: Any) -> int:
     """Tokens that a static layer has seen (transformers keeps them as a tensor, in sliding layers also as an int)."""
-    return int(layer.get_seq_length())  # type: ignore[attr-defined]  # layers share no public base class
+    return int(layer.get_seq_length())
 
 
-def _set_length(layer: object, length: int) -> None:
+def _set_length(layer: Any, length: int) -> None:
     if hasattr(layer, "cumulative_length_int"):
         layer.cumulative_length_int = length
         # The tensor beside it counts only as far as the window, where the layer stops reading it.
-        length = min(length, layer.max_cache_len)  # type: ignore[attr-defined]
-    layer.cumulative_length.fill_(length)  # type: ignore[attr-defined]
+        length = min(length, layer.max_cache_len)
+    layer.cumulative_length.fill_(length)

@@ -95,8 +95,10 @@ class Checkpoint:
         import torch
 
         model = self._read(torch.float32, "eager")
-        # from_pretrained takes every GGUF model for a quantised one, which save_pretrained refuses to write.
-        del model.hf_quantizer, model.config.quantization_config
+        # transformers takes every GGUF model for a quantised one (since when varies), which it refuses to write.
+        for owner, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
+            if hasattr(owner, name):
+                delattr(owner, name)
         with quiet():
             model.save_pretrained(target)
             _read_tokenizer(self.folder, self.gguf).save_pretrained(target)
@@ -139,6 +141,7 @@ class Checkpoint:
         with quiet(), refusing(f"the weights in {self.folder}"):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 self.folder,
+                config=read_config(self.folder, self.gguf),  # or a GGUF header would be parsed twice, 4 s each
                 gguf_file=self.gguf,
                 dtype=dtype,
                 attn_implementation=attn_implementation,

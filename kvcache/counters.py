@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 
-class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types here
+class OperationCounter(TorchDispatchMode):
     """The counts since `count_operations` was entered, over the whole batch; plain integers, readable at any time.
 
     A product is two FLOPs per multiply-add. It is a GEMM if it has more than one row, else a GEMV. Rows are
@@ -98,7 +98,7 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # t
             stack.enter_context(module.register_forward_hook(lambda *_: setattr(self, flag, False), always_call=True))
 
         stack.enter_context(model.register_forward_pre_hook(forward, with_kwargs=True))
-        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        head = model.get_output_embeddings()
         if head is not None:
             stack.enter_context(head.register_forward_pre_hook(lm_head))
         for module in model.modules():

@@ -28,8 +28,7 @@ class NonFiniteLogits(Exception):
 
 @dataclass(frozen=True)
 class Reference:
-    """What naive greedy re-feed emits after a prompt: `tokens [batch, n_gen]`, and the `logits [batch, n_gen, vocab]`
-    that chose them."""
+    """What naive re-feed emits: `tokens [batch, n_gen]`, and the `logits [batch, n_gen, vocab]` that chose them."""
 
     tokens: Tensor
     logits: Tensor

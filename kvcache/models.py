@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from kvcache.checkpoints import Checkpoint
 from kvcache.random_weights import GEOMETRIES, RandomWeights
-from kvcache.skeletons import ATTN_IMPLEMENTATIONS, count_parameters
+from kvcache.skeletons import ATTN_IMPLEMENTATIONS, count_parameters, refusing
 from kvcache.sources import BUNDLED, Factory, Source, bundled, hub
-from kvcache.weightstore import ModelError
+from kvcache.weightstore import AttentionError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -55,21 +55,33 @@ class ModelDescription:
     max_positions: int | None
     """Longest sequence in tokens; None: no limit (ALiBi, recurrent models)."""
     has_tokenizer: bool
+    attn_implementation: str
+    """The one asked for, or the one chosen."""
 
     def weights_bytes(self, dtype: str) -> int:
         """Bytes of the weights in `dtype`."""
         return self.n_parameters * DTYPES[dtype]
 
 
-def describe(spec: str, *, attn_implementation: str = "sdpa") -> ModelDescription:
+def describe(spec: str, *, attn_implementation: str | None = None) -> ModelDescription:
     """What `spec` stands for, from its configuration alone; of `py:` specs the factory is called.
+
+    Where no attention is asked for, it is sdpa if the model has that (nearly all do), and else eager.
 
     Raises:
         ModelError: there is no such model, or it cannot have this attention.
     """
-    _check("attn_implementation", attn_implementation, ATTN_IMPLEMENTATIONS)
-    source = _source(spec, with_weights=False)
-    bare = source.skeleton(attn_implementation)
+    if attn_implementation is not None:
+        _check("attn_implementation", attn_implementation, ATTN_IMPLEMENTATIONS)
+    source = _find(spec, with_weights=False)
+    try:
+        chosen = attn_implementation or "sdpa"
+        bare = source.skeleton(chosen)
+    except AttentionError:
+        if attn_implementation is not None:
+            raise
+        chosen = "eager"
+        bare = source.skeleton(chosen)
     return ModelDescription(
         spec=spec,
         config=bare.config,
@@ -77,6 +89,7 @@ def describe(spec: str, *, attn_implementation: str = "sdpa") -> ModelDescriptio
         vocab_size=bare.config.get_text_config(decoder=True).vocab_size,
         max_positions=_max_positions(bare.config.get_text_config(decoder=True)),
         has_tokenizer=source.has_tokenizer,
+        attn_implementation=chosen,
     )
 
 
@@ -102,7 +115,7 @@ def load(
     _check("attn_implementation", attn_implementation, ATTN_IMPLEMENTATIONS)
     if device == "cuda" and not torch.cuda.is_available():
         raise ModelError("device 'cuda': torch sees no NVIDIA GPU here; valid: cpu")
-    model = _source(spec, seed).model(getattr(torch, dtype), device, attn_implementation)
+    model = _find(spec, seed).model(getattr(torch, dtype), device, attn_implementation)
     model.to(torch.device(device))  # type: ignore[arg-type]  # transformers' decorator hides the signature
     model.eval()
     model.requires_grad_(requires_grad=False)
@@ -115,7 +128,7 @@ def load_tokenizer(spec: str) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: there is no such model, or it has none.
     """
-    return _source(spec).tokenizer()
+    return _find(spec).tokenizer()
 
 
 def weights_digest(spec: str, seed: int = 0) -> str:
@@ -124,22 +137,28 @@ def weights_digest(spec: str, seed: int = 0) -> str:
     Raises:
         ModelError: there is no such model.
     """
-    return _source(spec, seed).digest()
+    return _find(spec, seed).digest()
 
 
-def _source(spec: str, seed: int = 0, *, with_weights: bool = True) -> Source:
+def _find(spec: str, seed: int = 0, *, with_weights: bool = True) -> Source:
+    """As `_source`; a name that is none for the file system (too long, an unknown ~user) is a ModelError, too."""
+    with refusing(f"{spec!r}"):
+        return _source(spec, seed, with_weights=with_weights)
+
+
+def _source(spec: str, seed: int, *, with_weights: bool) -> Source:
     """The source that `spec` names. `org/name` is a folder where there is one, and else a hub id.
 
     `with_weights=False` spares the hub's weights where a description is all that is wanted.
     """
     if spec == BUNDLED:
         return bundled()
-    kind, colon, rest = spec.partition(":")
-    if kind + colon == "random:":
-        if rest not in GEOMETRIES:
-            raise ModelError(f"no geometry is called {rest!r}; {near(rest, GEOMETRIES)}")
-        return RandomWeights(name=rest, seed=seed)
-    if kind + colon == "py:":
+    if spec.startswith("random:"):
+        name = spec.removeprefix("random:")
+        if name not in GEOMETRIES:
+            raise ModelError(f"no geometry is called {name!r}; {near(name, GEOMETRIES)}")
+        return RandomWeights(name=name, seed=seed)
+    if spec.startswith("py:"):
         return Factory.parse(spec, seed)
     folder = Path(spec).expanduser()
     if _HUB_ID.fullmatch(spec) and not folder.exists():

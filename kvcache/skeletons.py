@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import io
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import TYPE_CHECKING
 
-from kvcache.weightstore import ModelError
+from kvcache.weightstore import AttentionError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -30,7 +31,7 @@ def skeleton(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedMo
             usable = usable_attention(config)
             if not usable:
                 raise
-            raise ModelError(
+            raise AttentionError(
                 f"attn_implementation {attn_implementation!r} is not to be had for model type {config.model_type!r} "
                 f"here; valid: {', '.join(usable)}"
             ) from error
@@ -79,14 +80,15 @@ def count_parameters(model: PreTrainedModel) -> int:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers' progress bars and warnings: what matters of them is checked and raised here."""
+    """Silence transformers' and tqdm's bars and warnings: what matters of them is checked and raised here."""
     from transformers.utils import logging as chatter
 
     bars, verbosity = chatter.is_progress_bar_enabled(), chatter.get_verbosity()
     chatter.disable_progress_bar()
     chatter.set_verbosity(logging.CRITICAL)
     try:
-        yield
+        with redirect_stderr(io.StringIO()):  # a GGUF file's progress bar cannot be switched off
+            yield
     finally:
         chatter.set_verbosity(verbosity)
         if bars:
@@ -100,7 +102,7 @@ def refusing(what: str) -> Iterator[None]:
         yield
     except (ModelError, MemoryError):
         raise
-    except Exception as error:  # what is read is the user's, so its reader may raise anything
+    except (Exception, SystemExit) as error:  # what is read is the user's, code too: anything may be raised
         if _is_out_of_memory(error):
             raise
         raise ModelError(f"{what} cannot be read ({one_line(error)})") from error
@@ -108,10 +110,10 @@ def refusing(what: str) -> Iterator[None]:
 
 def one_line(error: BaseException) -> str:
     """Type and message of `error` without line breaks, cut to a readable length."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     import torch
 
     # The CPU's allocator raises a plain RuntimeError.

@@ -14,7 +14,7 @@ from kvcache.checkpoints import Checkpoint
 from kvcache.folders import sha256_of
 from kvcache.random_weights import cast_parameters, seeded
 from kvcache.skeletons import check_decoder_only, one_line, refusing
-from kvcache.weightstore import ModelError
+from kvcache.weightstore import AttentionError, ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -124,7 +124,7 @@ class Factory:
                 model.set_attn_implementation(attn_implementation)
         set_to = model.config._attn_implementation  # noqa: SLF001
         if set_to != attn_implementation:
-            raise ModelError(
+            raise AttentionError(
                 f"attn_implementation {attn_implementation!r} cannot be set on the model of {self}; valid: {set_to}"
             )
         return model

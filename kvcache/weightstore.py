@@ -20,6 +20,13 @@ _MARKER = "kvbench-complete.json"
 class ModelError(Exception):
     """A model cannot be had. The message is one line for users: it names the value at fault and what would be valid."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+class AttentionError(ModelError):
+    """The model is there, but it cannot have the attention implementation that was asked for."""
+
 
 def cache_folder() -> Path:
     """`$KVBENCH_CACHE`, or else `kvbench` in the user's cache folder (`$XDG_CACHE_HOME`, `~/.cache`)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -14,6 +13,8 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+
+from bench.cli import main
 
 TINY = ["-m", "random:tiny", "-t", "1", "-p", "8,16", "-n", "4", "-r", "6"]
 BLOCKED = """
@@ -28,7 +29,9 @@ main()
 """
 
 
-def kvbench(*arguments: str, code: int = 0, cwd: Path | None = None, blocked: bool = False) -> subprocess.CompletedProcess[str]:
+def kvbench(
+    *arguments: str, code: int = 0, cwd: Path | None = None, blocked: bool = False
+) -> subprocess.CompletedProcess[str]:
     """Run the command and check its exit code; an error must be one line, never a traceback."""
     command = [sys.executable, "-c", BLOCKED] if blocked else [sys.executable, "-m", "bench.cli"]
     tree = str(Path(__file__).resolve().parent.parent)
@@ -46,6 +49,17 @@ def kvbench(*arguments: str, code: int = 0, cwd: Path | None = None, blocked: bo
     return done
 
 
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -> str:
+    """Run the command in this process, for what is refused before anything runs; return its one line on stderr."""
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    captured = capsys.readouterr()
+    assert ended.value.code == code, captured.err
+    assert captured.out == ""
+    assert len(captured.err.strip().splitlines()) == 1, captured.err
+    return captured.err
+
+
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real run of the tiny model with all strategies."""
@@ -60,7 +74,9 @@ def test_run_leaves_everything_behind(run_folder: Path) -> None:
     names = {path.name for path in run_folder.iterdir()}
     assert {"manifest.json", "samples.jsonl", "summary.csv", "summary.json", "summary.md", "plots"} <= names
     plots = {path.name for path in (run_folder / "plots").iterdir()}
-    assert {f"{name}.{suffix}" for name in ("step-latency", "throughput", "speedup") for suffix in ("png", "svg")} <= plots
+    assert {
+        f"{name}.{suffix}" for name in ("step_latency", "throughput", "speedup") for suffix in ("png", "svg")
+    } <= plots
     summary = pd.read_csv(run_folder / "summary.csv", dtype={"tokens_match": str})
     assert len(summary) == 2 * 4 * 2
     assert set(summary["tokens_match"]) == {"true"}
@@ -148,29 +164,35 @@ def test_dry_run_measures_nothing(tmp_path: Path) -> None:
         (["-b", "100000"], "memory"),
     ],
 )
-def test_bad_input_is_one_line_and_code_2(arguments: list[str], says: str, tmp_path: Path) -> None:
-    done = kvbench("run", "-m", "random:tiny", "--out", str(tmp_path / "out"), *arguments, code=2)
-    assert says in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_bad_input_is_one_line_and_code_2(
+    arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in refused(capsys, "run", "-m", "random:tiny", "--out", str(tmp_path / "out"), *arguments)
     assert not (tmp_path / "out").exists()
 
 
-def test_cuda_is_refused_where_there_is_none() -> None:
+def test_an_error_of_the_command_itself_is_one_line_too() -> None:
+    done = kvbench("run", "-p", "0", code=2)
+    assert done.stderr.startswith("kvbench: --n-prompt 0")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_cuda_is_refused_where_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
-    assert "no CUDA device" in kvbench("run", *TINY, "--device", "cuda", code=2).stderr
+    assert "no CUDA device" in refused(capsys, "run", *TINY, "--device", "cuda")
 
 
-def test_unwritable_out_is_refused(tmp_path: Path) -> None:
+def test_unwritable_out_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
-    assert "--out" in kvbench("run", *TINY, "--out", str(tmp_path / "file"), code=2).stderr
+    assert "--out" in refused(capsys, "run", *TINY, "--out", str(tmp_path / "file"))
 
 
-def test_missing_run_is_code_3(tmp_path: Path) -> None:
-    for command in (["report", "x"], ["compare", "x", "y"], ["run", "--resume", "x"]):
-        assert "no run folder" in kvbench(*command, "--out", str(tmp_path), code=3).stderr
+@pytest.mark.parametrize("command", [["report", "x"], ["compare", "x", "y"], ["run", "--resume", "x"]])
+def test_missing_run_is_code_3(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no run folder" in refused(capsys, *command, "--out", str(tmp_path), code=3)
 
 
 def test_timeout_is_a_result(tmp_path: Path) -> None:
@@ -189,7 +211,7 @@ def test_timeout_is_a_result(tmp_path: Path) -> None:
         "    return model\n"
     )
     grid = ["-m", "py:slow:factory", "-t", "1", "-p", "8,11", "-n", "3", "-r", "1", "--strategies", "naive,dynamic"]
-    done = kvbench("run", *grid, "--timeout", "12", "--out", "runs", code=5, cwd=tmp_path)
+    done = kvbench("run", *grid, "--timeout", "15", "--out", "runs", code=5, cwd=tmp_path)
     folder = tmp_path / done.stdout.strip().splitlines()[-1]
     status = pd.read_csv(folder / "summary.csv").set_index(["n_prompt", "strategy", "phase"])["status"]
     assert status[11, "naive", "decode"] == "timeout"
@@ -250,7 +272,7 @@ def test_killed_run_resumes_to_the_same_cases(n_lines: int, victim: str, tmp_pat
     path = samples_file(tmp_path, process, n_lines)
     if victim == "worker":
         children = psutil.Process(process.pid).children()
-        random.Random(n_lines).choice(children).kill() if children else process.kill()
+        (children[n_lines % len(children)] if children else process).kill()
         process.wait(timeout=120)
     process.kill()
     process.wait()
@@ -304,7 +326,5 @@ def test_generate_prints_the_continuation_alone(tmp_path: Path) -> None:
         (["--dtype", "int8"], "--dtype"),
     ],
 )
-def test_generate_refuses_bad_input(arguments: list[str], says: str) -> None:
-    done = kvbench("generate", "--prompt", "x", *arguments, code=2)
-    assert says in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_generate_refuses_bad_input(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert says in refused(capsys, "generate", "--prompt", "x", *arguments)

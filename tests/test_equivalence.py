@@ -217,5 +217,7 @@ def test_reference_survives_a_broken_draft(monkeypatch: pytest.MonkeyPatch) -> N
     """The draft may be anything: the parallel forward settles the tokens, and they are naive's."""
     model, prompt = model_of("llama"), token_ids(13, 2, 8)
     expected = reference(model, prompt, 6)
-    monkeypatch.setattr(Dynamic, "generate", lambda self, ids, n_gen: torch.zeros(ids.shape[0], n_gen, dtype=torch.long))
+    monkeypatch.setattr(
+        Dynamic, "generate", lambda self, ids, n_gen: torch.zeros(ids.shape[0], n_gen, dtype=torch.long)
+    )
     assert torch.equal(reference(model, prompt, 6).tokens, expected.tokens)

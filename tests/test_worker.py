@@ -81,9 +81,7 @@ def test_wrong_tokens_in_a_timed_turn_are_refused(tmp_path: Path, monkeypatch: p
         (RuntimeError("first\nsecond"), "failed"),
     ],
 )
-def test_an_error_is_an_answer(
-    error: Exception, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_is_an_answer(error: Exception, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worker, _ = checked(tiny_case(), tmp_path)
 
     def broken(self: Dynamic, ids: Tensor) -> Tensor:
@@ -104,7 +102,7 @@ def test_out_of_memory_is_told_from_other_errors() -> None:
 def test_serve_answers_line_by_line() -> None:
     case = tiny_case()
     load = Load(group=case.group, strategy="dynamic", naive_logits="last", seed=0)
-    bad = Load(group=msgspec.structs.replace(case.group, model="random:nothing"), strategy="", naive_logits="last", seed=0)
+    bad = msgspec.structs.replace(load, group=msgspec.structs.replace(case.group, model="random:nothing"))
     replies = io.BytesIO()
     serve(io.BytesIO(b"".join(msgspec.json.encode(request) + b"\n" for request in (bad, load))), replies)
     first, second = (msgspec.json.decode(line, type=Reply) for line in replies.getvalue().splitlines())

@@ -1,0 +1,40 @@
+"""A stored run is read, summarised, drawn and compared where torch and transformers cannot be imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+READ_AND_DRAW = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "accelerate", "gguf", "safetensors"):
+            raise ImportError(f"{name} is blocked")
+sys.meta_path.insert(0, Blocker())
+
+from pathlib import Path
+from bench import cautions, compare, comparison_plots, frame, notes, plot_style, plots, rounds, slopes, summary, tables
+from tests.handmade import grid, make_run
+
+run = make_run(grid(["naive", "dynamic"], [32, 128]))
+summarized, steps = summary.summarize(run), rounds.usable_steps(run)
+lines = slopes.slopes(steps)
+assert tables.render(summarized, "md") and notes.slope_lines(lines) and notes.caution_lines(cautions.cautions(run))
+drawn = plots.figures(summarized, steps, lines)
+compared = compare.compare(run, run)
+drawn |= comparison_plots.comparison_figures(compared.rows, compared.a, compared.b)
+for name, figure in drawn.items():
+    plot_style.save(figure, Path(sys.argv[1]) / name)
+print(" ".join(sorted(drawn)))
+"""
+
+
+def test_a_run_is_read_drawn_and_compared(tmp_path):
+    root = Path(__file__).resolve().parent.parent
+    command = [sys.executable, "-c", READ_AND_DRAW, str(tmp_path)]
+    answer = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=False)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout == "forest overlay speedup step_latency throughput\n"
+    assert len(list(tmp_path.iterdir())) == 10
