@@ -141,7 +141,7 @@ PRESETS: dict[str, tuple[Sweep, ...]] = {
 """Lists of sweeps by name; `kvbench run` without arguments measures `default`."""
 
 
-def naive_steps(case: Case, tokens_per_turn: int = 2048) -> list[int]:
+def naive_steps(case: Case, tokens_per_turn: int = 640) -> list[int]:
     """The decode steps (1 to n_gen - 1) of a naive case that are timed: every k-th one, from the middle of the first k.
 
     A naive step depends on its length alone, so a long decode is timed at every k-th position and interpolated. k is
@@ -151,9 +151,9 @@ def naive_steps(case: Case, tokens_per_turn: int = 2048) -> list[int]:
 
     >>> cases = Sweep(n_threads=(2,), n_prompt=(32, 512, 2048), strategies=("naive",)).cases()
     >>> [len(naive_steps(case)) for case in cases]
-    [31, 3, 1]
+    [10, 1, 1]
     >>> naive_steps(cases[1])
-    [6, 17, 28]
+    [16]
     """
     n_steps = case.n_gen - 1
     if n_steps == 0:

@@ -27,8 +27,9 @@ WARMUP_TRIALS = 5
 WARMUP_AGREEMENT = 0.05
 LOAD_TIMEOUT_S = 1800.0
 """For reading or making a model's weights, which are no case's time."""
-WARMUP_S = 4.0
-"""No further warm-up starts once a case has run this long: its check has run every shape once already."""
+WARMUP_S = 2.0
+"""No warm-up starts once a case has run this long: its check has been through every shape already, and turns of
+seconds showed no trend after it."""
 
 
 ArmKey = tuple[str, NaiveLogits]

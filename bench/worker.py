@@ -91,7 +91,6 @@ class Worker:
     def load(self, request: Load) -> Loaded:
         group = request.group
         torch.set_num_threads(group.n_threads)
-        torch.set_num_interop_threads(1)
         self.device = torch.device(group.device)
         self.model = models.load(
             group.model,
@@ -210,6 +209,7 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
 def main() -> None:
     """Serve on standard input and output; anything that a library prints goes to standard error."""
     die_with_parent()
+    torch.set_num_interop_threads(1)
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     serve(sys.stdin.buffer, replies)

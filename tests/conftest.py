@@ -12,6 +12,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tiny models gain nothing from more threads, and on a busy machine the threads wait for each other for seconds.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Before any test imports torch: models of a few kilobytes gain nothing by threads, which on a busy machine wait for each
+# other at every product (measured on two shared cores: 8 s instead of more than 280). Workers set their own number.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # No deadline: the first example of a test pays for a model. In CI the examples are the same ones each time.
 hypothesis.settings.register_profile("kvbench", deadline=None, derandomize="CI" in os.environ, print_blob=True)
 hypothesis.settings.load_profile("kvbench")

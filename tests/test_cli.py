@@ -242,9 +242,13 @@ def test_other_tokens_are_code_5(tmp_path: Path) -> None:
     assert rows.loc[("naive", "decode"), "status"] == "ok"
 
 
+KILLED_GRID = ["-m", "random:tiny", "-t", "1", "-p", "8,16", "-n", "8", "--strategies", "naive,dynamic"]
+KILLED_ROUNDS = 12
+
+
 def started(out: Path) -> subprocess.Popen[str]:
     tree = str(Path(__file__).resolve().parent.parent)
-    grid = ["-m", "random:tiny", "-t", "1", "-p", "8,16", "-n", "8", "-r", "30", "--name", "killed"]
+    grid = [*KILLED_GRID, "-r", str(KILLED_ROUNDS), "--name", "killed"]
     return subprocess.Popen(
         [sys.executable, "-m", "bench.cli", "run", *grid, "--out", str(out)],
         stdout=subprocess.PIPE,
@@ -265,8 +269,7 @@ def samples_file(out: Path, process: subprocess.Popen[str], n_lines: int) -> Pat
     raise AssertionError("the run ended, or stored nothing in two minutes")
 
 
-@pytest.mark.parametrize("n_lines", [0, 7, 60, 150])
-@pytest.mark.parametrize("victim", ["parent", "worker"])
+@pytest.mark.parametrize(("victim", "n_lines"), [("parent", 0), ("parent", 9), ("parent", 33), ("worker", 21)])
 def test_killed_run_resumes_to_the_same_cases(n_lines: int, victim: str, tmp_path: Path) -> None:
     process = started(tmp_path)
     path = samples_file(tmp_path, process, n_lines)
@@ -281,10 +284,10 @@ def test_killed_run_resumes_to_the_same_cases(n_lines: int, victim: str, tmp_pat
     assert path.read_bytes()[: len(kept.rpartition(b"\n")[0])] == kept.rpartition(b"\n")[0]
     folder = Path(done.stdout.strip().splitlines()[-1])
     rows = pd.read_csv(folder / "summary.csv")
-    assert len(rows) == 2 * 4 * 2
+    assert len(rows) == 2 * 2 * 2
     if victim == "parent":
         assert set(rows["status"]) == {"ok"}
-        assert (rows["samples"] >= 30).all()
+        assert (rows["samples"] >= KILLED_ROUNDS).all()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

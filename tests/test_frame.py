@@ -33,7 +33,7 @@ def test_a_turn_gives_a_row_per_phase_with_the_case_the_round_and_the_covariates
 
 
 def test_the_steps_that_naive_does_not_time_are_interpolated():
-    case = make_case("naive", 512)
+    case = make_case("naive", 64)
     exact = make_run([case], rounds=1, warmups=0, turn_noise=0, step_noise=0, ms=lambda _, step: 900.0 + 1.5 * step)
     assert 1 < len(exact.samples[0].steps) < case.n_gen - 1
     decode = frame.turns(exact).query("phase == 'decode'").iloc[0]
