@@ -70,9 +70,11 @@ class Arm:
             line = self._read_line(time.monotonic() + timeout_s)
         except TimeoutError:
             self.close()
-            raise ArmFailed("timeout", f"no answer within the {timeout_s:.0f} s left to it", alive=False) from None
+            raise ArmFailed(
+                "timeout", f"no answer within the {timeout_s:.0f} s that --timeout left it", alive=False
+            ) from None
         except (BrokenPipeError, EOFError):
-            raise self._death() from None
+            raise self.death() from None
         reply: Reply = _decode_reply(line)
         if isinstance(reply, Refused):
             raise ArmFailed(reply.status, reply.error, alive=True, tokens_match=reply.tokens_match)
@@ -86,6 +88,16 @@ class Arm:
         except psutil.NoSuchProcess:
             return 0
         return int((times.user + times.system) * 1e9)
+
+    def death(self) -> ArmFailed:
+        """Why the worker, which is gone, ended."""
+        code = self._process.wait()
+        self._errors.seek(0)
+        last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:]
+        if code == -9:  # nobody but the system's out-of-memory killer sends this to a worker that was not given up on
+            return ArmFailed("oom", "the worker was killed (signal 9): most likely out of memory", alive=False)
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        return ArmFailed("failed", f"the worker {how}{''.join(f': {line}' for line in last)}", alive=False)
 
     @property
     def alive(self) -> bool:
@@ -124,15 +136,6 @@ class Arm:
                 self._buffer += received
         line, self._buffer = self._buffer.split(b"\n", 1)
         return line
-
-    def _death(self) -> ArmFailed:
-        code = self._process.wait()
-        self._errors.seek(0)
-        last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:]
-        if code == -9:  # nobody but the system's out-of-memory killer sends this to a worker that was not given up on
-            return ArmFailed("oom", "the worker was killed (signal 9): most likely out of memory", alive=False)
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        return ArmFailed("failed", f"the worker {how}{''.join(f': {line}' for line in last)}", alive=False)
 
 
 def worker_environment(group: Group) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -24,7 +25,6 @@ app = typer.Typer(
     help="Measure what a KV cache buys: naive re-feed and KV-cached generation side by side, on the same weights.",
     epilog="Start with: kvbench run --preset smoke. Exit codes: 0 done, 1 regression, 2 bad input, 3 stored data "
     "missing or damaged, 4 inconclusive, 5 a case failed, 130/143 interrupted.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -70,10 +70,16 @@ def run(
         str | None,
         typer.Option("--naive-logits", help="LM head of naive: of the last position (fair) or of all (literal)."),
     ] = None,
-    repetitions: Annotated[int, typer.Option("-r", "--repetitions", help="Rounds; six or more give intervals.")] = 6,
-    processes: Annotated[int, typer.Option("--processes", help="Fresh processes per strategy.")] = 1,
+    repetitions: Annotated[
+        int | None, typer.Option("-r", "--repetitions", help="Rounds; six or more give intervals [default: 6].")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option("--processes", help="Fresh processes per strategy [default: 1].")
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of prompts and random weights [default: 0].")] = None,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds that a case may take.")] = 900.0,
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", help="Seconds that a case may take in a process [default: 900].")
+    ] = None,
     out: OutFolder = RESULTS,
     name: Annotated[str | None, typer.Option("--name", help="Of the run folder, after its time.")] = None,
     resume: Annotated[str | None, typer.Option("--resume", help="RUN: measure only what it lacks.")] = None,
@@ -95,8 +101,9 @@ def run(
     form = options.one("--format", output_format, tables.FORMATS)
     if resume is not None:
         grid = (model, strategies, n_prompt, n_gen, n_depth, batch_size, dtype, threads, device, name)
-        if preset != "default" or any(value is not None for value in grid):
-            raise UsageError("--resume takes its grid from the run: leave out every flag of the grid")
+        settings = (attn_implementation, naive_logits, seed, repetitions, processes, timeout)
+        if preset != "default" or any(value is not None for value in (*grid, *settings)):
+            raise UsageError("--resume goes on with what the run was asked for: leave out every flag but --out and -o")
         job = jobs.resume(resume, out)
     else:
         sweeps = options.sweeps(
@@ -116,7 +123,7 @@ def run(
         )
         job = jobs.plan(sweeps, options.limits(repetitions, processes, timeout), out, name)
     if dry_run:
-        print(jobs.estimate(job))
+        _emit(f"{jobs.estimate(job)}\n")
         return
     finished = jobs.measure(job)
     _print_summary(finished, form)
@@ -158,7 +165,9 @@ def compare(
     form = options.one("--format", output_format, tables.FORMATS)
     run_a, run_b = (read_run(find_run(run, out)) for run in (a, b))
     comparison = compare_runs(run_a, run_b)
-    print(render(comparison, form), end="")
+    _emit(render(comparison, form))
+    if form != "md":  # the rows alone are on stdout: the verdict, and what is not compared, must not be lost
+        print(render(comparison, "md"), file=sys.stderr)
     folder = write_comparison(comparison, run_b, plots)
     print(f"plots: {folder}", file=sys.stderr)
     if comparison.exit_code:
@@ -211,7 +220,7 @@ def env(output_format: Annotated[str, typer.Option("-o", "--format", help="md or
     from bench.environment import read_environment
 
     form = options.one("--format", output_format, tables.ENVIRONMENT_FORMATS)
-    print(tables.render_environment(read_environment(), form), end="")
+    _emit(tables.render_environment(read_environment(), form))
 
 
 class Terminated(BaseException):
@@ -221,8 +230,9 @@ class Terminated(BaseException):
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command; every error that a user can cause is one line on stderr and an exit code of the contract."""
     signal.signal(signal.SIGTERM, _terminated)
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        code = app(arguments, standalone_mode=False)
+        code = app(arguments or ["--help"], standalone_mode=False)
     except UsageError as error:
         code = _complain(str(error), EXIT_USAGE)
     except DataError as error:
@@ -233,9 +243,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         code = _complain("interrupted", EXIT_INTERRUPTED)
     except Terminated:
         code = _complain("terminated", EXIT_TERMINATED)
-    except BrokenPipeError:  # the reader of stdout went away, as `| head` does
-        sys.stderr.close()
-        code = 0
+    except OSError as error:  # a full disk, a folder that went away: what was stored before is safe
+        code = _complain(f"{error.filename or 'writing'}: {error.strerror or error}", EXIT_FAILED_CASE)
+    except Exception as error:  # not foreseen; it must not end with 1, which says regression
+        if "KVBENCH_TRACEBACK" in os.environ:
+            raise
+        hint = "(set KVBENCH_TRACEBACK=1 to see where)"
+        code = _complain(f"{type(error).__name__}: {error} {hint}", EXIT_FAILED_CASE)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -245,7 +259,7 @@ def _print_summary(finished: Run, form: Format) -> None:
 
     summary = report.write_report(finished)
     if form != "md":
-        print(tables.data(summary, form), end="")
+        _emit(tables.data(summary, form))
         print(finished.path, file=sys.stderr)
     elif sys.stdout.isatty():
         from rich.console import Console
@@ -253,11 +267,18 @@ def _print_summary(finished: Run, form: Format) -> None:
         Console().print(tables.terminal(summary))
         print(finished.path)
     else:
-        print(tables.markdown(summary))
-        print(finished.path)
+        _emit(f"{tables.markdown(summary)}\n{finished.path}\n")
     failed = summary["status"].isin(["failed", "oom", "timeout"]).any()
     if failed or (summary["status"] == "unsupported").all():
         raise typer.Exit(EXIT_FAILED_CASE)
+
+
+def _emit(text: str) -> None:
+    """Write to stdout; a reader that has seen enough (`| head`) is no error."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(message: str, code: int) -> int:

@@ -15,7 +15,7 @@ from bench.progress import ProgressBar
 from bench.record import SCHEMA_VERSION, CasePlan, Manifest, Run
 from bench.schedule import Options, pending_seconds
 from bench.schedule import measure as measure_cases
-from bench.store import DataError, RunWriter, check_name, create_run, find_run, read_run
+from bench.store import DataError, RunWriter, check_name, create_run, find_run, locked, read_run
 from kvcache import models
 
 
@@ -72,6 +72,9 @@ def resume(run: str, out: Path) -> Job:
     previous = read_run(find_run(run, out))
     there, here = previous.manifest.environment.fingerprint, read_environment().fingerprint
     changed = [f"{name} was {there[name]}, is {here[name]}" for name in there if there[name] != here[name]]
+    for model, digest in previous.manifest.weights.items():
+        if models.weights_digest(model, seed=previous.manifest.plan[0].case.seed) != digest:
+            changed.append(f"the weights of {model} are others")
     if changed:
         raise DataError(f"{run}: cannot be resumed here, its samples would not be comparable: {'; '.join(changed)}")
     return Job(previous.manifest, Path(previous.path).parent, previous)
@@ -103,7 +106,7 @@ def measure(job: Job) -> Run:
         folder, manifest = create_run(job.out, job.manifest)
         digest = manifest.digest
     try:
-        with RunWriter(folder, digest) as writer, ProgressBar() as progress:
+        with locked(folder), RunWriter(folder, digest) as writer, ProgressBar() as progress:
             measure_cases(job.manifest.plan, job.options, writer, progress, job.previous)
     except BaseException:
         print(f"What was measured is kept. Go on with: kvbench run --resume {folder}", file=sys.stderr)

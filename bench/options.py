@@ -14,6 +14,8 @@ from bench.schedule import Options
 from kvcache.catalogue import STRATEGIES
 from kvcache.models import ATTN_IMPLEMENTATIONS, DTYPES
 
+MAX_TIMEOUT_S = 1e6
+
 Word = TypeVar("Word", bound=str)
 
 
@@ -29,6 +31,8 @@ def integers(flag: str, text: str, minimum: int = 1) -> tuple[int, ...]:
             ) from None
         if value < minimum:
             raise UsageError(f"{flag} {word}: too small; give integers of at least {minimum}")
+        if value in found:
+            raise UsageError(f"{flag} {text}: {value} is named twice; give every value once")
         found.append(value)
     return tuple(found)
 
@@ -46,6 +50,8 @@ def choices(flag: str, text: str, valid: Collection[str]) -> tuple[str, ...]:
 
 def one(flag: str, text: str, valid: Collection[Word]) -> Word:
     """The one of `valid` that `text` is; a miss names what it may have meant."""
+    if "," in text:
+        raise UsageError(f"{flag} {text}: takes one value, not a list (valid: {', '.join(valid)})")
     choices(flag, text, valid)
     return next(word for word in valid if word == text)
 
@@ -67,17 +73,23 @@ def at_least(flag: str, value: float, minimum: int) -> None:
         raise UsageError(f"{flag} {value}: too small; give at least {minimum}")
 
 
-def limits(repetitions: int, processes: int, timeout_s: float) -> Options:
-    """How much is measured, checked."""
+def limits(repetitions: int | None, processes: int | None, timeout_s: float | None) -> Options:
+    """How much is measured, checked; None takes the default."""
+    default = Options()
+    repetitions = default.repetitions if repetitions is None else repetitions
+    processes = default.processes if processes is None else processes
+    timeout_s = default.timeout_s if timeout_s is None else timeout_s
     at_least("--repetitions", repetitions, 1)
     at_least("--processes", processes, 1)
-    at_least("--timeout", timeout_s, 1)
+    if not 1 <= timeout_s <= MAX_TIMEOUT_S:  # NaN fails it too
+        raise UsageError(f"--timeout {timeout_s:g}: give seconds from 1 to {MAX_TIMEOUT_S:g}")
     return Options(repetitions=repetitions, processes=processes, timeout_s=timeout_s)
 
 
 def device(text: str) -> str:
     """`cpu`, or `cuda` where there is one: asking for CUDA never gives the CPU in silence."""
-    (name,) = choices("--device", text, get_args(DeviceName))
+    devices: tuple[DeviceName, ...] = get_args(DeviceName)
+    name = one("--device", text, devices)
     if name == "cuda":
         import torch
 
@@ -107,7 +119,9 @@ def sweeps(
     Raises:
         UsageError: a flag's value is not valid.
     """
-    (preset,) = choices("--preset", preset, PRESETS)
+    preset = one("--preset", preset, PRESETS)
+    if seed is not None and not 0 <= seed < 2**63:
+        raise UsageError(f"--seed {seed}: give an integer from 0 to 2**63 - 1")
     chosen: dict[str, Any] = {
         "models": words("--model", model) if model is not None else None,
         "strategies": choices("--strategies", strategies, STRATEGIES) if strategies is not None else None,

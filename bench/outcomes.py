@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from bench.record import Run, Status, TokensMatch
+from bench.record import Failure, Run, Status, TokensMatch
 
 NOT_MEASURED = "not measured: the run ended before this case; `kvbench run --resume` measures it"
 
@@ -29,7 +29,7 @@ def outcomes(run: Run) -> dict[str, Outcome]:
 
 def _outcome(run: Run, key: str) -> Outcome:
     checks = [check for check in run.checks if check.case == key]
-    failures = [failure for failure in run.failures if failure.case == key]
+    failures = [failure for failure in run.failures if failure.case == key and not _made_up_for(run, failure)]
     told = [check.tokens_match for check in checks] + [failure.tokens_match for failure in failures]
     matches = [match for match in told if match is not None]
     match = min(matches, key=_WORST_MATCH.index, default=None)
@@ -41,3 +41,13 @@ def _outcome(run: Run, key: str) -> Outcome:
     if not any(sample.case == key and not sample.warmup for sample in run.samples):
         return Outcome(status="failed", tokens_match=match, error=NOT_MEASURED, measured=False)
     return Outcome(status="ok", tokens_match=match)
+
+
+def _made_up_for(run: Run, failure: Failure) -> bool:
+    """Whether the worker that died was followed by one that did all the rounds, in a resumed run."""
+    rounds = {
+        sample.round
+        for sample in run.samples
+        if (sample.case, sample.process) == (failure.case, failure.process) and not sample.warmup
+    }
+    return failure.worker_died and len(rounds) >= run.manifest.repetitions

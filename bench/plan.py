@@ -11,6 +11,7 @@ from bench.case import Case, Sweep, UsageError
 from bench.record import CasePlan
 from kvcache import models
 from kvcache.architectures import UnknownGeometry, geometry
+from kvcache.checkpoints import COPY_LIMIT_BYTES
 from kvcache.costs import phase_costs
 
 PROCESS_BYTES = 400_000_000
@@ -46,24 +47,28 @@ def describe(model: str, attn_implementation: str) -> models.ModelDescription:
 def memory_bytes(plans: Sequence[CasePlan]) -> int:
     """The most memory that any group of `plans` needs at once, all its workers together (an upper estimate).
 
-    Weights are mapped from one file and shared by the workers of a group; keys, values and the reference's logits are
-    each worker's own.
+    Weights are mapped from one file and shared by the workers of a group, unless they are very large or the user's
+    own code makes them; keys, values and logits are each worker's own.
     """
     needs = []
     for group in dict.fromkeys(item.case.group for item in plans):
         members = [item for item in plans if item.case.group == group]
         weights = describe(group.model, group.attn_implementation).weights_bytes(group.dtype)
         workers = 1 + len({item.case.strategy for item in members})
-        needs.append(weights + workers * (PROCESS_BYTES + max(map(_case_bytes, members))))
+        shared = weights <= COPY_LIMIT_BYTES and not group.model.startswith("py:")
+        needs.append(weights * (1 if shared else workers) + workers * (PROCESS_BYTES + max(map(_case_bytes, members))))
     return max(needs, default=0)
 
 
 def _case_bytes(item: CasePlan) -> int:
-    """Keys and values (held twice while a cache grows), the expected logits and those of a strategy beside them."""
+    """Keys and values (held twice while a cache grows), logits (the expected ones beside a strategy's), token ids."""
     case = item.case
-    last = item.decode or item.prefill
-    vocab_size = describe(case.model, case.attn_implementation).vocab_size
-    logits = case.batch_size * case.n_gen * vocab_size * models.DTYPES[case.dtype]
+    model = describe(case.model, case.attn_implementation)
+    # The reference keeps a cache and naive does not, so the cache of a case counts whatever its strategy.
+    cached = _with_costs(msgspec.structs.replace(case, strategy="dynamic", naive_logits="last"), model)
+    last = cached.decode or cached.prefill
+    kept = case.n_gen + (case.n_depth + case.n_prompt if case.naive_logits == "all" else 0)
+    logits = case.batch_size * kept * model.vocab_size * models.DTYPES[case.dtype]
     ids = 8 * case.batch_size * case.capacity
     return 3 * (last.kv_bytes if last is not None else 0) + 2 * logits + ids
 

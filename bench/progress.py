@@ -11,6 +11,8 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
+from bench.case import Case
+
 
 class ProgressBar:
     """Says how much is done and how long the rest will take.
@@ -31,7 +33,7 @@ class ProgressBar:
             transient=True,
         )
         self._task = self._bar.add_task("starting the workers", total=0.0, left="")
-        self._expected = self._done = self._took = 0.0
+        self._expected = self._done = self._judged = self._took = 0.0
         self._last_line = ""
         self._started = time.monotonic()
 
@@ -40,19 +42,20 @@ class ProgressBar:
         self._expected += seconds
         self._bar.update(self._task, total=self._expected, refresh=True)
 
-    def done(self, seconds: float, took_s: float, what: str) -> None:
-        """So much of it is done, and took `took_s` in truth."""
+    def done(self, seconds: float, took_s: float | None, case: Case) -> None:
+        """So much of it is done, and took `took_s` in truth (None: not to be judged by)."""
         self._done = min(self._expected, self._done + seconds)
-        self._took += took_s
-        left = self._took / self._done * (self._expected - self._done)
-        text = f"about {_minutes(left)} left"
+        if took_s is not None:
+            self._judged += seconds
+            self._took += took_s
+        pace = self._took / self._judged if self._judged else 1.0
+        text = f"about {_minutes(pace * (self._expected - self._done))} left"
         if self._console.is_terminal:
-            self._bar.update(self._task, completed=self._done, description=what, left=text, refresh=True)
-            return
-        cell = what.rsplit(" ", 1)[0]
-        if cell != self._last_line:
-            self._last_line = cell
-            print(f"measuring {cell}, {text}", file=sys.stderr, flush=True)
+            name = f"{case.label} {case.strategy}"
+            self._bar.update(self._task, completed=self._done, description=name, left=text, refresh=True)
+        elif took_s is not None and case.label != self._last_line:
+            self._last_line = case.label
+            print(f"measuring {case.label}, {text}", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         """Print a line that stays."""

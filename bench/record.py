@@ -83,6 +83,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, tag="failure"):
     status: Literal["failed", "oom", "timeout", "unsupported"]
     error: str
     tokens_match: TokensMatch | None = None
+    worker_died: bool = False
+    """The worker ended by itself or was killed from outside: `--resume` tries the case again."""
 
 
 Record = Sample | Check | Failure

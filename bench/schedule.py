@@ -19,7 +19,7 @@ import msgspec
 from bench.arm import Arm, ArmFailed
 from bench.case import Case, Group, NaiveLogits
 from bench.estimate import turn_seconds
-from bench.protocol import CheckCase, Checked, Load, MakeReference, Request, TakeTurn, TurnTaken
+from bench.protocol import VERSION, CheckCase, Checked, Load, Loaded, MakeReference, Request, TakeTurn, TurnTaken
 from bench.record import CasePlan, Check, Failure, Record, Run, Sample
 
 WARMUP_TRIALS = 5
@@ -28,8 +28,8 @@ WARMUP_AGREEMENT = 0.05
 LOAD_TIMEOUT_S = 1800.0
 """For reading or making a model's weights, which are no case's time."""
 WARMUP_S = 2.0
-"""No warm-up starts once a case has run this long: its check has been through every shape already, and turns of
-seconds showed no trend after it."""
+"""No warm-up starts once a case has run this long, its check included: that has been through every shape already, and
+turns of seconds showed no trend after it."""
 
 
 ArmKey = tuple[str, NaiveLogits]
@@ -45,8 +45,8 @@ class Progress(Protocol):
     def expect(self, seconds: float) -> None:
         """So much work lies ahead, in rough seconds (see `estimate.turn_seconds`)."""
 
-    def done(self, seconds: float, took_s: float, what: str) -> None:
-        """So much of it is done, and took so long; `what` is the next thing's name."""
+    def done(self, seconds: float, took_s: float | None, case: Case) -> None:
+        """So much of it is done, for `case`, and took so long (None: not to be judged by)."""
 
     def say(self, text: str) -> None:
         """Something a reader should know at once: a case failed, a worker was started anew."""
@@ -110,10 +110,10 @@ class Past:
                 self.turns = max(self.turns, sample.order + 1)
                 if not sample.warmup:
                     self._rounds.setdefault((sample.case, sample.process), set()).add(sample.round)
-            self._failed = {(failure.case, failure.process) for failure in run.failures}
+            self._failed = {(failure.case, failure.process) for failure in run.failures if not failure.worker_died}
 
     def failed(self, case: Case, process: int) -> bool:
-        """Whether a failure of the case is stored: that is its result, and it is not tried again."""
+        """Whether a failure of the case is stored that is its result, and is not tried again (a dead worker is)."""
         return (case.key, process) in self._failed
 
     def next_round(self, cell: Sequence[CasePlan], process: int) -> int:
@@ -266,6 +266,8 @@ class ProcessSet:
         """Ask the entry's arm within the time its case has left; a failure is stored and ends the case."""
         key = _key(entry.case)
         try:
+            if not isinstance(request, CheckCase) and not self.arms[key].alive:
+                raise self.arms[key].death()  # killed while it slept: a new one would know nothing of the case
             self._load(key)
             started = time.monotonic()
             reply = self.arms[key].ask(request, self.options.timeout_s - entry.spent_s)
@@ -274,7 +276,8 @@ class ProcessSet:
             return None
         took = time.monotonic() - started
         entry.spent_s += took
-        self.progress.done(turn_seconds(entry.plan), took, f"{entry.case.label} {entry.case.strategy}")
+        is_turn = isinstance(request, TakeTurn)  # a check is slower than a turn: it would mislead the estimate
+        self.progress.done(turn_seconds(entry.plan), took if is_turn else None, entry.case)
         return reply
 
     def _fail(self, entry: _Entry, failure: ArmFailed, prefix: str = "") -> None:
@@ -287,6 +290,7 @@ class ProcessSet:
                 status=failure.status,
                 error=error,
                 tokens_match=failure.tokens_match,
+                worker_died=not failure.alive and failure.status != "timeout",
             )
         )
         self.progress.say(f"{failure.status}: {entry.case.key}: {error}")
@@ -299,7 +303,9 @@ class ProcessSet:
         if key not in self.loaded:
             strategy, naive_logits = key
             load = Load(group=self.group, strategy=strategy, naive_logits=naive_logits, seed=self.seed)
-            self.arms[key].ask(load, LOAD_TIMEOUT_S)
+            loaded = self.arms[key].ask(load, LOAD_TIMEOUT_S)
+            if not isinstance(loaded, Loaded) or loaded.version != VERSION:
+                raise ArmFailed("failed", f"the worker speaks another protocol than {VERSION}", alive=True)
             self.loaded.add(key)
 
     def _start(self, key: ArmKey) -> None:

@@ -8,12 +8,14 @@ and synced before the next turn starts: a kill loses at most the line being writ
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import re
 import tempfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -104,6 +106,9 @@ def create_run(out: Path, manifest: Manifest) -> tuple[Path, Manifest]:
     folder = out / manifest.run_id
     try:
         out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot be made ({error.strerror})") from error
+    try:
         folder.mkdir()
         write_atomically(folder / "manifest.json", msgspec.json.format(_encode(manifest)))
     except FileExistsError as error:
@@ -111,6 +116,21 @@ def create_run(out: Path, manifest: Manifest) -> tuple[Path, Manifest]:
     except OSError as error:
         raise UsageError(f"--out {out}: cannot be written ({error.strerror})") from error
     return folder, manifest
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a run folder to one measuring process; the kernel lets go of it when the process ends, however it ends.
+
+    Raises:
+        UsageError: another process measures into it.
+    """
+    with (folder / "manifest.json").open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{folder}: another process measures into it; wait until it ends") from None
+        yield
 
 
 def read_run(folder: Path) -> Run:
@@ -123,8 +143,14 @@ def read_run(folder: Path) -> Run:
     samples: list[Sample] = []
     checks: list[Check] = []
     failures: list[Failure] = []
-    for path in sorted(folder.glob("samples*.jsonl"), key=_file_number):
+    paths = sorted(folder.glob("samples*.jsonl"), key=_file_number)
+    if [_file_number(path) for path in paths] != list(range(1, len(paths) + 1)):
+        raise DataError(f"{folder}: a samples file is missing (there are {', '.join(path.name for path in paths)})")
+    planned = {item.case.key for item in manifest.plan}
+    for path in paths:
         for record in _records(path, manifest.digest):
+            if record.case not in planned:
+                raise DataError(f"{path}: holds a case that the manifest does not plan: {record.case}")
             match record:
                 case Sample():
                     samples.append(record)
@@ -241,6 +267,7 @@ def _records(path: Path, digest: str) -> Iterator[Record]:
 def _refuse_impossible(record: Record, path: Path, number: int) -> None:
     """Times are positive integers: a zero or negative one was never measured."""
     if isinstance(record, Sample):
-        times = [record.prefill_ns, *record.step_ns, *(record.step_event_ns or [])]
-        if min(times) <= 0 or len(record.step_ns) != len(record.steps):
+        events = record.step_event_ns if record.step_event_ns is not None else record.step_ns
+        times = [record.prefill_ns, record.prefill_event_ns or 1, *record.step_ns, *events]
+        if min(times) <= 0 or not len(record.step_ns) == len(events) == len(record.steps):
             raise DataError(f"{path}, line {number}: a time is not positive, or a step has none")

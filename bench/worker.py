@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bench.case import Case, naive_steps
+from bench.case import Case, DeviceName, naive_steps
 from bench.clock import make_clock
 from bench.environment import CovariateReader, peak_memory_bytes, reset_peak_memory
 from bench.protocol import (
@@ -40,6 +40,7 @@ from bench.protocol import (
 from kvcache import models
 from kvcache.catalogue import build
 from kvcache.equivalence import Reference, agreement, reference
+from kvcache.skeletons import is_out_of_memory
 from kvcache.strategy import Strategy, Unsupported
 
 
@@ -62,6 +63,8 @@ class Worker:
     """Carries out requests, one at a time; between them it holds a model, a strategy and the case checked last."""
 
     strategy: Strategy
+    poisoned = False
+    """Whether this process can do nothing more, and must end after its answer."""
     case: Case
     prompt: Tensor
     expected: Reference
@@ -82,6 +85,9 @@ class Worker:
             return Refused(status="unsupported", error=str(reason))
         except OtherTokens as reason:
             return Refused(status="failed", error=str(reason), tokens_match="false")
+        except torch.AcceleratorError as error:  # the CUDA context is lost: no later case may run in it
+            self.poisoned = True
+            return Refused(status="failed", error=f"{type(error).__name__}: {first_line(error)}")
         except Exception as error:  # noqa: BLE001  # whatever a model raises is this case's result, and the other cases go on
             return Refused(
                 status="oom" if is_out_of_memory(error) else "failed",
@@ -113,6 +119,8 @@ class Worker:
         context, prompt = self._ids(case)
         found = reference(self.model, prompt, case.n_gen, context)
         save_file({"tokens": found.tokens.contiguous(), "logits": found.logits.contiguous()}, path)
+        del found
+        give_back_memory(case.device)
         return Done()
 
     def check(self, case: Case, path: Path) -> Checked:
@@ -120,8 +128,8 @@ class Worker:
         context, self.prompt = self._ids(case)
         stored = load_file(path, device=str(self.device))
         self.expected = Reference(stored["tokens"], stored["logits"])
-        gc.collect()
-        reset_peak_memory(case.device)
+        give_back_memory(case.device)
+        has_peak = reset_peak_memory(case.device)
         self.strategy.prepare(case.batch_size, case.capacity, context)
         found = agreement(self.strategy, self.prompt, self.expected, self._steps())
         self.tokens_match = found.tokens_match
@@ -132,7 +140,7 @@ class Worker:
             positions_checked=found.positions_checked,
             kv_bytes_after_prefill=found.kv_bytes_after_prefill,
             kv_bytes_after_decode=found.kv_bytes_after_decode,
-            peak_memory_bytes=peak_memory_bytes(case.device),
+            peak_memory_bytes=peak_memory_bytes(case.device) if has_peak else None,
             compile_s=self.strategy.compile_s,
         )
 
@@ -177,10 +185,14 @@ class Worker:
             raise OtherTokens(f"{self.case.strategy} emitted other tokens in a timed turn than when it was checked")
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory ran out, on the CPU (a RuntimeError of torch) or on CUDA."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text
+def give_back_memory(device: DeviceName) -> None:
+    """Return what earlier cases have freed, so that a peak is this case's and another worker finds room."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    elif sys.platform == "linux":
+        with suppress(AttributeError):  # malloc_trim is glibc's
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def first_line(error: BaseException) -> str:
@@ -204,6 +216,8 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
     for line in requests:
         replies.write(msgspec.json.encode(worker.answer(decode(line))) + b"\n")
         replies.flush()
+        if worker.poisoned:
+            return
 
 
 def main() -> None:

@@ -103,7 +103,7 @@ def refusing(what: str) -> Iterator[None]:
     except (ModelError, MemoryError):
         raise
     except (Exception, SystemExit) as error:  # what is read is the user's, code too: anything may be raised
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         raise ModelError(f"{what} cannot be read ({one_line(error)})") from error
 
@@ -113,11 +113,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out: Python's own, CUDA's, or the CPU allocator's plain RuntimeError."""
     import torch
 
-    # The CPU's allocator raises a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _on_meta(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedModel:

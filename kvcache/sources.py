@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol
@@ -155,7 +156,8 @@ class Factory:
         here = str(Path.cwd())
         if here not in sys.path:
             sys.path.append(here)  # not first: a random.py of the user must not hide Python's
-        with refusing(str(self)):
+        # What the user's code prints is no part of a document on stdout.
+        with refusing(str(self)), redirect_stdout(sys.stderr):
             factory = getattr(importlib.import_module(self.module), self.factory)
             with seeded(self.seed):
                 model = factory()

@@ -9,11 +9,8 @@ import pytest
 
 # Before any test imports transformers: nothing may depend on what a hub answers, or on how long it takes not to.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Tiny models gain nothing from more threads, and on a busy machine the threads wait for each other for seconds.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-# Before any test imports torch: models of a few kilobytes gain nothing by threads, which on a busy machine wait for each
-# other at every product (measured on two shared cores: 8 s instead of more than 280). Workers set their own number.
+# Before any test imports torch: models of a few kilobytes gain nothing by threads, which on a busy machine wait for
+# each other at every product (measured on two shared cores: 8 s, not over 280). Workers set their own number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # No deadline: the first example of a test pays for a model. In CI the examples are the same ones each time.

@@ -160,6 +160,14 @@ def test_dry_run_measures_nothing(tmp_path: Path) -> None:
         (["--name", ".."], "--name"),
         (["-o", "xml"], "--format"),
         (["--stratgies", "naive"], "--strategies"),
+        (["-p", "8,08"], "twice"),
+        (["--preset", "smoke,full"], "one value"),
+        (["--device", "cpu,cuda"], "one value"),
+        (["-o", "md,csv"], "one value"),
+        (["--timeout", "inf"], "--timeout"),
+        (["--timeout", "nan"], "--timeout"),
+        (["--seed", "99999999999999999999"], "--seed"),
+        (["--resume", "x", "-r", "12"], "--resume"),
         (["--resume", "x", "-p", "8"], "--resume"),
         (["-b", "100000"], "memory"),
     ],
@@ -211,7 +219,7 @@ def test_timeout_is_a_result(tmp_path: Path) -> None:
         "    return model\n"
     )
     grid = ["-m", "py:slow:factory", "-t", "1", "-p", "8,11", "-n", "3", "-r", "1", "--strategies", "naive,dynamic"]
-    done = kvbench("run", *grid, "--timeout", "15", "--out", "runs", code=5, cwd=tmp_path)
+    done = kvbench("run", *grid, "--timeout", "7", "--out", "runs", code=5, cwd=tmp_path)
     folder = tmp_path / done.stdout.strip().splitlines()[-1]
     status = pd.read_csv(folder / "summary.csv").set_index(["n_prompt", "strategy", "phase"])["status"]
     assert status[11, "naive", "decode"] == "timeout"
@@ -280,14 +288,13 @@ def test_killed_run_resumes_to_the_same_cases(n_lines: int, victim: str, tmp_pat
     process.kill()
     process.wait()
     kept = path.read_bytes()
-    done = kvbench("run", "--resume", str(path.parent), code=5 if b'"failure"' in kept else 0)
+    done = kvbench("run", "--resume", str(path.parent))
     assert path.read_bytes()[: len(kept.rpartition(b"\n")[0])] == kept.rpartition(b"\n")[0]
     folder = Path(done.stdout.strip().splitlines()[-1])
     rows = pd.read_csv(folder / "summary.csv")
     assert len(rows) == 2 * 2 * 2
-    if victim == "parent":
-        assert set(rows["status"]) == {"ok"}
-        assert (rows["samples"] >= KILLED_ROUNDS).all()
+    assert set(rows["status"]) == {"ok"}
+    assert (rows["samples"] >= KILLED_ROUNDS).all()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

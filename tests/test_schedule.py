@@ -16,6 +16,8 @@ from bench.record import Check, Covariates, Failure, Record, Run, Sample
 from bench.schedule import Options, measure
 from tests.handmade import grid, make_plan, make_run
 
+ARMS: list[FakeArm] = []
+
 
 class FakeArm:
     """Answers at once, notes every request in `log`, and fails where `failures` says so."""
@@ -28,6 +30,7 @@ class FakeArm:
 
     def __init__(self, group: Group) -> None:
         self.group, self.alive, self.cpu_ns, self.strategy = group, True, 0, "?"
+        ARMS.append(self)
         self.log.append(("start", ""))
 
     def ask(self, request: Request, timeout_s: float) -> object:
@@ -67,6 +70,9 @@ class FakeArm:
                     covariates=Covariates(),
                 )
 
+    def death(self) -> ArmFailed:
+        return ArmFailed("oom", "the worker was killed", alive=False)
+
     def __enter__(self) -> FakeArm:
         return self
 
@@ -86,7 +92,7 @@ class Memory:
 
     def expect(self, seconds: float) -> None: ...
 
-    def done(self, seconds: float, took_s: float, what: str) -> None: ...
+    def done(self, seconds: float, took_s: float | None, case: Case) -> None: ...
 
     def say(self, text: str) -> None:
         self.said.append(text)
@@ -98,6 +104,7 @@ class Memory:
 @pytest.fixture(autouse=True)
 def _fake_arms(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedule, "Arm", FakeArm)
+    ARMS.clear()
     FakeArm.log, FakeArm.failures, FakeArm.matches, FakeArm.times_ns = [], {}, {}, {}
 
 
@@ -205,6 +212,30 @@ def test_resume_does_not_try_a_failure_again() -> None:
     memory = measured(CASES, interrupted(3, failures=[lost]), repetitions=2)
     assert "dynamic" not in turns()
     assert len([sample for sample in memory.of(Sample) if not sample.warmup]) == 4
+
+
+def test_worker_that_died_asleep_is_not_given_a_turn_anew() -> None:
+    """A new worker would know nothing of the case: the death is the result, and the next cell starts one."""
+
+    class Sniper(Memory):
+        def append(self, record: Record) -> None:
+            super().append(record)
+            if len(self.of(Check)) == 1 and not self.of(Sample):
+                next(arm for arm in ARMS if arm.strategy == "naive").alive = False
+
+    memory = Sniper()
+    measure([make_plan(case) for case in CASES], Options(repetitions=2), memory, memory)
+    (failure,) = memory.of(Failure)
+    assert (failure.status, failure.worker_died) == ("oom", True)
+    assert "naive" not in turns()
+    assert turns("Load") == ["", "naive", "dynamic", "static"]
+
+
+def test_resume_tries_a_dead_worker_again() -> None:
+    died = Failure(case=CASES[1].key, process=0, status="oom", error="killed", worker_died=True)
+    memory = measured(CASES, interrupted(3, failures=[died]), repetitions=2)
+    assert turns().count("dynamic") >= 2
+    assert not memory.of(Failure)
 
 
 def test_checks_are_stored_once_per_case_and_process() -> None:

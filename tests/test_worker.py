@@ -13,8 +13,9 @@ from torch import Tensor
 
 from bench.case import Case, naive_steps
 from bench.protocol import CheckCase, Checked, Done, Load, Loaded, MakeReference, Refused, Reply, TakeTurn, TurnTaken
-from bench.worker import Worker, is_out_of_memory, serve, token_ids
+from bench.worker import Worker, serve, token_ids
 from kvcache.cached import Dynamic
+from kvcache.skeletons import is_out_of_memory
 from kvcache.strategy import Unsupported
 from tests.handmade import make_case
 

@@ -104,7 +104,8 @@ def main() -> None:
     for phase, name in enumerate(("TTFT", "TPOT")):
         for other in ("bare loop", "hf-generate"):
             ratio = paired_ratio([t[phase] for t in times["dynamic"]], [t[phase] for t in times[other]])
-            print(f"{name} of dynamic / {other}: {ratio.estimate:.4f} [{ratio.low:.4f}, {ratio.high:.4f}]")
+            interval = "too few rounds" if ratio.low is None else f"[{ratio.low:.4f}, {ratio.high:.4f}]"
+            print(f"{name} of dynamic / {other}: {ratio.estimate:.4f} {interval}")
 
 
 if __name__ == "__main__":
