@@ -72,12 +72,16 @@ if any(PERF.glob("test_*.py")):
         session.run(str(torch_python(session)), "-m", "pytest", "-m", "perf", "tests/perf", *session.posargs)
 
 
-if (PERF / "overhead.py").exists():
+@nox.session(venv_backend="none", default=False)
+def overhead(session: nox.Session) -> None:
+    """Compare `dynamic` with a bare hand-written loop, paired round by round: the suite's own cost."""
+    session.run(str(torch_python(session)), "-m", "tests.perf.overhead", *session.posargs)
 
-    @nox.session(venv_backend="none", default=False)
-    def overhead(session: nox.Session) -> None:
-        """Compare `dynamic` with a bare hand-written loop, paired round by round: the suite's own cost."""
-        session.run(str(torch_python(session)), "-m", "tests.perf.overhead", *session.posargs)
+
+@nox.session(venv_backend="none", default=False)
+def interpolation(session: nox.Session) -> None:
+    """Compare a naive decode timed at every k-th position with a full one, paired round by round."""
+    session.run(str(torch_python(session)), "-m", "tests.perf.interpolation", *session.posargs)
 
 
 @nox.session(reuse_venv=True, default=False)

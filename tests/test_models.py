@@ -276,8 +276,10 @@ def test_architecture_survives_the_folder(name, tmp_path, cache):
 
 def test_attention_that_a_model_lacks(tmp_path):
     ARCHITECTURES["bloom"]().save_pretrained(tmp_path / "bloom")
+    assert describe(str(tmp_path / "bloom")).attn_implementation == "eager"  # where none is asked for
+    assert describe("random:tiny").attn_implementation == "sdpa"
     for call in (describe, load):
-        message = refusal(call, str(tmp_path / "bloom"))
+        message = refusal(call, str(tmp_path / "bloom"), attn_implementation="sdpa")
         assert "attn_implementation 'sdpa' is not to be had for model type 'bloom' here; valid: eager" in message
 
 
@@ -767,13 +769,19 @@ def test_factory_model_is_cast_but_for_its_rotary_frequencies():
         ("py:user_models:linear", "returned a Linear; valid: a transformers.PreTrainedModel"),
         ("py:user_models:headless", "returned a GPT2Model; valid: a transformers.PreTrainedModel"),
         ("py:user_models:encoder_decoder", "model type 't5' is an encoder with a decoder"),
-        ("py:user_models:eager_only", "attn_implementation 'sdpa'"),
     ],
 )
 @pytest.mark.usefixtures("user_module")
 def test_bad_factory(spec, expected):
     for call in (describe, load):
         assert expected in refusal(call, spec)
+
+
+@pytest.mark.usefixtures("user_module")
+def test_factory_whose_model_lacks_an_attention():
+    assert describe("py:user_models:eager_only").attn_implementation == "eager"
+    for call in (describe, load):
+        assert "attn_implementation 'sdpa'" in refusal(call, "py:user_models:eager_only", attn_implementation="sdpa")
 
 
 @pytest.mark.usefixtures("user_module")
