@@ -70,9 +70,8 @@ def main() -> None:
                 (thinned if first else full).append((thinned_ms if first else full_ms)(worker))
         ratio = paired_ratio(thinned, full)
         interval = "too few rounds" if ratio.low is None else f"[{ratio.low:.4f}, {ratio.high:.4f}]"
-        print(
-            f"{case.label}: {len(naive_steps(case))} of 31 steps timed, thinned / full TPOT {ratio.estimate:.4f} {interval}"
-        )
+        steps = f"{len(naive_steps(case))} of {case.n_gen - 1} steps timed"
+        print(f"{case.label}: {steps}, thinned / full TPOT {ratio.estimate:.4f} {interval}")
 
 
 if __name__ == "__main__":
