@@ -21,8 +21,8 @@ def turn_seconds(item: CasePlan) -> float:
 
 
 def _seconds(costs: Costs, case: Case) -> float:
-    """A middling machine: a core multiplies 80 GFLOP/s and streams 8 GB/s, a forward's own overhead is 5 ms."""
+    """A middling machine: a core multiplies 80 GFLOP/s and streams 7 GB/s, a forward's own overhead is 15 ms."""
     cuda = case.device == "cuda"
     flops_per_s = 1e14 if cuda else 8e10 * case.n_threads
-    bytes_per_s = 1e12 if cuda else 8e9 * case.n_threads
-    return max(costs.flops / flops_per_s, costs.bytes / bytes_per_s) + 5e-3 * costs.forward_calls
+    bytes_per_s = 1e12 if cuda else 7e9 * case.n_threads
+    return max(costs.flops / flops_per_s, costs.bytes / bytes_per_s) + 15e-3 * costs.forward_calls

@@ -27,7 +27,7 @@ WARMUP_TRIALS = 5
 WARMUP_AGREEMENT = 0.05
 LOAD_TIMEOUT_S = 1800.0
 """For reading or making a model's weights, which are no case's time."""
-WARMUP_S = 2.0
+WARMUP_S = 1.0
 """No warm-up starts once a case has run this long, its check included: that has been through every shape already, and
 turns of seconds showed no trend after it."""
 

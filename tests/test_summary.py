@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import msgspec
 import numpy as np
 import pytest
@@ -219,3 +222,9 @@ def test_from_six_processes_on_the_interval_is_over_the_processes():
     assert found["latency_ms_low"] == pytest.approx(40.3, rel=0.01)
     assert found["latency_ms_high"] == pytest.approx(40.3 * 1.5, rel=0.01)
     assert found["speedup_high"] / found["speedup_low"] < 1.02  # both arms of a process have its speed
+
+
+def test_every_column_is_explained_with_its_unit():
+    readme = (Path(__file__).resolve().parent.parent / "results" / "README.md").read_text(encoding="utf-8")
+    explained = [line.split("|")[1] for line in readme.split("## Columns")[1].splitlines() if line.startswith("| `")]
+    assert [name for cell in explained for name in re.findall(r"`(\w+)`", cell)] == COLUMNS

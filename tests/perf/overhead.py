@@ -7,6 +7,8 @@ hf-generate as a third. Run by `nox -s overhead`; prints paired ratios with thei
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,6 +19,7 @@ import msgspec
 import torch
 from transformers import DynamicCache
 
+from bench.arm import worker_environment
 from bench.case import Case
 from bench.environment import usable_cores
 from bench.estimators import paired_ratio
@@ -71,7 +74,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--n-prompt", type=int, default=128)
     parser.add_argument("--n-gen", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=24)
     arguments = parser.parse_args()
     case = Case(
         model=arguments.model,
@@ -86,6 +89,8 @@ def main() -> None:
         n_depth=0,
         seed=0,
     )
+    if "MALLOC_TRIM_THRESHOLD_" not in os.environ:  # start again, set up as every worker is
+        os.execve(sys.executable, sys.orig_argv, worker_environment(case.group))
     with tempfile.TemporaryDirectory() as folder:
         dynamic = suite_worker(case, Path(folder))
         hf_generate = suite_worker(msgspec.structs.replace(case, strategy="hf-generate"), Path(folder))
@@ -95,8 +100,8 @@ def main() -> None:
         "hf-generate": partial(suite_turn, hf_generate),
     }
     times: dict[str, list[Times]] = {name: [] for name in arms}
-    for number in range(-2, arguments.rounds):
-        for name in list(arms) if number % 2 == 0 else reversed(list(arms)):
+    for number in range(-3, arguments.rounds):
+        for name in _turns(list(arms), number):
             taken = arms[name]()
             if number >= 0:
                 times[name].append(taken)
@@ -106,6 +111,13 @@ def main() -> None:
             ratio = paired_ratio([t[phase] for t in times["dynamic"]], [t[phase] for t in times[other]])
             interval = "too few rounds" if ratio.low is None else f"[{ratio.low:.4f}, {ratio.high:.4f}]"
             print(f"{name} of dynamic / {other}: {ratio.estimate:.4f} {interval}")
+
+
+def _turns(names: list[str], number: int) -> list[str]:
+    """The order of a round: everyone is first, middle and last equally often, in both directions."""
+    start = number // 2 % len(names)
+    order = names[start:] + names[:start]
+    return order if number % 2 == 0 else order[::-1]
 
 
 if __name__ == "__main__":
