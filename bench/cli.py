@@ -255,7 +255,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def _print_summary(finished: Run, form: Format) -> None:
     """Write the derived files, print the table where its reader expects it, and leave with 5 if a case failed."""
-    from bench import report, tables
+    from bench import notes, report, tables
+    from bench.cautions import cautions
 
     summary = report.write_report(finished)
     if form != "md":
@@ -268,6 +269,8 @@ def _print_summary(finished: Run, form: Format) -> None:
         print(finished.path)
     else:
         _emit(f"{tables.markdown(summary)}\n{finished.path}\n")
+    if form == "md":  # what weakens the figures must be seen beside them
+        print(notes.caution_lines(cautions(finished)), end="", file=sys.stderr)
     failed = summary["status"].isin(["failed", "oom", "timeout"]).any()
     if failed or (summary["status"] == "unsupported").all():
         raise typer.Exit(EXIT_FAILED_CASE)

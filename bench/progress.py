@@ -64,6 +64,8 @@ class ProgressBar:
     def __enter__(self) -> ProgressBar:
         if self._console.is_terminal:
             self._bar.start()
+        else:
+            print("starting the workers and loading the model", file=sys.stderr, flush=True)
         return self
 
     def __exit__(self, *_: object) -> None:
