@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from bench.case import Case
+from bench.case import Case, Phase
 from kvcache.costs import Costs
 
 SCHEMA_VERSION = 1
@@ -164,3 +164,25 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     def name(self) -> str:
         """The run folder's name."""
         return self.path.rstrip("/").rsplit("/", 1)[-1]
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What `gate` or `ab` says of one quantity of a case and phase: `base` is compared with, `head` is judged."""
+
+    case: str
+    """`Case.key`."""
+    phase: Phase
+    kind: Literal["regression", "same", "faster", "inconclusive", "not-comparable", "missing", "new"]
+    quantity: str
+    """"time", "tokens_match", or the name of an exact counter."""
+    base: float | None = None
+    head: float | None = None
+    effect: float | None = None
+    """Change of a time as a share of base's: 0.05 is five percent slower. None for counters."""
+    low: float | None = None
+    high: float | None = None
+    """Interval of `effect`."""
+    detectable: float | None = None
+    """The smallest slow-down, as a share, that this comparison could have told from none."""
+    detail: str = ""
+    """What a reader must know besides, in one line: why it is not comparable, what was left undecided."""
