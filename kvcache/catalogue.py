@@ -14,6 +14,7 @@ STRATEGIES: dict[str, tuple[str, str]] = {
     "naive": ("kvcache.naive", "Naive"),
     "dynamic": ("kvcache.cached", "Dynamic"),
     "static": ("kvcache.cached", "Static"),
+    "compiled": ("kvcache.compiled", "Compiled"),
     "hf-generate": ("kvcache.reference", "HfGenerate"),
 }
 """Name -> (module, class), in the order of tables and plots."""

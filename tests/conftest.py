@@ -19,16 +19,16 @@ hypothesis.settings.load_profile("kvbench")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none; leave out what measures time unless `-m` asks for it."""
+    """Skip what needs a GPU where there is none; leave out what measures time or compiles much unless `-m` asks."""
     reason = why_no_cuda() if any("cuda" in item.keywords for item in items) else None
     if reason:
         for item in items:
             if "cuda" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason=reason))
 
-    if "perf" not in config.option.markexpr:
-        left_out = [item for item in items if item.get_closest_marker("perf")]
-        if left_out:
+    for mark in ("perf", "compiled"):
+        left_out = [item for item in items if item.get_closest_marker(mark)]
+        if left_out and mark not in config.option.markexpr:
             config.hook.pytest_deselected(items=left_out)
             items[:] = [item for item in items if item not in left_out]
 

@@ -1,0 +1,165 @@
+"""The fast path by the real compiler, on the four architectures that it takes; and what it refuses."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+from kvcache.compiled import Compiled
+from kvcache.decoder import decoder
+from kvcache.equivalence import TOLERANCE, agreement, reference
+from kvcache.kernels import CHUNK, attend_to_chunks
+from kvcache.strategy import Unsupported
+from tests.tiny import ARCHITECTURES, SLIDING_WINDOW, VOCAB_SIZE
+
+SUPPORTED = ["gpt2", "llama", "qwen3", "mistral"]
+VARIANTS = [
+    pytest.param(batch_size, dtype, marks=[] if (batch_size, dtype) == (1, torch.float32) else pytest.mark.compiled)
+    for batch_size in (1, 2, 8)
+    for dtype in (torch.float32, torch.bfloat16)
+]
+
+
+def token_ids(seed: int, *shape: int) -> Tensor:
+    return torch.randint(VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("architecture", SUPPORTED)
+@pytest.mark.parametrize(("batch_size", "dtype"), VARIANTS)
+def test_tokens_and_logits_by_inductor(architecture: str, batch_size: int, dtype: torch.dtype) -> None:
+    """Across a chunk's end and past the sliding window, from a context, twice from the same state."""
+    model = ARCHITECTURES[architecture]().to(dtype)
+    n_prompt, n_gen = 20, 10
+    n_depth = CHUNK - n_prompt - n_gen // 2
+    context, prompt = token_ids(1, batch_size, n_depth), token_ids(2, batch_size, n_prompt)
+    expected = reference(model, prompt, n_gen, context)
+    strategy = Compiled(model)
+    strategy.prepare(batch_size, n_depth + n_prompt + n_gen, context)
+    assert strategy.compile_s > 0
+    for _ in range(2):
+        found = agreement(strategy, prompt, expected)
+        assert found.tokens_match == "true" if dtype == torch.float32 else found.tokens_match != "false"
+        assert found.logits_error <= TOLERANCE[dtype]
+        strategy.reset()
+
+
+def test_other_capacity_needs_no_second_compilation() -> None:
+    model = ARCHITECTURES["llama"](max_position_embeddings=8 * CHUNK)
+    strategy = Compiled(model, backend="eager")
+    strategy.prepare(1, 20)
+    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for capacity in (CHUNK, 2 * CHUNK, 5 * CHUNK):
+        prompt = token_ids(3, 1, capacity - 4)
+        strategy.prepare(1, capacity)
+        assert agreement(strategy, prompt, reference(model, prompt, 4)).tokens_match == "true"
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
+
+
+@pytest.mark.parametrize("split", [1, 2, 5, CHUNK])
+def test_prompt_in_two_parts(split: int) -> None:
+    model, prompt = ARCHITECTURES["mistral"](), token_ids(4, 2, CHUNK + SLIDING_WINDOW)
+    strategy = Compiled(model, backend="eager")
+    strategy.prepare(2, 2 * CHUNK)
+    whole = strategy.prefill(prompt)
+    strategy.reset()
+    strategy.prefill(prompt[:, :split])
+    torch.testing.assert_close(strategy.prefill(prompt[:, split:]), whole)
+
+
+def test_kv_bytes_are_those_of_the_tokens() -> None:
+    strategy = Compiled(ARCHITECTURES["llama"](), backend="eager")
+    strategy.prepare(3, 50)
+    assert strategy.kv_bytes == 0
+    strategy.prefill(token_ids(0, 3, 7))
+    layers, heads, head_dim, keys_and_values = 2, 2, 8, 2
+    assert strategy.kv_bytes == 3 * 7 * layers * heads * head_dim * keys_and_values * 4
+
+
+@pytest.mark.parametrize("architecture", SUPPORTED)
+def test_weights_are_not_held_twice(architecture: str) -> None:
+    model = ARCHITECTURES[architecture]()
+    prompt = token_ids(5, 1, 6)
+    before = model(prompt).logits
+    own = decoder(model)
+    held = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    for part in (own.layers[0].q, own.layers[-1].down, own.head):
+        assert part.weight.untyped_storage().data_ptr() in held
+    assert torch.equal(model(prompt).logits, before)  # and the model stays usable
+
+
+@pytest.mark.parametrize("architecture", sorted(set(ARCHITECTURES) - set(SUPPORTED)))
+def test_other_architectures_are_refused_by_name(architecture: str) -> None:
+    model = ARCHITECTURES[architecture]()
+    with pytest.raises(Unsupported, match=type(model).__name__):
+        Compiled(model)
+
+
+def test_what_a_config_changes_is_refused() -> None:
+    with pytest.raises(Unsupported, match="rotary positions of type dynamic"):
+        Compiled(ARCHITECTURES["llama"](rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}))
+    with pytest.raises(Unsupported, match="cross-attention"):
+        Compiled(ARCHITECTURES["gpt2"](add_cross_attention=True))
+    with pytest.raises(Unsupported, match="float16"):
+        Compiled(ARCHITECTURES["llama"]().half())
+
+
+def test_own_classes_are_refused() -> None:
+    """A subclass may compute something else, which the fast path would pass over in silence."""
+    model = ARCHITECTURES["llama"]()
+    model.__class__ = type("LlamaForCausalLM", (type(model),), {"__module__": "theirs"})
+    with pytest.raises(Unsupported, match=r"theirs\.LlamaForCausalLM"):
+        Compiled(model)
+
+
+def test_changed_layers_are_refused() -> None:
+    model = ARCHITECTURES["llama"]()
+    down = model.model.layers[1].mlp.down_proj
+    down.__class__ = type("Quantised", (torch.nn.Linear,), {})
+    with pytest.raises(Unsupported, match="Quantised"):
+        Compiled(model)
+
+
+def test_no_compiler_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathLike[str]) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Unsupported, match="C\\+\\+ compiler"):
+        Compiled(ARCHITECTURES["llama"]())
+
+
+def test_left_padding_is_refused() -> None:
+    strategy = Compiled(ARCHITECTURES["llama"](), backend="eager")
+    strategy.prepare(2, 20)
+    with pytest.raises(Unsupported, match="left padding"):
+        strategy.prefill(token_ids(0, 2, 4), torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_in_chunks_is_attention(dtype: torch.dtype) -> None:
+    batch, kv_heads, group, chunks, head_dim, length = 2, 3, 2, 4, 16, 3 * CHUNK + 5
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(batch, heads, rows, head_dim, generator=generator).to(dtype)
+        for heads, rows in ((kv_heads * group, 1), (kv_heads, chunks * CHUNK), (kv_heads, chunks * CHUNK))
+    )
+    seen = (torch.arange(chunks * CHUNK) < length).view(chunks, CHUNK)
+    in_chunks = [rows.unflatten(2, (chunks, CHUNK)) for rows in (k, v)]
+    found = attend_to_chunks(q, in_chunks[0].transpose(-1, -2), in_chunks[1], seen)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        q, k[:, :, :length], v[:, :, :length], scale=1.0, enable_gqa=True
+    )
+    assert (found - expected).abs().max() <= TOLERANCE[dtype] * expected.abs().max()
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("architecture", SUPPORTED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_cuda_graph(architecture: str, dtype: torch.dtype) -> None:
+    model = ARCHITECTURES[architecture]().to("cuda", dtype)
+    prompt = token_ids(2, 2, 20).cuda()
+    strategy = Compiled(model)
+    strategy.prepare(2, 40)
+    for _ in range(2):
+        assert agreement(strategy, prompt, reference(model, prompt, 10)).tokens_match != "false"
+        strategy.reset()
