@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import msgspec
 import pandas as pd
 
-from bench import estimators, frame, rounds
+from bench import estimators, frame, roofline, rounds
 from bench.record import Run
 
 FIRST_STEP_FACTOR = 10.0
@@ -24,6 +24,10 @@ MAX_IDLE_SHARE = 0.01
 
 MAX_INTERVAL_WIDTH = 0.2
 """Width of an interval as a share of its median."""
+
+
+MAX_MBU = 1.05
+"""A strategy that reads this much faster than the kernels that only read shows that they did not find the roof."""
 
 
 class Caution(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +48,7 @@ def cautions(run: Run) -> list[Caution]:
         *_idle_arms(measured),
         *_first_steps(rounds.usable_steps(run)),
         *_intervals(rounds.usable_turns(run)),
+        *_above_the_roof(run),
     ]
 
 
@@ -126,4 +131,14 @@ def _intervals(turns: pd.DataFrame) -> Iterator[Caution]:
                 case=str(case),
                 text=f"the interval of {phase} is wider than {MAX_INTERVAL_WIDTH:.0%} of its median",
                 advice="measure on a quieter machine, or with more --repetitions",
+            )
+
+
+def _above_the_roof(run: Run) -> Iterator[Caution]:
+    for (case, phase), row in roofline.columns(run, rounds.by_case_and_phase(run)).items():
+        if row.get("mbu", 0.0) > MAX_MBU:
+            yield Caution(
+                case=case,
+                text=f"{phase} reads at {row['mbu']:.2f} x the bandwidth measured beside it: that is no ceiling",
+                advice="do not trust its MBU; measure again when the machine is quieter",
             )

@@ -214,13 +214,24 @@ def generate(
 
 
 @app.command()
-def env(output_format: Annotated[str, typer.Option("-o", "--format", help="md or json.")] = "md") -> None:
-    """Show this machine and its software, as a run would store them."""
-    from bench import options, tables
+def env(
+    output_format: Annotated[str, typer.Option("-o", "--format", help="md or json.")] = "md",
+    ceilings: Annotated[
+        bool, typer.Option("--ceilings/--no-ceilings", help="Measure read bandwidth and GEMM rate (some seconds).")
+    ] = True,
+) -> None:
+    """Show this machine and its software, as a run would store them, and how fast it reads and multiplies.
+
+    The ceilings are what MBU and MFU are shares of: the fastest of several kernels, with one thread and with all, in
+    float32 and bfloat16. They drift with what else the machine does, so a run measures them beside its cases.
+    """
+    from bench import options, survey, tables
     from bench.environment import read_environment
 
     form = options.one("--format", output_format, tables.ENVIRONMENT_FORMATS)
-    _emit(tables.render_environment(read_environment(), form))
+    environment = read_environment()
+    found = survey.survey(survey.settings_here(environment), _tell) if ceilings else []
+    _emit(tables.render_environment(environment, form, found))
 
 
 class Terminated(BaseException):
@@ -282,6 +293,11 @@ def _emit(text: str) -> None:
         print(text, end="", flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _tell(text: str) -> None:
+    """Progress of a command that prints a document."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _complain(message: str, code: int) -> int:

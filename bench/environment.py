@@ -80,6 +80,15 @@ def usable_cores() -> int:
     return math.ceil(min(cores, cgroup.cpu_quota()))
 
 
+def last_level_cache_bytes(device: str | torch.device) -> int | None:
+    """The last cache before the device's memory: all level-3 caches of the CPU, level 2 on CUDA; None: not known."""
+    if _is_cuda(device):
+        import torch
+
+        return int(torch.cuda.get_device_properties(device).L2_cache_size)
+    return _l3_bytes()
+
+
 def available_memory_bytes() -> int:
     """Memory that this process can still take without swapping: the machine's, cut by a container's limit."""
     return int(min(psutil.virtual_memory().available, cgroup.free_memory_bytes()))

@@ -42,6 +42,20 @@ STEP_COLUMNS: list[str] = [
     "latency_ms",
     "first",
 ]
+CEILING_COLUMNS: list[str] = [
+    "cell",
+    "ceiling",
+    "kernel",
+    "n_threads",
+    "process",
+    "round",
+    "order",
+    "warmup",
+    "per_s",
+    "wall_ms",
+    "cache_bytes",
+    *COVARIATE_COLUMNS,
+]
 
 NS_PER_MS = 1e6
 
@@ -104,6 +118,26 @@ def steps(run: Run) -> pd.DataFrame:
                 }
             )
     return _typed(pd.DataFrame(rows, columns=STEP_COLUMNS), ["step", "position"], ["latency_ms"])
+
+
+def ceilings(run: Run) -> pd.DataFrame:
+    """One row per turn of a ceiling: `per_s` is its rate by the median pass, in bytes or FLOP per second."""
+    threads = {plan.case.cell.key: plan.case.n_threads for plan in run.manifest.plan}
+    rows: list[dict[str, Any]] = [
+        {
+            "n_threads": threads[taken.cell],
+            "per_s": taken.amount / float(np.median(taken.pass_ns)) * 1e9,
+            "wall_ms": sum(taken.pass_ns) / NS_PER_MS,
+            **{name: getattr(taken, name) for name in ("cell", "ceiling", "kernel", "process", "round", "order")},
+            **{name: getattr(taken, name) for name in ("warmup", "cache_bytes")},
+            **msgspec.structs.asdict(taken.covariates),
+        }
+        for taken in run.ceilings
+    ]
+    types: dict[str, Any] = dict.fromkeys(["cache_bytes", *COVARIATE_COLUMNS], "Int64")
+    types |= {"per_s": "float64", "wall_ms": "float64", "warmup": "bool"}
+    types |= dict.fromkeys(["n_threads", "process", "round", "order"], "int64")
+    return pd.DataFrame(rows, columns=CEILING_COLUMNS).astype(types)
 
 
 def _cases(run: Run) -> dict[str, Case]:

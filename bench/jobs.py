@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
+
 from bench import plan as planning
 from bench.case import Sweep, UsageError
+from bench.ceiling_turns import CEILINGS
 from bench.environment import available_memory_bytes, read_environment
 from bench.progress import ProgressBar
 from bench.record import SCHEMA_VERSION, CasePlan, Manifest, Run
 from bench.schedule import Options, pending_seconds
 from bench.schedule import measure as measure_cases
 from bench.store import DataError, RunWriter, check_name, create_run, find_run, locked, read_run
+from bench.survey import settings_of, survey
 from kvcache import models
 
 
@@ -31,7 +35,12 @@ class Job:
     def options(self) -> Options:
         """How much is measured."""
         run = self.manifest
-        return Options(repetitions=run.repetitions, processes=run.processes, timeout_s=run.timeout_s)
+        return Options(
+            repetitions=run.repetitions,
+            processes=run.processes,
+            timeout_s=run.timeout_s,
+            ceilings=bool(run.ceilings),  # a run that began without them goes on without them
+        )
 
 
 def plan(sweeps: Sequence[Sweep], options: Options, out: Path, name: str | None) -> Job:
@@ -103,6 +112,7 @@ def measure(job: Job) -> Run:
     if job.previous is not None:
         folder, digest = Path(job.previous.path), job.manifest.digest
     else:
+        job = _with_ceilings(job)
         folder, manifest = create_run(job.out, job.manifest)
         digest = manifest.digest
     try:
@@ -112,6 +122,18 @@ def measure(job: Job) -> Run:
         print(f"What was measured is kept. Go on with: kvbench run --resume {folder}", file=sys.stderr)
         raise
     return read_run(folder)
+
+
+def _with_ceilings(job: Job) -> Job:
+    """The job with the machine's ceilings in its manifest; where any is not to be had, with none."""
+    settings = settings_of(job.manifest.plan)
+    print("measuring the machine's ceilings", file=sys.stderr, flush=True)
+    found = survey(settings, lambda text: print(text, file=sys.stderr, flush=True))
+    if len(found) < len(settings) * len(CEILINGS):
+        print("MFU, MBU and predictions will be empty", file=sys.stderr, flush=True)
+        found = []
+    ceilings = {ceiling.name: ceiling.per_s for ceiling in found}
+    return replace(job, manifest=msgspec.structs.replace(job.manifest, ceilings=ceilings))
 
 
 def _fits_in_memory(planned: Sequence[CasePlan]) -> None:

@@ -25,6 +25,20 @@ def slope_lines(slopes: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def prediction_lines(summary: pd.DataFrame) -> str:
+    """A line per phase: how far `predicted_ms` is from the measured latency; nothing where nothing was predicted."""
+    lines: list[str] = []
+    for phase, rows in summary[summary["predicted_ms"].notna()].groupby("phase", sort=False):
+        errors = (rows["predicted_ms"] / rows["latency_ms"] - 1).abs()
+        lines.append(
+            f"- {phase}: median error {errors.median():.1%}, largest {errors.max():.1%}, over {len(errors)} cases\n"
+        )
+    if not lines:
+        return ""
+    title = "`predicted_ms` from costs and ceilings, each case's overhead and shares of the roofs fitted on the others:"
+    return "".join([title, "\n\n", *lines])
+
+
 def caution_lines(cautions: Sequence[Caution]) -> str:
     """A line per caution; cases with the same one share a line."""
     cases: dict[tuple[str, str], list[str]] = {}

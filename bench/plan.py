@@ -56,7 +56,8 @@ def memory_bytes(plans: Sequence[CasePlan]) -> int:
         weights = describe(group.model, group.attn_implementation).weights_bytes(group.dtype)
         workers = 1 + len({item.case.strategy for item in members})
         shared = weights <= COPY_LIMIT_BYTES and not group.model.startswith("py:")
-        needs.append(weights * (1 if shared else workers) + workers * (PROCESS_BYTES + max(map(_case_bytes, members))))
+        of_cases = workers * (PROCESS_BYTES + max(map(_case_bytes, members)))
+        needs.append(weights * (1 if shared else workers) + of_cases + 2 * PROCESS_BYTES)  # 2: the ceilings' worker
     return max(needs, default=0)
 
 
@@ -86,7 +87,7 @@ def _with_costs(case: Case, model: models.ModelDescription) -> CasePlan:
     try:
         shape = geometry(model.config)
     except UnknownGeometry:
-        return CasePlan(case=case, prefill=None, decode=None)
+        return CasePlan(case=case, prefill=None, decode=None, weights_bytes=model.weights_bytes(case.dtype))
     prefill, decode = (
         phase_costs(
             shape,
@@ -101,4 +102,4 @@ def _with_costs(case: Case, model: models.ModelDescription) -> CasePlan:
         )
         for phase in ("prefill", "decode")
     )
-    return CasePlan(case=case, prefill=prefill, decode=decode)
+    return CasePlan(case=case, prefill=prefill, decode=decode, weights_bytes=model.weights_bytes(case.dtype))

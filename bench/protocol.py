@@ -6,8 +6,8 @@ from typing import Literal
 
 import msgspec
 
-from bench.case import Case, Group, NaiveLogits
-from bench.record import Covariates, TokensMatch
+from bench.case import Case, DeviceName, Group, NaiveLogits
+from bench.record import CeilingName, Covariates, TokensMatch
 
 VERSION = 1
 """Raised when a request or a reply changes its meaning: two revisions are compared only if they speak the same."""
@@ -40,7 +40,21 @@ class TakeTurn(msgspec.Struct, frozen=True, kw_only=True, tag="turn"):
     """Time one prefill and its decode steps of the case that was checked last; answered by `TurnTaken`."""
 
 
-Request = Load | MakeReference | CheckCase | TakeTurn
+class ChooseCeilings(msgspec.Struct, frozen=True, kw_only=True, tag="choose-ceilings"):
+    """Find the fastest kernel of each ceiling under these settings; answered by `CeilingsChosen`. Needs no `Load`."""
+
+    device: DeviceName
+    dtype: str
+    n_threads: int
+
+
+class TakeCeilingTurn(msgspec.Struct, frozen=True, kw_only=True, tag="ceiling-turn"):
+    """Time some passes of the kernel chosen for `ceiling`; answered by `CeilingTurnTaken`."""
+
+    ceiling: CeilingName
+
+
+Request = Load | MakeReference | CheckCase | TakeTurn | ChooseCeilings | TakeCeilingTurn
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
@@ -78,6 +92,22 @@ class TurnTaken(msgspec.Struct, frozen=True, kw_only=True, tag="turn-taken"):
     covariates: Covariates
 
 
+class CeilingsChosen(msgspec.Struct, frozen=True, kw_only=True, tag="ceilings-chosen"):
+    """The fastest kernel of each ceiling."""
+
+    kernels: dict[CeilingName, str]
+
+
+class CeilingTurnTaken(msgspec.Struct, frozen=True, kw_only=True, tag="ceiling-turn-taken"):
+    """The times of one turn of a ceiling (fields as in `bench.record.CeilingSample`)."""
+
+    kernel: str
+    amount: int
+    pass_ns: list[int]
+    cache_bytes: int
+    covariates: Covariates
+
+
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
     """The request failed; the worker lives on."""
 
@@ -86,4 +116,4 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
     tokens_match: TokensMatch | None = None
 
 
-Reply = Loaded | Done | Checked | TurnTaken | Refused
+Reply = Loaded | Done | Checked | TurnTaken | CeilingsChosen | CeilingTurnTaken | Refused

@@ -10,13 +10,14 @@ from typing import Literal
 
 import msgspec
 
-from bench.case import Case, Phase
+from bench.case import Case, DeviceName, Phase
 from kvcache.costs import Costs
 
 SCHEMA_VERSION = 1
 
 Status = Literal["ok", "failed", "oom", "timeout", "unsupported"]
 TokensMatch = Literal["true", "tie", "false"]
+CeilingName = Literal["read_bandwidth", "gemm"]
 
 
 class Covariates(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,7 +88,47 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, tag="failure"):
     """The worker ended by itself or was killed from outside: `--resume` tries the case again."""
 
 
-Record = Sample | Check | Failure
+class CeilingSample(msgspec.Struct, frozen=True, kw_only=True, tag="ceiling"):
+    """One turn of a ceiling's kernel, beside the turns of a cell: the machine's speed at that moment."""
+
+    cell: str
+    """`Case.cell.key`: the cases of this cell are judged by it, round by round."""
+    ceiling: CeilingName
+    kernel: str
+    """The fastest of those tried in this process (`bench.ceilings`)."""
+    process: int
+    round: int
+    order: int
+    """Counted with the turns of the cases."""
+    warmup: bool
+    amount: int
+    """Of one pass: bytes moved, or FLOPs."""
+    pass_ns: list[int]
+    """Time of each pass of the kernel."""
+    cache_bytes: int
+    """Last-level cache of the device, or what was taken for it where the system does not tell."""
+    covariates: Covariates = Covariates()
+
+
+Record = Sample | Check | Failure | CeilingSample
+
+
+class Ceiling(msgspec.Struct, frozen=True, kw_only=True):
+    """How fast the machine reads or multiplies under one setting: the median pass of the fastest kernel."""
+
+    ceiling: CeilingName
+    device: DeviceName
+    dtype: str
+    n_threads: int
+    kernel: str
+    per_s: float
+    """Bytes per second, or FLOP per second."""
+
+    @property
+    def name(self) -> str:
+        """As the manifest names it, with its unit: `read_bandwidth_bytes_per_s cpu float32 t2`."""
+        unit = "bytes_per_s" if self.ceiling == "read_bandwidth" else "flop_per_s"
+        return f"{self.ceiling}_{unit} {self.device} {self.dtype} t{self.n_threads}"
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,7 +161,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
         return {name: getattr(self, name) for name in names}
 
 
-class CasePlan(msgspec.Struct, frozen=True, kw_only=True):
+class CasePlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A case and what arithmetic says of it, stored with the run so that a report needs no model."""
 
     case: Case
@@ -128,6 +169,8 @@ class CasePlan(msgspec.Struct, frozen=True, kw_only=True):
     """None where the architecture is unknown to costs.py."""
     decode: Costs | None
     """None also where n_gen is 1."""
+    weights_bytes: int | None = None
+    """Of all weights in the case's dtype; None in older runs, and then omitted, so that their digest holds."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,7 +189,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     weights: dict[str, str]
     """SHA-256 of each model's weights (or the seed and geometry that make them), by model spec."""
     ceilings: dict[str, float] = {}
-    """Medians of the measured ceilings, units in the names."""
+    """Medians of the ceilings at the start of the run by `Ceiling.name`; empty: none were measured."""
     digest: str = ""
     """SHA-256 of this manifest with an empty digest."""
 
@@ -159,6 +202,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     samples: list[Sample]
     checks: list[Check]
     failures: list[Failure]
+    ceilings: list[CeilingSample] = []
 
     @property
     def name(self) -> str:

@@ -45,7 +45,12 @@ def write_report(run: Run) -> pd.DataFrame:
 
 def document(run: Run, summary: pd.DataFrame, fitted: pd.DataFrame) -> str:
     """The run as Markdown: the table, the fitted slopes, and what a reader should know before believing it."""
-    parts = [tables.render(summary, "md"), notes.slope_lines(fitted), notes.caution_lines(cautions(run))]
+    parts = [
+        tables.render(summary, "md"),
+        notes.slope_lines(fitted),
+        notes.prediction_lines(summary),
+        notes.caution_lines(cautions(run)),
+    ]
     return "\n".join(part for part in parts if part)
 
 

@@ -31,12 +31,14 @@ def measured_turns(run: Run) -> pd.DataFrame:
     nor by context switches, page faults or stalls, which the code itself may cause.
     """
     turns = frame.turns(run)
-    turns = turns[~turns["warmup"]]
-    threads = turns["n_threads"].clip(upper=run.manifest.environment.cores)
-    steal_ns = turns["steal_ns"].fillna(0).astype("int64")
-    allowed_ns = (STEAL_SHARE * frame.NS_PER_MS * turns["wall_ms"] * threads).clip(lower=CLOCK_TICK_NS)
-    throttled = turns["gpu_throttle_reasons"].fillna(0).astype("int64") & GPU_SLOWDOWN_REASONS
-    return turns.assign(disturbed=(steal_ns > allowed_ns) | (throttled != 0))
+    return _judged(turns[~turns["warmup"]], run.manifest.environment.cores)
+
+
+def usable_ceilings(run: Run) -> pd.DataFrame:
+    """The undisturbed turns of the ceilings (`bench.frame.ceilings`), without warm-ups."""
+    turns = frame.ceilings(run)
+    turns = _judged(turns[~turns["warmup"]], run.manifest.environment.cores)
+    return turns[~turns["disturbed"]]
 
 
 def usable_turns(run: Run) -> pd.DataFrame:
@@ -51,11 +53,25 @@ def usable_turns(run: Run) -> pd.DataFrame:
     return turns[turns["case"].isin(well) & (~turns["disturbed"] | hopeless)]
 
 
+def by_case_and_phase(run: Run) -> dict[tuple[str, str], pd.DataFrame]:
+    """The `usable_turns` of each case and phase, by (case key, phase)."""
+    groups = usable_turns(run).groupby(["case", "phase"])
+    return {(str(case), str(phase)): rows for (case, phase), rows in groups}
+
+
 def usable_steps(run: Run) -> pd.DataFrame:
     """The decode steps (`bench.frame.steps`) of the `usable_turns`."""
     steps = frame.steps(run)
     turns = usable_turns(run)[["case", "process", "round"]].drop_duplicates()
     return steps[~steps["warmup"]].merge(turns, on=["case", "process", "round"])
+
+
+def _judged(turns: pd.DataFrame, cores: int) -> pd.DataFrame:
+    threads = turns["n_threads"].clip(upper=cores)
+    steal_ns = turns["steal_ns"].fillna(0).astype("int64")
+    allowed_ns = (STEAL_SHARE * frame.NS_PER_MS * turns["wall_ms"] * threads).clip(lower=CLOCK_TICK_NS)
+    throttled = turns["gpu_throttle_reasons"].fillna(0).astype("int64") & GPU_SLOWDOWN_REASONS
+    return turns.assign(disturbed=(steal_ns > allowed_ns) | (throttled != 0))
 
 
 def independent_values(rows: pd.DataFrame, column: str = "latency_ms") -> list[float]:

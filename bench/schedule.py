@@ -1,7 +1,8 @@
 """Gives the turns: correctness first, warm-up, then rounds in which every arm of a cell has one turn.
 
 The direction of the rounds alternates (A B C, C B A), so that a linear drift of the machine cancels in the ratios. Only
-the worker that has the turn is active. Every record is on the disk before the next turn starts.
+the worker that has the turn is active. The machine's ceilings have turns of their own in the rounds. Every record is on
+the disk before the next turn starts.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import msgspec
 
 from bench.arm import Arm, ArmFailed
 from bench.case import Case, Group, NaiveLogits
+from bench.ceiling_turns import CEILINGS, ROUND_S, CeilingTurns
 from bench.estimate import turn_seconds
 from bench.protocol import VERSION, CheckCase, Checked, Load, Loaded, MakeReference, Request, TakeTurn, TurnTaken
 from bench.record import CasePlan, Check, Failure, Record, Run, Sample
@@ -37,6 +39,9 @@ ArmKey = tuple[str, NaiveLogits]
 
 REFERENCE: ArmKey = ("", "last")
 """Key of the worker that runs no strategy: it makes the references that the others are checked against."""
+
+ROOFS: ArmKey = ("ceilings", "last")
+"""Key of the worker that runs the ceilings' kernels; it holds no model."""
 
 
 class Progress(Protocol):
@@ -61,11 +66,15 @@ class Writer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How much is measured: turns per case and process, processes per arm, and the seconds a case may take."""
+    """How much is measured: turns per case and process, processes per arm, and the seconds a case may take.
+
+    With `ceilings` the machine's roofs have a turn each in every round too.
+    """
 
     repetitions: int = 6
     processes: int = 1
     timeout_s: float = 900.0
+    ceilings: bool = False
 
 
 def measure(
@@ -91,10 +100,12 @@ def measure(
 def pending_seconds(plans: Sequence[CasePlan], options: Options, previous: Run | None = None) -> float:
     """Rough seconds of all turns still to do: each case's rounds, its check, and one warm-up."""
     past = Past(previous)
+    roofs = ROUND_S if options.ceilings else 0.0
     return sum(
-        sum(map(turn_seconds, cell)) * (past.missing_rounds(cell, process, options.repetitions) + 2)
+        sum(map(turn_seconds, cell)) * (missing + 2) + roofs * missing
         for _, process, cells in _pending(plans, options, past)
         for cell in cells
+        for missing in [past.missing_rounds(cell, process, options.repetitions)]
     )
 
 
@@ -110,6 +121,10 @@ class Past:
                 self.turns = max(self.turns, sample.order + 1)
                 if not sample.warmup:
                     self._rounds.setdefault((sample.case, sample.process), set()).add(sample.round)
+            for taken in run.ceilings:  # they too have used up the number of a torn round
+                self.turns = max(self.turns, taken.order + 1)
+                if not taken.warmup:
+                    self._rounds.setdefault((taken.cell, taken.process), set()).add(taken.round)
             self._failed = {(failure.case, failure.process) for failure in run.failures if not failure.worker_died}
 
     def failed(self, case: Case, process: int) -> bool:
@@ -117,8 +132,9 @@ class Past:
         return (case.key, process) in self._failed
 
     def next_round(self, cell: Sequence[CasePlan], process: int) -> int:
-        """The first round number that no case of the cell has used."""
-        used = [self._rounds.get((item.case.key, process), set()) for item in cell]
+        """The first round number that neither a case nor a ceiling of the cell has used."""
+        keys = [cell[0].case.cell.key, *(item.case.key for item in cell)]
+        used = [self._rounds.get((key, process), set()) for key in keys]
         return max((number + 1 for rounds in used for number in rounds), default=0)
 
     def missing_rounds(self, cell: Sequence[CasePlan], process: int, repetitions: int) -> int:
@@ -171,8 +187,9 @@ class ProcessSet:
     def start(self, cases: Sequence[Case]) -> None:
         """Start every worker at once, so that they import their libraries side by side."""
         self.seed = cases[0].seed
-        for key in [REFERENCE, *dict.fromkeys(map(_key, cases))]:
+        for key in [REFERENCE, *([ROOFS] if self.options.ceilings else []), *dict.fromkeys(map(_key, cases))]:
             self._start(key)
+        self.ceilings = CeilingTurns(self.arms[ROOFS], self.group) if self.options.ceilings else None
 
     def measure_cell(self, cell: Sequence[CasePlan]) -> None:
         """Check, warm up and time every case of a cell."""
@@ -184,11 +201,17 @@ class ProcessSet:
             self._check(entry, reference)
         for entry in entries:
             self._warm_up(entry)
+        if any(entry.live for entry in entries):
+            self._ceiling_turns(cell[0].case, 0, warmup=True)
         first = self.past.next_round(cell, self.process)
         for number in range(first, first + self.past.missing_rounds(cell, self.process, self.options.repetitions)):
+            if number % 2 == 0:
+                self._ceiling_turns(cell[0].case, number, warmup=False)
             for entry in entries if number % 2 == 0 else reversed(entries):
                 if entry.live:
                     self._turn(entry, number, warmup=False)
+            if number % 2 == 1:
+                self._ceiling_turns(cell[0].case, number, warmup=False)
 
     def _reference(self, entries: Sequence[_Entry]) -> Path | None:
         """Have the cell's expected tokens and logits made; without them nothing of it can be proved, or timed."""
@@ -261,6 +284,23 @@ class ProcessSet:
             )
         )
         self.order += 1
+
+    def _ceiling_turns(self, case: Case, number: int, *, warmup: bool) -> None:
+        """A turn of each ceiling for the cell of `case`, in alternating direction; the first failure ends them."""
+        if self.ceilings is None:
+            return
+        for ceiling in CEILINGS if number % 2 == 0 else reversed(CEILINGS):
+            taken = self.ceilings.take(
+                ceiling, cell=case.cell.key, process=self.process, number=number, order=self.order, warmup=warmup
+            )
+            if taken is None:
+                self.progress.say(f"no ceilings from here on, so no MFU, MBU or prediction: {self.ceilings.failure}")
+                self.ceilings = None
+                return
+            self.writer.append(taken)
+            self.order += 1
+        if not warmup:
+            self.progress.done(ROUND_S, None, case)
 
     def _try(self, entry: _Entry, request: Request) -> object:
         """Ask the entry's arm within the time its case has left; a failure is stored and ends the case."""

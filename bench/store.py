@@ -22,7 +22,7 @@ from typing import BinaryIO
 import msgspec
 
 from bench.case import UsageError
-from bench.record import SCHEMA_VERSION, Check, Failure, Manifest, Record, Run, Sample
+from bench.record import SCHEMA_VERSION, CeilingSample, Check, Failure, Manifest, Record, Run, Sample
 
 NAME = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -43,7 +43,7 @@ class _Closing(msgspec.Struct, tag="closing", frozen=True):
 
 
 _decode_line = msgspec.json.Decoder(_Line).decode
-_decode_record = msgspec.json.Decoder(Sample | Check | Failure | _Closing).decode
+_decode_record = msgspec.json.Decoder(Record | _Closing).decode
 _decode_manifest = msgspec.json.Decoder(Manifest).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -143,14 +143,16 @@ def read_run(folder: Path) -> Run:
     samples: list[Sample] = []
     checks: list[Check] = []
     failures: list[Failure] = []
+    ceilings: list[CeilingSample] = []
     paths = sorted(folder.glob("samples*.jsonl"), key=_file_number)
     if [_file_number(path) for path in paths] != list(range(1, len(paths) + 1)):
         raise DataError(f"{folder}: a samples file is missing (there are {', '.join(path.name for path in paths)})")
-    planned = {item.case.key for item in manifest.plan}
+    planned = {key for item in manifest.plan for key in (item.case.key, item.case.cell.key)}
     for path in paths:
         for record in _records(path, manifest.digest):
-            if record.case not in planned:
-                raise DataError(f"{path}: holds a case that the manifest does not plan: {record.case}")
+            subject = record.cell if isinstance(record, CeilingSample) else record.case
+            if subject not in planned:
+                raise DataError(f"{path}: holds a case that the manifest does not plan: {subject}")
             match record:
                 case Sample():
                     samples.append(record)
@@ -158,7 +160,11 @@ def read_run(folder: Path) -> Run:
                     checks.append(record)
                 case Failure():
                     failures.append(record)
-    return Run(path=str(folder), manifest=manifest, samples=samples, checks=checks, failures=failures)
+                case CeilingSample():
+                    ceilings.append(record)
+    return Run(
+        path=str(folder), manifest=manifest, samples=samples, checks=checks, failures=failures, ceilings=ceilings
+    )
 
 
 def find_run(run: str, out: Path) -> Path:
@@ -271,3 +277,5 @@ def _refuse_impossible(record: Record, path: Path, number: int) -> None:
         times = [record.prefill_ns, record.prefill_event_ns or 1, *record.step_ns, *events]
         if min(times) <= 0 or not len(record.step_ns) == len(events) == len(record.steps):
             raise DataError(f"{path}, line {number}: a time is not positive, or a step has none")
+    elif isinstance(record, CeilingSample) and min([record.amount, *(record.pass_ns or [0])]) <= 0:
+        raise DataError(f"{path}, line {number}: a ceiling's amount or a time of it is not positive")

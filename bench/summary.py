@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pandas as pd
 
-from bench import estimators, rounds
+from bench import estimators, pairs, roofline, rounds
 from bench.case import Case, Phase
 from bench.estimators import Ratio
 from bench.outcomes import outcomes
@@ -53,6 +53,10 @@ SUMMARY_TYPES: dict[str, str] = {
     "tokens_match": "string",
     "status": "string",
     "error": "string",
+    "mfu_low": "float64",
+    "mfu_high": "float64",
+    "mbu_low": "float64",
+    "mbu_high": "float64",
 }
 """Columns of the summary and their types, in order; results/README.md explains each. What a row leaves out is empty."""
 
@@ -63,7 +67,8 @@ def summarize(run: Run) -> pd.DataFrame:
     Times are medians of the undisturbed turns (`bench.rounds`) with exact 95 % intervals; the speed-up pairs a case
     with the naive one of its cell, round by round. A case that failed in any process keeps its rows, without a time.
     """
-    latencies = _by_case_and_phase(run)
+    latencies = rounds.by_case_and_phase(run)
+    against_roofs = roofline.columns(run, latencies)
     naive = {plan.case.cell: plan.case.key for plan in run.manifest.plan if plan.case.strategy == "naive"}
     ended = outcomes(run)
     rows: list[dict[str, Any]] = []
@@ -77,6 +82,7 @@ def summarize(run: Run) -> pd.DataFrame:
                 row |= _times(case, phase, latencies[case.key, phase])
                 baseline = latencies.get((naive.get(case.cell, ""), phase))
                 row |= _speedup(case, baseline, latencies[case.key, phase])
+                row |= against_roofs.get((case.key, phase), {})
             rows.append(row)
     return pd.DataFrame(rows, columns=list(SUMMARY_TYPES)).astype(SUMMARY_TYPES)
 
@@ -91,21 +97,7 @@ def speedup(naive: pd.DataFrame, own: pd.DataFrame) -> Ratio | None:
 
     From `rounds.MIN_PROCESSES` processes each gives one ratio, and the interval is over the processes.
     """
-    pairs = naive.merge(own, on=["process", "round"], suffixes=("_naive", "_own"))
-    if pairs.empty:
-        return None
-    if pairs["process"].nunique() < rounds.MIN_PROCESSES:
-        return estimators.paired_ratio(pairs["latency_ms_naive"], pairs["latency_ms_own"])
-    ratios = [
-        estimators.paired_ratio(rows["latency_ms_naive"], rows["latency_ms_own"]).estimate
-        for _, rows in pairs.groupby("process")
-    ]
-    return estimators.paired_ratio(ratios, [1.0] * len(ratios))
-
-
-def _by_case_and_phase(run: Run) -> dict[tuple[str, str], pd.DataFrame]:
-    groups = rounds.usable_turns(run).groupby(["case", "phase"])
-    return {(str(case), str(phase)): rows for (case, phase), rows in groups}
+    return pairs.ratio(naive, own, "latency_ms")
 
 
 def _times(case: Case, phase: Phase, own: pd.DataFrame) -> dict[str, Any]:
@@ -136,6 +128,8 @@ def _counters(plan: CasePlan, phase: Phase) -> dict[str, Any]:
         return {}
     return {
         "flops": costs.flops,
+        "bytes": costs.bytes,
+        "arithmetic_intensity": costs.flops / costs.bytes,
         "gemm_flops": costs.gemm_flops,
         "gemv_flops": costs.gemv_flops,
         "forward_calls": costs.forward_calls,

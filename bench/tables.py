@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -15,7 +15,7 @@ from rich.text import Text
 from tabulate import tabulate
 
 from bench.labels import NOTHING, Row, by_setting, context, missing, number, time_ratio, with_interval
-from bench.record import Environment
+from bench.record import Ceiling, Environment
 
 Format = Literal["md", "csv", "json", "jsonl"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -78,13 +78,39 @@ def comparison_terminal(rows: pd.DataFrame) -> Group:
     return _terminal(_comparison_tables(rows), COMPARISON_HEADERS)
 
 
-def render_environment(environment: Environment, form: EnvironmentFormat) -> str:
-    """The fields of an environment, in a table of two columns or as one JSON object."""
+def render_environment(environment: Environment, form: EnvironmentFormat, ceilings: Sequence[Ceiling] = ()) -> str:
+    """The fields of an environment and the ceilings measured on it, as tables or as one JSON object."""
     fields = msgspec.structs.asdict(environment)
     if form == "json":
-        return json.dumps(fields, indent=2) + "\n"
+        found = [msgspec.structs.asdict(ceiling) for ceiling in ceilings]
+        return json.dumps(fields | ({"ceilings": found} if found else {}), indent=2) + "\n"
     lines = [[name, NOTHING if value is None else str(value)] for name, value in fields.items()]
-    return f"{tabulate(lines, ['field', 'value'], tablefmt='pipe', disable_numparse=True)}\n"
+    text = f"{tabulate(lines, ['field', 'value'], tablefmt='pipe', disable_numparse=True)}\n"
+    return f"{text}\n{_ceilings(ceilings)}" if ceilings else text
+
+
+def _ceilings(ceilings: Sequence[Ceiling]) -> str:
+    """A line per setting: its read bandwidth and its GEMM rate, each with the kernel that reached it."""
+    settings: dict[tuple[str, str, int], dict[str, Ceiling]] = {}
+    for ceiling in ceilings:
+        settings.setdefault((ceiling.device, ceiling.dtype, ceiling.n_threads), {})[ceiling.ceiling] = ceiling
+    lines = [
+        [
+            device,
+            dtype,
+            NOTHING if device == "cuda" else str(n_threads),
+            *_rate(found.get("read_bandwidth"), 1e9),
+            *_rate(found.get("gemm"), 1e12),
+        ]
+        for (device, dtype, n_threads), found in settings.items()
+    ]
+    headers = ["device", "dtype", "threads", "read GB/s", "by", "GEMM TFLOP/s", "by"]
+    align = ["left", "left", "right", "right", "left", "right", "left"]
+    return f"{tabulate(lines, headers, tablefmt='pipe', colalign=align, disable_numparse=True)}\n"
+
+
+def _rate(ceiling: Ceiling | None, unit: float) -> Line:
+    return [NOTHING, NOTHING] if ceiling is None else [number(ceiling.per_s / unit), ceiling.kernel]
 
 
 def _summary_tables(summary: pd.DataFrame) -> Iterator[tuple[str, list[Line]]]:

@@ -21,12 +21,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bench.case import Case, DeviceName, naive_steps
+from bench.ceilings import Ceilings
 from bench.clock import make_clock
-from bench.environment import CovariateReader, peak_memory_bytes, reset_peak_memory
+from bench.environment import CovariateReader, last_level_cache_bytes, peak_memory_bytes, reset_peak_memory
 from bench.protocol import (
     VERSION,
+    CeilingsChosen,
+    CeilingTurnTaken,
     CheckCase,
     Checked,
+    ChooseCeilings,
     Done,
     Load,
     Loaded,
@@ -34,9 +38,11 @@ from bench.protocol import (
     Refused,
     Reply,
     Request,
+    TakeCeilingTurn,
     TakeTurn,
     TurnTaken,
 )
+from bench.record import CeilingName
 from kvcache import models
 from kvcache.catalogue import build
 from kvcache.equivalence import Reference, agreement, reference
@@ -68,19 +74,12 @@ class Worker:
     case: Case
     prompt: Tensor
     expected: Reference
+    ceilings: Ceilings
 
     def answer(self, request: Request) -> Reply:
         """Carry out `request`; what goes wrong inside a model is answered, not raised."""
         try:
-            match request:
-                case Load():
-                    return self.load(request)
-                case MakeReference():
-                    return self.make_reference(request.case, Path(request.path))
-                case CheckCase():
-                    return self.check(request.case, Path(request.path))
-                case TakeTurn():
-                    return self.take_turn()
+            return self._carry_out(request)
         except Unsupported as reason:
             return Refused(status="unsupported", error=str(reason))
         except OtherTokens as reason:
@@ -93,6 +92,21 @@ class Worker:
                 status="oom" if is_out_of_memory(error) else "failed",
                 error=f"{type(error).__name__}: {first_line(error)}",
             )
+
+    def _carry_out(self, request: Request) -> Reply:
+        match request:
+            case Load():
+                return self.load(request)
+            case MakeReference():
+                return self.make_reference(request.case, Path(request.path))
+            case CheckCase():
+                return self.check(request.case, Path(request.path))
+            case TakeTurn():
+                return self.take_turn()
+            case ChooseCeilings():
+                return self.choose_ceilings(request)
+            case TakeCeilingTurn():
+                return self.take_ceiling_turn(request.ceiling)
 
     def load(self, request: Load) -> Loaded:
         group = request.group
@@ -169,6 +183,23 @@ class Worker:
             prefill_event_ns=times.event_ns[0] if times.event_ns else None,
             step_event_ns=times.event_ns[1:] if times.event_ns else None,
             covariates=covariates,
+        )
+
+    def choose_ceilings(self, request: ChooseCeilings) -> CeilingsChosen:
+        torch.set_num_threads(request.n_threads)
+        self.covariates = CovariateReader(request.device)
+        self.ceilings = Ceilings(request.device, request.dtype, last_level_cache_bytes(request.device))
+        return CeilingsChosen(kernels=self.ceilings.kernels)
+
+    def take_ceiling_turn(self, ceiling: CeilingName) -> CeilingTurnTaken:
+        self.covariates.start()
+        amount, pass_ns = self.ceilings.take_turn(ceiling)
+        return CeilingTurnTaken(
+            kernel=self.ceilings.kernels[ceiling],
+            amount=amount,
+            pass_ns=pass_ns,
+            cache_bytes=self.ceilings.cache_bytes,
+            covariates=self.covariates.stop(),
         )
 
     def _ids(self, case: Case) -> tuple[Tensor | None, Tensor]:
