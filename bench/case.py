@@ -85,7 +85,7 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
     """Lists that span a grid; their product is the cases, in the order model, settings, cell, strategy."""
 
     models: tuple[str, ...] = ("smollm2-135m",)
-    strategies: tuple[str, ...] = ("naive", "dynamic", "static", "hf-generate")
+    strategies: tuple[str, ...] = ("naive", "dynamic", "static", "compiled", "hf-generate")
     n_prompt: tuple[int, ...] = (32, 128, 512, 2048)
     n_gen: tuple[int, ...] = (32,)
     n_depth: tuple[int, ...] = (0,)
@@ -129,13 +129,28 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
         ]
 
 
+_ENGINE = ("naive", "dynamic", "static", "compiled", "hf-generate")
+
 PRESETS: dict[str, tuple[Sweep, ...]] = {
-    "smoke": (Sweep(models=("random:tiny",), n_prompt=(16, 64), n_gen=(8,)),),
+    # Without `compiled`, which needs a C++ compiler and compiles for many seconds: smoke runs anywhere, and at once.
+    "smoke": (
+        Sweep(
+            models=("random:tiny",),
+            strategies=("naive", "dynamic", "static", "hf-generate"),
+            n_prompt=(16, 64),
+            n_gen=(8,),
+        ),
+    ),
     "default": (Sweep(),),
     "full": (
         Sweep(dtype=("float32", "bfloat16")),
         Sweep(batch_size=(4,), n_prompt=(128, 512)),
         Sweep(n_depth=(512, 2048), n_prompt=(1, 128)),
+    ),
+    "engine": (
+        Sweep(strategies=_ENGINE, n_prompt=(128,), n_gen=(64,), batch_size=(1, 4)),
+        Sweep(strategies=_ENGINE, n_prompt=(128,), n_gen=(64,), dtype=("bfloat16",)),
+        Sweep(models=("random:gpt2",), strategies=_ENGINE, n_prompt=(128,), n_gen=(64,)),
     ),
 }
 """Lists of sweeps by name; `kvbench run` without arguments measures `default`."""

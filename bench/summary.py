@@ -14,6 +14,9 @@ from bench.estimators import Ratio
 from bench.outcomes import outcomes
 from bench.record import CasePlan, Check, Run
 
+YARDSTICK = "hf-generate"
+"""transformers' own generate(): what a user would run without this suite."""
+
 SUMMARY_TYPES: dict[str, str] = {
     "model": "string",
     "strategy": "string",
@@ -53,6 +56,9 @@ SUMMARY_TYPES: dict[str, str] = {
     "tokens_match": "string",
     "status": "string",
     "error": "string",
+    "speedup_vs_hf": "float64",
+    "speedup_vs_hf_low": "float64",
+    "speedup_vs_hf_high": "float64",
     "mfu_low": "float64",
     "mfu_high": "float64",
     "mbu_low": "float64",
@@ -64,12 +70,13 @@ SUMMARY_TYPES: dict[str, str] = {
 def summarize(run: Run) -> pd.DataFrame:
     """One row per planned case and phase, with the columns of `SUMMARY_TYPES`.
 
-    Times are medians of the undisturbed turns (`bench.rounds`) with exact 95 % intervals; the speed-up pairs a case
-    with the naive one of its cell, round by round. A case that failed in any process keeps its rows, without a time.
+    Times are medians of the undisturbed turns (`bench.rounds`) with exact 95 % intervals; the speed-ups pair a case
+    with the naive one of its cell, and with hf-generate, round by round. A case that failed in any process keeps its
+    rows, without a time.
     """
     latencies = rounds.by_case_and_phase(run)
     against_roofs = roofline.columns(run, latencies)
-    naive = {plan.case.cell: plan.case.key for plan in run.manifest.plan if plan.case.strategy == "naive"}
+    by_strategy = {(plan.case.cell, plan.case.strategy): plan.case.key for plan in run.manifest.plan}
     ended = outcomes(run)
     rows: list[dict[str, Any]] = []
     for plan in run.manifest.plan:
@@ -80,8 +87,9 @@ def summarize(run: Run) -> pd.DataFrame:
             row |= {"tokens_match": outcome.tokens_match, "status": outcome.status, "error": outcome.error}
             if (case.key, phase) in latencies:
                 row |= _times(case, phase, latencies[case.key, phase])
-                baseline = latencies.get((naive.get(case.cell, ""), phase))
-                row |= _speedup(case, baseline, latencies[case.key, phase])
+                for strategy, names in _COMPARED.items():
+                    baseline = latencies.get((by_strategy.get((case.cell, strategy), ""), phase))
+                    row |= _speedup(case.strategy == strategy, names, baseline, latencies[case.key, phase])
                 row |= against_roofs.get((case.key, phase), {})
             rows.append(row)
     return pd.DataFrame(rows, columns=list(SUMMARY_TYPES)).astype(SUMMARY_TYPES)
@@ -92,12 +100,12 @@ def phases(case: Case) -> list[Phase]:
     return ["prefill", "decode"] if case.n_gen > 1 else ["prefill"]
 
 
-def speedup(naive: pd.DataFrame, own: pd.DataFrame) -> Ratio | None:
-    """Time of naive / own time over the rounds that both have (rows of one phase each); None where they share none.
+def speedup(baseline: pd.DataFrame, own: pd.DataFrame) -> Ratio | None:
+    """Time of the baseline / own time over the rounds that both have (rows of one phase); None where they share none.
 
     From `rounds.MIN_PROCESSES` processes each gives one ratio, and the interval is over the processes.
     """
-    return pairs.ratio(naive, own, "latency_ms")
+    return pairs.ratio(baseline, own, "latency_ms")
 
 
 def _times(case: Case, phase: Phase, own: pd.DataFrame) -> dict[str, Any]:
@@ -113,13 +121,23 @@ def _times(case: Case, phase: Phase, own: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _speedup(case: Case, naive: pd.DataFrame | None, own: pd.DataFrame) -> dict[str, Any]:
-    if case.strategy == "naive":
-        return {"speedup_vs_naive": 1.0, "speedup_low": 1.0, "speedup_high": 1.0}
-    ratio = None if naive is None else speedup(naive, own)
-    if ratio is None:
-        return {}
-    return {"speedup_vs_naive": ratio.estimate, "speedup_low": ratio.low, "speedup_high": ratio.high}
+_COMPARED: dict[str, list[str]] = {
+    "naive": ["speedup_vs_naive", "speedup_low", "speedup_high"],
+    YARDSTICK: ["speedup_vs_hf", "speedup_vs_hf_low", "speedup_vs_hf_high"],
+}
+"""What a case is compared with in its cell -> the columns of the ratio and its interval."""
+
+
+def _speedup(
+    is_baseline: bool,
+    names: list[str],
+    baseline: pd.DataFrame | None,
+    own: pd.DataFrame,
+) -> dict[str, float | None]:
+    if is_baseline:
+        return dict.fromkeys(names, 1.0)
+    ratio = None if baseline is None else speedup(baseline, own)
+    return {} if ratio is None else dict(zip(names, (ratio.estimate, ratio.low, ratio.high), strict=True))
 
 
 def _counters(plan: CasePlan, phase: Phase) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from tabulate import tabulate
 
 from bench.labels import NOTHING, Row, by_setting, context, missing, number, time_ratio, with_interval
 from bench.record import Ceiling, Environment
+from bench.summary import YARDSTICK
 
 Format = Literal["md", "csv", "json", "jsonl"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -34,10 +35,22 @@ SUMMARY_HEADERS: list[str] = [
 ]
 """Time to first token, time per output token, throughputs, speed-up over naive; brackets hold 95 % intervals."""
 
+ROOF_HEADERS: list[str] = [
+    "prompt",
+    "strategy",
+    "prefill,\nhf / own",
+    "prefill\nMFU",
+    "decode,\nhf / own",
+    "decode\nMBU",
+    "decode\nbound by",
+    "compile s",
+]
+"""Times faster than hf-generate, and shares of the measured GEMM rate and read bandwidth, each paired within rounds."""
+
 COMPARISON_HEADERS: list[str] = ["prompt", "strategy", "phase", "A ms", "B ms", "B / A", "verdict"]
 
-_WITH_INTERVAL = {"TTFT ms", "TPOT ms", "decode\nspeed-up", "B / A"}
-_LEFT = {"strategy", "tokens\nmatch", "phase", "verdict"}
+_WITH_INTERVAL = {"TTFT ms", "TPOT ms", "decode\nspeed-up", "B / A", *ROOF_HEADERS[2:6]}
+_LEFT = {"strategy", "tokens\nmatch", "phase", "verdict", "decode\nbound by"}
 
 Line = list[str]
 
@@ -58,14 +71,17 @@ def data(frame: pd.DataFrame, form: Literal["csv", "json", "jsonl"]) -> str:
 
 
 def markdown(summary: pd.DataFrame) -> str:
-    """A table per setting with a line per case, and below it what failed and why."""
-    return _markdown(_summary_tables(summary), SUMMARY_HEADERS) + _failures(summary)
+    """A table per setting with a line per case, what failed and why, and each case against yardstick and roofs."""
+    times = _markdown(_summary_tables(summary), SUMMARY_HEADERS)
+    roofs = _markdown(_roof_tables(summary), ROOF_HEADERS)
+    return "\n".join(part for part in (times + _failures(summary), roofs) if part)
 
 
 def terminal(summary: pd.DataFrame) -> Group:
     """The same for a terminal of 100 columns: a rule between cells, headers in two lines."""
     failures = _failures(summary).rstrip()
-    return Group(_terminal(_summary_tables(summary), SUMMARY_HEADERS), *([Text(failures)] if failures else []))
+    times, roofs = _terminal(_summary_tables(summary), SUMMARY_HEADERS), _terminal(_roof_tables(summary), ROOF_HEADERS)
+    return Group(times, *([Text(failures)] if failures else []), roofs)
 
 
 def comparison_markdown(rows: pd.DataFrame) -> str:
@@ -115,9 +131,21 @@ def _rate(ceiling: Ceiling | None, unit: float) -> Line:
 
 def _summary_tables(summary: pd.DataFrame) -> Iterator[tuple[str, list[Line]]]:
     for title, rows in by_setting(summary, also=["n_gen"]):
-        # A prefill row opens a case, and its decode row, if it has one, follows.
-        cases = rows.groupby((rows["phase"] == "prefill").cumsum(), sort=False)
-        yield title, [_summary_line(case.set_index("phase").to_dict("index")) for _, case in cases]
+        yield title, [_summary_line(case) for case in _cases(rows)]
+
+
+def _roof_tables(summary: pd.DataFrame) -> Iterator[tuple[str, list[Line]]]:
+    """Of the settings that have such figures; a case without any has no line."""
+    for title, rows in by_setting(summary, also=["n_gen"]):
+        lines = [_roof_line(case) for case in _cases(rows)]
+        if lines := [line for line in lines if set(line[2:]) != {NOTHING}]:
+            yield f"Against hf-generate and the machine's roofs: {title}", lines
+
+
+def _cases(rows: pd.DataFrame) -> list[Mapping[Any, Row]]:
+    """Each case's rows by phase: a prefill row opens a case, and its decode row, if it has one, follows."""
+    cases = rows.groupby((rows["phase"] == "prefill").cumsum(), sort=False)
+    return [dict(case.set_index("phase").to_dict("index")) for _, case in cases]
 
 
 def _summary_line(phases: Mapping[Any, Row]) -> Line:
@@ -135,6 +163,32 @@ def _summary_line(phases: Mapping[Any, Row]) -> Line:
         _speedup(decode),
         NOTHING if missing(match) else match,
     ]
+
+
+def _roof_line(phases: Mapping[Any, Row]) -> Line:
+    prefill = phases["prefill"]
+    decode: Row = phases.get("decode", {})
+    bound = decode.get("bound")
+    return [
+        context(prefill),
+        prefill["strategy"],
+        _versus_yardstick(prefill),
+        _share(prefill, "mfu"),
+        _versus_yardstick(decode),
+        _share(decode, "mbu"),
+        NOTHING if missing(bound) else str(bound),
+        number(prefill["compile_s"]),
+    ]
+
+
+def _versus_yardstick(row: Row) -> str:
+    if row.get("strategy") == YARDSTICK and not missing(row["speedup_vs_hf"]):
+        return "1"
+    return with_interval(row.get("speedup_vs_hf"), row.get("speedup_vs_hf_low"), row.get("speedup_vs_hf_high"))
+
+
+def _share(row: Row, name: str) -> str:
+    return with_interval(row.get(name), row.get(f"{name}_low"), row.get(f"{name}_high"))
 
 
 def _latency(row: Row) -> str:
