@@ -18,7 +18,7 @@ from bench.progress import ProgressBar
 from bench.record import SCHEMA_VERSION, CasePlan, Manifest, Run
 from bench.schedule import Options, pending_seconds
 from bench.schedule import measure as measure_cases
-from bench.store import DataError, RunWriter, check_name, create_run, find_run, locked, read_run
+from bench.store import DataError, RunWriter, check_name, find_run, locked, make_folder, read_run, write_manifest
 from bench.survey import settings_of, survey
 from kvcache import models
 
@@ -112,9 +112,13 @@ def measure(job: Job) -> Run:
     if job.previous is not None:
         folder, digest = Path(job.previous.path), job.manifest.digest
     else:
-        job = _with_ceilings(job)
-        folder, manifest = create_run(job.out, job.manifest)
-        digest = manifest.digest
+        folder = make_folder(job.out, job.manifest.run_id)
+        try:
+            job = _with_ceilings(job)
+        except BaseException:  # nothing was measured yet
+            folder.rmdir()
+            raise
+        digest = write_manifest(folder, job.manifest).digest
     try:
         with locked(folder), RunWriter(folder, digest) as writer, ProgressBar() as progress:
             measure_cases(job.manifest.plan, job.options, writer, progress, job.previous)

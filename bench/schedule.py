@@ -201,8 +201,9 @@ class ProcessSet:
             self._check(entry, reference)
         for entry in entries:
             self._warm_up(entry)
-        if any(entry.live for entry in entries):
-            self._ceiling_turns(cell[0].case, 0, warmup=True)
+        if not any(entry.live for entry in entries):
+            return
+        self._ceiling_turns(cell[0].case, 0, warmup=True)
         first = self.past.next_round(cell, self.process)
         for number in range(first, first + self.past.missing_rounds(cell, self.process, self.options.repetitions)):
             if number % 2 == 0:

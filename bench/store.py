@@ -102,20 +102,42 @@ def create_run(out: Path, manifest: Manifest) -> tuple[Path, Manifest]:
     Raises:
         UsageError: the folder exists already, or cannot be written.
     """
-    manifest = msgspec.structs.replace(manifest, digest=_digest(manifest))
-    folder = out / manifest.run_id
+    folder = make_folder(out, manifest.run_id)
+    return folder, write_manifest(folder, manifest)
+
+
+def make_folder(out: Path, run_id: str) -> Path:
+    """Make the folder `out/<run_id>`, still without a manifest.
+
+    Raises:
+        UsageError: the folder exists already, or cannot be made.
+    """
+    folder = out / run_id
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--out {out}: cannot be made ({error.strerror})") from error
     try:
         folder.mkdir()
-        write_atomically(folder / "manifest.json", msgspec.json.format(_encode(manifest)))
     except FileExistsError as error:
         raise UsageError(f"--out: {error.filename} exists already; choose another --name, or --resume it") from error
     except OSError as error:
         raise UsageError(f"--out {out}: cannot be written ({error.strerror})") from error
-    return folder, manifest
+    return folder
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Write a new run folder's manifest; return it with its digest.
+
+    Raises:
+        UsageError: the folder cannot be written.
+    """
+    manifest = msgspec.structs.replace(manifest, digest=_digest(manifest))
+    try:
+        write_atomically(folder / "manifest.json", msgspec.json.format(_encode(manifest)))
+    except OSError as error:
+        raise UsageError(f"--out: {folder} cannot be written ({error.strerror})") from error
+    return manifest
 
 
 @contextmanager

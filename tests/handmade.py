@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from bench.case import Case, naive_steps
-from bench.record import SCHEMA_VERSION, CasePlan, Check, Covariates, Environment, Failure, Manifest, Run, Sample
-from kvcache.costs import Costs
+from bench.record import (
+    SCHEMA_VERSION,
+    CasePlan,
+    CeilingSample,
+    Check,
+    Covariates,
+    Environment,
+    Failure,
+    Manifest,
+    Run,
+    Sample,
+)
+from kvcache.architectures import geometry
+from kvcache.costs import Costs, phase_costs, weights_bytes
 
 Model = Callable[[Case, int], float]
 """Milliseconds of a forward of a case: of step i, or of the prefill for i = 0."""
@@ -70,6 +83,51 @@ def smollm2_ms(case: Case, step: int) -> float:
     return base + per_token * length
 
 
+SMOLLM2 = geometry(
+    SimpleNamespace(
+        model_type="llama",
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        head_dim=64,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+        attention_bias=False,
+        mlp_bias=False,
+        _attn_implementation="sdpa",
+    )
+)
+Roofs = Callable[[Case, int], dict[str, float]]
+"""Bytes and FLOP per second of each ceiling, beside a cell in a round."""
+
+
+def steady_roofs(case: Case, number: int) -> dict[str, float]:
+    """40 GB/s and 400 GFLOP/s: as many threads as there are scale the second only."""
+    return {"read_bandwidth": 40e9, "gemm": 200e9 * case.n_threads}
+
+
+def smollm2_plan(case: Case) -> CasePlan:
+    """The true costs of SmolLM2-135M in float32."""
+    shape = {name: getattr(case, name) for name in ("batch_size", "n_prompt", "n_gen", "n_depth")}
+    prefill, decode = (
+        phase_costs(SMOLLM2, phase, refeeds=case.strategy == "naive", dtype_bytes=4, **shape)
+        for phase in ("prefill", "decode")
+    )
+    return CasePlan(case=case, prefill=prefill, decode=decode, weights_bytes=weights_bytes(SMOLLM2, 4))
+
+
+def floors_ms(case: Case, step: int, roofs: Roofs = steady_roofs) -> tuple[float, float]:
+    """The floors of a forward of SmolLM2-135M: of step i, or of the prefill for i = 0; compute and memory."""
+    plan, rates = smollm2_plan(case), roofs(case, 0)
+    costs = plan.prefill if step == 0 else plan.decode
+    assert costs is not None
+    flops, moved = costs.flops / costs.forward_calls, costs.bytes / costs.forward_calls
+    return flops / rates["gemm"] * 1000, moved / rates["read_bandwidth"] * 1000
+
+
 def make_run(
     cases: Sequence[Case],
     *,
@@ -86,10 +144,13 @@ def make_run(
     environment: Environment = ENVIRONMENT,
     path: str = "results/runs/handmade",
     event_share: float | None = None,
+    plan: Callable[[Case], CasePlan] | None = None,
+    roofs: Roofs | None = None,
 ) -> Run:
     """A run of `cases`; a case named in `failures` has no samples in that process. The same arguments, the same run.
 
-    `event_share` stores CUDA event times that are this share of the host's.
+    `event_share` stores CUDA event times that are this share of the host's. `plan` makes the costs (`make_plan`),
+    `roofs` gives the run ceilings, each with three passes a turn.
     """
     random = np.random.default_rng(seed)
     lost = {(failure.case, failure.process) for failure in failures}
@@ -128,7 +189,7 @@ def make_run(
         processes=processes,
         timeout_s=900.0,
         environment=environment,
-        plan=[make_plan(case) for case in cases],
+        plan=[(plan or make_plan)(case) for case in cases],
         weights={case.model: "5f" * 32 for case in cases},
     )
     checks = [
@@ -137,7 +198,36 @@ def make_run(
         for case in cases
         if (case.key, process) not in lost
     ]
-    return Run(path=path, manifest=manifest, samples=samples, checks=checks, failures=list(failures))
+    ceilings = [
+        make_ceiling(cell, name, per_s, process=process, number=number, warmup=warmup)
+        for process in range(processes)
+        for number, warmup in [(0, True), *((number, False) for number in range(rounds))]
+        for cell in (dict.fromkeys(case.cell for case in cases) if roofs is not None else ())
+        for name, per_s in (roofs or steady_roofs)(cell, number).items()
+    ]
+    return Run(path=path, manifest=manifest, samples=samples, checks=checks, failures=list(failures), ceilings=ceilings)
+
+
+def make_ceiling(
+    cell: Case, name: str, per_s: float, *, process: int = 0, number: int = 0, warmup: bool = False, **fields: Any
+) -> CeilingSample:
+    """A turn of a ceiling: three passes, the slowest twice as slow, the median at `per_s`."""
+    pass_ns = 5_000_000
+    defaults = {
+        "type": "ceiling",
+        "cell": cell.key,
+        "ceiling": name,
+        "kernel": "dot" if name == "read_bandwidth" else "onednn 512x1024x1024",
+        "process": process,
+        "round": number,
+        "order": number,
+        "warmup": warmup,
+        "amount": round(per_s * pass_ns / 1e9),
+        "pass_ns": [2 * pass_ns, pass_ns, pass_ns - 1000],
+        "cache_bytes": 33_554_432,
+        "covariates": msgspec.to_builtins(QUIET),
+    }
+    return msgspec.convert(defaults | fields, CeilingSample)
 
 
 def make_plan(case: Case) -> CasePlan:

@@ -121,7 +121,17 @@ def test_help_teaches_and_is_quick_to_say() -> None:
 
 
 def test_env_shows_the_machine() -> None:
-    assert json.loads(kvbench("env", "-o", "json").stdout)["cores"] >= 1
+    assert json.loads(kvbench("env", "-o", "json", "--no-ceilings").stdout)["cores"] >= 1
+
+
+def test_env_measures_the_ceilings_and_tells_so_beside_the_document() -> None:
+    done = kvbench("env", "-o", "json")
+    found = json.loads(done.stdout)["ceilings"]
+    assert {(one["ceiling"], one["dtype"]) for one in found} == {
+        (ceiling, dtype) for ceiling in ("read_bandwidth", "gemm") for dtype in ("float32", "bfloat16")
+    }
+    assert min(one["per_s"] for one in found) > 1e8
+    assert "read bandwidth, cpu float32, 1 thread: " in done.stderr
 
 
 def test_dry_run_measures_nothing(tmp_path: Path) -> None:

@@ -77,6 +77,18 @@ def test_warmups_stay_and_are_flagged():
     assert set(turns["process"]) == {0, 1}
 
 
+def test_a_turn_of_a_ceiling_has_the_rate_of_its_median_pass():
+    run = make_run(grid(["naive", "dynamic"], [8]), rounds=2, roofs=lambda case, number: {"gemm": (1 + number) * 1e11})
+    found = frame.ceilings(run)
+    assert list(found.columns) == frame.CEILING_COLUMNS
+    assert found["per_s"].to_list() == pytest.approx([1e11, 1e11, 2e11])
+    assert found["warmup"].to_list() == [True, False, False]
+    assert found["n_threads"].to_list() == [2, 2, 2]
+    empty = frame.ceilings(make_run([make_case()]))
+    assert list(empty.columns) == frame.CEILING_COLUMNS
+    assert (empty.dtypes[["per_s", "warmup", "round"]] == found.dtypes[["per_s", "warmup", "round"]]).all()
+
+
 @pytest.mark.parametrize(("table", "columns"), [(frame.turns, frame.TURN_COLUMNS), (frame.steps, frame.STEP_COLUMNS)])
 def test_a_run_without_samples_has_the_same_columns_of_the_same_types(table, columns):
     empty = table(make_run([make_case()], rounds=0, warmups=0))

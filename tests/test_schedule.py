@@ -11,10 +11,24 @@ import pytest
 from bench import schedule
 from bench.arm import ArmFailed
 from bench.case import Case, Group
-from bench.protocol import CheckCase, Checked, Done, Load, Loaded, MakeReference, Request, TakeTurn, TurnTaken
-from bench.record import Check, Covariates, Failure, Record, Run, Sample
+from bench.protocol import (
+    CeilingsChosen,
+    CeilingTurnTaken,
+    CheckCase,
+    Checked,
+    ChooseCeilings,
+    Done,
+    Load,
+    Loaded,
+    MakeReference,
+    Request,
+    TakeCeilingTurn,
+    TakeTurn,
+    TurnTaken,
+)
+from bench.record import CeilingSample, Check, Covariates, Failure, Record, Run, Sample
 from bench.schedule import Options, measure
-from tests.handmade import grid, make_plan, make_run
+from tests.handmade import grid, make_ceiling, make_plan, make_run
 
 ARMS: list[FakeArm] = []
 
@@ -38,6 +52,8 @@ class FakeArm:
         kind = type(request).__name__
         if isinstance(request, Load):
             self.strategy = request.strategy
+        if isinstance(request, ChooseCeilings):
+            self.strategy = "ceilings"
         before = self.log.count((kind, self.strategy))
         self.log.append((kind, self.strategy))
         failure = self.failures.get((self.strategy, kind, before))
@@ -68,6 +84,13 @@ class FakeArm:
                     prefill_event_ns=None,
                     step_event_ns=None,
                     covariates=Covariates(),
+                )
+
+            case ChooseCeilings():
+                return CeilingsChosen(kernels={"read_bandwidth": "dot", "gemm": "mm"})
+            case TakeCeilingTurn():
+                return CeilingTurnTaken(
+                    kernel="dot", amount=100, pass_ns=[7, 8], cache_bytes=1, covariates=Covariates()
                 )
 
     def death(self) -> ArmFailed:
@@ -241,3 +264,70 @@ def test_resume_tries_a_dead_worker_again() -> None:
 def test_checks_are_stored_once_per_case_and_process() -> None:
     memory = measured(CASES, repetitions=1, processes=2)
     assert len(memory.of(Check)) == 6
+
+
+def timed(memory: Memory) -> list[tuple[int, str]]:
+    """Round, and strategy or ceiling, of every turn that is no warm-up, in the order of writing."""
+    return [
+        (record.round, record.ceiling if isinstance(record, CeilingSample) else record.case.split()[1])
+        for record in memory.records
+        if isinstance(record, Sample | CeilingSample) and not record.warmup
+    ]
+
+
+def test_ceilings_have_turns_in_every_round_that_alternate_with_the_cases() -> None:
+    memory = measured(CASES, repetitions=3, ceilings=True)
+    there = ["read_bandwidth", "gemm", "naive", "dynamic", "static"]
+    expected = [(number, name) for number in range(3) for name in (there if number % 2 == 0 else reversed(there))]
+    assert timed(memory) == expected
+    assert [record.order for record in memory.records if not isinstance(record, Check)] == list(range(5 * 3 + 2 + 6))
+    assert {taken.cell for taken in memory.of(CeilingSample)} == {CASES[0].cell.key}
+    assert (memory.of(CeilingSample)[0].amount, memory.of(CeilingSample)[0].pass_ns) == (100, [7, 8])
+
+
+def test_kernels_are_chosen_once_per_process_and_warmed_up_once_per_cell() -> None:
+    memory = measured(grid(["naive", "dynamic"], [8, 16]), repetitions=1, processes=2, ceilings=True)
+    assert len(turns("ChooseCeilings")) == 2
+    warm = [taken for taken in memory.of(CeilingSample) if taken.warmup]
+    assert len(warm) == 2 * 2 * 2
+    kinds = [kind for kind, _ in FakeArm.log]
+    assert kinds.index("ChooseCeilings") > kinds.index("TakeTurn")  # when all the workers have loaded
+
+
+@pytest.mark.parametrize("request_kind", ["ChooseCeilings", "TakeCeilingTurn"])
+def test_a_failed_ceiling_loses_no_case_and_is_told_once(request_kind: str) -> None:
+    FakeArm.failures = {("ceilings", request_kind, 0): ArmFailed("failed", "no such kernel", alive=True)}
+    memory = measured(grid(["naive", "dynamic"], [8, 16]), repetitions=2, ceilings=True)
+    assert len([sample for sample in memory.of(Sample) if not sample.warmup]) == 8
+    assert not memory.of(Failure)
+    assert not memory.of(CeilingSample)
+    assert [text for text in memory.said if "no such kernel" in text] == memory.said
+    assert len(memory.said) == 1
+
+
+def test_a_ceiling_that_fails_later_keeps_what_it_measured() -> None:
+    FakeArm.failures = {("ceilings", "TakeCeilingTurn", 5): ArmFailed("oom", "killed", alive=False)}
+    memory = measured(CASES, repetitions=3, ceilings=True)
+    assert len(memory.of(CeilingSample)) == 5
+    assert len([sample for sample in memory.of(Sample) if not sample.warmup]) == 9
+
+
+def test_a_cell_that_has_no_case_left_takes_no_turn_of_the_ceilings() -> None:
+    FakeArm.matches = dict.fromkeys(("naive", "dynamic", "static"), "false")
+    assert not measured(CASES, repetitions=2, ceilings=True).of(CeilingSample)
+
+
+def test_resume_never_uses_the_number_of_a_round_that_a_ceiling_has_used() -> None:
+    """Killed after the ceilings' turns of round 1, before any case had its own."""
+    torn = interrupted(3 + 3)
+    ceilings = [
+        make_ceiling(CASES[0].cell, "read_bandwidth", 1e9, number=number, order=20 + number) for number in (0, 1)
+    ]
+    memory = measured(CASES, msgspec.structs.replace(torn, ceilings=ceilings), repetitions=2, ceilings=True)
+    assert {number for number, _ in timed(memory)} == {2}
+    assert min(record.order for record in memory.records if not isinstance(record, Check)) == 22
+
+
+def test_without_ceilings_no_worker_is_started_for_them() -> None:
+    measured(CASES, repetitions=1)
+    assert FakeArm.log.count(("start", "")) == 4

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from bench.case import UsageError
 from bench.record import SCHEMA_VERSION, Manifest, Run
 from bench.store import DataError, RunWriter, check_name, create_run, find_run, read_run
-from tests.handmade import grid, make_run
+from tests.handmade import grid, make_case, make_ceiling, make_run, steady_roofs
 
-HANDMADE = make_run(grid(["naive", "dynamic"], [8]), rounds=3)
+HANDMADE = make_run(grid(["naive", "dynamic"], [8]), rounds=3, roofs=steady_roofs)
 
 
 def stored(out: Path, run: Run = HANDMADE, *, closed: bool = True) -> Path:
     """Write a handmade run into a new folder under `out`."""
     folder, manifest = create_run(out, run.manifest)
     writer = RunWriter(folder, manifest.digest)
-    for record in [*run.checks, *run.samples, *run.failures]:
+    for record in [*run.checks, *run.samples, *run.failures, *run.ceilings]:
         writer.append(record)
     if closed:
         writer.__exit__(None, None, None)
@@ -30,7 +30,8 @@ def stored(out: Path, run: Run = HANDMADE, *, closed: bool = True) -> Path:
 
 
 def same(found: Run, expected: Run = HANDMADE) -> bool:
-    return (found.samples, found.checks, found.failures) == (expected.samples, expected.checks, expected.failures)
+    names = ("samples", "checks", "failures", "ceilings")
+    return all(getattr(found, name) == getattr(expected, name) for name in names)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -50,7 +51,7 @@ def test_killed_writer_loses_at_most_the_torn_line(
     kept = content[: data.draw(st.integers(0, len(content)))]
     path.write_bytes(kept)
     run = read_run(folder)
-    assert len(run.samples) + len(run.checks) == kept.count(b"\n")
+    assert len(run.samples) + len(run.checks) + len(run.ceilings) == kept.count(b"\n")
     assert run.samples == HANDMADE.samples[: len(run.samples)]
 
 
@@ -142,3 +143,27 @@ def test_manifest_of_another_shape_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="damaged"):
         read_run(folder)
     assert Manifest.__struct_config__.frozen
+
+
+@pytest.mark.parametrize("fields", [{"pass_ns": []}, {"pass_ns": [5, 0]}, {"pass_ns": [-1]}, {"amount": 0}])
+def test_impossible_ceiling_is_refused(tmp_path: Path, fields: dict[str, object]) -> None:
+    bad = make_ceiling(make_case("naive", 8).cell, "gemm", 1e9, **fields)
+    folder = stored(tmp_path, msgspec.structs.replace(HANDMADE, ceilings=[bad]))
+    with pytest.raises(DataError, match="amount or a time"):
+        read_run(folder)
+
+
+def test_ceiling_of_a_cell_that_is_not_planned_is_refused(tmp_path: Path) -> None:
+    stranger = make_ceiling(make_case("naive", 9).cell, "gemm", 1e9)
+    folder = stored(tmp_path, msgspec.structs.replace(HANDMADE, ceilings=[stranger]))
+    with pytest.raises(DataError, match="does not plan"):
+        read_run(folder)
+
+
+def test_runs_stored_before_there_were_ceilings_are_read() -> None:
+    """What a plan has gained since is left out where it is empty, so that the digest of an older manifest holds."""
+    (example,) = (Path(__file__).resolve().parent.parent / "results" / "examples").glob("smollm2-135m-2-cores")
+    assert read_run(example).samples
+    (plan,) = make_run([make_case()]).manifest.plan
+    assert b"weights_bytes" not in msgspec.json.encode(plan)
+    assert b"weights_bytes" in msgspec.json.encode(msgspec.structs.replace(plan, weights_bytes=5))

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from bench import notes, rounds, slopes, summary, tables
 from bench.cautions import Caution
+from bench.record import Ceiling
 from tests.handmade import ENVIRONMENT, fail, grid, make_case, make_run
 
 
@@ -106,7 +107,7 @@ def test_csv_has_every_column_and_nothing_in_an_empty_cell():
     assert back["latency_ms"].to_list()[:-2] == SUMMARY["latency_ms"].to_list()[:-2]  # every digit
     assert back["latency_ms"].isna().sum() == 2
     assert tables.render(SUMMARY, "csv").splitlines()[-1] == (
-        "smollm2-135m,static,decode,cpu,float32,sdpa,2,1,2048,16,0,,,,,,,,,45,,,30,15,,,,,15,15,16504,,,,,,oom,not enough memory"
+        "smollm2-135m,static,decode,cpu,float32,sdpa,2,1,2048,16,0,,,,,,,,,45,1500,0.03,30,15,,,,,15,15,16504,,,,,,oom,not enough memory,,,,"
     )
 
 
@@ -138,6 +139,25 @@ def test_the_environment():
     ]
     assert "| gpu                  | -             |" in tables.render_environment(ENVIRONMENT, "md")
     assert json.loads(tables.render_environment(ENVIRONMENT, "json"))["cores"] == 2
+
+
+def test_the_ceilings_of_an_environment():
+    found = [
+        Ceiling(ceiling=name, device="cpu", dtype=dtype, n_threads=2, kernel=kernel, per_s=per_s)
+        for name, dtype, kernel, per_s in (
+            ("read_bandwidth", "float32", "dot", 41.26e9),
+            ("gemm", "float32", "mm 512x1024x1024", 0.41e12),
+            ("read_bandwidth", "bfloat16", "sum", 40e9),
+        )
+    ]
+    assert tables.render_environment(ENVIRONMENT, "md", found).splitlines()[-4:] == [
+        "| device   | dtype    |   threads |   read GB/s | by   |   GEMM TFLOP/s | by               |",
+        "|:---------|:---------|----------:|------------:|:-----|---------------:|:-----------------|",
+        "| cpu      | float32  |         2 |        41.3 | dot  |          0.410 | mm 512x1024x1024 |",
+        "| cpu      | bfloat16 |         2 |        40.0 | sum  |              - | -                |",
+    ]
+    assert json.loads(tables.render_environment(ENVIRONMENT, "json", found))["ceilings"][0]["per_s"] == 41.26e9
+    assert "ceilings" not in json.loads(tables.render_environment(ENVIRONMENT, "json"))
 
 
 def test_slopes_are_said_to_be_told_from_zero_or_not():
