@@ -56,13 +56,13 @@ SUMMARY_TYPES: dict[str, str] = {
     "tokens_match": "string",
     "status": "string",
     "error": "string",
-    "speedup_vs_hf": "float64",
-    "speedup_vs_hf_low": "float64",
-    "speedup_vs_hf_high": "float64",
     "mfu_low": "float64",
     "mfu_high": "float64",
     "mbu_low": "float64",
     "mbu_high": "float64",
+    "speedup_vs_hf": "float64",
+    "speedup_vs_hf_low": "float64",
+    "speedup_vs_hf_high": "float64",
 }
 """Columns of the summary and their types, in order; results/README.md explains each. What a row leaves out is empty."""
 

@@ -54,6 +54,9 @@ COLUMNS = [
     "mfu_high",
     "mbu_low",
     "mbu_high",
+    "speedup_vs_hf",
+    "speedup_vs_hf_low",
+    "speedup_vs_hf_high",
 ]
 
 NUMBERS = ["samples", "latency_ms", "latency_ms_low", "latency_ms_high", "tokens_per_s", "steps_timed"]

@@ -71,6 +71,20 @@ def test_the_table_of_a_run_in_a_terminal():
     assert printed(tables.terminal(SUMMARY)) == TERMINAL
 
 
+def test_each_case_against_the_yardstick():
+    """Only where generate() was measured or roofs were; a case that failed has no line."""
+    cases = grid(["naive", "compiled", "hf-generate", "static"], [32], n_gen=16)
+    text = tables.markdown(summary.summarize(run_of(cases, failures=[fail(cases[-1])])))
+    title = "Against hf-generate and the machine's roofs: smollm2-135m, float32, cpu, 2 threads, sdpa, batch 1"
+    lines = text.split(title)[1].splitlines()[4:]
+    assert [[cell.strip() for cell in line.split("|")[2:6]] for line in lines] == [
+        ["naive", "1.00 [1.00-1.00]", "-", "0.286 [0.286-0.286]"],
+        ["compiled", "1.00 [1.00-1.00]", "-", "1.00 [1.00-1.00]"],
+        ["hf-generate", "1", "-", "1"],
+    ]
+    assert "hf-generate" not in MARKDOWN
+
+
 @pytest.mark.parametrize("n_prompt", [2048, 8192])
 def test_five_strategies_fit_100_columns(n_prompt):
     """Where the figures are too long, an interval goes below its figure and nothing is cut."""
@@ -78,7 +92,8 @@ def test_five_strategies_fit_100_columns(n_prompt):
     text = printed(tables.terminal(summary.summarize(make_run(cases, turn_noise=0.02))))
     assert max(map(len, text.splitlines())) <= 100
     assert "…" not in text
-    assert len(text.splitlines()) == (4 + 5 + 1 + 5 if n_prompt == 2048 else 4 + 5 + 1 + 10)
+    roofs = 6 + 5 + 1 + 5
+    assert len(text.splitlines()) == (4 + 5 + 1 + 5 if n_prompt == 2048 else 4 + 5 + 1 + 10) + roofs
 
 
 def test_settings_have_tables_of_their_own_and_depth_stands_by_the_prompt():
@@ -107,7 +122,7 @@ def test_csv_has_every_column_and_nothing_in_an_empty_cell():
     assert back["latency_ms"].to_list()[:-2] == SUMMARY["latency_ms"].to_list()[:-2]  # every digit
     assert back["latency_ms"].isna().sum() == 2
     assert tables.render(SUMMARY, "csv").splitlines()[-1] == (
-        "smollm2-135m,static,decode,cpu,float32,sdpa,2,1,2048,16,0,,,,,,,,,45,1500,0.03,30,15,,,,,15,15,16504,,,,,,oom,not enough memory,,,,"
+        "smollm2-135m,static,decode,cpu,float32,sdpa,2,1,2048,16,0,,,,,,,,,45,1500,0.03,30,15,,,,,15,15,16504,,,,,,oom,not enough memory,,,,,,,"
     )
 
 
