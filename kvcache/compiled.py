@@ -6,7 +6,7 @@ import functools
 import shutil
 import time
 from collections.abc import Callable, Hashable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,10 @@ from kvcache.kernels import CHUNK, attend_to_chunks, block, head
 from kvcache.strategy import Strategy, Unsupported
 
 Backend = Literal["inductor", "eager"]
+
+LAYERS_PER_CALL = 2
+"""Layers compiled as one, where the model's number of them is a multiple. A call costs 25 microseconds of Python, a layer
+more five seconds of compiling."""
 
 _CHUNKS_TO_COMPILE = 2
 """Chunks in use when a layer is compiled, and the fewest ever: the compiler takes a size of 1 as fixed, and sizes that
@@ -36,13 +40,13 @@ _INDUCTOR_ON_CPU: dict[str, Any] = {
 
 
 class Compiled(Strategy):
-    """Static cache, and one compiled layer that runs as often as the model has layers.
+    """Static cache, and a compiled pair of layers that runs as often as the model has pairs.
 
-    Prefill runs uncompiled, for any length: its products are oneDNN's, its attention is torch's. Decode runs a layer
-    compiled by inductor, which makes of it a single C++ kernel that reads each weight once, from where transformers
+    Prefill runs uncompiled, for any length: its products are oneDNN's, its attention is torch's. Decode runs layers
+    compiled by inductor, which makes of them a single C++ kernel that reads each weight once, from where transformers
     keeps it, and attends to the chunks in use, not to the whole capacity. Layers share the compiled code, so compiling
-    takes as long as for one, and serves any capacity; inductor keeps its results on disk. On CUDA the compiled layers
-    of a step are recorded as one CUDA graph.
+    takes as long as for one pair, and serves any capacity; inductor keeps its results on disk. On CUDA the compiled
+    layers of a step are recorded as one CUDA graph.
 
     The attention is its own: the model's `attn_implementation` plays no part.
     """
@@ -73,10 +77,11 @@ class Compiled(Strategy):
         if model.positions is not None and capacity > len(model.positions):
             raise ValueError(f"the model has {len(model.positions)} positions, a capacity of {capacity} is more")
         chunks = max(_CHUNKS_TO_COMPILE + 1, -(-capacity // CHUNK))
-        shape = (batch_size, model.kv_heads, chunks)
+        keys = (batch_size, model.kv_heads, chunks, model.head_dim, CHUNK)
+        values = (batch_size, model.kv_heads, chunks, CHUNK, model.head_dim)
         # Zeroes come from the kernel untouched: memory is taken as tokens arrive.
-        self._keys = [model.tokens.new_zeros(*shape, model.head_dim, CHUNK) for _ in model.layers]
-        self._values = [model.tokens.new_zeros(*shape, CHUNK, model.head_dim) for _ in model.layers]
+        zeros = model.tokens.new_zeros
+        self._slots = [_Slot(layer, zeros(keys), zeros(values)) for layer in model.layers]
         self._positions = torch.arange(chunks * CHUNK, device=model.tokens.device)
         self._rotary = model.rotary(self._positions)
         self.length = 0
@@ -100,9 +105,9 @@ class Compiled(Strategy):
         masks = {layer.window: self._mask(start, end, layer.window) for layer in model.layers}
         at = self._positions[start:end]
         x = model.embed(ids, at)
-        for layer, keys, values in zip(model.layers, self._keys, self._values, strict=True):
-            attend = functools.partial(_attend_to_prefix, keys, values, at, start, masks[layer.window], layer.scale)
-            x = block(x, layer, rotary, attend, model.activation)
+        for slot in self._slots:
+            attend = functools.partial(_attend_to_prefix, slot, at, start, masks[slot.layer.window])
+            x = block(x, slot.layer, rotary, attend, model.activation)
         self.length = end
         return head(x, model.norm, model.head)
 
@@ -120,8 +125,8 @@ class Compiled(Strategy):
 
     @property
     def kv_bytes(self) -> int:
-        row = self._values[0][:, :, 0, 0]
-        return 2 * len(self._keys) * self.length * row.numel() * row.element_size()
+        row = self._slots[0].values[:, :, 0, 0]
+        return 2 * len(self._slots) * self.length * row.numel() * row.element_size()
 
     @property
     def compile_s(self) -> float:
@@ -136,12 +141,14 @@ class Compiled(Strategy):
         in_use = self._positions.view(-1, CHUNK)
         if self._compiled_for != self.batch_size:
             self._compiled_for = self.batch_size
-            make = functools.cache(lambda _kind: self._compiled(_layer))  # one for layers that differ in values alone
-            self._layers = [make(_kind(layer)) for layer in self.decoder.layers]
+            self._of_kind = functools.cache(lambda _kind: self._compiled(_several))
             self._head = self._compiled(head)
             if not self._on_cuda:
                 in_use = in_use[:_CHUNKS_TO_COMPILE]
                 self._mark_what_varies(in_use)
+        size = LAYERS_PER_CALL if len(self._slots) % LAYERS_PER_CALL == 0 else 1
+        groups = [tuple(self._slots[first : first + size]) for first in range(0, len(self._slots), size)]
+        self._calls = [(self._of_kind(_kind([slot.layer for slot in group])), group) for group in groups]
         self._step(self._ids, self._at, in_use)
         if self._on_cuda:
             self._graph = torch.cuda.CUDAGraph()
@@ -151,7 +158,8 @@ class Compiled(Strategy):
 
     def _mark_what_varies(self, in_use: Tensor) -> None:
         """Tell the compiler which sizes differ between steps and between capacities."""
-        by_axis = {0: [in_use, *(self._rotary or ())], 2: [*self._keys, *self._values]}
+        caches = [cache for slot in self._slots for cache in (slot.keys, slot.values)]
+        by_axis = {0: [in_use, *(self._rotary or ())], 2: caches}
         for axis, tensors in by_axis.items():
             for tensor in tensors:
                 torch._dynamo.mark_dynamic(tensor, axis)  # noqa: SLF001  # documented, if not by its name
@@ -178,8 +186,8 @@ class Compiled(Strategy):
         """Logits `[batch, vocab]` after `ids [batch, 1]` at position `at [1]`; `in_use [chunks, CHUNK]`: positions."""
         model = self.decoder
         x = model.embed(ids, at)
-        for run, layer, keys, values in zip(self._layers, model.layers, self._keys, self._values, strict=True):
-            x = run(x, layer, keys, values, at, in_use, self._rotary, model.activation)
+        for run, slots in self._calls:
+            x = run(x, slots, at, in_use, self._rotary, model.activation)
         return self._head(x, model.norm, model.head)
 
     def _in_use(self) -> Tensor:
@@ -194,49 +202,48 @@ class Compiled(Strategy):
         return _seen(self._positions[:end], self._positions[start:end, None], window)
 
 
-def _layer(
-    x: Tensor,
-    layer: Layer,
-    keys: Tensor,
-    values: Tensor,
-    at: Tensor,
-    in_use: Tensor,
-    rotary: Rotary | None,
-    activation: Activation,
+class _Slot(NamedTuple):
+    """A layer and its cache: keys `[batch, kv_heads, chunks, head_dim, CHUNK]`, values `[..., CHUNK, head_dim]`."""
+
+    layer: Layer
+    keys: Tensor
+    values: Tensor
+
+
+def _several(
+    x: Tensor, slots: tuple[_Slot, ...], at: Tensor, in_use: Tensor, rotary: Rotary | None, activation: Activation
 ) -> Tensor:
-    """One layer's step over `x [batch, 1, hidden]`; writes row `at [1]` of its `keys` and `values`."""
+    """The step of some layers over `x [batch, 1, hidden]`; writes row `at [1]` of their caches."""
+    here = None if rotary is None else (rotary[0][at], rotary[1][at])
+    for slot in slots:
+        x = block(x, slot.layer, here, functools.partial(_attend_to_cache, slot, at, in_use), activation)
+    return x
 
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        _write(keys, values, at, k, v)
-        used = slice(in_use.shape[0])
-        return attend_to_chunks(q * layer.scale, keys[:, :, used], values[:, :, used], _seen(in_use, at, layer.window))
 
-    return block(x, layer, None if rotary is None else (rotary[0][at], rotary[1][at]), attend, activation)
+def _attend_to_cache(slot: _Slot, at: Tensor, in_use: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Write `k` and `v` to the row `at [1]` and attend to the chunks `in_use [chunks, CHUNK]`."""
+    _write(slot, at, k, v)
+    keys, values = (cache[:, :, : in_use.shape[0]] for cache in (slot.keys, slot.values))
+    return attend_to_chunks(q * slot.layer.scale, keys, values, _seen(in_use, at, slot.layer.window))
 
 
 def _attend_to_prefix(
-    keys: Tensor,
-    values: Tensor,
-    at: Tensor,
-    start: int,
-    mask: Tensor | None,
-    scale: float,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    slot: _Slot, at: Tensor, start: int, mask: Tensor | None, q: Tensor, k: Tensor, v: Tensor
 ) -> Tensor:
     """Write `k` and `v` to the rows `at [q]`, `start` and on; attend to all rows so far, by torch's own kernel."""
-    _write(keys, values, at, k, v)
+    _write(slot, at, k, v)
     if start:
         end = start + len(at)
-        k, v = (rows.flatten(2, 3)[:, :, :end] for rows in (keys.transpose(-1, -2), values))
-    return functional.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale, enable_gqa=True)
+        k, v = (rows.flatten(2, 3)[:, :, :end] for rows in (slot.keys.transpose(-1, -2), slot.values))
+    return functional.scaled_dot_product_attention(
+        q, k, v, mask, is_causal=mask is None, scale=slot.layer.scale, enable_gqa=True
+    )
 
 
-def _write(keys: Tensor, values: Tensor, at: Tensor, k: Tensor, v: Tensor) -> None:
+def _write(slot: _Slot, at: Tensor, k: Tensor, v: Tensor) -> None:
     """Store the rows `k` and `v [batch, kv_heads, q, head_dim]` of the positions `at [q]` in the cache's chunks."""
-    keys[:, :, at // CHUNK, :, at % CHUNK] = k.permute(2, 0, 1, 3)  # indices apart from each other come first
-    values[:, :, at // CHUNK, at % CHUNK] = v
+    slot.keys[:, :, at // CHUNK, :, at % CHUNK] = k.permute(2, 0, 1, 3)  # indices apart from each other come first
+    slot.values[:, :, at // CHUNK, at % CHUNK] = v
 
 
 def _seen(positions: Tensor, at: Tensor, window: int | None) -> Tensor:
@@ -246,7 +253,7 @@ def _seen(positions: Tensor, at: Tensor, window: int | None) -> Tensor:
 
 
 def _kind(part: object) -> Hashable:
-    """What a layer is compiled for: everything but the values of its weights."""
+    """What layers are compiled for: everything but the values of their weights."""
     if isinstance(part, Tensor):
         return tuple(part.shape)
-    return tuple(map(_kind, part)) if isinstance(part, tuple) else part
+    return tuple(map(_kind, part)) if isinstance(part, (tuple, list)) else part

@@ -16,6 +16,9 @@ from kvcache.decoder import Activation, Layer, Linear, Norm, Rotary
 FEW_ROWS = 8
 """Up to here a compiled product is a multiply-and-sum, above it a GEMM."""
 
+STREAMS = 2
+"""Places at which a product reads its weight at once; more than one keeps more of the memory's channels busy (5 %)."""
+
 CHUNK = 64
 """Cached positions that one partial sum of attention covers: a chunk's keys or values stay in the first-level cache."""
 
@@ -67,8 +70,11 @@ def product(x: Tensor, linear: Linear) -> Tensor:
     if rows > FEW_ROWS or not torch.compiler.is_compiling():
         result: Tensor = torch.ops.mkldnn._linear_pointwise(x, *linear, "none", [], "")  # noqa: SLF001  # no public name
         return result
-    weight = linear.weight.float()
-    sums = torch.stack([(weight * row).sum(-1) for row in x.flatten(0, 1).float().unbind(0)])
+    out_features = linear.weight.shape[0]
+    streams = STREAMS if out_features % STREAMS == 0 else 1
+    parts = linear.weight.float().unflatten(0, (streams, -1)).unbind(0)
+    sums = torch.stack([(part * row).sum(-1) for row in x.flatten(0, 1).float().unbind(0) for part in parts])
+    sums = sums.view(rows, out_features)
     if linear.bias is not None:
         sums = sums + linear.bias
     return sums.to(x.dtype).view(*x.shape[:2], -1)

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-_MARKER = "kvbench-complete.json"
-"""Lists the other files of a folder with their sizes; written last."""
+_MARKER = "kvbench-complete-2.json"
+"""Lists the other files of a folder with their sizes; written last. Its number is that of the layout of the folders."""
+
+_CACHE_LINE_BYTES = 64
 
 
 class ModelError(Exception):
@@ -90,6 +92,8 @@ def _make(folder: Path, make: Callable[[Path], None]) -> None:
     part.mkdir()
     try:
         make(part)
+        for path in part.glob("*.safetensors"):
+            _align(path)
         files = [path for path in part.rglob("*") if path.is_file()]
         sizes = {path.relative_to(part).as_posix(): path.stat().st_size for path in files}
         marker = part / _MARKER
@@ -100,6 +104,23 @@ def _make(folder: Path, make: Callable[[Path], None]) -> None:
         part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _align(path: Path) -> None:
+    """Pad the header of a safetensors file with spaces, so that its data begin at a cache line.
+
+    Where they do not, every vector that is loaded from the mapped file lies across two lines: decode of `compiled`
+    takes 8 % longer.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = file.read(size)
+        padding = -(8 + size) % _CACHE_LINE_BYTES
+        aligned = path.with_suffix(".aligned")
+        with aligned.open("wb") as target:
+            target.write((size + padding).to_bytes(8, "little") + header + b" " * padding)
+            shutil.copyfileobj(file, target, 1 << 24)
+    aligned.replace(path)
 
 
 def _sync(path: Path) -> None:

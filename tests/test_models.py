@@ -649,7 +649,7 @@ def test_damaged_copy_is_made_again(damage):
     elif damage == "gone":
         (folder / "weights").unlink()
     else:
-        (folder / "kvbench-complete.json").write_text("{")
+        (folder / "kvbench-complete-2.json").write_text("{")
     assert find("name") is None
     assert made_once("name", make, note="making") == folder
     assert (find("name") / "weights").read_text() == "0123456789"
