@@ -108,7 +108,8 @@ def _median_roofs(prefills: pd.DataFrame) -> pd.DataFrame:
         floor: roofs[rate] / prefills[rate].median()
         for floor, rate in (("compute_floor_ms", "gemm_flop_per_s"), ("memory_floor_ms", "read_bytes_per_s"))
     }
-    return roofs.assign(**{floor: roofs[floor] * share for floor, share in drift.items()})
+    settled: pd.DataFrame = roofs.assign(**{floor: roofs[floor] * share for floor, share in drift.items()})
+    return settled
 
 
 def crossing_rows(roofs: pd.DataFrame) -> float | None:
