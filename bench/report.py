@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bench import notes, plots, rounds, tables
+from bench import notes, plots, roofline, roofline_plots, rounds, tables
 from bench.case import UsageError
 from bench.cautions import cautions
 from bench.compare import Comparison
@@ -37,7 +37,9 @@ def write_report(run: Run) -> pd.DataFrame:
     try:
         for name, text in texts.items():
             write_atomically(folder / name, text.encode())
-        _save_all(plots.figures(summary, steps, fitted), folder / "plots")
+        figures = plots.figures(summary, steps, fitted)
+        figures |= roofline_plots.figures(roofline.with_floors(run, summary))
+        _save_all(figures, folder / "plots")
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written ({error.strerror})") from error
     return summary

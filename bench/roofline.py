@@ -23,15 +23,17 @@ CACHES = 2
 OVERHEAD_SHARE = 0.5
 """Where both floors are under this share of the measured time, neither roof binds: the rest is overhead."""
 
+FLOOR_COLUMNS: list[str] = ["compute_floor_ms", "memory_floor_ms", "gemm_flop_per_s", "read_bytes_per_s"]
+"""A forward's floors and the medians of the roofs they come from: no columns of the summary, but plots draw them."""
+
 Latencies = Mapping[tuple[str, str], pd.DataFrame]
 """(case key, phase) -> its usable turns (`bench.rounds.usable_turns`)."""
 
 
 def columns(run: Run, latencies: Latencies) -> dict[tuple[str, str], dict[str, Any]]:
-    """(case key, phase) -> mfu, mbu, their intervals, bound, predicted_ms, and the floors in ms per forward.
+    """(case key, phase) -> mfu, mbu, their intervals, bound, predicted_ms, and the `FLOOR_COLUMNS`.
 
-    The floors (`compute_floor_ms`, `memory_floor_ms`) are no columns of the summary, but plots draw them. A case
-    without costs, times, or ceilings measured beside it has no entry.
+    A case without costs, times, or ceilings measured beside it has no entry.
     """
     roofs = dict(iter(rounds.usable_ceilings(run).groupby(["cell", "ceiling"])))
     found: dict[tuple[str, str], dict[str, Any]] = {}
@@ -55,10 +57,25 @@ def columns(run: Run, latencies: Latencies) -> dict[tuple[str, str], dict[str, A
     return found
 
 
+def with_floors(run: Run, summary: pd.DataFrame) -> pd.DataFrame:
+    """The summary of `run` (`bench.summary.summarize`) and the `FLOOR_COLUMNS` of each row, empty where not known."""
+    found = columns(run, rounds.by_case_and_phase(run))
+    keys = [
+        (plan.case.key, phase)
+        for plan in run.manifest.plan
+        for phase in (("prefill", "decode") if plan.case.n_gen > 1 else ("prefill",))
+    ]
+    values = {name: [found.get(key, {}).get(name) for key in keys] for name in FLOOR_COLUMNS}
+    return summary.assign(**pd.DataFrame(values, index=summary.index, dtype="float64"))
+
+
 def _row(plan: CasePlan, costs: Costs, own: pd.DataFrame, gemm: pd.DataFrame, read: pd.DataFrame) -> dict[str, Any]:
-    compute_ms = costs.flops / costs.forward_calls / gemm["per_s"].median() * 1000
-    memory_ms = costs.bytes / costs.forward_calls / read["per_s"].median() * 1000
+    flop_per_s, bytes_per_s = gemm["per_s"].median(), read["per_s"].median()
+    compute_ms = costs.flops / costs.forward_calls / flop_per_s * 1000
+    memory_ms = costs.bytes / costs.forward_calls / bytes_per_s * 1000
     row = {
+        "gemm_flop_per_s": flop_per_s,
+        "read_bytes_per_s": bytes_per_s,
         "compute_floor_ms": compute_ms,
         "memory_floor_ms": memory_ms,
         "bound": bound(compute_ms, memory_ms, float(own["latency_ms"].median())),

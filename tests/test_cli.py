@@ -83,6 +83,9 @@ def test_run_leaves_everything_behind(run_folder: Path) -> None:
     assert set(summary["status"]) == {"ok"}
     assert (summary["latency_ms_low"] <= summary["latency_ms"]).all()
     assert (summary.loc[summary["strategy"] == "naive", "speedup_vs_naive"] == 1).all()
+    assert (summary["mfu_low"] <= summary["mfu"]).all()
+    assert summary["mbu"].isna().all()  # so small a model lies in the cache
+    assert summary["predicted_ms"].notna().all()
 
 
 def test_counters_are_those_of_the_contract(run_folder: Path) -> None:
