@@ -26,8 +26,8 @@ decides, since a neighbour can only slow one down."""
 MAX_PASS_S = 0.06
 """A product that would take longer at the rate seen so far is not tried: the smaller ones have reached the roof."""
 CACHES, DATA_BYTES = 3, 512 << 20
-"""The data are so many last-level caches large, and larger where the cache is small: what of them is left there from the
-pass before must not count. With three caches of 32 MiB a read loop gave 40 GB/s, over 540 MB of weights 32."""
+"""The data are so many last-level caches large, and larger where the cache is small: what is left of them there from
+the pass before must not count. With three caches of 32 MiB a read loop gave 40 GB/s, over 540 MB of weights 32."""
 UNKNOWN_CACHE_BYTES = 64 << 20
 """Taken where the system does not tell the size of its last-level cache."""
 CUDA_DATA_BYTES = 1 << 30

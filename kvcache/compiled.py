@@ -20,8 +20,8 @@ from kvcache.strategy import Strategy, Unsupported
 Backend = Literal["inductor", "eager"]
 
 LAYERS_PER_CALL = 2
-"""Layers compiled as one, where the model's number of them is a multiple. A call costs 25 microseconds of Python, a layer
-more five seconds of compiling."""
+"""Layers compiled as one, where the model's number of them is a multiple. A call costs 25 microseconds of Python, one
+more layer five seconds of compiling."""
 
 _CHUNKS_TO_COMPILE = 2
 """Chunks in use when a layer is compiled, and the fewest ever: the compiler takes a size of 1 as fixed, and sizes that
