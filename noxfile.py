@@ -49,6 +49,12 @@ def tests(session: nox.Session) -> None:
     session.run(str(torch_python(session)), "-m", "pytest", *session.posargs)
 
 
+@nox.session(venv_backend="none", default=False)
+def tests_compiled(session: nox.Session) -> None:
+    """Test the fast path by the real compiler at every batch size and data type (some minutes)."""
+    session.run(str(torch_python(session)), "-m", "pytest", "-m", "compiled", "tests", *session.posargs)
+
+
 @nox.session(reuse_venv=True)
 def lint(session: nox.Session) -> None:
     """Check style (ruff), format (ruff format) and layers (import-linter). Needs no torch."""

@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kvcache.cached import Dynamic, Static
+    from kvcache.compiled import Compiled
     from kvcache.costs import Costs
     from kvcache.models import load
     from kvcache.naive import Naive
     from kvcache.reference import HfGenerate
     from kvcache.strategy import Strategy
 
-__all__ = ["Costs", "Dynamic", "HfGenerate", "Naive", "Static", "Strategy", "load"]
+__all__ = ["Compiled", "Costs", "Dynamic", "HfGenerate", "Naive", "Static", "Strategy", "load"]
 
 _MODULES = {
+    "Compiled": "compiled",
     "Costs": "costs",
     "Dynamic": "cached",
     "HfGenerate": "reference",
