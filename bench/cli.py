@@ -15,8 +15,11 @@ from bench.case import UsageError
 from bench.store import DataError
 
 if TYPE_CHECKING:
-    from bench.record import Run
+    from collections.abc import Sequence
+
+    from bench.record import Run, Verdict
     from bench.tables import Format
+    from bench.verdicts import VerdictFormat
 
 EXIT_USAGE, EXIT_DATA, EXIT_FAILED_CASE, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 3, 5, 130, 143
 
@@ -274,6 +277,27 @@ def _print_summary(finished: Run, form: Format) -> None:
     failed = summary["status"].isin(["failed", "oom", "timeout"]).any()
     if failed or (summary["status"] == "unsupported").all():
         raise typer.Exit(EXIT_FAILED_CASE)
+
+
+def _print_verdicts(
+    found: Sequence[Verdict], form: VerdictFormat, *, title: str, require_time: bool = False
+) -> NoReturn:
+    """Print verdicts, the closing sentence last, add them to a workflow's summary, and leave with their exit code."""
+    from bench import report, verdicts
+
+    page = verdicts.markdown(found, title=title, require_time=require_time)
+    sentence = verdicts.sentence(found, require_time=require_time)
+    if form == "json":
+        _emit(verdicts.document(found, require_time=require_time))
+        print(sentence, file=sys.stderr)
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(verdicts.terminal(found), sentence, sep="\n\n", markup=False, highlight=False)
+    else:
+        _emit(f"{verdicts.table(found)}\n{sentence}\n")
+    report.append_step_summary(page)
+    raise typer.Exit(verdicts.exit_code(found, require_time=require_time))
 
 
 def _emit(text: str) -> None:

@@ -17,6 +17,8 @@ SCHEMA_VERSION = 1
 
 Status = Literal["ok", "failed", "oom", "timeout", "unsupported"]
 TokensMatch = Literal["true", "tie", "false"]
+VerdictKind = Literal["failed", "regression", "missing", "inconclusive", "not-comparable", "new", "faster", "same"]
+"""Worst first. "failed": head's case crashed or emitted other tokens; "missing": only base has it, "new": only head."""
 
 
 class Covariates(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,9 +174,9 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     case: str
     """`Case.key`."""
     phase: Phase
-    kind: Literal["regression", "same", "faster", "inconclusive", "not-comparable", "missing", "new"]
+    kind: VerdictKind
     quantity: str
-    """"time", "tokens_match", or the name of an exact counter."""
+    """"time" (in ms), "mfu" or "mbu" (a time as a share of the roof), "tokens_match", or an exact counter's name."""
     base: float | None = None
     head: float | None = None
     effect: float | None = None
