@@ -44,6 +44,17 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def gate(session: nox.Session) -> None:
+    """Measure the smoke preset and judge it by the stored sessions. `-- ARGS` go to `kvbench gate` (--require-time)."""
+    kvbench, runs = str(torch_python(session).with_name("kvbench")), session.create_tmp()
+    # One thread: the same cases on every machine, however many cores it has.
+    smoke = ["--preset", "smoke", "--threads", "1", "--out", runs, "--name", "gate"]
+    session.run(kvbench, "run", *smoke, interrupt_timeout=INTERRUPT_TIMEOUT_S)
+    run = max(Path(runs).glob("*-gate"))
+    session.run(kvbench, "gate", str(run), "--baseline", "results/baselines/smoke", *session.posargs)
+
+
+@nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
     """Test everything with pytest, doctests included. `-- ARGS` go to pytest."""
     session.run(str(torch_python(session)), "-m", "pytest", *session.posargs)

@@ -184,7 +184,7 @@ def _notes(ordered: Sequence[Verdict]) -> list[str]:
     """Details, a line per reason for which something was not compared, and how many exact figures are equal."""
     names = short_names(verdict.case for verdict in ordered)
     equal = sum(verdict.kind == "same" and _is_dull(verdict) for verdict in ordered)
-    told = [verdict for verdict in ordered if verdict.detail and not _is_dull(verdict)]
+    told = [verdict for verdict in ordered if verdict.detail and verdict.kind not in {"same", "not-comparable"}]
     reasons = Counter(verdict.detail for verdict in ordered if verdict.kind == "not-comparable")
     return [
         *(f"{names[verdict.case]} {verdict.phase}, {verdict.quantity}: {verdict.detail}" for verdict in told),
