@@ -32,7 +32,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     counters: Counters
     samples: int
     """Timed turns behind the medians."""
-    latency_ms: float | None
+    latency_ms: float
     mfu: float | None
     mbu: float | None
     """Shares of the GEMM rate and of the read bandwidth that were measured beside it."""
@@ -78,10 +78,17 @@ def session_of(run: Run) -> Session:
         assert match is not None, "a case that ended well was checked"
         for phase, counters in _counters(run, case).items():
             row = rows[case.key, phase]
-            times = {name: None if missing(row[name]) else float(row[name]) for name in TIMES}
-            samples = 0 if missing(row["samples"]) else int(row["samples"])
             figures.append(
-                Figures(case=case, phase=phase, tokens_match=match, counters=counters, samples=samples, **times)
+                Figures(
+                    case=case,
+                    phase=phase,
+                    tokens_match=match,
+                    counters=counters,
+                    samples=int(row["samples"]),
+                    latency_ms=float(row["latency_ms"]),
+                    mfu=_share(row["mfu"]),
+                    mbu=_share(row["mbu"]),
+                )
             )
     session = Session(
         schema_version=BASELINE_VERSION,
@@ -179,6 +186,10 @@ def _counters(run: Run, case: Case) -> dict[Phase, Counters]:
     if any(counters != settled[0] for counters in settled):
         raise DataError(f"{run.path}: the counters of {case.key} differ between its processes: it is not deterministic")
     return settled[0]
+
+
+def _share(value: Any) -> float | None:
+    return None if missing(value) else float(value)
 
 
 def _read_session(path: Path) -> Session:

@@ -108,11 +108,17 @@ def _times(run: Run, sessions: Sequence[Session], head: Session, keys: Sequence[
         blank = Verdict(case=key, phase=phase, kind="not-comparable", quantity=quantity)
         if isinstance(ground, str):
             verdicts.append(msgspec.structs.replace(blank, detail=ground))
-        elif key in disturbed:
-            detail = f"{disturbed[key]:.0%} of its rounds were disturbed from outside"
-            verdicts.append(msgspec.structs.replace(blank, kind="inconclusive", detail=detail))
+            continue
+        share = getattr(row, quantity)
+        if share is None or key in disturbed:
+            why = (
+                f"{disturbed[key]:.0%} of its rounds were disturbed"
+                if key in disturbed
+                else f"the run has no {quantity}"
+            )
+            verdicts.append(msgspec.structs.replace(blank, kind="inconclusive", detail=why))
         else:
-            verdicts.append(_judged(blank, getattr(row, quantity), ground, n_judged))
+            verdicts.append(_judged(blank, share, ground, n_judged))
     return verdicts
 
 
@@ -120,12 +126,12 @@ def _ground(sessions: Sequence[Session], head: Session, key: tuple[str, Phase]) 
     """The shares of the sessions that this time can be held against, or why it cannot."""
     row = head.by_case_and_phase[key]
     quantity = share_of(row.case, row.phase)
-    if getattr(row, quantity) is None:
-        return f"the run has no {quantity} (measured only where weights exceed twice the last-level cache)"
     here = [session for session in sessions if session.comparable(head, row.case) and session.run_id != head.run_id]
     stored = [session.by_case_and_phase.get(key) for session in here]
     alike = [past for past in stored if past is not None and past.counters == row.counters]
     shares = [share for share in (getattr(past, quantity) for past in alike) if share is not None]
+    if not shares and getattr(row, quantity) is None:
+        return f"no {quantity} (measured only where weights exceed twice the last-level cache)"
     if len(shares) < MIN_SESSIONS:
         return (
             f"{len(shares)} session{'' if len(shares) == 1 else 's'} of this machine, software, weights and counters; "
