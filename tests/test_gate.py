@@ -216,7 +216,7 @@ def test_a_share_that_the_run_lost_is_no_pass(monkeypatch: pytest.MonkeyPatch) -
     sessions = stored_sessions()
     patched = baseline.summarize
     monkeypatch.setattr(baseline, "summarize", lambda run: patched(run).assign(mbu=math.nan))
-    found = gate(make_run(CASES), sessions)
+    found = gate(make_run(CASES, ms=times()), sessions)
     assert judged(found).kind == "inconclusive"
     assert verdicts.exit_code(found) == 4
 
