@@ -16,7 +16,7 @@ from bench.case import Case, Phase, UsageError
 from bench.labels import missing
 from bench.outcomes import outcomes
 from bench.record import Counters, Environment, Run, TokensMatch
-from bench.store import DataError, FailedRun, write_atomically
+from bench.store import DataError, FailedRun, check_name, write_atomically
 from bench.summary import phases, summarize
 
 BASELINE_VERSION = 1
@@ -133,6 +133,23 @@ def promote(run: Run, baselines: Path, name: str | None) -> Path:
     except OSError as error:
         raise UsageError(f"--baseline-dir {baselines}: cannot be written ({error.strerror})") from error
     return path
+
+
+def find_baseline(baselines: Path, name: str | None) -> Path:
+    """The folder of the baseline `name`, or of the only one there is.
+
+    Raises:
+        UsageError: the name is no name, or is left out where there are several.
+        DataError: there is no such baseline.
+    """
+    known = sorted(path.name for path in baselines.glob("*/") if any(path.glob("*.json")))
+    if name is None and len(known) > 1:
+        raise UsageError(f"--name: which baseline? There are {', '.join(known)}")
+    folder = baselines / (check_name(name) if name is not None else "".join(known))
+    if folder.name not in known:
+        there = f"there are {', '.join(known)}" if known else "there is none yet: `kvbench baseline promote RUN`"
+        raise DataError(f"{folder}: no baseline; {there}")
+    return folder
 
 
 def read_sessions(folder: Path) -> list[Session]:

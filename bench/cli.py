@@ -232,6 +232,32 @@ def promote(
     print(add(read_run(find_run(run, out)), baseline_dir, folder))
 
 
+@baseline_app.command()
+def history(
+    name: Annotated[
+        str | None, typer.Option("--name", help="Of the baseline [default: the only one there is].")
+    ] = None,
+    baseline_dir: BaselineFolder = BASELINES,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Also draw it: FILE.png and FILE.svg.")] = None,
+    output_format: FormatOption = "md",
+) -> None:
+    """Show how the times of a baseline drifted over its sessions, and where its counters grew."""
+    from bench import drift, options, tables
+    from bench.baseline import find_baseline, read_sessions
+    from bench.plot_style import save
+
+    form = options.one("--format", output_format, tables.FORMATS)
+    folder = find_baseline(baseline_dir, name)
+    frame = drift.drift(read_sessions(folder))
+    _emit(drift.markdown(frame) if form == "md" else tables.data(frame, form))
+    if plot is not None:
+        try:
+            written = save(drift.figure(frame, folder.name), plot.with_suffix(""))
+        except OSError as error:
+            raise UsageError(f"--plot {plot}: cannot be written ({error.strerror})") from error
+        print(f"plot: {written[0]}", file=sys.stderr)
+
+
 @app.command()
 def generate(
     prompt: Annotated[str, typer.Option("--prompt", help="The text to continue.")],

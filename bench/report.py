@@ -14,6 +14,7 @@ from bench.cautions import cautions
 from bench.compare import Comparison
 from bench.comparison_plots import comparison_figures
 from bench.plot_style import save
+from bench.pytest_benchmark import benchmark_json
 from bench.record import Run
 from bench.slopes import slopes
 from bench.store import write_atomically
@@ -34,6 +35,7 @@ def write_report(run: Run) -> pd.DataFrame:
         "summary.csv": tables.render(summary, "csv"),
         "summary.json": tables.render(summary, "json"),
         "summary.md": document(run, summary, fitted),
+        "benchmark.json": benchmark_json(run),
     }
     try:
         for name, text in texts.items():
