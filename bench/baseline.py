@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -115,6 +116,10 @@ def promote(run: Run, baselines: Path, name: str | None) -> Path:
     for key, ended in bad.items():
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         raise FailedRun(f"{run.name} cannot be a baseline: {key}: {ended.status}: {ended.error}{more}")
+    for key in _unfinished(run):
+        raise FailedRun(
+            f"{run.name} cannot be a baseline: {key} lacks rounds; `kvbench run --resume {run.name}` adds them"
+        )
     session = session_of(run)
     if not session.figures:
         raise FailedRun(f"{run.name} cannot be a baseline: every case of it is unsupported")
@@ -176,6 +181,14 @@ def machine_name(environment: Environment) -> str:
     slug = re.sub(r"[^a-z0-9]+", "-", kind.lower()).strip("-")
     fingerprint = hashlib.sha256(msgspec.json.encode(environment.fingerprint, order="sorted")).hexdigest()
     return f"{slug}-{environment.cores}-cores-{fingerprint[:8]}"
+
+
+def _unfinished(run: Run) -> list[str]:
+    """Cases that ended well but have fewer rounds than the run was asked for."""
+    wanted = run.manifest.repetitions * run.manifest.processes
+    rounds = {(sample.case, sample.process, sample.round) for sample in run.samples if not sample.warmup}
+    done = Counter(case for case, _, _ in rounds)
+    return [key for key, ended in outcomes(run).items() if ended.status == "ok" and done[key] < wanted]
 
 
 def _summary_rows(run: Run) -> dict[tuple[str, Phase], dict[Any, Any]]:

@@ -65,6 +65,9 @@ def test_other_tokens_and_a_torn_run_are_refused(tmp_path: Path) -> None:
     torn = msgspec.structs.replace(torn, samples=[sample for sample in torn.samples if sample.case != CASES[0].key])
     with pytest.raises(FailedRun, match="--resume"):
         promote(torn, tmp_path, None)
+    one_round = [sample for sample in run_named("x").samples if sample.round == 0]
+    with pytest.raises(FailedRun, match="lacks rounds"):
+        promote(msgspec.structs.replace(torn, samples=one_round), tmp_path, None)
     assert not list(tmp_path.iterdir())
 
 
