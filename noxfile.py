@@ -88,6 +88,18 @@ def perf_agreement(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none", default=False)
+def store_torture(session: nox.Session) -> None:
+    """Kill 200 writers and 200 runs at random moments, damage stored files 1,000 times: nothing is lost or believed."""
+    session.run(str(torch_python(session)), "-m", "tests.perf.store_torture", *session.posargs)
+
+
+@nox.session(venv_backend="none", default=False)
+def counter_decisions(session: nox.Session) -> None:
+    """Count and judge an unchanged tree 1,000 times, without an alarm, and planted extras, each of them caught."""
+    session.run(str(torch_python(session)), "-m", "tests.perf.counter_decisions", *session.posargs)
+
+
+@nox.session(venv_backend="none", default=False)
 def overhead(session: nox.Session) -> None:
     """Compare `dynamic` with a bare hand-written loop, paired round by round: the suite's own cost."""
     session.run(str(torch_python(session)), "-m", "tests.perf.overhead", *session.posargs)

@@ -131,7 +131,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return promote(run_named("x", CASES[:1]), tmp_path_factory.mktemp("baselines"), "laptop")
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_damage_is_read_as_another_value(data: st.DataObject, stored: Path, tmp_path: Path) -> None:
     content = stored.read_bytes()
