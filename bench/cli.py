@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from bench.case import UsageError
-from bench.store import DataError
+from bench.store import DataError, FailedRun
 
 if TYPE_CHECKING:
-    from bench.record import Run
+    from collections.abc import Sequence
+
+    from bench.record import Run, Verdict
     from bench.tables import Format
+    from bench.verdicts import VerdictFormat
 
 EXIT_USAGE, EXIT_DATA, EXIT_FAILED_CASE, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 3, 5, 130, 143
 
@@ -29,6 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+baseline_app = typer.Typer(help="Set a baseline, and look at its drift.", rich_markup_mode=None)
+app.add_typer(baseline_app, name="baseline")
 
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder of run folders.")]
 FormatOption = Annotated[str, typer.Option("-o", "--format", help="Of the table on stdout: md, csv, json or jsonl.")]
@@ -46,7 +51,9 @@ Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda [defau
 Attention = Annotated[
     str | None, typer.Option("--attn-implementation", help="eager, sdpa, ... [default: sdpa where the model has it].")
 ]
+BaselineFolder = Annotated[Path, typer.Option("--baseline-dir", help="Folder of baselines.")]
 RESULTS = Path("results/runs")
+BASELINES = Path("results/baselines")
 
 
 @app.command()
@@ -175,6 +182,83 @@ def compare(
 
 
 @app.command()
+def gate(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The run to judge: a run folder, or a name under --out.")],
+    baseline: Annotated[
+        str, typer.Option("--baseline", help="A folder with a file per session (results/baselines/NAME), or a run.")
+    ],
+    require_time: Annotated[
+        bool, typer.Option("--require-time", help="Exit 3 where a time cannot be compared, instead of 0.")
+    ] = False,
+    out: OutFolder = RESULTS,
+    output_format: Annotated[str, typer.Option("-o", "--format", help="md or json.")] = "md",
+) -> None:
+    """Judge a run by stored sessions; exit 1 on a regression.
+
+    Exact counters decide on any machine: more forwards, FLOPs, bytes copied, logits or compiled graphs than the newest
+    session has is a regression. Times are judged where five sessions come from this very machine and software, as
+    shares of what it could do at that moment. Exit codes: 0 passed, 1 regression, 3 a case is missing or nothing could
+    be compared, 4 inconclusive, 5 a case of RUN failed.
+    """
+    from bench import options, verdicts
+    from bench.gate import gate as judge
+    from bench.gate import read_baseline
+    from bench.store import find_run, read_run
+
+    form = options.one("--format", output_format, verdicts.VERDICT_FORMATS)
+    judged = read_run(find_run(run, out))
+    found = judge(judged, read_baseline(baseline, out))
+    _print_verdicts(found, form, title=f"kvbench gate: {judged.name}", require_time=require_time)
+
+
+@baseline_app.command()
+def promote(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or a name under --out.")],
+    name: Annotated[
+        str | None, typer.Option("--name", help="Of the baseline [default: named after the machine and software].")
+    ] = None,
+    baseline_dir: BaselineFolder = BASELINES,
+    out: OutFolder = RESULTS,
+) -> None:
+    """Accept RUN: add it to a baseline as its newest session. The only command that writes baselines.
+
+    The newest session sets the cases and counters that `kvbench gate` expects; five of one machine set its times. A
+    run with a failed case, or with other tokens, is refused (exit 5).
+    """
+    from bench.baseline import promote as add
+    from bench.store import check_name, find_run, read_run
+
+    folder = None if name is None else check_name(name)
+    print(add(read_run(find_run(run, out)), baseline_dir, folder))
+
+
+@baseline_app.command()
+def history(
+    name: Annotated[
+        str | None, typer.Option("--name", help="Of the baseline [default: the only one there is].")
+    ] = None,
+    baseline_dir: BaselineFolder = BASELINES,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Also draw it: FILE.png and FILE.svg.")] = None,
+    output_format: FormatOption = "md",
+) -> None:
+    """Show how the times of a baseline drifted over its sessions, and where its counters grew."""
+    from bench import drift, options, tables
+    from bench.baseline import find_baseline, read_sessions
+    from bench.plot_style import save
+
+    form = options.one("--format", output_format, tables.FORMATS)
+    folder = find_baseline(baseline_dir, name)
+    frame = drift.drift(read_sessions(folder))
+    _emit(drift.markdown(frame) if form == "md" else tables.data(frame, form))
+    if plot is not None:
+        try:
+            written = save(drift.figure(frame, folder.name), plot.with_suffix(""))
+        except OSError as error:
+            raise UsageError(f"--plot {plot}: cannot be written ({error.strerror})") from error
+        print(f"plot: {written[0]}", file=sys.stderr)
+
+
+@app.command()
 def generate(
     prompt: Annotated[str, typer.Option("--prompt", help="The text to continue.")],
     model: Annotated[str, typer.Option("-m", "--model", help="As in `kvbench run`.")] = "smollm2-135m",
@@ -248,6 +332,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         code = _complain(str(error), EXIT_USAGE)
     except DataError as error:
         code = _complain(str(error), EXIT_DATA)
+    except FailedRun as error:
+        code = _complain(str(error), EXIT_FAILED_CASE)
     except typer.TyperException as error:
         code = _complain(error.format_message() if hasattr(error, "format_message") else str(error), EXIT_USAGE)
     except (KeyboardInterrupt, typer.Abort):
@@ -285,6 +371,27 @@ def _print_summary(finished: Run, form: Format) -> None:
     failed = summary["status"].isin(["failed", "oom", "timeout"]).any()
     if failed or (summary["status"] == "unsupported").all():
         raise typer.Exit(EXIT_FAILED_CASE)
+
+
+def _print_verdicts(
+    found: Sequence[Verdict], form: VerdictFormat, *, title: str, require_time: bool = False
+) -> NoReturn:
+    """Print verdicts, the closing sentence last, add them to a workflow's summary, and leave with their exit code."""
+    from bench import report, verdicts
+
+    page = verdicts.markdown(found, title=title, require_time=require_time)
+    sentence = verdicts.sentence(found, require_time=require_time)
+    if form == "json":
+        _emit(verdicts.document(found, require_time=require_time))
+        print(sentence, file=sys.stderr)
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(verdicts.terminal(found), sentence, sep="\n\n", markup=False, highlight=False)
+    else:
+        _emit(f"{verdicts.table(found)}\n{sentence}\n")
+    report.append_step_summary(page)
+    raise typer.Exit(verdicts.exit_code(found, require_time=require_time))
 
 
 def _emit(text: str) -> None:

@@ -157,14 +157,14 @@ def _only_in(own: dict[str, Case], others: dict[str, Case], ended: dict[str, Out
     return [
         Excluded(
             case=key,
-            reason=f"{other} ended before it" if key in ended else f"not in {other}{_nearest(case, unpaired)}",
+            reason=f"{other} ended before it" if key in ended else f"not in {other}{nearest(case, unpaired)}",
         )
         for key, case in own.items()
         if key not in others
     ]
 
 
-def _nearest(case: Case, unpaired: list[Case]) -> str:
+def nearest(case: Case, unpaired: list[Case]) -> str:
     """The other run's case that differs in one field alone, if there is one: most likely what was meant."""
     fields = msgspec.structs.asdict(case)
     for candidate in unpaired:

@@ -6,8 +6,8 @@ from typing import Literal
 
 import msgspec
 
-from bench.case import Case, DeviceName, Group, NaiveLogits
-from bench.record import CeilingName, Covariates, TokensMatch
+from bench.case import Case, DeviceName, Group, NaiveLogits, Phase
+from bench.record import CeilingName, Counters, Covariates, TokensMatch
 
 VERSION = 1
 """Raised when a request or a reply changes its meaning: two revisions are compared only if they speak the same."""
@@ -79,6 +79,7 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True, tag="checked"):
     kv_bytes_after_decode: int
     peak_memory_bytes: int | None
     compile_s: float | None
+    counters: dict[Phase, Counters] | None = None
 
 
 class TurnTaken(msgspec.Struct, frozen=True, kw_only=True, tag="turn-taken"):

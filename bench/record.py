@@ -18,6 +18,8 @@ SCHEMA_VERSION = 1
 Status = Literal["ok", "failed", "oom", "timeout", "unsupported"]
 TokensMatch = Literal["true", "tie", "false"]
 CeilingName = Literal["read_bandwidth", "gemm"]
+VerdictKind = Literal["failed", "regression", "missing", "inconclusive", "not-comparable", "new", "faster", "same"]
+"""Worst first. "failed": head's case crashed or emitted other tokens; "missing": only base has it, "new": only head."""
 
 
 class Covariates(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +63,28 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, tag="sample"):
     covariates: Covariates = Covariates()
 
 
+class Counters(msgspec.Struct, frozen=True, kw_only=True):
+    """Exact counts of one phase, over the whole batch: the same on any machine, whatever it is busy with."""
+
+    steps: int
+    """Decode steps that were counted (the first ones, of naive those that are timed); 0 for prefill."""
+    forward_calls: int
+    tokens_processed: int
+    gemm_flops: int
+    gemv_flops: int
+    kv_bytes: int
+    """Keys and values held after the last counted step."""
+    cache_growth_bytes: int
+    """Keys and values copied again because rows were appended by concatenation."""
+    copied_bytes: int
+    """Written by every operation that only moves data, the growth of a cache among them."""
+    lm_head_positions: int
+    """Positions that the LM head was computed for."""
+    compiled_graphs: int = 0
+    recompilations: int = 0
+    """Of torch.compile, over the whole phase; 0 for a strategy that compiles nothing."""
+
+
 class Check(msgspec.Struct, frozen=True, kw_only=True, tag="check"):
     """The correctness of one case in one process, found before any of its times were taken, and its sizes."""
 
@@ -74,6 +98,8 @@ class Check(msgspec.Struct, frozen=True, kw_only=True, tag="check"):
     kv_bytes_after_decode: int
     peak_memory_bytes: int | None
     compile_s: float | None = None
+    counters: dict[Phase, Counters] | None = None
+    """By phase; None in runs that were stored before they were counted."""
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, tag="failure"):
@@ -216,9 +242,9 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     case: str
     """`Case.key`."""
     phase: Phase
-    kind: Literal["regression", "same", "faster", "inconclusive", "not-comparable", "missing", "new"]
+    kind: VerdictKind
     quantity: str
-    """"time", "tokens_match", or the name of an exact counter."""
+    """"time" (in ms), "mfu" or "mbu" (a time as a share of the roof), "tokens_match", or an exact counter's name."""
     base: float | None = None
     head: float | None = None
     effect: float | None = None

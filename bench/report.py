@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ from bench.cautions import cautions
 from bench.compare import Comparison
 from bench.comparison_plots import comparison_figures
 from bench.plot_style import save
+from bench.pytest_benchmark import benchmark_json
 from bench.record import Run
 from bench.slopes import slopes
 from bench.store import write_atomically
@@ -33,6 +35,7 @@ def write_report(run: Run) -> pd.DataFrame:
         "summary.csv": tables.render(summary, "csv"),
         "summary.json": tables.render(summary, "json"),
         "summary.md": document(run, summary, fitted),
+        "benchmark.json": benchmark_json(run),
     }
     try:
         for name, text in texts.items():
@@ -68,6 +71,21 @@ def write_comparison(comparison: Comparison, b: Run, folder: Path | None) -> Pat
     except OSError as error:
         raise UsageError(f"--plots {folder}: cannot be written ({error.strerror})") from error
     return folder
+
+
+def append_step_summary(markdown: str) -> None:
+    """Add `markdown` to the summary page of a GitHub workflow's job; nothing where `$GITHUB_STEP_SUMMARY` is not set.
+
+    Raises:
+        UsageError: the file that the variable names cannot be written.
+    """
+    path = os.environ.get("GITHUB_STEP_SUMMARY")
+    if path:
+        try:
+            with Path(path).open("a", encoding="utf-8") as file:
+                file.write(f"{markdown}\n")
+        except OSError as error:
+            raise UsageError(f"GITHUB_STEP_SUMMARY={path}: cannot be written ({error.strerror})") from error
 
 
 def _save_all(figures: dict[str, Figure], folder: Path) -> None:

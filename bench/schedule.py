@@ -243,6 +243,7 @@ class ProcessSet:
                 kv_bytes_after_decode=found.kv_bytes_after_decode,
                 peak_memory_bytes=found.peak_memory_bytes,
                 compile_s=found.compile_s,
+                counters=found.counters,
             )
         )
         if found.tokens_match == "false":

@@ -31,6 +31,10 @@ class DataError(Exception):
     """Stored data are missing, damaged, of a newer schema, or not comparable; the message is one line."""
 
 
+class FailedRun(Exception):
+    """A run cannot be used as asked because a case of it failed; the message is one line."""
+
+
 class _Line(msgspec.Struct):
     crc32: int
     record: msgspec.Raw

@@ -11,7 +11,7 @@ import gc
 import os
 import signal
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from bench.case import Case, DeviceName, naive_steps
 from bench.ceilings import Ceilings
 from bench.clock import make_clock
+from bench.counting import PhaseCounter
 from bench.environment import CovariateReader, last_level_cache_bytes, peak_memory_bytes, reset_peak_memory
 from bench.protocol import (
     VERSION,
@@ -144,18 +145,25 @@ class Worker:
         self.expected = Reference(stored["tokens"], stored["logits"])
         give_back_memory(case.device)
         has_peak = reset_peak_memory(case.device)
+        phases = PhaseCounter(self.strategy)
         self.strategy.prepare(case.batch_size, case.capacity, context)
-        found = agreement(self.strategy, self.prompt, self.expected, self._steps())
+        compiles = self.strategy.compile_s is not None
+        with nullcontext() if compiles else phases.counted():
+            found = agreement(self.strategy, self.prompt, self.expected, self._steps(), phases.apart)
         self.tokens_match = found.tokens_match
         self.expected = Reference(stored["tokens"], torch.empty(0))  # the logits are no longer needed
+        peak_bytes = peak_memory_bytes(case.device) if has_peak else None
+        if compiles:
+            phases.count_eager(self.prompt, stored["tokens"])
         return Checked(
             tokens_match=found.tokens_match,
             logits_error=found.logits_error,
             positions_checked=found.positions_checked,
             kv_bytes_after_prefill=found.kv_bytes_after_prefill,
             kv_bytes_after_decode=found.kv_bytes_after_decode,
-            peak_memory_bytes=peak_memory_bytes(case.device) if has_peak else None,
+            peak_memory_bytes=peak_bytes,
             compile_s=self.strategy.compile_s,
+            counters=phases.counters,
         )
 
     def take_turn(self) -> TurnTaken:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from math import prod
 from typing import Any
 
 from torch import Tensor, nn
+from torch._C import DispatchKey
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
@@ -37,6 +39,8 @@ class OperationCounter(TorchDispatchMode):
         """Bytes of keys and values that were copied again because rows were appended to them by concatenation."""
         self.copied_bytes = 0
         """Bytes written by every operation that only moves data, the growth of a cache among them."""
+        self.paused = False
+        """Whether operations run without being counted. (Leaving the mode inside inference mode would break torch.)"""
         self._weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
         self._batch_size = self._positions = 1
         self._in_tables = self._in_experts = False
@@ -45,12 +49,12 @@ class OperationCounter(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Count `func` if it is known, else take it apart (inference mode hands over `linear` and the like whole)."""
-        name = str(func.overloadpacket)
-        if name not in _KNOWN:
-            with self:
-                parts = func.decompose(*args, **(kwargs or {}))
-            if parts is not NotImplemented:
-                return parts
+        if self.paused:
+            return func(*args, **(kwargs or {}))
+        name = _name(func)
+        if name not in _KNOWN and _is_composite(func):
+            with self:  # not decompose(), which has other kernels for some: the numbers must stay the same bit for bit
+                return func._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **(kwargs or {}))  # noqa: SLF001
         result = func(*args, **(kwargs or {}))
         if name in _ATTENTION:
             query, key, value = (tensor.shape for tensor in args[:3])
@@ -123,6 +127,17 @@ def count_operations(model: PreTrainedModel) -> Iterator[OperationCounter]:
         counter.watch(model, stack)
         stack.enter_context(counter)
         yield counter
+
+
+@cache
+def _name(func: Any) -> str:
+    return str(func.overloadpacket)
+
+
+@cache
+def _is_composite(func: Any) -> bool:
+    """Whether torch runs `func` as a row of other operations, each of which the counter then sees."""
+    return bool(func.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd))
 
 
 _PRODUCTS = {

@@ -7,7 +7,8 @@ fed that sequence (teacher forcing) and its logits are compared at every positio
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,12 +75,17 @@ def reference(model: PreTrainedModel, prompt: Tensor, n_gen: int, context: Tenso
 
 
 def agreement(
-    strategy: Strategy, prompt: Tensor, expected: Reference, steps: Collection[int] | None = None
+    strategy: Strategy,
+    prompt: Tensor,
+    expected: Reference,
+    steps: Collection[int] | None = None,
+    apart: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Agreement:
     """Feed `strategy` (prepared, reset) the expected tokens and compare its logits at every computed position.
 
     A difference in tokens within the dtype's tolerance is a tie; logits further apart than it make the match false,
-    whether or not a token changed. `steps` limits the decode steps, for a strategy that can skip some.
+    whether or not a token changed. `steps` limits the decode steps, for a strategy that can skip some. `apart` is
+    entered around each comparison, so that whoever watches the strategy can leave it out.
 
     Raises:
         NonFiniteLogits: the strategy gave NaN or infinity.
@@ -95,12 +101,13 @@ def agreement(
     def compare(token: Tensor, logits: Tensor) -> None:
         nonlocal largest, same
         position = next(remaining)
-        if not logits.isfinite().all():
-            raise NonFiniteLogits(f"{strategy.name} gave NaN or infinite logits for generated token {position + 1}")
-        difference = (logits.float() - expected.logits[:, position].float()).abs().max().item()
-        largest = max(largest, difference / scale)
-        same = same and torch.equal(token, expected.tokens[:, position])
-        kv_bytes.append(strategy.kv_bytes)
+        with apart():
+            if not logits.isfinite().all():
+                raise NonFiniteLogits(f"{strategy.name} gave NaN or infinite logits for generated token {position + 1}")
+            difference = (logits.float() - expected.logits[:, position].float()).abs().max().item()
+            largest = max(largest, difference / scale)
+            same = same and torch.equal(token, expected.tokens[:, position])
+            kv_bytes.append(strategy.kv_bytes)
 
     strategy.generate(prompt, n_gen, compare, forced=expected.tokens, steps=steps)
     within = largest <= TOLERANCE[expected.logits.dtype]

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from bench.case import Case, naive_steps
+from bench.case import Case, Phase, naive_steps
 from bench.record import (
     SCHEMA_VERSION,
     CasePlan,
@@ -22,6 +22,7 @@ from bench.record import (
     Run,
     Sample,
 )
+from bench.summary import phases
 from kvcache.architectures import geometry
 from kvcache.costs import Costs, phase_costs, weights_bytes
 
@@ -265,9 +266,29 @@ def make_check(case: Case, process: int = 0, tokens_match: str = "true") -> Chec
             "kv_bytes_after_decode": 8 * (held + case.n_gen - 1) if held else 0,
             "peak_memory_bytes": 600_000_000 + process,
             "compile_s": 12.5 + process if case.strategy == "compiled" else None,
+            "counters": {phase: make_counters(case, phase) for phase in phases(case)},
         },
         Check,
     )
+
+
+def make_counters(case: Case, phase: Phase, **fields: int) -> dict[str, int]:
+    """What was counted in a phase, in line with `make_plan`; `fields` replace counts."""
+    plan = make_plan(case)
+    costs = plan.prefill if phase == "prefill" else plan.decode
+    assert costs is not None
+    counts = {
+        "steps": 0 if phase == "prefill" else case.n_gen - 1,
+        "forward_calls": costs.forward_calls,
+        "tokens_processed": costs.tokens_processed,
+        "gemm_flops": costs.gemm_flops,
+        "gemv_flops": costs.gemv_flops,
+        "kv_bytes": costs.kv_bytes,
+        "cache_growth_bytes": costs.kv_bytes if case.strategy == "dynamic" and phase == "decode" else 0,
+        "copied_bytes": 10 * costs.tokens_processed,
+        "lm_head_positions": case.batch_size * costs.forward_calls,
+    }
+    return counts | fields
 
 
 def fail(case: Case, status: str = "oom", error: str = "not enough memory", process: int = 0) -> Failure:

@@ -1,0 +1,227 @@
+"""Verdicts -> a table with the worst first, Markdown, JSON, one sentence that says what to do, and an exit code."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Literal, get_args
+
+import msgspec
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+from tabulate import tabulate
+
+from bench.labels import NOTHING, number
+from bench.record import Verdict, VerdictKind
+
+VerdictFormat = Literal["md", "json"]
+VERDICT_FORMATS: tuple[VerdictFormat, ...] = get_args(VerdictFormat)
+
+TIMES = frozenset({"time", "mfu", "mbu"})
+"""Quantities that a clock gave; all others are exact."""
+
+HEADERS = ["verdict", "case", "phase", "quantity", "base", "head", "change", "detectable"]
+
+_KINDS: tuple[VerdictKind, ...] = get_args(VerdictKind)
+_COMPARED = frozenset({"regression", "inconclusive", "faster", "same"})
+_STYLES = {
+    "failed": "bold red",
+    "regression": "bold red",
+    "missing": "red",
+    "inconclusive": "yellow",
+    "faster": "green",
+}
+
+
+def exit_code(verdicts: Iterable[Verdict], *, require_time: bool = False) -> int:
+    """5 a case failed, 1 regression, 3 a case is missing or nothing was compared, 4 inconclusive, 0 passed.
+
+    The first that holds, in this order. `require_time`: also 3 where a time could not be compared.
+    """
+    verdicts = list(verdicts)
+    kinds = {verdict.kind for verdict in verdicts}
+    if "failed" in kinds:
+        return 5
+    if "regression" in kinds:
+        return 1
+    if "missing" in kinds or not kinds & _COMPARED or (require_time and _lacks_time(verdicts)):
+        return 3
+    return 4 if "inconclusive" in kinds else 0
+
+
+def worst_first(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """By kind as `VerdictKind` lists them; among times of a kind the largest slow-down leads."""
+    return sorted(verdicts, key=lambda verdict: (_KINDS.index(verdict.kind), -(verdict.effect or 0.0)))
+
+
+def sentence(verdicts: Iterable[Verdict], *, require_time: bool = False) -> str:
+    """What was found and what to do now, in one line."""
+    ordered = worst_first(verdicts)
+    names = short_names(verdict.case for verdict in ordered)
+    leading = {kind: list(group) for kind, group in itertools.groupby(ordered, key=lambda verdict: verdict.kind)}
+
+    def told(kind: VerdictKind) -> str:
+        first, others = leading[kind][0], len(leading[kind]) - 1
+        more = f" (and {others} more)" if others else ""
+        return f"{names[first.case]} {first.phase}{_what(first)}{more}"
+
+    match exit_code(ordered, require_time=require_time):
+        case 5:
+            return f"FAILED: {told('failed')}; mend that first, its other figures mean nothing."
+        case 1:
+            return f"REGRESSION: {told('regression')}; undo it, or accept it with `kvbench baseline promote`."
+        case 3 if "missing" in leading:
+            return f"NOT COMPARABLE: {told('missing')}; measure it, or promote a run without it."
+        case 3 if leading.keys() & _COMPARED:
+            return "NOT COMPARABLE: times were required and some could not be compared; see why below the table."
+        case 3:
+            return "NOT COMPARABLE: no case lies on both sides; measure the cases of the baseline."
+        case 4:
+            return f"INCONCLUSIVE: {told('inconclusive')}; measure again on a quieter machine, or for longer."
+    compared = [verdict for verdict in ordered if verdict.kind in _COMPARED]
+    n_times = sum(verdict.quantity in TIMES for verdict in compared)
+    found = f"{len(compared) - n_times} exact figures and {n_times} times compared, none worse"
+    faster = f", {told('faster')}" if "faster" in leading else ""
+    return f"PASSED: {found}{faster}; nothing to do."
+
+
+def terminal(verdicts: Iterable[Verdict]) -> Group:
+    """The table for a terminal of 100 columns, and below it what is not worth a row."""
+    ordered = worst_first(verdicts)
+    shared, rows = _rows(ordered)
+    drawn = Table(
+        title=shared or None,
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1),
+        collapse_padding=True,
+        pad_edge=False,
+        show_edge=False,
+    )
+    for header in HEADERS:
+        drawn.add_column(header, justify="left" if header in HEADERS[:4] else "right")
+    for kind, cells in rows:
+        drawn.add_row(Text(cells[0], style=_STYLES.get(kind, "")), *cells[1:])
+    return Group(*([drawn] if rows else []), *(Text(line) for line in _notes(ordered)))
+
+
+def markdown(verdicts: Iterable[Verdict], *, title: str, require_time: bool = False) -> str:
+    """A heading, the closing sentence, the table and the notes: what a pull request's summary shows."""
+    ordered = worst_first(verdicts)
+    return f"### {title}\n\n{sentence(ordered, require_time=require_time)}\n\n{table(ordered)}"
+
+
+def table(verdicts: Iterable[Verdict]) -> str:
+    """The table and the notes as Markdown."""
+    ordered = worst_first(verdicts)
+    shared, rows = _rows(ordered)
+    parts = [f"{shared}\n"] if shared and rows else []
+    if rows:
+        align = ["left"] * 4 + ["right"] * 4
+        cells = [cells for _, cells in rows]
+        parts.append(f"{tabulate(cells, HEADERS, tablefmt='pipe', colalign=align, disable_numparse=True)}\n")
+    notes = "".join(f"- {line}\n" for line in _notes(ordered))
+    return "\n".join([*parts, *([notes] if notes else [])])
+
+
+def document(verdicts: Iterable[Verdict], *, require_time: bool = False) -> str:
+    """Exit code, sentence and every verdict (worst first) as one JSON object; an unknown figure is null."""
+    ordered = worst_first(verdicts)
+    told = {
+        "exit_code": exit_code(ordered, require_time=require_time),
+        "sentence": sentence(ordered, require_time=require_time),
+        "verdicts": ordered,
+    }
+    return msgspec.json.format(msgspec.json.encode(told)).decode() + "\n"
+
+
+def short_names(cases: Iterable[str]) -> dict[str, str]:
+    """Each case key without the words that all of them share; a single key is left whole.
+
+    >>> short_names(["random:tiny naive cpu p16 n8", "random:tiny static cpu p64 n8"]).values()
+    dict_values(['naive p16', 'static p64'])
+    """
+    keys = list(dict.fromkeys(cases))
+    differing = [len(set(words)) > 1 for words in itertools.zip_longest(*(key.split() for key in keys))]
+    if not any(differing):
+        return {key: key for key in keys}
+    return {key: " ".join(itertools.compress(key.split(), differing)) for key in keys}
+
+
+def _rows(ordered: Sequence[Verdict]) -> tuple[str, list[tuple[VerdictKind, list[str]]]]:
+    """What all cases share, and the cells of every verdict that is worth a row."""
+    names = short_names(verdict.case for verdict in ordered)
+    key, name = next(iter(names.items()), ("", ""))
+    shown = set(name.split())
+    shared = " ".join(word for word in key.split() if word not in shown) if len(names) > 1 else ""
+    rows = [(verdict.kind, _cells(verdict, names[verdict.case])) for verdict in ordered if not _is_dull(verdict)]
+    return shared, rows
+
+
+def _cells(verdict: Verdict, name: str) -> list[str]:
+    counts = verdict.quantity not in TIMES
+    return [
+        _word(verdict),
+        name,
+        verdict.phase,
+        verdict.quantity,
+        _figure(verdict.base, counts),
+        _figure(verdict.head, counts),
+        _change(verdict) or NOTHING,
+        NOTHING if verdict.detectable is None else f"+{verdict.detectable:.1%}",
+    ]
+
+
+def _is_dull(verdict: Verdict) -> bool:
+    """Exact figures that are equal, and times that were not compared: told in one line for all of them."""
+    return verdict.kind == "not-comparable" or (verdict.kind == "same" and verdict.quantity not in TIMES)
+
+
+def _notes(ordered: Sequence[Verdict]) -> list[str]:
+    """Details, a line per reason for which something was not compared, and how many exact figures are equal."""
+    names = short_names(verdict.case for verdict in ordered)
+    equal = sum(verdict.kind == "same" and _is_dull(verdict) for verdict in ordered)
+    told = [verdict for verdict in ordered if verdict.detail and verdict.kind not in {"same", "not-comparable"}]
+    reasons = Counter(verdict.detail for verdict in ordered if verdict.kind == "not-comparable")
+    return [
+        *(f"{names[verdict.case]} {verdict.phase}, {verdict.quantity}: {verdict.detail}" for verdict in told),
+        *(f"not comparable ({count}): {reason}" for reason, count in reasons.items()),
+        *([f"exact figures that are equal: {equal}"] if equal else []),
+    ]
+
+
+def _lacks_time(verdicts: Iterable[Verdict]) -> bool:
+    times = [verdict for verdict in verdicts if verdict.quantity in TIMES]
+    return not times or any(verdict.kind == "not-comparable" for verdict in times)
+
+
+def _word(verdict: Verdict) -> str:
+    if verdict.kind == "faster" and verdict.quantity not in TIMES:
+        return "LESS WORK"
+    return verdict.kind.replace("-", " ") if verdict.kind in {"not-comparable", "new"} else verdict.kind.upper()
+
+
+def _what(verdict: Verdict) -> str:
+    """The quantity and its change, for the sentence: `, time +12.3% [+8.1 to +16.0]`."""
+    change = _change(verdict)
+    parts = [f", {verdict.quantity} {change}"] if change else []
+    parts += [f" ({verdict.detail})"] if verdict.detail else []
+    return "".join(parts)
+
+
+def _change(verdict: Verdict) -> str:
+    """A time's slow-down with its interval, or a counter's difference."""
+    if verdict.effect is not None:
+        if verdict.low is None or verdict.high is None:
+            return f"{verdict.effect:+.1%}"
+        return f"{verdict.effect:+.1%} [{100 * verdict.low:+.1f} to {100 * verdict.high:+.1f}]"
+    if verdict.base is None or verdict.head is None or verdict.base == verdict.head:
+        return ""
+    return f"{verdict.head - verdict.base:+,.0f}"
+
+
+def _figure(value: float | None, counts: bool) -> str:
+    return f"{value:,.0f}" if counts and value is not None else number(value)
