@@ -1,0 +1,310 @@
+"""`kvbench ab`: a verdict between two revisions or two environments, measured interleaved in one go, and stored."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import msgspec
+
+from bench import trial, worktrees
+from bench.arm import Arm, ArmFailed
+from bench.case import Case, Group, Sweep, UsageError
+from bench.environment import read_environment
+from bench.pairs import Pair, PairFailure, PairTimes, SideFailed
+from bench.plan import plan
+from bench.protocol import Load, MakeReference
+from bench.record import SCHEMA_VERSION, Environment, Verdict
+from bench.schedule import LOAD_TIMEOUT_S
+from bench.sequential import SCREENING_PAIRS
+from bench.sides import Introduction, Nursery, Side, SideName
+from bench.store import DataError, check_name, write_atomically
+
+Litter = tuple[str, int]
+"""Model and threads: the processes that fork the workers are set up for both."""
+
+Records = list[PairTimes | PairFailure]
+
+MANIFEST, PAIRS = "ab.json", "pairs.jsonl"
+
+SEED_STEP = 1_000_003
+"""Between the seeds of the prompts of two pairs."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """How much is measured, and what counts as a change."""
+
+    threshold: float = 0.03
+    budget_s: float = 600.0
+    timeout_s: float = 900.0
+
+
+class AbManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """`ab.json`: what was compared with what, where. Beside it, `pairs.jsonl` has every turn."""
+
+    schema_version: int
+    created_utc: str
+    command: list[str]
+    settings: Settings
+    base: Side
+    head: Side
+    introductions: dict[str, Introduction]
+    """What each side's processes said of themselves."""
+    environment: Environment
+    cases: list[Case]
+
+
+class Finished(NamedTuple):
+    """Where an A/B is stored, and what it found."""
+
+    folder: Path
+    verdicts: list[Verdict]
+
+
+def settings(threshold: float, budget_min: float, timeout_s: float) -> Settings:
+    """The settings, checked.
+
+    Raises:
+        UsageError: one is out of range.
+    """
+    if not 0 < threshold < 1:  # NaN fails it too
+        raise UsageError(f"--threshold {threshold:g}: give a share between 0 and 1, as in 0.03 for three percent")
+    if not 0 < budget_min < 1e5:
+        raise UsageError(f"--budget {budget_min:g}: give minutes above 0")
+    return Settings(threshold=threshold, budget_s=60 * budget_min, timeout_s=timeout_s)
+
+
+@contextmanager
+def sides(
+    base: str | None,
+    head: str | None,
+    *,
+    pythons: Mapping[str, str | None],
+    variables: Mapping[str, Sequence[str]],
+    here: Path,
+) -> Iterator[tuple[Side, Side]]:
+    """Base and head, checked out where they are revisions.
+
+    Raises:
+        UsageError: a revision, an interpreter or a variable is none, or nothing tells base from head.
+    """
+    if base is None and not any([*pythons.values(), *variables.values()]):
+        raise UsageError(
+            "BASE: name the revision to compare with, as in `kvbench ab main`, or another environment "
+            "(--base-python, --head-python, --base-env, --head-env)"
+        )
+    with ExitStack() as stack:
+        found: list[Side] = []
+        names: list[tuple[SideName, str | None]] = [("base", base), ("head", head)]
+        for name, revision in names:
+            tree, folder, label = None, here, ""
+            if base is not None:
+                top = worktrees.repository(here)
+                tree, label = top, "working tree"
+                if revision is not None:
+                    sha = worktrees.commit(top, revision, name.upper())
+                    tree, label = stack.enter_context(worktrees.checkout(top, sha)), sha[:12]
+                folder = tree / here.relative_to(top)
+            own = dict(_variable(f"--{name}-env", text) for text in variables[name])
+            python = pythons[name] or sys.executable
+            label = ", ".join([*filter(None, [label, pythons[name]]), *map("=".join, own.items())]) or "as it is"
+            found.append(
+                Side(
+                    name=name,
+                    label=label,
+                    python=python,
+                    variables=own,
+                    tree=str(tree) if tree is not None else None,
+                    folder=str(folder if folder.is_dir() else tree),
+                )
+            )
+        yield found[0], found[1]
+
+
+def compare(
+    base: Side,
+    head: Side,
+    sweeps: Sequence[Sweep],
+    settings: Settings,
+    out: Path,
+    name: str | None,
+    tell: Callable[[str], None],
+) -> Finished:
+    """Measure until every quantity is decided or the budget is spent.
+
+    Raises:
+        UsageError: the grid is not valid, the folder cannot be made, or nothing tells the sides apart.
+        DataError: a side is not what it should be, or the two cannot be compared.
+    """
+    started = time.monotonic()
+    keys = dict.fromkeys(litter(case) for sweep in sweeps for case in sweep.cases())
+    _refuse_twins(base, head, [model for model, _ in keys])
+    run_name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{check_name(name if name is not None else 'ab')}"
+    with ExitStack() as stack:
+        litters = {key: [stack.enter_context(Nursery(side, *key)) for side in (base, head)] for key in keys}
+        cases = [item.case for item in plan(sweeps)]  # while they import their libraries
+        told = {nursery.name: nursery.wait() for pair in litters.values() for nursery in pair}
+        manifest = AbManifest(
+            schema_version=SCHEMA_VERSION,
+            created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+            command=["kvbench", *sys.argv[1:]],
+            settings=settings,
+            base=base,
+            head=head,
+            introductions=told,
+            environment=read_environment(),
+            cases=cases,
+        )
+        folder = _make_folder(out, run_name, manifest)
+        bench = stack.enter_context(_Bench(litters, cases[0].seed, settings.timeout_s, folder, tell))
+        records = trial.conduct(
+            cases,
+            bench.measure,
+            threshold=settings.threshold,
+            budget_s=settings.budget_s - (time.monotonic() - started),
+            clock=time.monotonic,
+        )
+    return Finished(folder, trial.verdicts(records, cases, settings.threshold))
+
+
+def read(folder: Path) -> tuple[AbManifest, Records]:
+    """A stored A/B, from which `trial.verdicts` says again what was said.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    try:
+        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=AbManifest)
+        lines = (folder / PAIRS).read_bytes().splitlines()
+        return manifest, [msgspec.json.decode(line, type=PairTimes | PairFailure) for line in lines]
+    except OSError as error:
+        raise DataError(f"{error.filename}: {error.strerror}") from error
+    except msgspec.MsgspecError as error:
+        raise DataError(f"{folder}: damaged ({error})") from error
+
+
+class _Bench:
+    """Measures process pairs: a fresh process of each side per pair and strategy; a third makes the references."""
+
+    def __init__(
+        self,
+        litters: dict[Litter, list[Nursery]],
+        weights_seed: int,
+        timeout_s: float,
+        folder: Path,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.litters, self.weights_seed, self.timeout_s = litters, weights_seed, timeout_s
+        self.folder, self.tell = folder, tell
+        self.references: dict[Group, Arm] = {}
+        self.made: dict[Case, Path] = {}
+
+    def __enter__(self) -> _Bench:
+        self._stack = ExitStack()
+        self._scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="kvbench-ab-")))
+        self._file: IO[bytes] = self._stack.enter_context((self.folder / PAIRS).open("xb"))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def measure(self, number: int, cases: Sequence[Case]) -> Records:
+        """One pair of every one of `cases`, with prompts of its own; stored before this returns."""
+        what = "screening" if number < SCREENING_PAIRS else "confirming"
+        self.tell(f"{what}: process pair {number + 1}, {len(cases)} case{'s' if len(cases) > 1 else ''}")
+        records = [record for members in _by_worker(cases) for record in self._measure_workers(number, members)]
+        self._file.writelines(msgspec.json.encode(record) + b"\n" for record in records)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        for path in self.made.values():
+            path.unlink()
+        self.made.clear()
+        return records
+
+    def _measure_workers(self, number: int, cases: Sequence[Case]) -> Iterator[PairTimes | PairFailure]:
+        """The cases of one group and strategy, in one pair of processes."""
+        with ExitStack() as stack:
+            pair: Pair | None = None
+            for case in cases:
+                fresh = msgspec.structs.replace(case, seed=(case.seed + SEED_STEP * number) % 2**63)
+                try:
+                    reference = self._reference(fresh)
+                    if pair is None:
+                        base, head = (stack.enter_context(nursery.fork()) for nursery in self.litters[litter(case)])
+                        pair = Pair(number, base, head, self.timeout_s)
+                        pair.load(case)
+                    yield pair.measure(case.key, fresh, reference)
+                except SideFailed as failure:
+                    self.tell(f"{failure.status} ({failure.side}): {case.key}: {failure.error}")
+                    yield PairFailure(
+                        case=case.key, pair=number, side=failure.side, status=failure.status, error=failure.error
+                    )
+                    stack.close()  # whatever state they are in, the next case gets new ones
+                    pair = None
+
+    def _reference(self, case: Case) -> Path:
+        """What naive re-feed emits for `case`, made by base's code, once per pair and cell."""
+        if case.cell not in self.made:
+            path = self._scratch / f"{len(self.made)}.safetensors"
+            try:
+                self._reference_worker(case.group).ask(MakeReference(case=case, path=str(path)), self.timeout_s)
+            except ArmFailed as failure:
+                self.references.pop(case.group, None)
+                raise SideFailed("base", failure.status, f"the reference failed: {failure.error}") from failure
+            self.made[case.cell] = path
+        return self.made[case.cell]
+
+    def _reference_worker(self, group: Group) -> Arm:
+        if group not in self.references:
+            worker = self._stack.enter_context(self.litters[group.model, group.n_threads][0].fork())
+            worker.ask(Load(group=group, strategy="", naive_logits="last", seed=self.weights_seed), LOAD_TIMEOUT_S)
+            self.references[group] = worker
+        return self.references[group]
+
+
+def litter(case: Case) -> Litter:
+    """Which processes fork the workers of `case`."""
+    return case.model, case.n_threads
+
+
+def _by_worker(cases: Sequence[Case]) -> list[list[Case]]:
+    """The cases that one pair of processes measures: of one group, strategy and variant."""
+    keys = dict.fromkeys((case.group, case.strategy, case.naive_logits) for case in cases)
+    return [[case for case in cases if (case.group, case.strategy, case.naive_logits) == key] for key in keys]
+
+
+def _refuse_twins(base: Side, head: Side, models: Sequence[str]) -> None:
+    """Two sides of which one is no version of this project, or that can differ in nothing."""
+    if base.has_worker != head.has_worker:
+        lacking = head if base.has_worker else base
+        raise DataError(f"{lacking.name} ({lacking.label}) has no worker protocol (bench/worker.py): not comparable")
+    own_code = base.has_worker or any(model.startswith("py:") for model in models)
+    if base.tree is not None and not own_code and (base.python, base.variables) == (head.python, head.variables):
+        raise UsageError(
+            "BASE: this repository is not kvbench's own, so its revisions can differ only in your model: give it as "
+            "--model py:module:factory"
+        )
+
+
+def _variable(flag: str, text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UsageError(f"{flag} {text}: give NAME=VALUE, as in OMP_WAIT_POLICY=active")
+    return name, value
+
+
+def _make_folder(out: Path, name: str, manifest: AbManifest) -> Path:
+    folder = out / name
+    try:
+        folder.mkdir(parents=True)
+        write_atomically(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
+    except OSError as error:
+        raise UsageError(f"--out {folder}: cannot be written ({error.strerror})") from error
+    return folder
