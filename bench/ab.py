@@ -17,9 +17,9 @@ import msgspec
 from bench import trial, worktrees
 from bench.arm import Arm, ArmFailed
 from bench.case import Case, Group, Sweep, UsageError
-from bench.environment import read_environment
+from bench.environment import TorchFacts, read_environment
 from bench.pairs import Pair, PairFailure, PairTimes, SideFailed
-from bench.plan import plan
+from bench.plan import refuse_too_long
 from bench.protocol import Load, MakeReference
 from bench.record import SCHEMA_VERSION, Environment, Verdict
 from bench.schedule import LOAD_TIMEOUT_S
@@ -30,9 +30,15 @@ from bench.store import DataError, check_name, write_atomically
 Litter = tuple[str, int]
 """Model and threads: the processes that fork the workers are set up for both."""
 
+Told = dict[tuple[SideName, str, int], Introduction]
+"""What the process of each side, model and thread count said of itself."""
+
 Records = list[PairTimes | PairFailure]
 
 MANIFEST, PAIRS = "ab.json", "pairs.jsonl"
+
+RENEW_AFTER = 4
+"""A fifth of the time goes into fresh imports."""
 
 SEED_STEP = 1_000_003
 """Between the seeds of the prompts of two pairs."""
@@ -148,9 +154,9 @@ def compare(
     _refuse_twins(base, head, [model for model, _ in keys])
     run_name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{check_name(name if name is not None else 'ab')}"
     with ExitStack() as stack:
-        litters = {key: [stack.enter_context(Nursery(side, *key)) for side in (base, head)] for key in keys}
-        cases = [item.case for item in plan(sweeps)]  # while they import their libraries
-        told = {nursery.name: nursery.wait() for pair in litters.values() for nursery in pair}
+        nurseries = stack.enter_context(_Nurseries((base, head), list(keys)))
+        told = nurseries.wait()
+        cases = _settled(sweeps, told)
         manifest = AbManifest(
             schema_version=SCHEMA_VERSION,
             created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -158,12 +164,12 @@ def compare(
             settings=settings,
             base=base,
             head=head,
-            introductions=told,
-            environment=read_environment(),
+            introductions={f"{name} {model} t{n}": found for (name, model, n), found in told.items()},
+            environment=_environment(cases, told),
             cases=cases,
         )
         folder = _make_folder(out, run_name, manifest)
-        bench = stack.enter_context(_Bench(litters, cases[0].seed, settings.timeout_s, folder, tell))
+        bench = stack.enter_context(_Bench(nurseries, cases[0].seed, settings.timeout_s, folder, tell))
         records = trial.conduct(
             cases,
             bench.measure,
@@ -190,18 +196,61 @@ def read(folder: Path) -> tuple[AbManifest, Records]:
         raise DataError(f"{folder}: damaged ({error})") from error
 
 
+class _Nurseries:
+    """The processes that fork the workers of both sides; replaced by fresh ones from time to time.
+
+    The forks of one process have its addresses in common, so what these do to a time must be drawn again, too.
+    """
+
+    def __init__(self, sides: tuple[Side, Side], keys: Sequence[Litter]) -> None:
+        self.sides, self.keys = sides, keys
+
+    def __enter__(self) -> _Nurseries:
+        self._start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def __getitem__(self, case: Case) -> list[Nursery]:
+        """Base's and head's, for a case."""
+        return self._nurseries[litter(case)]
+
+    def wait(self) -> Told:
+        """Wait until all of them can fork; what each said of itself. Raises as `Nursery.wait`."""
+        told = {(nursery.side.name, *key): nursery.wait() for key, pair in self._nurseries.items() for nursery in pair}
+        self._ready = time.monotonic()
+        return told
+
+    def renew(self) -> bool:
+        """Replace them if they have been used for `RENEW_AFTER` times as long as they took to start."""
+        if time.monotonic() - self._ready < RENEW_AFTER * (self._ready - self._started):
+            return False
+        self._stack.close()
+        self._start()
+        self.wait()
+        return True
+
+    def _start(self) -> None:
+        self._started = time.monotonic()
+        self._stack = ExitStack()
+        self._nurseries = {
+            key: [self._stack.enter_context(Nursery(side, *key)) for side in self.sides] for key in self.keys
+        }
+
+
 class _Bench:
     """Measures process pairs: a fresh process of each side per pair and strategy; a third makes the references."""
 
     def __init__(
         self,
-        litters: dict[Litter, list[Nursery]],
+        nurseries: _Nurseries,
         weights_seed: int,
         timeout_s: float,
         folder: Path,
         tell: Callable[[str], None],
     ) -> None:
-        self.litters, self.weights_seed, self.timeout_s = litters, weights_seed, timeout_s
+        self.nurseries, self.weights_seed, self.timeout_s = nurseries, weights_seed, timeout_s
         self.folder, self.tell = folder, tell
         self.references: dict[Group, Arm] = {}
         self.made: dict[Case, Path] = {}
@@ -217,6 +266,8 @@ class _Bench:
 
     def measure(self, number: int, cases: Sequence[Case]) -> Records:
         """One pair of every one of `cases`, with prompts of its own; stored before this returns."""
+        if self.nurseries.renew():
+            self.references.clear()  # they were forks of the old ones
         what = "screening" if number < SCREENING_PAIRS else "confirming"
         self.tell(f"{what}: process pair {number + 1}, {len(cases)} case{'s' if len(cases) > 1 else ''}")
         records = [record for members in _by_worker(cases) for record in self._measure_workers(number, members)]
@@ -237,7 +288,7 @@ class _Bench:
                 try:
                     reference = self._reference(fresh)
                     if pair is None:
-                        base, head = (stack.enter_context(nursery.fork()) for nursery in self.litters[litter(case)])
+                        base, head = (stack.enter_context(nursery.fork()) for nursery in self.nurseries[case])
                         pair = Pair(number, base, head, self.timeout_s)
                         pair.load(case)
                     yield pair.measure(case.key, fresh, reference)
@@ -254,16 +305,17 @@ class _Bench:
         if case.cell not in self.made:
             path = self._scratch / f"{len(self.made)}.safetensors"
             try:
-                self._reference_worker(case.group).ask(MakeReference(case=case, path=str(path)), self.timeout_s)
+                self._reference_worker(case).ask(MakeReference(case=case, path=str(path)), self.timeout_s)
             except ArmFailed as failure:
                 self.references.pop(case.group, None)
                 raise SideFailed("base", failure.status, f"the reference failed: {failure.error}") from failure
             self.made[case.cell] = path
         return self.made[case.cell]
 
-    def _reference_worker(self, group: Group) -> Arm:
+    def _reference_worker(self, case: Case) -> Arm:
+        group = case.group
         if group not in self.references:
-            worker = self._stack.enter_context(self.litters[group.model, group.n_threads][0].fork())
+            worker = self._stack.enter_context(self.nurseries[case][0].fork())
             worker.ask(Load(group=group, strategy="", naive_logits="last", seed=self.weights_seed), LOAD_TIMEOUT_S)
             self.references[group] = worker
         return self.references[group]
@@ -278,6 +330,26 @@ def _by_worker(cases: Sequence[Case]) -> list[list[Case]]:
     """The cases that one pair of processes measures: of one group, strategy and variant."""
     keys = dict.fromkeys((case.group, case.strategy, case.naive_logits) for case in cases)
     return [[case for case in cases if (case.group, case.strategy, case.naive_logits) == key] for key in keys]
+
+
+def _settled(sweeps: Sequence[Sweep], told: Told) -> list[Case]:
+    """Every case, checked against its model, with the attention that head's code would choose.
+
+    The workers' own processes have told what is needed, so this one imports no torch.
+    """
+    cases: list[Case] = []
+    for case in (case for sweep in sweeps for case in sweep.cases()):
+        found = told["head", case.model, case.n_threads]
+        refuse_too_long(case, found.max_positions)
+        attention = case.attn_implementation or found.attn_implementation
+        cases.append(msgspec.structs.replace(case, attn_implementation=attention))
+    return list(dict.fromkeys(cases))
+
+
+def _environment(cases: Sequence[Case], told: Told) -> Environment:
+    if any(case.device == "cuda" for case in cases):
+        return read_environment()
+    return read_environment(TorchFacts(isa=next(iter(told.values())).isa, gpu=None, gpu_driver=None))
 
 
 def _refuse_twins(base: Side, head: Side, models: Sequence[str]) -> None:
@@ -297,6 +369,8 @@ def _variable(flag: str, text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise UsageError(f"{flag} {text}: give NAME=VALUE, as in OMP_WAIT_POLICY=active")
+    if name == "PYTHONPATH":
+        raise UsageError(f"{flag} {text}: the sides' own folders stand there; set it for both, outside of kvbench")
     return name, value
 
 

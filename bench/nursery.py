@@ -9,6 +9,7 @@ first tells its process id. A fork has its own heap, model and threads: none of 
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib.metadata
 import importlib.util
 import json
@@ -20,6 +21,8 @@ import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
+
+Facts = dict[str, str | int | None]
 
 PADDING_BYTES = 1 << 20
 
@@ -35,6 +38,8 @@ def main(path: str, model: str) -> None:
         door.bind(path)
         door.listen()
         print(json.dumps(introduction(model)), file=hello, flush=True)
+        gc.collect()
+        gc.freeze()  # else every fork's first collection walks through, and so copies, all that was imported
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the workers
         while True:
             connection, _ = door.accept()
@@ -44,38 +49,57 @@ def main(path: str, model: str) -> None:
             connection.close()
 
 
-def introduction(model: str) -> dict[str, str | int | None]:
+def introduction(model: str) -> Facts:
     """What the driver has to know before it trusts a time: whose code this is, and what it stands on."""
+    import torch
+
     from bench import protocol, worker
 
     users_own = model.startswith("py:")
-    if not users_own:
-        import_model(model)
-    return {
+    own = origin(model.split(":")[1]) | description_apart(model) if users_own else description(model)
+    return own | {
         "version": protocol.VERSION,
         "code": str(Path(worker.__file__).resolve().parent.parent),
-        "model_code": origin(model.split(":")[1]) if users_own else None,
         "python": platform.python_version(),
         "torch": importlib.metadata.version("torch"),
         "transformers": importlib.metadata.version("transformers"),
+        "isa": torch.backends.cpu.get_cpu_capability(),
     }
 
 
-def origin(module: str) -> str | None:
+def origin(module: str) -> Facts:
     """The file that the user's module will be imported from: as the worker finds it, the current folder last."""
     sys.path.append(str(Path.cwd()))
     found = None
-    with suppress(ImportError):  # of a parent package; the worker will say so
+    with suppress(ImportError):  # of a parent package; its description says so
         found = importlib.util.find_spec(module)
-    return str(Path(found.origin).resolve()) if found is not None and found.origin else None
+    return {"model_code": str(Path(found.origin).resolve()) if found is not None and found.origin else None}
 
 
-def import_model(model: str) -> None:
-    """Have the model's own module imported before any fork; the weights, and the threads, come after it."""
+def description(model: str) -> Facts:
+    """What a model's configuration says; its own module is then imported before any fork. No weights, no threads."""
     from kvcache import models
 
-    with suppress(Exception):  # whatever is wrong with it, the worker says it when it is to load the model
-        models.describe(model)
+    try:
+        found = models.describe(model)
+    except models.ModelError as error:
+        return {"refused": str(error)}
+    return {"attn_implementation": found.attn_implementation, "max_positions": found.max_positions}
+
+
+def description_apart(model: str) -> Facts:
+    """The same of a user's own code, which makes the whole model: in a fork, since it may start threads."""
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        try:
+            os.write(writing, json.dumps(description(model)).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as told:
+        found: Facts = json.loads(told.read() or b'{"refused": "its process died"}')
+    os.wait()
+    return found
 
 
 def work(connection: socket.socket) -> None:

@@ -6,13 +6,13 @@ linear drift cancels. Which side is A changes from pair to pair.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from statistics import fmean, median
 
 import msgspec
-import numpy as np
 
 from bench.arm import Arm, ArmFailed
 from bench.case import Case, Phase
@@ -154,17 +154,15 @@ def figure(times: PairTimes, phase: Phase, n_threads: int) -> float | None:
 
     A block counts unless the hypervisor took a share of a turn's CPU time, as in `rounds.measured_turns`.
     """
-    logs = [
-        mean_log(times.turns, phase, "head", block) - mean_log(times.turns, phase, "base", block)
-        for block in dict.fromkeys(turn.block for turn in times.turns)
-        if not any(_was_stolen_from(turn, n_threads) for turn in times.turns if turn.block == block)
-    ]
-    return float(np.median(logs)) if logs else None
-
-
-def mean_log(turns: Sequence[Turn], phase: Phase, side: SideName, block: int) -> float:
-    """Mean log of a side's times (ns) in one block."""
-    return float(np.mean([np.log(time_ns(turn, phase)) for turn in turns if (turn.side, turn.block) == (side, block)]))
+    blocks: dict[int, dict[SideName, list[float]]] = {}
+    stolen = set()
+    for turn in times.turns:
+        sides = blocks.setdefault(turn.block, {name: [] for name in NAMES})
+        sides[turn.side].append(math.log(time_ns(turn, phase)))
+        if _was_stolen_from(turn, n_threads):
+            stolen.add(turn.block)
+    logs = [fmean(sides["head"]) - fmean(sides["base"]) for block, sides in blocks.items() if block not in stolen]
+    return median(logs) if logs else None
 
 
 def time_ns(turn: Turn, phase: Phase) -> float:

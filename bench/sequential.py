@@ -14,6 +14,7 @@ The looks share the level equally (Bonferroni), so that looking often costs no m
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -33,11 +34,14 @@ POWER = 0.95
 """With which `detectable` is found."""
 
 SCREENING_PAIRS = 4
-CONFIRMATION_LOOKS = (6, 8, 11, 15, 20, 28, 40)
+CONFIRMATION_LOOKS = (4, 6, 8, 11, 15, 20, 28, 40)
 
 RANKS_FROM = 10
 """Pairs from which the signed-rank test can reach the levels asked for; it beats the t test where a pair is an outlier,
 so from here on both are made, each at half the level."""
+
+FEWEST = 3
+"""With fewer figures nothing is decided."""
 
 Call = Literal["regression", "faster", "same"]
 DIRECTIONS: dict[Call, int] = {"regression": 1, "faster": -1}
@@ -87,7 +91,7 @@ def confirm(figures: Mapping[str, Figures], decided: Mapping[str, Call], thresho
         for key in _holm(p_values, ALPHA / len(CONFIRMATION_LOOKS)):
             found = figures[key]
             beyond = sign * _center(found.fresh) > math.log1p(threshold)
-            if key not in decided and beyond and sign * float(np.median(found.screening)) > 0:
+            if key not in decided and beyond and sign * float(np.median(found.screening or 0)) > 0:
                 calls[key] = call
     for key, found in figures.items():
         if key not in decided and key not in calls and _is_same(found, threshold):
@@ -95,12 +99,15 @@ def confirm(figures: Mapping[str, Figures], decided: Mapping[str, Call], thresho
     return calls
 
 
-def p_value(logs: Sequence[float], sign: int) -> float:
+@functools.lru_cache(maxsize=1024)  # earlier looks are made again whenever a standing is worked out
+def p_value(logs: tuple[float, ...], sign: int) -> float:
     """One-sided p-value of `logs` being centred at zero, against their lying on the side of `sign`.
 
     Student's t of the logs; from `RANKS_FROM` pairs the smaller of it and the exact signed-rank test, doubled.
     """
     values = sign * np.asarray(logs)
+    if len(values) < FEWEST:
+        return 1.0
     scatter = values.std(ddof=1)
     if scatter == 0:
         return 0.0 if values[0] > 0 else 1.0
@@ -116,33 +123,39 @@ def estimate(logs: Sequence[float], alpha: float) -> Estimate:
 
     Needs two pairs.
     """
-    low, high = _interval(logs, alpha)
+    center, low, high = _interval(logs, alpha)
     n = len(logs)
     reach = float(stats.t.isf(alpha / 2, n - 1) + stats.t.isf(1 - POWER, n - 1)) * float(np.std(logs, ddof=1))
-    return Estimate(math.expm1(_center(logs)), math.expm1(low), math.expm1(high), math.expm1(reach / math.sqrt(n)))
+    return Estimate(math.expm1(center), math.expm1(low), math.expm1(high), math.expm1(reach / math.sqrt(n)))
 
 
+@functools.lru_cache(maxsize=1024)
 def _is_same(found: Figures, threshold: float) -> bool:
     """Whether an interval over all pairs lies within the threshold (two one-sided tests)."""
-    low, high = _interval([*found.screening, *found.fresh], same_alpha(found))
+    logs = [*found.screening, *found.fresh]
+    if len(logs) < FEWEST:
+        return False
+    _, low, high = _interval(logs, same_alpha(found))
     return -math.log1p(threshold) < low and high < math.log1p(threshold)
 
 
-def _center(logs: Sequence[float]) -> float:
+@functools.lru_cache(maxsize=1024)
+def _center(logs: tuple[float, ...]) -> float:
     """Mean of a few, Hodges-Lehmann estimate of more."""
     if len(logs) < RANKS_FROM:
         return float(np.mean(logs))
     return math.log(paired_ratio(np.exp(logs), np.ones(len(logs))).estimate)
 
 
-def _interval(logs: Sequence[float], alpha: float) -> tuple[float, float]:
+def _interval(logs: Sequence[float], alpha: float) -> tuple[float, float, float]:
+    """Center and interval: by ranks where these reach the level, and else the mean and Student's t."""
     n = len(logs)
     if n >= RANKS_FROM:
         ratio = paired_ratio(np.exp(logs), np.ones(n), 1 - alpha)
         if ratio.low is not None and ratio.high is not None:
-            return math.log(ratio.low), math.log(ratio.high)
-    reach = float(stats.t.isf(alpha / 2, n - 1) * np.std(logs, ddof=1) / math.sqrt(n))
-    return float(np.mean(logs)) - reach, float(np.mean(logs)) + reach
+            return math.log(ratio.estimate), math.log(ratio.low), math.log(ratio.high)
+    mean, reach = float(np.mean(logs)), float(stats.t.isf(alpha / 2, n - 1) * np.std(logs, ddof=1) / math.sqrt(n))
+    return mean, mean - reach, mean + reach
 
 
 def _holm(p_values: Mapping[str, float], alpha: float) -> list[str]:

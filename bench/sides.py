@@ -52,10 +52,16 @@ class Introduction(msgspec.Struct, frozen=True, kw_only=True):
 
     version: int
     code: str
-    model_code: str | None
     python: str
     torch: str
     transformers: str
+    isa: str
+    model_code: str | None = None
+    """The file of a `py:` model's module."""
+    refused: str | None = None
+    """Why the model cannot be had."""
+    attn_implementation: str = ""
+    max_positions: int | None = None
 
 
 class Nursery:
@@ -64,7 +70,6 @@ class Nursery:
     def __init__(self, side: Side, model: str, n_threads: int) -> None:
         """Start importing; `wait` for the end of it."""
         self.side, self.model = side, model
-        self.name = f"{side.name} {model} t{n_threads}"
         self._stack = ExitStack()
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="kvbench-ab-")))
         self._socket = str(folder / "nursery")
@@ -96,6 +101,7 @@ class Nursery:
 
         Raises:
             DataError: it has no worker protocol or another, or imported another tree's code.
+            UsageError: the model cannot be had.
         """
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
@@ -105,6 +111,8 @@ class Nursery:
             )
         found = msgspec.json.decode(line, type=Introduction)
         self._trust(found)
+        if found.refused is not None:
+            raise UsageError(f"--model {self.model}: {found.refused}")
         return found
 
     def fork(self) -> Fork:

@@ -5,7 +5,7 @@ Everything is worked out anew from the stored pairs, so a verdict can be recompu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -35,6 +35,10 @@ class Quantity(NamedTuple):
         return f"{self.case.key} {self.phase}"
 
 
+Logs = dict[str, dict[int, float]]
+"""The figure of each quantity, by its name, in each pair."""
+
+
 class Standing(NamedTuple):
     """What is known after some pairs."""
 
@@ -59,42 +63,51 @@ def conduct(
     """
     started = clock()
     records: list[PairTimes | PairFailure] = []
+    quantities, logs = _quantities(cases), Logs()
     spent_s = 0.0
     for number in range(MOST_PAIRS):
-        left = standing(records, cases, number, threshold)
+        left = standing(logs, quantities, number, threshold)
         wanted = list(dict.fromkeys(quantity.case for quantity in left.open))
         if not wanted or (number and clock() - started + spent_s * len(wanted) > budget_s):
             break
         began = clock()
-        records += measure(number, wanted)
+        taken = measure(number, wanted)
         spent_s = (clock() - began) / len(wanted)
+        records += taken
+        note(logs, quantities, taken)
+        failed = {record.case for record in taken if isinstance(record, PairFailure)}
+        quantities = [quantity for quantity in quantities if quantity.case.key not in failed]
     return records
 
 
+def note(logs: Logs, quantities: Sequence[Quantity], records: Sequence[PairTimes | PairFailure]) -> None:
+    """Put the figures of `records` into `logs`."""
+    for record in records:
+        if isinstance(record, PairTimes):
+            for quantity in quantities:
+                if quantity.case.key == record.case:
+                    found = figure(record, quantity.phase, quantity.case.n_threads)
+                    if found is not None:
+                        logs.setdefault(quantity.name, {})[record.pair] = found
+
+
 def standing(
-    records: Sequence[PairTimes | PairFailure],
-    cases: Sequence[Case],
-    pairs: int,
-    threshold: float,
-    *,
-    final: bool = False,
+    logs: Logs, quantities: Sequence[Quantity], pairs: int, threshold: float, *, final: bool = False
 ) -> Standing:
     """What the first `pairs` pairs have decided. `final`: no pair follows, so the next look is made now."""
-    failed = {record.case for record in records if isinstance(record, PairFailure)}
-    quantities = [Quantity(case, phase) for case in cases if case.key not in failed for phase in phases(case)]
-    by_pair = {(record.case, record.pair): record for record in records if isinstance(record, PairTimes)}
 
     def seen(end: int) -> dict[str, Figures]:
         return {
-            item.name: Figures(
-                _logs(by_pair, item, range(min(end, SCREENING_PAIRS))),
-                _logs(by_pair, item, range(SCREENING_PAIRS, end)),
+            quantity.name: Figures(
+                tuple(value for pair, value in own.items() if pair < min(end, SCREENING_PAIRS)),
+                tuple(value for pair, value in own.items() if SCREENING_PAIRS <= pair < end),
             )
-            for item in quantities
+            for quantity in quantities
+            for own in [logs.get(quantity.name, {})]
         }
 
     if pairs < SCREENING_PAIRS:
-        return Standing(seen(pairs), [], {}, quantities)
+        return Standing(seen(pairs), [], {}, list(quantities))
     screened = seen(SCREENING_PAIRS)
     calls = sequential.screen(screened, threshold)
     figures = {name: screened[name] for name in calls}
@@ -114,8 +127,10 @@ def standing(
 def verdicts(records: Sequence[PairTimes | PairFailure], cases: Sequence[Case], threshold: float) -> list[Verdict]:
     """The verdict on every case and phase."""
     pairs = 1 + max((record.pair for record in records), default=-1)
-    found = standing(records, cases, pairs, threshold, final=True)
     failures = {record.case: record for record in records if isinstance(record, PairFailure)}
+    quantities, logs = _quantities(case for case in cases if case.key not in failures), Logs()
+    note(logs, quantities, records)
+    found = standing(logs, quantities, pairs, threshold, final=True)
     return [
         _failed(case, phase, failures[case.key])
         if case.key in failures
@@ -134,7 +149,8 @@ def _verdict(quantity: Quantity, found: Standing, records: Sequence[PairTimes | 
     alpha = sequential.same_alpha(figures) if on_all else sequential.change_alpha(len(found.flagged))
     detail = ""
     if call is None:
-        detail = f"undecided after {len(own)} process pairs" + ("" if pairs == MOST_PAIRS else ": --budget is spent")
+        detail = f"undecided after {len(own)} process pair{'s' * (len(own) != 1)}"
+        detail += "" if pairs == MOST_PAIRS else ", --budget is spent"
     elif call == "regression" and _is_waiting(own[SCREENING_PAIRS:], quantity.phase):
         call, detail = None, "head's worker waited for a core while base's did not"
     verdict = Verdict(
@@ -147,7 +163,7 @@ def _verdict(quantity: Quantity, found: Standing, records: Sequence[PairTimes | 
         detail=detail,
     )
     if len(used) < 2:
-        return verdict
+        return msgspec.structs.replace(verdict, effect=float(np.expm1(used[0])) if used else None)
     shown = sequential.estimate(used, alpha)
     return msgspec.structs.replace(
         verdict, effect=shown.effect, low=shown.low, high=shown.high, detectable=shown.detectable
@@ -166,11 +182,8 @@ def _failed(case: Case, phase: Phase, failure: PairFailure) -> Verdict:
     )
 
 
-def _logs(by_pair: dict[tuple[str, int], PairTimes], quantity: Quantity, pairs: range) -> tuple[float, ...]:
-    case = quantity.case
-    stored = (by_pair[case.key, pair] for pair in pairs if (case.key, pair) in by_pair)
-    found = (figure(record, quantity.phase, case.n_threads) for record in stored)
-    return tuple(value for value in found if value is not None)
+def _quantities(cases: Iterable[Case]) -> list[Quantity]:
+    return [Quantity(case, phase) for case in cases for phase in phases(case)]
 
 
 def _median_ms(own: Sequence[PairTimes], phase: Phase, side: str) -> float | None:
