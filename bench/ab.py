@@ -2,46 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from bench import trial, worktrees
-from bench.arm import Arm, ArmFailed
-from bench.case import Case, Group, Sweep, UsageError
+from bench.case import Case, Sweep, UsageError
 from bench.environment import TorchFacts, read_environment
-from bench.pairs import Pair, PairFailure, PairTimes, SideFailed
+from bench.pairs import PairFailure, PairTimes
 from bench.plan import refuse_too_long
-from bench.protocol import Load, MakeReference
 from bench.record import SCHEMA_VERSION, Environment, Verdict
-from bench.schedule import LOAD_TIMEOUT_S
-from bench.sequential import SCREENING_PAIRS
-from bench.sides import Introduction, Nursery, Side, SideName
+from bench.sides import Introduction, Side, SideName
 from bench.store import DataError, check_name, write_atomically
-
-Litter = tuple[str, int]
-"""Model and threads: the processes that fork the workers are set up for both."""
-
-Told = dict[tuple[SideName, str, int], Introduction]
-"""What the process of each side, model and thread count said of itself."""
-
-Records = list[PairTimes | PairFailure]
+from bench.workbench import Nurseries, Records, Told, Workbench, litter
 
 MANIFEST, PAIRS = "ab.json", "pairs.jsonl"
-
-RENEW_AFTER = 4
-"""A fifth of the time goes into fresh imports."""
-
-SEED_STEP = 1_000_003
-"""Between the seeds of the prompts of two pairs."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,7 +135,7 @@ def compare(
     _refuse_twins(base, head, [model for model, _ in keys])
     run_name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{check_name(name if name is not None else 'ab')}"
     with ExitStack() as stack:
-        nurseries = stack.enter_context(_Nurseries((base, head), list(keys)))
+        nurseries = stack.enter_context(Nurseries((base, head), list(keys)))
         told = nurseries.wait()
         cases = _settled(sweeps, told)
         manifest = AbManifest(
@@ -169,7 +150,7 @@ def compare(
             cases=cases,
         )
         folder = _make_folder(out, run_name, manifest)
-        bench = stack.enter_context(_Bench(nurseries, cases[0].seed, settings.timeout_s, folder, tell))
+        bench = stack.enter_context(Workbench(nurseries, cases[0].seed, settings.timeout_s, folder / PAIRS, tell))
         records = trial.conduct(
             cases,
             bench.measure,
@@ -194,142 +175,6 @@ def read(folder: Path) -> tuple[AbManifest, Records]:
         raise DataError(f"{error.filename}: {error.strerror}") from error
     except msgspec.MsgspecError as error:
         raise DataError(f"{folder}: damaged ({error})") from error
-
-
-class _Nurseries:
-    """The processes that fork the workers of both sides; replaced by fresh ones from time to time.
-
-    The forks of one process have its addresses in common, so what these do to a time must be drawn again, too.
-    """
-
-    def __init__(self, sides: tuple[Side, Side], keys: Sequence[Litter]) -> None:
-        self.sides, self.keys = sides, keys
-
-    def __enter__(self) -> _Nurseries:
-        self._start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def __getitem__(self, case: Case) -> list[Nursery]:
-        """Base's and head's, for a case."""
-        return self._nurseries[litter(case)]
-
-    def wait(self) -> Told:
-        """Wait until all of them can fork; what each said of itself. Raises as `Nursery.wait`."""
-        told = {(nursery.side.name, *key): nursery.wait() for key, pair in self._nurseries.items() for nursery in pair}
-        self._ready = time.monotonic()
-        return told
-
-    def renew(self) -> bool:
-        """Replace them if they have been used for `RENEW_AFTER` times as long as they took to start."""
-        if time.monotonic() - self._ready < RENEW_AFTER * (self._ready - self._started):
-            return False
-        self._stack.close()
-        self._start()
-        self.wait()
-        return True
-
-    def _start(self) -> None:
-        self._started = time.monotonic()
-        self._stack = ExitStack()
-        self._nurseries = {
-            key: [self._stack.enter_context(Nursery(side, *key)) for side in self.sides] for key in self.keys
-        }
-
-
-class _Bench:
-    """Measures process pairs: a fresh process of each side per pair and strategy; a third makes the references."""
-
-    def __init__(
-        self,
-        nurseries: _Nurseries,
-        weights_seed: int,
-        timeout_s: float,
-        folder: Path,
-        tell: Callable[[str], None],
-    ) -> None:
-        self.nurseries, self.weights_seed, self.timeout_s = nurseries, weights_seed, timeout_s
-        self.folder, self.tell = folder, tell
-        self.references: dict[Group, Arm] = {}
-        self.made: dict[Case, Path] = {}
-
-    def __enter__(self) -> _Bench:
-        self._stack = ExitStack()
-        self._scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="kvbench-ab-")))
-        self._file: IO[bytes] = self._stack.enter_context((self.folder / PAIRS).open("xb"))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def measure(self, number: int, cases: Sequence[Case]) -> Records:
-        """One pair of every one of `cases`, with prompts of its own; stored before this returns."""
-        if self.nurseries.renew():
-            self.references.clear()  # they were forks of the old ones
-        what = "screening" if number < SCREENING_PAIRS else "confirming"
-        self.tell(f"{what}: process pair {number + 1}, {len(cases)} case{'s' if len(cases) > 1 else ''}")
-        records = [record for members in _by_worker(cases) for record in self._measure_workers(number, members)]
-        self._file.writelines(msgspec.json.encode(record) + b"\n" for record in records)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        for path in self.made.values():
-            path.unlink()
-        self.made.clear()
-        return records
-
-    def _measure_workers(self, number: int, cases: Sequence[Case]) -> Iterator[PairTimes | PairFailure]:
-        """The cases of one group and strategy, in one pair of processes."""
-        with ExitStack() as stack:
-            pair: Pair | None = None
-            for case in cases:
-                fresh = msgspec.structs.replace(case, seed=(case.seed + SEED_STEP * number) % 2**63)
-                try:
-                    reference = self._reference(fresh)
-                    if pair is None:
-                        base, head = (stack.enter_context(nursery.fork()) for nursery in self.nurseries[case])
-                        pair = Pair(number, base, head, self.timeout_s)
-                        pair.load(case)
-                    yield pair.measure(case.key, fresh, reference)
-                except SideFailed as failure:
-                    self.tell(f"{failure.status} ({failure.side}): {case.key}: {failure.error}")
-                    yield PairFailure(
-                        case=case.key, pair=number, side=failure.side, status=failure.status, error=failure.error
-                    )
-                    stack.close()  # whatever state they are in, the next case gets new ones
-                    pair = None
-
-    def _reference(self, case: Case) -> Path:
-        """What naive re-feed emits for `case`, made by base's code, once per pair and cell."""
-        if case.cell not in self.made:
-            path = self._scratch / f"{len(self.made)}.safetensors"
-            try:
-                self._reference_worker(case).ask(MakeReference(case=case, path=str(path)), self.timeout_s)
-            except ArmFailed as failure:
-                self.references.pop(case.group, None)
-                raise SideFailed("base", failure.status, f"the reference failed: {failure.error}") from failure
-            self.made[case.cell] = path
-        return self.made[case.cell]
-
-    def _reference_worker(self, case: Case) -> Arm:
-        group = case.group
-        if group not in self.references:
-            worker = self._stack.enter_context(self.nurseries[case][0].fork())
-            worker.ask(Load(group=group, strategy="", naive_logits="last", seed=self.weights_seed), LOAD_TIMEOUT_S)
-            self.references[group] = worker
-        return self.references[group]
-
-
-def litter(case: Case) -> Litter:
-    """Which processes fork the workers of `case`."""
-    return case.model, case.n_threads
-
-
-def _by_worker(cases: Sequence[Case]) -> list[list[Case]]:
-    """The cases that one pair of processes measures: of one group, strategy and variant."""
-    keys = dict.fromkeys((case.group, case.strategy, case.naive_logits) for case in cases)
-    return [[case for case in cases if (case.group, case.strategy, case.naive_logits) == key] for key in keys]
 
 
 def _settled(sweeps: Sequence[Sweep], told: Told) -> list[Case]:
