@@ -144,9 +144,11 @@ def _verdict(quantity: Quantity, found: Standing, records: Sequence[PairTimes | 
     figures, call = found.figures[quantity.name], found.calls.get(quantity.name)
     own = [record for record in records if isinstance(record, PairTimes) and record.case == quantity.case.key]
     base_ms, head_ms = (_median_ms(own, quantity.phase, side) for side in NAMES)
-    on_all = call == "same" or not figures.fresh
-    used = (*figures.screening, *figures.fresh) if on_all else figures.fresh
-    alpha = sequential.same_alpha(figures) if on_all else sequential.change_alpha(len(found.flagged))
+    decided_on_fresh = call in sequential.DIRECTIONS
+    used = figures.fresh if decided_on_fresh else (*figures.screening, *figures.fresh)
+    alpha = sequential.ALPHA_SAME
+    if call is not None:
+        alpha = sequential.change_alpha(len(found.flagged)) if decided_on_fresh else sequential.same_alpha(figures)
     detail = ""
     if call is None:
         detail = f"undecided after {len(own)} process pair{'s' * (len(own) != 1)}"
