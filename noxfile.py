@@ -117,6 +117,12 @@ def interpolation(session: nox.Session) -> None:
     session.run(str(torch_python(session)), "-m", "tests.perf.interpolation", *session.posargs)
 
 
+@nox.session(venv_backend="none", default=False)
+def gate_power(session: nox.Session) -> None:
+    """Count what `kvbench ab` finds and what it wrongly says. `-- --part aa --runs 20` adds to the stored count."""
+    session.run(str(torch_python(session)), "-m", "tests.perf.gate_power", *session.posargs)
+
+
 @nox.session(reuse_venv=True, default=False)
 def minimums(session: nox.Session) -> None:
     """Test with the lower end of every dependency's range (downloads another torch, of several gigabytes)."""

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import IO, Literal
 
 import msgspec
 import psutil
@@ -50,11 +52,16 @@ class Arm:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=worker_environment(group),
+            env=worker_environment(group.n_threads),
             start_new_session=True,  # Ctrl-C reaches the driver alone, which then ends its workers
         )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._requests: IO[bytes] = self._process.stdin
+        self._replies: IO[bytes] = self._process.stdout
         self._buffer = b""
-        self._usage = psutil.Process(self._process.pid)
+        self.pid = self._process.pid
+        self._usage = psutil.Process(self.pid)
 
     def ask(self, request: Request, timeout_s: float) -> Reply:
         """Send `request` and wait for the answer.
@@ -63,17 +70,25 @@ class Arm:
             ArmFailed: the worker refused, crashed, was killed, or did not answer within `timeout_s` seconds (it is
                 killed then).
         """
-        assert self._process.stdin is not None
+        self.send(request)
+        return self.receive(timeout_s)
+
+    def send(self, request: Request) -> None:
+        """Send `request`; `receive` fetches the answer. In between another arm can be asked: both work at once."""
+        with suppress(BrokenPipeError):  # the worker is gone: `receive` finds that out and says why
+            self._requests.write(msgspec.json.encode(request) + b"\n")
+            self._requests.flush()
+
+    def receive(self, timeout_s: float) -> Reply:
+        """The answer to what was sent; raises as `ask`."""
         try:
-            self._process.stdin.write(msgspec.json.encode(request) + b"\n")
-            self._process.stdin.flush()
             line = self._read_line(time.monotonic() + timeout_s)
         except TimeoutError:
             self.close()
             raise ArmFailed(
                 "timeout", f"no answer within the {timeout_s:.0f} s that --timeout left it", alive=False
             ) from None
-        except (BrokenPipeError, EOFError):
+        except (ConnectionError, EOFError):
             raise self.death() from None
         reply: Reply = _decode_reply(line)
         if isinstance(reply, Refused):
@@ -124,13 +139,12 @@ class Arm:
         self.close()
 
     def _read_line(self, deadline: float) -> bytes:
-        assert self._process.stdout is not None
         with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
+            selector.register(self._replies, selectors.EVENT_READ)
             while b"\n" not in self._buffer:
                 if not selector.select(max(0.0, deadline - time.monotonic())):
                     raise TimeoutError
-                received = os.read(self._process.stdout.fileno(), 1 << 16)
+                received = os.read(self._replies.fileno(), 1 << 16)
                 if not received:
                     raise EOFError
                 self._buffer += received
@@ -138,11 +152,11 @@ class Arm:
         return line
 
 
-def worker_environment(group: Group) -> dict[str, str]:
-    """The environment variables of every worker of a group: equal set-up for every arm, and its own tree first."""
-    threads = str(group.n_threads)
+def worker_environment(n_threads: int, trees: Sequence[Path] = (TREE,)) -> dict[str, str]:
+    """The environment variables of every worker with so many threads: equal for every arm, and its own trees first."""
+    threads = str(n_threads)
     return os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(TREE), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONPATH": os.pathsep.join([*map(str, trees), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "PYTHONHASHSEED": "0",
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,

@@ -259,6 +259,73 @@ def history(
 
 
 @app.command()
+def ab(
+    base: Annotated[str | None, typer.Argument(metavar="[BASE]", help="The revision to compare with.")] = None,
+    head: Annotated[
+        str | None, typer.Argument(metavar="[HEAD]", help="The revision to judge [default: the working tree as it is].")
+    ] = None,
+    base_python: Annotated[str | None, typer.Option("--base-python", help="Interpreter of base's environment.")] = None,
+    head_python: Annotated[str | None, typer.Option("--head-python", help="Interpreter of head's environment.")] = None,
+    base_env: Annotated[list[str] | None, typer.Option("--base-env", help="NAME=VALUE for base; repeatable.")] = None,
+    head_env: Annotated[list[str] | None, typer.Option("--head-env", help="NAME=VALUE for head; repeatable.")] = None,
+    model: Model = None,
+    strategies: Annotated[str, typer.Option("--strategies", help="As a list.")] = "naive,dynamic",
+    n_prompt: Annotated[str, typer.Option("-p", "--n-prompt", help="Prompt lengths, as in 32,128,512.")] = "128",
+    n_gen: Annotated[str, typer.Option("-n", "--n-gen", help="Tokens to generate.")] = "32",
+    n_depth: Annotated[str | None, typer.Option("-d", "--n-depth", help="Tokens in the cache before it.")] = None,
+    batch_size: Annotated[str | None, typer.Option("-b", "--batch-size", help="Sequences at once.")] = None,
+    dtype: Dtype = None,
+    threads: Threads = None,
+    device: Device = None,
+    attn_implementation: Attention = None,
+    naive_logits: Annotated[str | None, typer.Option("--naive-logits", help="LM head of naive: last or all.")] = None,
+    threshold: Annotated[
+        float, typer.Option("--threshold", help="A change up to this share counts as none: 0.03 is three percent.")
+    ] = 0.03,
+    budget: Annotated[float, typer.Option("--budget", help="Minutes that it may take in all.")] = 10.0,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of prompts and random weights [default: 0].")] = None,
+    timeout: Annotated[float | None, typer.Option("--timeout", help="Seconds a request may take.")] = None,
+    out: OutFolder = RESULTS,
+    name: Annotated[str | None, typer.Option("--name", help="Of the folder of its record, after its time.")] = None,
+    output_format: Annotated[str, typer.Option("-o", "--format", help="md or json.")] = "md",
+) -> None:
+    """Judge HEAD against BASE: two revisions of this repository, or two environments, measured in turns in one go.
+
+    Each side runs its own checkout in processes of its own. Every case is screened, what looks different is confirmed
+    in fresh processes with fresh prompts, until all is decided or --budget is spent. Exit codes: 0 nothing is slower,
+    1 regression, 3 the sides cannot be compared, 4 undecided, 5 head fails or emits other tokens.
+
+    Examples: kvbench ab main · kvbench ab v0.1.0 HEAD -m py:my_model:build · kvbench ab --head-python new/bin/python
+    """
+    from bench import ab as abtest
+    from bench import options, verdicts
+
+    form = options.one("--format", output_format, verdicts.VERDICT_FORMATS)
+    settings = abtest.settings(threshold, budget, options.limits(None, None, timeout).timeout_s)
+    sweeps = options.sweeps(
+        "default",
+        model=model,
+        strategies=strategies,
+        n_prompt=n_prompt,
+        n_gen=n_gen,
+        n_depth=n_depth,
+        batch_size=batch_size,
+        dtype=dtype,
+        threads=threads,
+        device_name=device,
+        attn_implementation=attn_implementation,
+        naive_logits=naive_logits,
+        seed=seed,
+    )
+    pythons, variables = {"base": base_python, "head": head_python}, {"base": base_env or [], "head": head_env or []}
+    with abtest.sides(base, head, pythons=pythons, variables=variables, here=Path.cwd()) as (old, new):
+        title = f"kvbench ab: {new.label} against {old.label}"
+        found = abtest.compare(old, new, sweeps, settings, out, name, _tell)
+    print(found.folder, file=sys.stderr)
+    _print_verdicts(found.verdicts, form, title=title)
+
+
+@app.command()
 def generate(
     prompt: Annotated[str, typer.Option("--prompt", help="The text to continue.")],
     model: Annotated[str, typer.Option("-m", "--model", help="As in `kvbench run`.")] = "smollm2-135m",

@@ -1,25 +1,201 @@
-"""Pairs of turns of one round -> a ratio with its interval, over rounds or over processes."""
+"""One pair of fresh processes, base and head: both checked, both warmed up, and timed in blocks A B B A.
+
+In such a block each side has as many turns right after its own as after the other's, whose caches it finds, and a
+linear drift cancels. Which side is A changes from pair to pair.
+"""
 
 from __future__ import annotations
 
-import pandas as pd
+import math
+import os
+from contextlib import suppress
+from pathlib import Path
+from statistics import fmean, median
 
-from bench import estimators, rounds
-from bench.estimators import Ratio
+import msgspec
+
+from bench.arm import Arm, ArmFailed
+from bench.case import Case, Phase
+from bench.protocol import CheckCase, Checked, Load, Loaded, Reply, Request, TakeTurn, TurnTaken
+from bench.rounds import CLOCK_TICK_NS, STEAL_SHARE
+from bench.schedule import LOAD_TIMEOUT_S
+from bench.sides import SideName
+from bench.store import DataError
+
+NAMES: tuple[SideName, SideName] = ("base", "head")
+
+PAIR_S = 0.5
+"""How long a case is timed in a pair, if its turns are short: the pair is the unit, so more turns show little more."""
+
+MOST_BLOCKS = 4
+LONG_TURN_S = 0.5
+"""From here on a turn averages over many steps, and a pair has one turn of each side, no block."""
 
 
-def ratio(above: pd.DataFrame, below: pd.DataFrame, column: str) -> Ratio | None:
-    """`column` of `above` / that of `below` over the rounds that both have; None where they share none.
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """One turn of one side."""
 
-    Both have a row per process and round. From `rounds.MIN_PROCESSES` processes each gives one ratio, and the
-    interval is over the processes.
+    side: SideName
+    block: int
+    prefill_ns: int
+    step_ns: float | None
+    """Mean time of the timed decode steps; None without any."""
+    wall_ns: int
+    """Of both phases."""
+    waited_ns: int | None
+    """Time that the worker's threads waited for a core, all of them together (Linux)."""
+    steal_ns: int | None
+
+
+class PairTimes(msgspec.Struct, frozen=True, kw_only=True, tag="pair"):
+    """The turns of one case in one process pair."""
+
+    case: str
+    pair: int
+    turns: list[Turn]
+
+
+class PairFailure(msgspec.Struct, frozen=True, kw_only=True, tag="pair-failure"):
+    """A side that could not be measured, and why."""
+
+    case: str
+    pair: int
+    side: SideName
+    status: str
+    error: str
+
+
+class SideFailed(Exception):
+    """A side's worker did not do what it was asked."""
+
+    def __init__(self, side: SideName, status: str, error: str) -> None:
+        super().__init__(error)
+        self.side, self.status, self.error = side, status, error
+
+
+class Pair:
+    """Both sides' workers of one strategy."""
+
+    def __init__(self, number: int, base: Arm, head: Arm, timeout_s: float) -> None:
+        self.number, self.timeout_s = number, timeout_s
+        self.workers: dict[SideName, Arm] = {"base": base, "head": head}
+        self.first, self.second = NAMES if number % 2 == 0 else NAMES[::-1]
+
+    def load(self, case: Case) -> None:
+        """Have both load the model, side by side."""
+        request = Load(group=case.group, strategy=case.strategy, naive_logits=case.naive_logits, seed=case.seed)
+        for name, reply in self._both(request, LOAD_TIMEOUT_S).items():
+            if not isinstance(reply, Loaded):
+                raise SideFailed(name, "failed", f"answered {type(reply).__name__} to Load")
+
+    def measure(self, key: str, case: Case, reference: Path) -> PairTimes:
+        """Check both, warm both up, and time them. `case` has this pair's seed, `key` names it over all pairs.
+
+        Raises:
+            SideFailed: a side crashed, or emitted other tokens.
+            DataError: the sides cannot be compared: they may not use the same cores, or time other steps.
+        """
+        self._equal_terms()
+        for name, reply in self._both(CheckCase(case=case, path=str(reference)), self.timeout_s).items():
+            assert isinstance(reply, Checked)
+            if reply.tokens_match == "false":
+                raise SideFailed(name, "failed", "emitted other tokens than naive re-feed")
+        # The last warm-up turn is the first side's, so that its first timed one follows its own as in later blocks.
+        longest_s = max(self._turn(name, -1)[0].wall_ns for name in (self.first, self.second, self.first)) / 1e9
+        order = [self.first, self.second] if longest_s > LONG_TURN_S else [self.first, *[self.second] * 2, self.first]
+        blocks = max(1, min(MOST_BLOCKS, round(PAIR_S / (longest_s * len(order)))))
+        taken = [self._turn(name, block) for block in range(blocks) for name in order]
+        self._equal_terms()
+        if len({tuple(steps) for _, steps in taken}) > 1:
+            raise DataError(f"{key}: base and head time different decode steps: not comparable")
+        return PairTimes(case=key, pair=self.number, turns=[turn for turn, _ in taken])
+
+    def _turn(self, name: SideName, block: int) -> tuple[Turn, list[int]]:
+        worker = self.workers[name]
+        before = waited_ns(worker.pid)
+        try:
+            reply = worker.ask(TakeTurn(), self.timeout_s)
+        except ArmFailed as failure:
+            raise SideFailed(name, failure.status, failure.error) from failure
+        after = waited_ns(worker.pid)
+        assert isinstance(reply, TurnTaken)
+        steps = reply.step_event_ns if reply.step_event_ns is not None else reply.step_ns
+        prefill_ns = reply.prefill_event_ns if reply.prefill_event_ns is not None else reply.prefill_ns
+        turn = Turn(
+            side=name,
+            block=block,
+            prefill_ns=prefill_ns,
+            step_ns=sum(steps) / len(steps) if steps else None,
+            wall_ns=reply.prefill_ns + sum(reply.step_ns),
+            waited_ns=None if before is None or after is None else after - before,
+            steal_ns=reply.covariates.steal_ns,
+        )
+        return turn, reply.steps
+
+    def _both(self, request: Request, timeout_s: float) -> dict[SideName, Reply]:
+        for worker in self.workers.values():
+            worker.send(request)
+        replies: dict[SideName, Reply] = {}
+        for name, worker in self.workers.items():
+            try:
+                replies[name] = worker.receive(timeout_s)
+            except ArmFailed as failure:
+                raise SideFailed(name, failure.status, failure.error) from failure
+        return replies
+
+    def _equal_terms(self) -> None:
+        base, head = (terms(self.workers[name].pid) for name in NAMES)
+        if base != head:
+            raise DataError(f"base's worker may use {base}, head's {head}: not comparable")
+
+
+def figure(times: PairTimes, phase: Phase, n_threads: int) -> float | None:
+    """The pair's one figure: log of head's time / base's, the median over its blocks; None without a good block.
+
+    A block counts unless the hypervisor took a share of a turn's CPU time, as in `rounds.measured_turns`.
     """
-    names = ["process", "round"]
-    pairs = above[[*names, column]].merge(below[[*names, column]], on=names, suffixes=("_above", "_below"))
-    if pairs.empty:
+    blocks: dict[int, dict[SideName, list[float]]] = {}
+    stolen = set()
+    for turn in times.turns:
+        sides = blocks.setdefault(turn.block, {name: [] for name in NAMES})
+        sides[turn.side].append(math.log(time_ns(turn, phase)))
+        if _was_stolen_from(turn, n_threads):
+            stolen.add(turn.block)
+    logs = [fmean(sides["head"]) - fmean(sides["base"]) for block, sides in blocks.items() if block not in stolen]
+    return median(logs) if logs else None
+
+
+def time_ns(turn: Turn, phase: Phase) -> float:
+    """The phase's time: TTFT, or TPOT over the timed steps."""
+    time = turn.prefill_ns if phase == "prefill" else turn.step_ns
+    assert time is not None
+    return time
+
+
+def waited_ns(pid: int) -> int | None:
+    """How long the threads of `pid` have been ready to run without a core (proc(5), schedstat); None off Linux."""
+    total = 0
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:
         return None
-    first, second = f"{column}_above", f"{column}_below"
-    if pairs["process"].nunique() < rounds.MIN_PROCESSES:
-        return estimators.paired_ratio(pairs[first], pairs[second])
-    ratios = [estimators.paired_ratio(rows[first], rows[second]).estimate for _, rows in pairs.groupby("process")]
-    return estimators.paired_ratio(ratios, [1.0] * len(ratios))
+    for task in tasks:
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
+            total += int((task / "schedstat").read_text(encoding="ascii").split()[1])
+    return total
+
+
+def terms(pid: int) -> str:
+    """The cores and the priority that the threads of `pid` have: what must be equal for two times to be comparable."""
+    if not hasattr(os, "sched_getaffinity"):
+        return "any core"
+    found = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(ProcessLookupError):
+            cores = ",".join(map(str, sorted(os.sched_getaffinity(int(task.name)))))
+            found.add(f"cores {cores} at nice {os.getpriority(os.PRIO_PROCESS, int(task.name))}")
+    return " and ".join(sorted(found))
+
+
+def _was_stolen_from(turn: Turn, n_threads: int) -> bool:
+    return turn.steal_ns is not None and turn.steal_ns > max(CLOCK_TICK_NS, STEAL_SHARE * turn.wall_ns * n_threads)

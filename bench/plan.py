@@ -30,7 +30,7 @@ def plan(sweeps: Sequence[Sweep]) -> list[CasePlan]:
     for case in (case for sweep in sweeps for case in sweep.cases()):
         model = describe(case.model, case.attn_implementation)
         settled = msgspec.structs.replace(case, attn_implementation=model.attn_implementation)
-        _fits(settled, model)
+        refuse_too_long(settled, model.max_positions)
         planned[settled] = _with_costs(settled, model)
     return list(planned.values())
 
@@ -74,11 +74,12 @@ def _case_bytes(item: CasePlan) -> int:
     return 3 * (last.kv_bytes if last is not None else 0) + 2 * logits + ids
 
 
-def _fits(case: Case, model: models.ModelDescription) -> None:
-    if model.max_positions is not None and case.capacity > model.max_positions:
+def refuse_too_long(case: Case, max_positions: int | None) -> None:
+    """Raise UsageError if the case is longer than what its model can take."""
+    if max_positions is not None and case.capacity > max_positions:
         raise UsageError(
             f"n_depth {case.n_depth} + n_prompt {case.n_prompt} + n_gen {case.n_gen} = {case.capacity} tokens are more "
-            f"than the {model.max_positions} positions of {case.model}"
+            f"than the {max_positions} positions of {case.model}"
         )
 
 

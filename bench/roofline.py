@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench import pairs, rounds
+from bench import round_pairs, rounds
 from bench.case import Group
 from bench.prediction import Point, leave_one_out
 from bench.record import CasePlan, Run
@@ -100,7 +100,7 @@ def bound(compute_ms: float, memory_ms: float, latency_ms: float) -> str:
 
 def _share(name: str, amount: int, own: pd.DataFrame, roof: pd.DataFrame) -> dict[str, float | None]:
     """The case's rate as a share of the roof of the same round, `amount` being that of the whole phase."""
-    ratio = pairs.ratio(own.assign(per_s=amount / own["total_ms"] * 1000), roof, "per_s")
+    ratio = round_pairs.ratio(own.assign(per_s=amount / own["total_ms"] * 1000), roof, "per_s")
     if ratio is None:
         return {}
     return {name: ratio.estimate, f"{name}_low": ratio.low, f"{name}_high": ratio.high}

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pandas as pd
 
-from bench import estimators, pairs, roofline, rounds
+from bench import estimators, roofline, round_pairs, rounds
 from bench.case import Case, Phase
 from bench.estimators import Ratio
 from bench.outcomes import outcomes
@@ -105,7 +105,7 @@ def speedup(baseline: pd.DataFrame, own: pd.DataFrame) -> Ratio | None:
 
     From `rounds.MIN_PROCESSES` processes each gives one ratio, and the interval is over the processes.
     """
-    return pairs.ratio(baseline, own, "latency_ms")
+    return round_pairs.ratio(baseline, own, "latency_ms")
 
 
 def _times(case: Case, phase: Phase, own: pd.DataFrame) -> dict[str, Any]:

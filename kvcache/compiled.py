@@ -224,7 +224,18 @@ def _attend_to_cache(slot: _Slot, at: Tensor, in_use: Tensor, q: Tensor, k: Tens
     """Write `k` and `v` to the row `at [1]` and attend to the chunks `in_use [chunks, CHUNK]`."""
     _write(slot, at, k, v)
     keys, values = (cache[:, :, : in_use.shape[0]] for cache in (slot.keys, slot.values))
-    return attend_to_chunks(q * slot.layer.scale, keys, values, _seen(in_use, at, slot.layer.window))
+    seen = _seen(in_use, at, slot.layer.window)
+    if torch.compiler.is_compiling():
+        return attend_to_chunks(q * slot.layer.scale, keys, values, seen)
+    # Run eagerly (to count its operations, say) it is the product that it stands for.
+    return functional.scaled_dot_product_attention(
+        q,
+        keys.transpose(-1, -2).flatten(2, 3),
+        values.flatten(2, 3),
+        seen.flatten()[None],
+        scale=slot.layer.scale,
+        enable_gqa=True,
+    )
 
 
 def _attend_to_prefix(

@@ -146,6 +146,7 @@ _PRODUCTS = {
     "aten.addmm": 1,
     "aten.baddbmm": 1,
     "aten._grouped_mm": 0,
+    "mkldnn._linear_pointwise": 0,
     "transformers.grouped_mm_fallback": 0,
 }
 """Matrix products, each with the place of its first factor among the arguments."""

@@ -90,7 +90,7 @@ def main() -> None:
         seed=0,
     )
     if "MALLOC_TRIM_THRESHOLD_" not in os.environ:  # start again, set up as every worker is
-        os.execve(sys.executable, sys.orig_argv, worker_environment(case.group))  # noqa: S606  # no shell is wanted
+        os.execve(sys.executable, sys.orig_argv, worker_environment(case.n_threads))  # noqa: S606  # no shell is wanted
     with tempfile.TemporaryDirectory() as folder:
         dynamic = suite_worker(case, Path(folder))
         hf_generate = suite_worker(msgspec.structs.replace(case, strategy="hf-generate"), Path(folder))

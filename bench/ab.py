@@ -1,0 +1,229 @@
+"""`kvbench ab`: a verdict between two revisions or two environments, measured interleaved in one go, and stored."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from bench import trial, worktrees
+from bench.case import Case, Sweep, UsageError
+from bench.environment import TorchFacts, read_environment
+from bench.pairs import PairFailure, PairTimes
+from bench.plan import refuse_too_long
+from bench.record import SCHEMA_VERSION, Environment, Verdict
+from bench.sides import Introduction, Side, SideName
+from bench.store import DataError, check_name, write_atomically
+from bench.workbench import Nurseries, Records, Told, Workbench, litter
+
+MANIFEST, PAIRS = "ab.json", "pairs.jsonl"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """How much is measured, and what counts as a change."""
+
+    threshold: float = 0.03
+    budget_s: float = 600.0
+    timeout_s: float = 900.0
+
+
+class AbManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """`ab.json`: what was compared with what, where. Beside it, `pairs.jsonl` has every turn."""
+
+    schema_version: int
+    created_utc: str
+    command: list[str]
+    settings: Settings
+    base: Side
+    head: Side
+    introductions: dict[str, Introduction]
+    """What each side's processes said of themselves."""
+    environment: Environment
+    cases: list[Case]
+
+
+class Finished(NamedTuple):
+    """Where an A/B is stored, and what it found."""
+
+    folder: Path
+    verdicts: list[Verdict]
+
+
+def settings(threshold: float, budget_min: float, timeout_s: float) -> Settings:
+    """The settings, checked.
+
+    Raises:
+        UsageError: one is out of range.
+    """
+    if not 0 < threshold < 1:  # NaN fails it too
+        raise UsageError(f"--threshold {threshold:g}: give a share between 0 and 1, as in 0.03 for three percent")
+    if not 0 < budget_min < 1e5:
+        raise UsageError(f"--budget {budget_min:g}: give minutes above 0")
+    return Settings(threshold=threshold, budget_s=60 * budget_min, timeout_s=timeout_s)
+
+
+@contextmanager
+def sides(
+    base: str | None,
+    head: str | None,
+    *,
+    pythons: Mapping[str, str | None],
+    variables: Mapping[str, Sequence[str]],
+    here: Path,
+) -> Iterator[tuple[Side, Side]]:
+    """Base and head, checked out where they are revisions.
+
+    Raises:
+        UsageError: a revision, an interpreter or a variable is none, or nothing tells base from head.
+    """
+    if base is None and not any([*pythons.values(), *variables.values()]):
+        raise UsageError(
+            "BASE: name the revision to compare with, as in `kvbench ab main`, or another environment "
+            "(--base-python, --head-python, --base-env, --head-env)"
+        )
+    with ExitStack() as stack:
+        found: list[Side] = []
+        names: list[tuple[SideName, str | None]] = [("base", base), ("head", head)]
+        for name, revision in names:
+            tree, folder, label = None, here, ""
+            if base is not None:
+                top = worktrees.repository(here)
+                tree, label = top, "working tree"
+                if revision is not None:
+                    sha = worktrees.commit(top, revision, name.upper())
+                    tree, label = stack.enter_context(worktrees.checkout(top, sha)), sha[:12]
+                folder = tree / here.relative_to(top)
+            own = dict(_variable(f"--{name}-env", text) for text in variables[name])
+            python = pythons[name] or sys.executable
+            label = ", ".join([*filter(None, [label, pythons[name]]), *map("=".join, own.items())]) or "as it is"
+            found.append(
+                Side(
+                    name=name,
+                    label=label,
+                    python=python,
+                    variables=own,
+                    tree=str(tree) if tree is not None else None,
+                    folder=str(folder if folder.is_dir() else tree),
+                )
+            )
+        yield found[0], found[1]
+
+
+def compare(
+    base: Side,
+    head: Side,
+    sweeps: Sequence[Sweep],
+    settings: Settings,
+    out: Path,
+    name: str | None,
+    tell: Callable[[str], None],
+) -> Finished:
+    """Measure until every quantity is decided or the budget is spent.
+
+    Raises:
+        UsageError: the grid is not valid, the folder cannot be made, or nothing tells the sides apart.
+        DataError: a side is not what it should be, or the two cannot be compared.
+    """
+    started = time.monotonic()
+    keys = dict.fromkeys(litter(case) for sweep in sweeps for case in sweep.cases())
+    _refuse_twins(base, head, [model for model, _ in keys])
+    run_name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{check_name(name if name is not None else 'ab')}"
+    with ExitStack() as stack:
+        nurseries = stack.enter_context(Nurseries((base, head), list(keys)))
+        told = nurseries.wait()
+        cases = _settled(sweeps, told)
+        manifest = AbManifest(
+            schema_version=SCHEMA_VERSION,
+            created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+            command=["kvbench", *sys.argv[1:]],
+            settings=settings,
+            base=base,
+            head=head,
+            introductions={f"{name} {model} t{n}": found for (name, model, n), found in told.items()},
+            environment=_environment(cases, told),
+            cases=cases,
+        )
+        folder = _make_folder(out, run_name, manifest)
+        bench = stack.enter_context(Workbench(nurseries, cases[0].seed, settings.timeout_s, folder / PAIRS, tell))
+        records = trial.conduct(
+            cases,
+            bench.measure,
+            threshold=settings.threshold,
+            budget_s=settings.budget_s - (time.monotonic() - started),
+            clock=time.monotonic,
+        )
+    return Finished(folder, trial.verdicts(records, cases, settings.threshold))
+
+
+def read(folder: Path) -> tuple[AbManifest, Records]:
+    """A stored A/B, from which `trial.verdicts` says again what was said.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    try:
+        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=AbManifest)
+        lines = (folder / PAIRS).read_bytes().splitlines()
+        return manifest, [msgspec.json.decode(line, type=PairTimes | PairFailure) for line in lines]
+    except OSError as error:
+        raise DataError(f"{error.filename}: {error.strerror}") from error
+    except msgspec.MsgspecError as error:
+        raise DataError(f"{folder}: damaged ({error})") from error
+
+
+def _settled(sweeps: Sequence[Sweep], told: Told) -> list[Case]:
+    """Every case, checked against its model, with the attention that head's code would choose.
+
+    The workers' own processes have told what is needed, so this one imports no torch.
+    """
+    cases: list[Case] = []
+    for case in (case for sweep in sweeps for case in sweep.cases()):
+        found = told["head", case.model, case.n_threads]
+        refuse_too_long(case, found.max_positions)
+        attention = case.attn_implementation or found.attn_implementation
+        cases.append(msgspec.structs.replace(case, attn_implementation=attention))
+    return list(dict.fromkeys(cases))
+
+
+def _environment(cases: Sequence[Case], told: Told) -> Environment:
+    if any(case.device == "cuda" for case in cases):
+        return read_environment()
+    return read_environment(TorchFacts(isa=next(iter(told.values())).isa, gpu=None, gpu_driver=None))
+
+
+def _refuse_twins(base: Side, head: Side, models: Sequence[str]) -> None:
+    """Two sides of which one is no version of this project, or that can differ in nothing."""
+    if base.has_worker != head.has_worker:
+        lacking = head if base.has_worker else base
+        raise DataError(f"{lacking.name} ({lacking.label}) has no worker protocol (bench/worker.py): not comparable")
+    own_code = base.has_worker or any(model.startswith("py:") for model in models)
+    if base.tree is not None and not own_code and (base.python, base.variables) == (head.python, head.variables):
+        raise UsageError(
+            "BASE: this repository is not kvbench's own, so its revisions can differ only in your model: give it as "
+            "--model py:module:factory"
+        )
+
+
+def _variable(flag: str, text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UsageError(f"{flag} {text}: give NAME=VALUE, as in OMP_WAIT_POLICY=active")
+    if name == "PYTHONPATH":
+        raise UsageError(f"{flag} {text}: the sides' own folders stand there; set it for both, outside of kvbench")
+    return name, value
+
+
+def _make_folder(out: Path, name: str, manifest: AbManifest) -> Path:
+    folder = out / name
+    try:
+        folder.mkdir(parents=True)
+        write_atomically(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
+    except OSError as error:
+        raise UsageError(f"--out {folder}: cannot be written ({error.strerror})") from error
+    return folder

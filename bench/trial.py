@@ -1,0 +1,212 @@
+"""From the pairs of an A/B to its verdicts: which quantities are open, which pair comes next, what is said at the end.
+
+Everything is worked out anew from the stored pairs, so a verdict can be recomputed from the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from bench import sequential
+from bench.case import Case, Phase
+from bench.pairs import NAMES, PairFailure, PairTimes, figure, time_ns
+from bench.record import Verdict
+from bench.sequential import CONFIRMATION_LOOKS, SCREENING_PAIRS, Call, Figures
+from bench.summary import phases
+
+MOST_PAIRS = SCREENING_PAIRS + CONFIRMATION_LOOKS[-1]
+WAITING_SHARE = 0.5
+"""A slow-down of which head's workers spent more than this share waiting for a core is none of the code."""
+
+
+class Quantity(NamedTuple):
+    """A phase of a case: what gets a verdict."""
+
+    case: Case
+    phase: Phase
+
+    @property
+    def name(self) -> str:
+        """Its key in what `bench.sequential` decides on."""
+        return f"{self.case.key} {self.phase}"
+
+
+Logs = dict[str, dict[int, float]]
+"""The figure of each quantity, by its name, in each pair."""
+
+
+class Standing(NamedTuple):
+    """What is known after some pairs."""
+
+    figures: dict[str, Figures]
+    """Of each quantity; of a decided one those that it was decided on."""
+    flagged: list[str]
+    calls: dict[str, Call]
+    open: list[Quantity]
+
+
+def conduct(
+    cases: Sequence[Case],
+    measure: Callable[[int, Sequence[Case]], list[PairTimes | PairFailure]],
+    *,
+    threshold: float,
+    budget_s: float,
+    clock: Callable[[], float],
+) -> list[PairTimes | PairFailure]:
+    """Measure pair after pair (`measure(number, cases)`) of what is still open, until all is decided or time is up.
+
+    No pair is begun that would end after `budget_s` if it took as long per case as the last.
+    """
+    started = clock()
+    records: list[PairTimes | PairFailure] = []
+    quantities, logs = _quantities(cases), Logs()
+    spent_s = 0.0
+    for number in range(MOST_PAIRS):
+        left = standing(logs, quantities, number, threshold)
+        wanted = list(dict.fromkeys(quantity.case for quantity in left.open))
+        if not wanted or (number and clock() - started + spent_s * len(wanted) > budget_s):
+            break
+        began = clock()
+        taken = measure(number, wanted)
+        spent_s = (clock() - began) / len(wanted)
+        records += taken
+        note(logs, quantities, taken)
+        failed = {record.case for record in taken if isinstance(record, PairFailure)}
+        quantities = [quantity for quantity in quantities if quantity.case.key not in failed]
+    return records
+
+
+def note(logs: Logs, quantities: Sequence[Quantity], records: Sequence[PairTimes | PairFailure]) -> None:
+    """Put the figures of `records` into `logs`."""
+    for record in records:
+        if isinstance(record, PairTimes):
+            for quantity in quantities:
+                if quantity.case.key == record.case:
+                    found = figure(record, quantity.phase, quantity.case.n_threads)
+                    if found is not None:
+                        logs.setdefault(quantity.name, {})[record.pair] = found
+
+
+def standing(
+    logs: Logs, quantities: Sequence[Quantity], pairs: int, threshold: float, *, final: bool = False
+) -> Standing:
+    """What the first `pairs` pairs have decided. `final`: no pair follows, so the next look is made now."""
+
+    def seen(end: int) -> dict[str, Figures]:
+        return {
+            quantity.name: Figures(
+                tuple(value for pair, value in own.items() if pair < min(end, SCREENING_PAIRS)),
+                tuple(value for pair, value in own.items() if SCREENING_PAIRS <= pair < end),
+            )
+            for quantity in quantities
+            for own in [logs.get(quantity.name, {})]
+        }
+
+    if pairs < SCREENING_PAIRS:
+        return Standing(seen(pairs), [], {}, list(quantities))
+    screened = seen(SCREENING_PAIRS)
+    calls = sequential.screen(screened, threshold)
+    figures = {name: screened[name] for name in calls}
+    flagged = [name for name in screened if name not in calls]
+    fresh = pairs - SCREENING_PAIRS
+    looks = [look for look in CONFIRMATION_LOOKS if look <= fresh]
+    if final and looks and fresh not in looks:
+        looks.append(fresh)
+    for look in looks:
+        now = seen(SCREENING_PAIRS + look)
+        made = sequential.confirm({name: now[name] for name in flagged}, calls, threshold)
+        calls |= made
+        figures |= {name: now[name] for name in made}
+    return Standing(seen(pairs) | figures, flagged, calls, [item for item in quantities if item.name not in calls])
+
+
+def verdicts(records: Sequence[PairTimes | PairFailure], cases: Sequence[Case], threshold: float) -> list[Verdict]:
+    """The verdict on every case and phase."""
+    pairs = 1 + max((record.pair for record in records), default=-1)
+    failures = {record.case: record for record in records if isinstance(record, PairFailure)}
+    quantities, logs = _quantities(case for case in cases if case.key not in failures), Logs()
+    note(logs, quantities, records)
+    found = standing(logs, quantities, pairs, threshold, final=True)
+    return [
+        _failed(case, phase, failures[case.key])
+        if case.key in failures
+        else _verdict(Quantity(case, phase), found, records, pairs)
+        for case in cases
+        for phase in phases(case)
+    ]
+
+
+def _verdict(quantity: Quantity, found: Standing, records: Sequence[PairTimes | PairFailure], pairs: int) -> Verdict:
+    figures, call = found.figures[quantity.name], found.calls.get(quantity.name)
+    own = [record for record in records if isinstance(record, PairTimes) and record.case == quantity.case.key]
+    base_ms, head_ms = (_median_ms(own, quantity.phase, side) for side in NAMES)
+    decided_on_fresh = call in sequential.DIRECTIONS
+    used = figures.fresh if decided_on_fresh else (*figures.screening, *figures.fresh)
+    alpha = sequential.ALPHA_SAME
+    if call is not None:
+        alpha = sequential.change_alpha(len(found.flagged)) if decided_on_fresh else sequential.same_alpha(figures)
+    detail = ""
+    if call is None:
+        detail = f"undecided after {len(own)} process pair{'s' * (len(own) != 1)}"
+        detail += "" if pairs == MOST_PAIRS else ", --budget is spent"
+    elif call == "regression" and _is_waiting(own[SCREENING_PAIRS:], quantity.phase):
+        call, detail = None, "head's worker waited for a core while base's did not"
+    verdict = Verdict(
+        case=quantity.case.key,
+        phase=quantity.phase,
+        kind=call or "inconclusive",
+        quantity="time",
+        base=base_ms,
+        head=head_ms,
+        detail=detail,
+    )
+    if len(used) < 2:
+        return msgspec.structs.replace(verdict, effect=float(np.expm1(used[0])) if used else None)
+    shown = sequential.estimate(used, alpha)
+    return msgspec.structs.replace(
+        verdict, effect=shown.effect, low=shown.low, high=shown.high, detectable=shown.detectable
+    )
+
+
+def _failed(case: Case, phase: Phase, failure: PairFailure) -> Verdict:
+    """Head's failure is its fault; where base fails, or neither can, there is nothing to compare with."""
+    head_alone = failure.side == "head" and failure.status != "unsupported"
+    return Verdict(
+        case=case.key,
+        phase=phase,
+        kind="failed" if head_alone else "not-comparable",
+        quantity="time",
+        detail=f"{failure.side} {failure.status}: {failure.error}",
+    )
+
+
+def _quantities(cases: Iterable[Case]) -> list[Quantity]:
+    return [Quantity(case, phase) for case in cases for phase in phases(case)]
+
+
+def _median_ms(own: Sequence[PairTimes], phase: Phase, side: str) -> float | None:
+    times = [np.median([time_ns(turn, phase) for turn in record.turns if turn.side == side]) for record in own]
+    return float(np.median(times)) / 1e6 if times else None
+
+
+def _is_waiting(own: Sequence[PairTimes], phase: Phase) -> bool:
+    """Whether most of what head is slower by, it waited longer for a core than base (medians over pairs)."""
+    slower, waited = [], []
+    for record in own:
+        spent: list[float] = []
+        stood: list[float] = []
+        for side in NAMES:
+            turns = [turn for turn in record.turns if turn.side == side]
+            known = [turn.waited_ns for turn in turns if turn.waited_ns is not None]
+            if not known:
+                return False
+            stood.append(float(np.median(known)))
+            ends = [turn.prefill_ns if phase == "prefill" else turn.wall_ns - turn.prefill_ns for turn in turns]
+            spent.append(float(np.median(ends)))
+        slower.append(spent[1] - spent[0])
+        waited.append(stood[1] - stood[0])
+    return bool(slower) and float(np.median(waited)) > WAITING_SHARE * float(np.median(slower))

@@ -1,0 +1,171 @@
+"""Measures process pairs: the processes that fork both sides' workers, and what a pair does with every case."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from bench.arm import Arm, ArmFailed
+from bench.case import Case, Group
+from bench.pairs import Pair, PairFailure, PairTimes, SideFailed
+from bench.protocol import Load, MakeReference
+from bench.schedule import LOAD_TIMEOUT_S
+from bench.sequential import SCREENING_PAIRS
+from bench.sides import Introduction, Nursery, Side, SideName
+
+Litter = tuple[str, int]
+"""Model and threads: the processes that fork the workers are set up for both."""
+
+Told = dict[tuple[SideName, str, int], Introduction]
+"""What the process of each side, model and thread count said of itself."""
+
+Records = list[PairTimes | PairFailure]
+
+RENEW_AFTER = 4
+"""A fifth of the time goes into fresh imports."""
+
+SEED_STEP = 1_000_003
+"""Between the seeds of the prompts of two pairs."""
+
+
+class Nurseries:
+    """The processes that fork the workers of both sides; replaced by fresh ones from time to time.
+
+    The forks of one process have its addresses in common, so what these do to a time must be drawn again, too.
+    """
+
+    def __init__(self, sides: tuple[Side, Side], keys: Sequence[Litter]) -> None:
+        self.sides, self.keys = sides, keys
+
+    def __enter__(self) -> Nurseries:
+        self._start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def __getitem__(self, case: Case) -> list[Nursery]:
+        """Base's and head's, for a case."""
+        return self._nurseries[litter(case)]
+
+    def wait(self) -> Told:
+        """Wait until all of them can fork; what each said of itself. Raises as `Nursery.wait`."""
+        told = {(nursery.side.name, *key): nursery.wait() for key, pair in self._nurseries.items() for nursery in pair}
+        self._ready = time.monotonic()
+        return told
+
+    def renew(self) -> bool:
+        """Replace them if they have been used for `RENEW_AFTER` times as long as they took to start."""
+        if time.monotonic() - self._ready < RENEW_AFTER * (self._ready - self._started):
+            return False
+        self._stack.close()
+        self._start()
+        self.wait()
+        return True
+
+    def _start(self) -> None:
+        self._started = time.monotonic()
+        self._stack = ExitStack()
+        self._nurseries = {
+            key: [self._stack.enter_context(Nursery(side, *key)) for side in self.sides] for key in self.keys
+        }
+
+
+class Workbench:
+    """Measures process pairs: a fresh process of each side per pair and strategy; a third makes the references."""
+
+    def __init__(
+        self,
+        nurseries: Nurseries,
+        weights_seed: int,
+        timeout_s: float,
+        path: Path,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.nurseries, self.weights_seed, self.timeout_s = nurseries, weights_seed, timeout_s
+        self.path, self.tell = path, tell
+        self.references: dict[Group, Arm] = {}
+        self.made: dict[Case, Path] = {}
+
+    def __enter__(self) -> Workbench:
+        self._stack = ExitStack()
+        self._scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="kvbench-ab-")))
+        self._file: IO[bytes] = self._stack.enter_context(self.path.open("xb"))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def measure(self, number: int, cases: Sequence[Case]) -> Records:
+        """One pair of every one of `cases`, with prompts of its own; stored before this returns."""
+        if self.nurseries.renew():
+            self.references.clear()  # they were forks of the old ones
+        what = "screening" if number < SCREENING_PAIRS else "confirming"
+        self.tell(f"{what}: process pair {number + 1}, {len(cases)} case{'s' if len(cases) > 1 else ''}")
+        records = [record for members in _by_worker(cases) for record in self._measure_workers(number, members)]
+        self._file.writelines(msgspec.json.encode(record) + b"\n" for record in records)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        for path in self.made.values():
+            path.unlink()
+        self.made.clear()
+        return records
+
+    def _measure_workers(self, number: int, cases: Sequence[Case]) -> Iterator[PairTimes | PairFailure]:
+        """The cases of one group and strategy, in one pair of processes."""
+        with ExitStack() as stack:
+            pair: Pair | None = None
+            for case in cases:
+                fresh = msgspec.structs.replace(case, seed=(case.seed + SEED_STEP * number) % 2**63)
+                try:
+                    reference = self._reference(fresh)
+                    if pair is None:
+                        base, head = (stack.enter_context(nursery.fork()) for nursery in self.nurseries[case])
+                        pair = Pair(number, base, head, self.timeout_s)
+                        pair.load(case)
+                    yield pair.measure(case.key, fresh, reference)
+                except SideFailed as failure:
+                    self.tell(f"{failure.status} ({failure.side}): {case.key}: {failure.error}")
+                    yield PairFailure(
+                        case=case.key, pair=number, side=failure.side, status=failure.status, error=failure.error
+                    )
+                    stack.close()  # whatever state they are in, the next case gets new ones
+                    pair = None
+
+    def _reference(self, case: Case) -> Path:
+        """What naive re-feed emits for `case`, made by base's code, once per pair and cell."""
+        if case.cell not in self.made:
+            path = self._scratch / f"{len(self.made)}.safetensors"
+            try:
+                self._reference_worker(case).ask(MakeReference(case=case, path=str(path)), self.timeout_s)
+            except ArmFailed as failure:
+                self.references.pop(case.group, None)
+                raise SideFailed("base", failure.status, f"the reference failed: {failure.error}") from failure
+            self.made[case.cell] = path
+        return self.made[case.cell]
+
+    def _reference_worker(self, case: Case) -> Arm:
+        group = case.group
+        if group not in self.references:
+            worker = self._stack.enter_context(self.nurseries[case][0].fork())
+            worker.ask(Load(group=group, strategy="", naive_logits="last", seed=self.weights_seed), LOAD_TIMEOUT_S)
+            self.references[group] = worker
+        return self.references[group]
+
+
+def litter(case: Case) -> Litter:
+    """Which processes fork the workers of `case`."""
+    return case.model, case.n_threads
+
+
+def _by_worker(cases: Sequence[Case]) -> list[list[Case]]:
+    """The cases that one pair of processes measures: of one group, strategy and variant."""
+    keys = dict.fromkeys((case.group, case.strategy, case.naive_logits) for case in cases)
+    return [[case for case in cases if (case.group, case.strategy, case.naive_logits) == key] for key in keys]

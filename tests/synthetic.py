@@ -1,0 +1,65 @@
+"""Process pairs that were never measured: what the decision procedure of `ab` does is known before it meets a machine.
+
+Noise as seen on shared machines: an effect of each process (address layout) that all its turns share, noise of the
+turns, bursts that hit one turn, pairs that are off for no reason, a machine that drifts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.case import Case
+from bench.pairs import NAMES, PairFailure, PairTimes, Turn
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Scatter in shares of a time; `slowdown` is what head's decode really costs more."""
+
+    slowdown: float = 0.0
+    process_sd: float = 0.01
+    turn_sd: float = 0.05
+    burst: float = 0.02
+    """Chance of a turn to take up to three times as long."""
+    odd_pair: float = 0.01
+    """Chance of a pair in which one side is off by 20 % or so, all its turns."""
+    drift: float = 0.1
+    """By how much the machine slows down over a pair."""
+    hog_from: int | None = None
+    """The pair from which on another process disturbs both sides at random."""
+
+    def pairs(self, seed: int) -> Callable[[int, Sequence[Case]], list[PairTimes | PairFailure]]:
+        """`measure` for `trial.conduct`."""
+        random = np.random.default_rng(seed)
+        return lambda number, cases: [self._pair(random, number, case) for case in cases]
+
+    def _pair(self, random: np.random.Generator, number: int, case: Case) -> PairTimes:
+        hogged = self.hog_from is not None and number >= self.hog_from
+        own = {name: random.normal(0, self.process_sd, 2) for name in NAMES}
+        if random.random() < self.odd_pair:
+            own[NAMES[random.integers(2)]] += abs(random.normal(0, 0.2))
+        own["head"][1] += np.log1p(self.slowdown)
+        first, second = NAMES if number % 2 == 0 else NAMES[::-1]
+        turns = []
+        for block in range(4):
+            for name in (first, second, second, first):
+                logs = own[name] + random.normal(0, self.turn_sd, 2) + self.drift * len(turns) / 16
+                logs += np.log1p(2 * random.random()) * (random.random() < self.burst)
+                if hogged:
+                    logs += np.log1p(random.random()) * (random.random() < 0.5)
+                prefill_ns, step_ns = np.exp(logs) * (3.6e6, 7e5)
+                turns.append(
+                    Turn(
+                        side=name,
+                        block=block,
+                        prefill_ns=round(prefill_ns),
+                        step_ns=step_ns,
+                        wall_ns=round(prefill_ns + 31 * step_ns),
+                        waited_ns=0,
+                        steal_ns=0,
+                    )
+                )
+        return PairTimes(case=case.key, pair=number, turns=turns)

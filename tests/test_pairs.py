@@ -1,0 +1,148 @@
+"""One process pair: the order of its turns, equal terms, correctness first, and the one figure that it counts for."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from bench import pairs
+from bench.arm import ArmFailed
+from bench.pairs import Pair, PairTimes, SideFailed, Turn, figure
+from bench.protocol import CheckCase, Checked, Load, Loaded, TakeTurn, TurnTaken
+from bench.record import Covariates
+from bench.store import DataError
+from tests.handmade import make_case
+
+CASE = make_case(n_gen=3)
+
+
+class FakeWorker:
+    """Answers at once; `log` has who was asked what, in order."""
+
+    def __init__(self, name, log, turn_ns=1_000_000, match="true", steps=(1, 2), failure=None):
+        self.name, self.log, self.turn_ns, self.match = name, log, turn_ns, match
+        self.steps, self.failure, self.pid = list(steps), failure, os.getpid()
+
+    def ask(self, request, timeout_s):
+        self.send(request)
+        return self.receive(timeout_s)
+
+    def send(self, request):
+        self.request = request
+        self.log.append((type(request).__name__, self.name))
+
+    def receive(self, timeout_s):
+        if self.failure == type(self.request).__name__:
+            raise ArmFailed("oom", "not enough memory", alive=False)
+        match self.request:
+            case Load():
+                return Loaded(version=1, code="")
+            case CheckCase():
+                return Checked(
+                    tokens_match=self.match,
+                    logits_error=0.0,
+                    positions_checked=3,
+                    kv_bytes_after_prefill=0,
+                    kv_bytes_after_decode=0,
+                    peak_memory_bytes=None,
+                    compile_s=None,
+                )
+            case TakeTurn():
+                return TurnTaken(
+                    prefill_ns=self.turn_ns,
+                    steps=self.steps,
+                    step_ns=[self.turn_ns] * len(self.steps),
+                    prefill_event_ns=None,
+                    step_event_ns=None,
+                    covariates=Covariates(steal_ns=0),
+                )
+
+
+def measured(number=0, base=None, head=None):
+    log: list[tuple[str, str]] = []
+    pair = Pair(number, FakeWorker("base", log, **(base or {})), FakeWorker("head", log, **(head or {})), 60.0)
+    return pair.measure("key", CASE, Path("reference")), log
+
+
+def turns(times: PairTimes) -> str:
+    return "".join(turn.side[0].upper() for turn in times.turns)
+
+
+@pytest.mark.parametrize(("number", "block"), [(0, "BHHB"), (1, "HBBH")])
+def test_both_are_checked_and_warmed_up_then_timed_in_blocks_whose_first_side_alternates(number, block):
+    times, log = measured(number)
+    assert turns(times) == block * pairs.MOST_BLOCKS
+    assert [name for name, _ in log[:2]] == ["CheckCase"] * 2
+    first, second = (("base", "head"), ("head", "base"))[number]
+    assert [who for name, who in log if name == "TakeTurn"][:4] == [first, second, first, first]
+
+
+def test_a_long_turn_is_taken_once():
+    slow = {"turn_ns": 10**9}
+    assert turns(measured(0, slow, slow)[0]) == "BH"
+    assert turns(measured(1, slow, slow)[0]) == "HB"
+
+
+@pytest.mark.parametrize("side", ["base", "head"])
+def test_other_tokens_are_never_timed(side):
+    with pytest.raises(SideFailed, match="other tokens") as told:
+        measured(**{side: {"match": "false"}})
+    assert told.value.side == side
+
+
+@pytest.mark.parametrize("request_name", ["CheckCase", "TakeTurn"])
+def test_a_side_that_fails_is_named(request_name):
+    with pytest.raises(SideFailed, match="not enough memory") as told:
+        measured(head={"failure": request_name})
+    assert (told.value.side, told.value.status) == ("head", "oom")
+
+
+def test_sides_that_time_other_steps_are_not_comparable():
+    with pytest.raises(DataError, match="different decode steps"):
+        measured(head={"steps": (1,)})
+
+
+def test_a_side_on_other_cores_is_not_comparable(monkeypatch):
+    answers = iter(["cores 0,1 at nice 0", "cores 0 at nice 0"])
+    monkeypatch.setattr(pairs, "terms", lambda pid: next(answers))
+    with pytest.raises(DataError, match=r"base's worker may use cores 0,1 at nice 0, head's cores 0 at nice 0"):
+        measured()
+
+
+def test_the_terms_of_this_process_name_its_cores():
+    assert str(min(os.sched_getaffinity(0))) in pairs.terms(os.getpid())
+
+
+def test_waiting_for_a_core_only_grows():
+    before = pairs.waited_ns(os.getpid())
+    assert before is None or pairs.waited_ns(os.getpid()) >= before
+    assert pairs.waited_ns(2**22 + 1) is None
+
+
+def block(number, base_ns, head_ns, steal_ns=0):
+    times = [("base", base_ns), ("head", head_ns), ("head", head_ns), ("base", base_ns)]
+    return [
+        Turn(side=side, block=number, prefill_ns=ns, step_ns=ns, wall_ns=2 * ns, waited_ns=0, steal_ns=steal_ns)
+        for side, ns in times
+    ]
+
+
+@hypothesis.given(st.integers(10**5, 10**9), st.integers(10**5, 10**9))
+def test_the_figure_is_the_log_of_the_ratio(base_ns, head_ns):
+    times = PairTimes(case="key", pair=0, turns=block(0, base_ns, head_ns))
+    for phase in ("prefill", "decode"):
+        assert figure(times, phase, 1) == pytest.approx(math.log(head_ns / base_ns), abs=1e-9)
+
+
+def test_a_stall_of_one_turn_and_stolen_blocks_do_not_move_the_figure():
+    quiet = [turn for number in range(3) for turn in block(number, 10**6, 11 * 10**5)]
+    stalled = block(3, 10**6, 10**9)
+    stolen = block(4, 10**6, 5 * 10**6, steal_ns=10**9)
+    found = figure(PairTimes(case="key", pair=0, turns=[*quiet, *stalled, *stolen]), "decode", 1)
+    assert found == pytest.approx(math.log(1.1))
+    assert figure(PairTimes(case="key", pair=0, turns=stolen), "decode", 1) is None

@@ -1,0 +1,118 @@
+"""An A/B from pair to pair: what is measured next, when it ends, and what it says. Synthetic pairs, a fake clock."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import pytest
+
+from bench import trial, verdicts
+from bench.pairs import PairFailure
+from bench.sequential import SCREENING_PAIRS
+from tests.handmade import grid
+from tests.synthetic import Machine
+
+STILL = Machine(process_sd=0.001, turn_sd=0.001, burst=0.0, odd_pair=0.0, drift=0.0)
+SLOWER = Machine(0.1, process_sd=0.001, turn_sd=0.001, burst=0.0, odd_pair=0.0, drift=0.0)
+CASES = grid(["naive", "dynamic"], [128])
+KEYS = [case.key for case in CASES]
+
+
+class Clock:
+    """Goes on when a pair is measured."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def conduct(measure, budget_s=math.inf, seconds_per_case=1.0):
+    clock, asked = Clock(), []
+
+    def timed(number, cases):
+        asked.append([case.key for case in cases])
+        clock.now += seconds_per_case * len(cases)
+        return measure(number, cases)
+
+    return trial.conduct(CASES, timed, threshold=0.03, budget_s=budget_s, clock=clock), asked
+
+
+def only(key, slow, still):
+    """Pairs of `slow` for one case, and of `still` for the others."""
+    return lambda number, cases: [
+        record for case in cases for record in (slow if case.key == key else still)(number, [case])
+    ]
+
+
+def test_what_lies_still_ends_with_screening():
+    records, asked = conduct(STILL.pairs(0))
+    assert len(asked) == SCREENING_PAIRS
+    assert {found.kind for found in trial.verdicts(records, CASES, 0.03)} == {"same"}
+
+
+def test_only_what_is_flagged_is_measured_on():
+    records, asked = conduct(only(KEYS[1], SLOWER.pairs(1), STILL.pairs(2)))
+    assert asked[:SCREENING_PAIRS] == [KEYS] * SCREENING_PAIRS
+    assert asked[SCREENING_PAIRS:] == [[KEYS[1]]] * (len(asked) - SCREENING_PAIRS)
+    found = {(verdict.case, verdict.phase): verdict for verdict in trial.verdicts(records, CASES, 0.03)}
+    assert found[KEYS[1], "decode"].kind == "regression"
+    assert found[KEYS[1], "decode"].effect == pytest.approx(0.1, abs=0.01)
+    assert found[KEYS[1], "prefill"].kind == "same"
+    assert verdicts.exit_code(found.values()) == 1
+
+
+def test_the_budget_ends_it_before_a_pair_that_would_not_fit():
+    records, asked = conduct(SLOWER.pairs(0), budget_s=7.0)
+    assert len(asked) == 3
+    found = trial.verdicts(records, CASES, 0.03)
+    assert {verdict.kind for verdict in found} == {"inconclusive"}
+    assert "--budget is spent" in found[0].detail
+    assert verdicts.exit_code(found) == 4
+
+
+def test_a_case_that_fails_is_left_and_the_others_go_on():
+    def measure(number, cases):
+        found = []
+        for case in cases:
+            if case.key == KEYS[0] and number == 1:
+                found.append(PairFailure(case=case.key, pair=1, side="head", status="failed", error="other tokens"))
+            else:
+                found += STILL.pairs(number)(number, [case])
+        return found
+
+    records, asked = conduct(measure)
+    assert asked == [KEYS, KEYS, [KEYS[1]], [KEYS[1]]]
+    found = trial.verdicts(records, CASES, 0.03)
+    assert [verdict.kind for verdict in found] == ["failed", "failed", "same", "same"]
+    assert verdicts.exit_code(found) == 5
+
+
+@pytest.mark.parametrize(("side", "status"), [("base", "oom"), ("head", "unsupported")])
+def test_without_a_base_or_where_neither_can_there_is_nothing_to_compare(side, status):
+    records = [PairFailure(case=key, pair=0, side=side, status=status, error="no") for key in KEYS]
+    assert {verdict.kind for verdict in trial.verdicts(records, CASES, 0.03)} == {"not-comparable"}
+
+
+def test_a_slow_down_that_is_all_waiting_for_a_core_is_none_of_the_code():
+    def measure(number, cases):
+        return [
+            msgspec.structs.replace(
+                record,
+                turns=[
+                    msgspec.structs.replace(turn, waited_ns=3_000_000 if turn.side == "head" else 0)
+                    for turn in record.turns
+                ],
+            )
+            for record in SLOWER.pairs(number)(number, cases)
+        ]
+
+    records, _ = conduct(measure)
+    decode = [found for found in trial.verdicts(records, CASES, 0.03) if found.phase == "decode"]
+    assert {found.kind for found in decode} == {"inconclusive"}
+    assert "waited for a core" in decode[0].detail
+
+
+def test_without_any_pair_nothing_is_said():
+    assert {verdict.kind for verdict in trial.verdicts([], CASES, 0.03)} == {"inconclusive"}
