@@ -219,6 +219,76 @@ def generate(
 
 
 @app.command()
+def trace(
+    prompt: Annotated[str, typer.Option("--prompt", help="The text to continue.")],
+    model: Annotated[str, typer.Option("-m", "--model", help="As in `kvbench run`.")] = "smollm2-135m",
+    strategies: Annotated[
+        str, typer.Option("--strategies", help="Any of `kvbench run`, side by side.")
+    ] = "naive,dynamic",
+    n_gen: Annotated[int | None, typer.Option("-n", "--n-gen", help="Most steps [default: 16].")] = None,
+    until: Annotated[
+        int | None, typer.Option("--until", metavar="TOKEN_ID", help="Stop after this token, as after [EOS].")
+    ] = None,
+    show_input: Annotated[
+        bool, typer.Option("--show-input", help="Print each step's whole input below the table.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the trace: .png, .svg, .pdf.")
+    ] = None,
+    picture: Annotated[str, typer.Option("--picture", help="Of --plot: masks, work, shift, or all in one.")] = "all",
+    dtype: Annotated[str, typer.Option("--dtype")] = "float32",
+    threads: Threads = None,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    seed: Annotated[int, typer.Option("--seed", help="Of random weights.")] = 0,
+    output_format: Annotated[str, typer.Option("-o", "--format", help="md or json.")] = "md",
+) -> None:
+    """Show step by step what goes into the model and what comes out, without a cache and with one, side by side.
+
+    T=1 is the prefill: the prompt goes in, one token comes out. From T=2 on naive is fed everything again, a cached
+    strategy one token.
+
+    Examples: kvbench trace --prompt "Lionel Messi is a" --until 198 · kvbench trace -m DIR --prompt "" --plot trace.png
+    """
+    from bench import options, trace_pictures, trace_tables
+    from bench import trace as tracing
+    from kvcache.catalogue import STRATEGIES
+    from kvcache.models import DTYPES
+
+    form = options.one("--format", output_format, trace_tables.TRACE_FORMATS)
+    options.one("--dtype", dtype, DTYPES)
+    options.at_least("--n-gen", 1 if n_gen is None else n_gen, 1)
+    drawing = trace_pictures.check(plot, picture)
+    traced = tracing.run(
+        model,
+        prompt,
+        strategies=options.choices("--strategies", strategies, STRATEGIES),
+        n_gen=n_gen,
+        until=until,
+        dtype=dtype,
+        n_threads=options.thread_counts(threads)[0],
+        device=options.device(device),
+        seed=seed,
+    )
+    if form == "json":
+        _emit(trace_tables.as_json(traced))
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(trace_tables.terminal(traced))
+    else:
+        _emit(trace_tables.markdown(traced))
+    if show_input and form == "md":
+        _emit(f"\n{trace_tables.inputs(traced)}")
+    if drawing is not None:
+        drawing(traced)
+        print(f"plot: {plot}", file=sys.stderr)
+    if traced.tokens_match != "true":
+        print(f"kvbench: the strategies chose different tokens ({traced.tokens_match})", file=sys.stderr)
+    if traced.tokens_match == "false":
+        raise typer.Exit(EXIT_FAILED_CASE)
+
+
+@app.command()
 def train(
     text: Annotated[
         Path | None,

@@ -82,7 +82,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> Tensor:
     return ids
 
 
-def fitting(ids: Tensor, n_gen: int | None, stop_token_id: int | None, model: models.ModelDescription) -> int:
+def fitting(
+    ids: Tensor,
+    n_gen: int | None,
+    stop_token_id: int | None,
+    model: models.ModelDescription,
+    stop_flag: str = "--stop-token-id",
+) -> int:
     """How many tokens may follow the prompt `ids`: `n_gen`, or by default what the model has positions for.
 
     Raises:
@@ -95,7 +101,7 @@ def fitting(ids: Tensor, n_gen: int | None, stop_token_id: int | None, model: mo
             "tokenizer does not belong to this model"
         )
     if stop_token_id is not None and not 0 <= stop_token_id < model.vocab_size:
-        raise UsageError(f"--stop-token-id {stop_token_id}: the model's tokens are 0 to {model.vocab_size - 1}")
+        raise UsageError(f"{stop_flag} {stop_token_id}: the model's tokens are 0 to {model.vocab_size - 1}")
     room = DEFAULT_N_GEN if model.max_positions is None else model.max_positions - n_prompt
     wanted = max(1, min(DEFAULT_N_GEN, room)) if n_gen is None else n_gen
     if model.max_positions is not None and wanted > room:
