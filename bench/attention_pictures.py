@@ -67,9 +67,9 @@ def work(figure: FigureBase, n_prompt: int, n_steps: int) -> None:
             axes = figure.add_subplot(layout[line, place])
             _grid(axes, [""] * n, kinds(n, n_prompt), largest, f"T={place + 1}" if line == 0 else "")
             computed = n * n if line == 0 or place == 0 else n
-            new = n_prompt**2 if place == 0 else n
+            again = n * (n - 1) // 2 if place > 0 else 0
             count = f"{computed} score{'s' if computed > 1 else ''}"
-            axes.set_xlabel(f"{count}\n{computed - new} again" if line == 0 else count, fontsize=9)
+            axes.set_xlabel(f"{count}\n{again} again" if line == 0 else count, fontsize=9, loc="left")
     axes = figure.add_subplot(layout[2, :])
     steps = range(1, n_steps + 1)
     naive = [(n_prompt + step - 1) ** 2 for step in steps]

@@ -18,7 +18,7 @@ from bench.trace import ShownStep, Trace
 TraceFormat = Literal["md", "json"]
 TRACE_FORMATS: tuple[TraceFormat, ...] = get_args(TraceFormat)
 
-LONGEST_CELL = 52
+LONGEST_INPUT = {"page": 52, "terminal": 20}
 """Characters of a step's input in the table; of a longer one the end is shown."""
 LEGEND = (
     "fed: what went through the model, and how many tokens; cached: tokens whose keys and values were held; product: "
@@ -30,19 +30,34 @@ def markdown(trace: Trace) -> str:
     """A line per step, the strategies side by side."""
     headers = [header.replace("\n", " ") for header in _headers(trace)]
     align = ["left" if _is_text(header) else "right" for header in headers]
-    lines = [[cell.replace("|", "\\|") for cell in line] for line in _lines(trace)]
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in _lines(trace, LONGEST_INPUT["page"])]
     table = tabulate(lines, headers, tablefmt="pipe", colalign=align, disable_numparse=True)
     return f"{trace.setting}\n\n{table}\n\n{LEGEND}\n"
 
 
 def terminal(trace: Trace) -> Table:
-    """The same for a terminal of 100 columns."""
-    table = Table(title=trace.setting, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.caption, table.caption_justify = LEGEND, "left"
-    for header in _headers(trace):
-        table.add_column(header, justify="left" if _is_text(header) else "right")
-    for line in _lines(trace):
-        table.add_row(*map(Text, line))  # text, not markup: [SOS] is no style
+    """The same for a terminal of 100 columns, without a column for the cache where nothing ever is in it."""
+    table = Table(
+        title=trace.setting,
+        title_justify="left",
+        caption=LEGEND,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1),
+        pad_edge=False,
+        show_edge=False,
+        collapse_padding=True,
+    )
+    empty = {
+        f"{name}\ncached" for name, steps in trace.steps.items() if not any(shown.step.n_cached for shown in steps)
+    }
+    headers = _headers(trace)
+    kept = [place for place, header in enumerate(headers) if header not in empty]
+    for place in kept:
+        header = headers[place]
+        table.add_column(header, justify="left" if _is_text(header) else "right", no_wrap=not header.endswith("fed"))
+    for line in _lines(trace, LONGEST_INPUT["terminal"]):
+        table.add_row(*(Text(line[place]) for place in kept))  # text, not markup: [SOS] is no style
     return table
 
 
@@ -99,20 +114,21 @@ def _is_text(header: str) -> bool:
     return header.endswith(("fed", "product", "out"))
 
 
-def _lines(trace: Trace) -> list[list[str]]:
+def _lines(trace: Trace, longest: int) -> list[list[str]]:
     rows = zip_longest(*trace.steps.values())
     return [
-        [str(place), *(cell for shown in row for cell in _cells(shown)), _out(row)] for place, row in enumerate(rows, 1)
+        [str(place), *(cell for shown in row for cell in _cells(shown, longest)), _out(row)]
+        for place, row in enumerate(rows, 1)
     ]
 
 
-def _cells(shown: ShownStep | None) -> list[str]:
+def _cells(shown: ShownStep | None, longest: int) -> list[str]:
     if shown is None:
         return [NOTHING] * 4
     step, product = shown.step, shown.step.product
-    text = shown.fed if len(shown.fed) <= LONGEST_CELL else f"\N{HORIZONTAL ELLIPSIS}{shown.fed[1 - LONGEST_CELL :]}"
+    text = shown.fed if len(shown.fed) <= longest else f"\N{HORIZONTAL ELLIPSIS}{shown.fed[1 - longest :]}"
     size = NOTHING if product is None else f"{product.kind} {product.rows}x{product.inner}x{product.columns}"
-    return [f"{text.strip()} ({len(step.fed)})", str(step.n_cached), size, number(shown.ms)]
+    return [f"{text.strip() or repr(text)} ({len(step.fed)})", str(step.n_cached), size, number(shown.ms)]
 
 
 def _out(row: tuple[ShownStep | None, ...]) -> str:

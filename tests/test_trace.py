@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
@@ -10,13 +11,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from bench.trace import ShownStep, Trace
 from bench.trace_pictures import PICTURES, draw
-from bench.trace_tables import as_json, inputs, markdown
+from bench.trace_tables import as_json, inputs, markdown, terminal
 from kvcache.catalogue import STRATEGIES, build
 from kvcache.counters import count_operations
 from kvcache.naive import Naive
@@ -118,6 +120,15 @@ def test_table_sets_the_strategies_side_by_side() -> None:
     assert inputs(handmade()).splitlines()[2] == "T=2 naive input: [SOS] Love"
 
 
+def test_table_fits_a_terminal() -> None:
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(terminal(handmade()))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 100
+    assert "[SOS] Love (2)" in text
+    assert "GEMM 2x4x16" in text
+
+
 def test_json_has_everything() -> None:
     steps = json.loads(as_json(handmade()))["steps"]
     assert steps["dynamic"][1] == {
@@ -140,7 +151,7 @@ def test_pictures_are_drawn(picture) -> None:
     figure = draw(handmade(), picture)
     figure.canvas.draw()
     shown = " ".join(text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text")))
-    expected = {"masks": "decode with a cache (T=2): one row", "work": "2 again", "shift": "ignored"}
+    expected = {"masks": "decode with a cache (T=2): one row", "work": "1 again", "shift": "ignored"}
     for name, words in expected.items():
         assert (words in shown) == (picture in {name, "all"})
 
