@@ -22,7 +22,7 @@ LONGEST_INPUT = {"page": 52, "terminal": 20}
 """Characters of a step's input in the table; of a longer one the end is shown."""
 LEGEND = (
     "fed: what went through the model, and how many tokens; cached: tokens whose keys and values were held; product: "
-    "the largest of a decoder layer's, rows x inner x columns; ms: median of three. T=1 is the prefill."
+    "the largest of a decoder layer's, rows x inner x columns; ms: median of a few turns. T=1 is the prefill."
 )
 
 
