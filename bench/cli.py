@@ -128,6 +128,8 @@ def run(
             naive_logits=naive_logits,
             seed=seed,
         )
+        if n_prompt is None:
+            sweeps = jobs.within_positions(sweeps)
         job = jobs.plan(sweeps, options.limits(repetitions, processes, timeout), out, name)
     if dry_run:
         _emit(f"{jobs.estimate(job)}\n")
@@ -330,7 +332,10 @@ def generate(
     prompt: Annotated[str, typer.Option("--prompt", help="The text to continue.")],
     model: Annotated[str, typer.Option("-m", "--model", help="As in `kvbench run`.")] = "smollm2-135m",
     strategy: Annotated[str, typer.Option("--strategy", help="Any strategy of `kvbench run`.")] = "dynamic",
-    n_gen: Annotated[int, typer.Option("-n", "--n-gen", help="Most tokens to generate.")] = 128,
+    n_gen: Annotated[
+        int | None,
+        typer.Option("-n", "--n-gen", help="Most tokens to generate [default: 128, or the model's positions]."),
+    ] = None,
     stop_token_id: Annotated[
         int | None, typer.Option("--stop-token-id", help="Stop after this token [default: end of sequence only].")
     ] = None,
@@ -350,7 +355,7 @@ def generate(
 
     options.one("--strategy", strategy, STRATEGIES)
     options.one("--dtype", dtype, DTYPES)
-    options.at_least("--n-gen", n_gen, 1)
+    options.at_least("--n-gen", 1 if n_gen is None else n_gen, 1)
     stream(
         model,
         prompt,
@@ -362,6 +367,125 @@ def generate(
         device=options.device(device),
         seed=seed,
     )
+
+
+@app.command()
+def trace(
+    prompt: Annotated[str, typer.Option("--prompt", help="The text to continue.")],
+    model: Annotated[str, typer.Option("-m", "--model", help="As in `kvbench run`.")] = "smollm2-135m",
+    strategies: Annotated[
+        str, typer.Option("--strategies", help="Any of `kvbench run`, side by side.")
+    ] = "naive,dynamic",
+    n_gen: Annotated[int | None, typer.Option("-n", "--n-gen", help="Most steps [default: 16].")] = None,
+    until: Annotated[
+        int | None, typer.Option("--until", metavar="TOKEN_ID", help="Stop after this token, as after [EOS].")
+    ] = None,
+    show_input: Annotated[
+        bool, typer.Option("--show-input", help="Print each step's whole input below the table.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the trace: .png, .svg, .pdf.")
+    ] = None,
+    picture: Annotated[str, typer.Option("--picture", help="Of --plot: masks, work, shift, or all in one.")] = "all",
+    dtype: Annotated[str, typer.Option("--dtype")] = "float32",
+    threads: Threads = None,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    seed: Annotated[int, typer.Option("--seed", help="Of random weights.")] = 0,
+    output_format: Annotated[str, typer.Option("-o", "--format", help="md or json.")] = "md",
+) -> None:
+    """Show step by step what goes into the model and what comes out, without a cache and with one, side by side.
+
+    T=1 is the prefill: the prompt goes in, one token comes out. From T=2 on naive is fed everything again, a cached
+    strategy one token.
+
+    Examples: kvbench trace --prompt "Lionel Messi is a" --until 198 · kvbench trace -m DIR --prompt "" --plot trace.png
+    """
+    from bench import options, trace_pictures, trace_tables
+    from bench import trace as tracing
+    from kvcache.catalogue import STRATEGIES
+    from kvcache.models import DTYPES
+
+    form = options.one("--format", output_format, trace_tables.TRACE_FORMATS)
+    options.one("--dtype", dtype, DTYPES)
+    options.at_least("--n-gen", 1 if n_gen is None else n_gen, 1)
+    drawing = trace_pictures.check(plot, picture)
+    traced = tracing.run(
+        model,
+        prompt,
+        strategies=options.choices("--strategies", strategies, STRATEGIES),
+        n_gen=n_gen,
+        until=until,
+        dtype=dtype,
+        n_threads=options.thread_counts(threads)[0],
+        device=options.device(device),
+        seed=seed,
+    )
+    if form == "json":
+        _emit(trace_tables.as_json(traced))
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(trace_tables.terminal(traced))
+    else:
+        _emit(trace_tables.markdown(traced))
+    if show_input and form == "md":
+        _emit(f"\n{trace_tables.inputs(traced)}")
+    if drawing is not None:
+        drawing(traced)
+        print(f"plot: {plot}", file=sys.stderr)
+    if traced.tokens_match != "true":
+        print(f"kvbench: the strategies chose different tokens ({traced.tokens_match})", file=sys.stderr)
+    if traced.tokens_match == "false":
+        raise typer.Exit(EXIT_FAILED_CASE)
+
+
+@app.command()
+def train(
+    text: Annotated[
+        Path | None,
+        typer.Option("--text", help="UTF-8 file, a text a line [default: twelve lines of our own]."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="New folder for the model.")] = None,
+    context_length: Annotated[
+        int | None, typer.Option("--context-length", help="Positions of every text, cut or padded [default: 64].")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", help="word or bpe, made from the text [default: word].")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Of the optimizer [default: 80].")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of weights and order [default: 0].")] = None,
+    threads: Threads = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="DIR", help="Go on with a training that was interrupted.")
+    ] = None,
+    output_format: Annotated[str, typer.Option("-o", "--format", help="md or json.")] = "md",
+) -> None:
+    """Train a small GPT-2 on a text: [SOS] and [EOS] around each line, each token predicts the next, one static shape.
+
+    The result is an ordinary checkpoint folder that every other command takes as --model DIR; DIR/loss.png is its
+    loss curve.
+
+    Examples: kvbench train --out love · kvbench generate -m love --prompt "" · kvbench train --resume love
+    """
+    from bench import options
+    from bench import train as training
+
+    form = options.one("--format", output_format, training.TRAINING_FORMATS)
+    if resume is not None:
+        given = (text, out, context_length, tokenizer, steps, seed, threads)
+        if any(value is not None for value in given):
+            raise UsageError("--resume goes on with what the training was asked for: leave out every flag but -o")
+        folder = resume
+    elif out is None:
+        raise UsageError("--out: give a new folder for the model, or --resume the folder of a training")
+    else:
+        settings = training.settings(context_length, tokenizer, steps, seed, options.thread_counts(threads)[0])
+        training.begin(out, text, settings)
+        folder = out
+    outcome = training.train(folder)
+    _emit(training.render(outcome, folder, form))
+    if advice := training.advice(outcome):
+        print(f"kvbench: {advice}", file=sys.stderr)
 
 
 @app.command()

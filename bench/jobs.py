@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -41,6 +42,28 @@ class Job:
             timeout_s=run.timeout_s,
             ceilings=bool(run.ceilings),  # a run that began without them goes on without them
         )
+
+
+def within_positions(sweeps: Sequence[Sweep]) -> tuple[Sweep, ...]:
+    """The sweeps of a preset without the prompts that a model has no positions for; says so on stderr.
+
+    A sweep that none of its prompts fits is left as it is, for the plan to refuse with the reason.
+    """
+    fitting = []
+    for sweep in sweeps:
+        limits = {model: planning.describe(model, sweep.attn_implementation).max_positions for model in sweep.models}
+        model, limit = min(limits.items(), key=lambda item: math.inf if item[1] is None else item[1])
+        room = math.inf if limit is None else limit - max(sweep.n_gen) - max(sweep.n_depth)
+        kept = tuple(n_prompt for n_prompt in sweep.n_prompt if n_prompt <= room)
+        left_out = ", ".join(str(n_prompt) for n_prompt in sweep.n_prompt if n_prompt > room)
+        if kept and left_out:
+            sweep = msgspec.structs.replace(sweep, n_prompt=kept)  # noqa: PLW2901  # the same sweep, narrowed
+            print(
+                f"kvbench: {model} has {limit} positions: the preset's prompts of {left_out} are left out",
+                file=sys.stderr,
+            )
+        fitting.append(sweep)
+    return tuple(fitting)
 
 
 def plan(sweeps: Sequence[Sweep], options: Options, out: Path, name: str | None) -> Job:

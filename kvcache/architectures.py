@@ -57,7 +57,7 @@ def _gpt2(config: Any) -> Geometry:
 
 def _opt(config: Any) -> Geometry:
     hidden, inner, embedding = config.hidden_size, config.ffn_dim, config.word_embed_proj_dim
-    linears = ((hidden, 3 * hidden), (hidden, hidden), (hidden, inner), (inner, hidden))
+    linears = (*[(hidden, hidden)] * 4, (hidden, inner), (inner, hidden))
     norm = 2 * hidden if config.layer_norm_elementwise_affine else 0
     layer = _classic(config, linears, (_outputs(linears) if config.enable_bias else 0) + 2 * norm)
     has_final_norm = config.do_layer_norm_before and not config._remove_final_layer_norm  # noqa: SLF001  # its public name

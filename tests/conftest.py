@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -16,6 +17,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No deadline: the first example of a test pays for a model. In CI the examples are the same ones each time.
 hypothesis.settings.register_profile("kvbench", deadline=None, derandomize="CI" in os.environ, print_blob=True)
 hypothesis.settings.load_profile("kvbench")
+
+
+@pytest.fixture(scope="session")
+def love(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of the tutorial: `kvbench train --out love` and nothing else, on one thread."""
+    from bench.cli import main
+
+    folder = tmp_path_factory.mktemp("trained") / "love"
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--out", str(folder), "-t", "1"])
+    assert ended.value.code == 0
+    return folder
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
