@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -41,11 +42,11 @@ class PhaseCounter:
         self._compiled = [compilations()]
 
     @contextmanager
-    def counted(self) -> Iterator[None]:
-        """Count operations inside the block, but for those in `apart`."""
+    def counted(self, *, forwards: bool = True) -> Iterator[None]:
+        """Count operations inside the block, but for those in `apart` (`forwards`: see `OperationCounter.watch`)."""
         self._counting = True
         with ExitStack() as hooks:
-            self._operations.watch(self._strategy.model, hooks)
+            self._operations.watch(self._strategy.model, hooks, forwards=forwards)
             with self._operations:
                 yield
 
@@ -72,8 +73,24 @@ class PhaseCounter:
                 return
 
         self._strategy.reset()
-        with torch.compiler.set_stance("force_eager"), self.counted():
+        with torch.compiler.set_stance("force_eager"), self._fed_by_calls(), self.counted(forwards=False):
             self._strategy.generate(prompt, n_gen, closed, forced=forced[:, :n_gen])
+
+    @contextmanager
+    def _fed_by_calls(self) -> Iterator[None]:
+        """Take what the strategy's own phases are given for what is fed: the model itself may never be called."""
+
+        def feeding(phase: Callable[..., Tensor]) -> Callable[..., Tensor]:
+            def run(ids: Tensor, *rest: Tensor | None) -> Tensor:
+                self._operations.feed(ids)
+                return phase(ids, *rest)
+
+            return run
+
+        with mock.patch.multiple(
+            self._strategy, prefill=feeding(self._strategy.prefill), decode=feeding(self._strategy.decode)
+        ):
+            yield
 
     @property
     def counters(self) -> dict[Phase, Counters]:

@@ -99,7 +99,7 @@ class Compiled(Strategy):
         if attention_mask is not None and not attention_mask.all():
             raise Unsupported("compiled takes prompts of equal length only: it has no left padding")
         if ids.shape[1] == 1:
-            return self.decode(ids)
+            return self._decode(ids)
         model, start, end = self.decoder, self.length, self.length + ids.shape[1]
         rotary = None if self._rotary is None else (self._rotary[0][start:end], self._rotary[1][start:end])
         masks = {layer.window: self._mask(start, end, layer.window) for layer in model.layers}
@@ -113,6 +113,9 @@ class Compiled(Strategy):
 
     @torch.inference_mode()
     def decode(self, ids: Tensor) -> Tensor:
+        return self._decode(ids)
+
+    def _decode(self, ids: Tensor) -> Tensor:
         if self._on_cuda:
             self._ids.copy_(ids)
             self._at.fill_(self.length)

@@ -41,6 +41,8 @@ class OperationCounter(TorchDispatchMode):
         """Bytes written by every operation that only moves data, the growth of a cache among them."""
         self.paused = False
         """Whether operations run without being counted. (Leaving the mode inside inference mode would break torch.)"""
+        output = model.get_output_embeddings()
+        self._head = output.weight.data_ptr() if output is not None else 0
         self._weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
         self._batch_size = self._positions = 1
         self._in_tables = self._in_experts = False
@@ -62,6 +64,8 @@ class OperationCounter(TorchDispatchMode):
         elif name in _PRODUCTS:
             left, right = args[_PRODUCTS[name] :][:2]
             self._add(self._rows(left, right), 2 * result.numel() * left.shape[-1])
+            if right.data_ptr() == self._head:
+                self.lm_head_positions += prod(left.shape[:-1])
         elif name in _COPIES:
             self.copied_bytes += result.nbytes
             if name == "aten.cat" and result.dim() == 4 and (args[1:] or (0,))[0] % 4 == 2:
@@ -84,27 +88,28 @@ class OperationCounter(TorchDispatchMode):
             return prod(left.shape[:-1])
         return self._positions
 
-    def watch(self, model: PreTrainedModel, stack: ExitStack) -> None:
-        """Hook the modules that say what the products in them are, until `stack` is closed."""
+    def feed(self, ids: Tensor) -> None:
+        """Note that a forward of `ids [batch, positions]` begins: what follows has so many rows."""
+        self._batch_size, self._positions = ids.shape[:2]
+        self.forward_calls += 1
+        self.tokens_processed += self._batch_size * self._positions
+
+    def watch(self, model: PreTrainedModel, stack: ExitStack, *, forwards: bool = True) -> None:
+        """Hook the modules that say what the products in them are, until `stack` is closed.
+
+        Without `forwards` the model's own calls are not taken for what is fed: `feed` is called for each instead.
+        """
 
         def forward(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             possible = (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
-            fed = next(given for given in possible if given is not None)
-            self._batch_size, self._positions = fed.shape[:2]
-            self.forward_calls += 1
-            self.tokens_processed += self._batch_size * self._positions
-
-        def lm_head(_: nn.Module, args: tuple[Tensor]) -> None:
-            self.lm_head_positions += prod(args[0].shape[:-1])
+            self.feed(next(given for given in possible if given is not None))
 
         def inside(flag: str, module: nn.Module) -> None:
             stack.enter_context(module.register_forward_pre_hook(lambda *_: setattr(self, flag, True)))
             stack.enter_context(module.register_forward_hook(lambda *_: setattr(self, flag, False), always_call=True))
 
-        stack.enter_context(model.register_forward_pre_hook(forward, with_kwargs=True))
-        head = model.get_output_embeddings()
-        if head is not None:
-            stack.enter_context(head.register_forward_pre_hook(lm_head))
+        if forwards:
+            stack.enter_context(model.register_forward_pre_hook(forward, with_kwargs=True))
         for module in model.modules():
             if not any(True for _ in module.parameters()) and any(True for _ in module.buffers()):
                 inside("_in_tables", module)  # cosines and sines of rotary embeddings: tables, not the model's products

@@ -16,6 +16,7 @@ from bench.counting import COUNTED_STEPS, PhaseCounter
 from bench.protocol import Checked
 from kvcache import models
 from kvcache.cached import Dynamic
+from kvcache.compiled import Compiled
 from kvcache.equivalence import agreement, reference
 from tests.test_worker import checked, tiny_case
 
@@ -106,6 +107,22 @@ class Compiling(Dynamic):
     @property
     def compile_s(self) -> float:
         return 0.0
+
+
+def test_the_fast_path_does_the_operations_of_a_cached_one() -> None:
+    """But for the attention of a step, which sees whole chunks."""
+    expected = reference(tiny(), PROMPT, 5)
+    found = []
+    for strategy in (Compiled(tiny(), backend="eager"), Dynamic(tiny())):
+        counter = PhaseCounter(strategy)
+        strategy.prepare(1, 13)
+        counter.count_eager(PROMPT, expected.tokens)
+        found.append(counter.counters)
+    for name in ("forward_calls", "tokens_processed", "gemm_flops", "gemv_flops", "lm_head_positions", "kv_bytes"):
+        own, dynamic = (getattr(counters["prefill"], name) for counters in found)
+        assert own == dynamic, name
+        own, dynamic = (getattr(counters["decode"], name) for counters in found)
+        assert own > dynamic if name == "gemv_flops" else own == dynamic, name
 
 
 class Recompiling(Compiling):
