@@ -139,10 +139,11 @@ def waterfall(summary: pd.DataFrame) -> Figure:
     parts = waterfall_parts(summary, cached)
     title = (
         f"Naive re-feed processes {number(more_tokens)} times the tokens, yet {cached['strategy']} is only "
-        f"{number(faster)} times faster: where a token's {number(cached['latency_ms'])} ms go"
+        f"{number(faster)} times faster:"
     )
     words, _ = next(by_setting(summary, also=EXTENT))
-    figure = make_figure(title, f"{words}, prompt {context(cached.to_dict())}", 4.4)
+    where = f"where a token's {number(cached['latency_ms'])} ms go"
+    figure = make_figure(title, f"{where}\n{words}, prompt {context(cached.to_dict())}", 4.4)
     axes = figure.add_subplot()
     bars = [("a naive step,\nper token fed", 0.0, naive["latency_ms"] / more_tokens, "#222222")]
     below = 0.0
