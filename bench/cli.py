@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -234,13 +235,18 @@ def env(
     _emit(tables.render_environment(environment, form, found))
 
 
-class Terminated(BaseException):
-    """SIGTERM came: end as an interrupt does, keeping what was measured."""
+class Stopped(BaseException):
+    """SIGINT or SIGTERM came: end, keeping what was measured. Its notes say what that is."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__("interrupted" if number == signal.SIGINT else "terminated")
+        self.code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_TERMINATED
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command; every error that a user can cause is one line on stderr and an exit code of the contract."""
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stopped)
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         code = app(arguments or ["--help"], standalone_mode=False)
@@ -250,17 +256,17 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         code = _complain(str(error), EXIT_DATA)
     except typer.TyperException as error:
         code = _complain(error.format_message() if hasattr(error, "format_message") else str(error), EXIT_USAGE)
-    except (KeyboardInterrupt, typer.Abort):
-        code = _complain("interrupted", EXIT_INTERRUPTED)
-    except Terminated:
-        code = _complain("terminated", EXIT_TERMINATED)
+    except Stopped as stop:
+        _end_children()
+        code = _complain(_with_notes(str(stop), stop), stop.code)
     except OSError as error:  # a full disk, a folder that went away: what was stored before is safe
-        code = _complain(f"{error.filename or 'writing'}: {error.strerror or error}", EXIT_FAILED_CASE)
+        told = f"{error.filename or 'writing'}: {error.strerror or error}"
+        code = _complain(_with_notes(told, error), EXIT_FAILED_CASE)
     except Exception as error:  # not foreseen; it must not end with 1, which says regression
         if "KVBENCH_TRACEBACK" in os.environ:
             raise
-        hint = "(set KVBENCH_TRACEBACK=1 to see where)"
-        code = _complain(f"{type(error).__name__}: {error} {hint}", EXIT_FAILED_CASE)
+        told = f"{type(error).__name__}: {error} (set KVBENCH_TRACEBACK=1 to see where)"
+        code = _complain(_with_notes(told, error), EXIT_FAILED_CASE)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -305,8 +311,24 @@ def _complain(message: str, code: int) -> int:
     return code
 
 
-def _terminated(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise Terminated
+def _with_notes(message: str, error: BaseException) -> str:
+    """The message and what was noted on the error on its way, as what is kept of a run."""
+    return "; ".join([message, *getattr(error, "__notes__", [])])
+
+
+def _end_children() -> None:
+    """End a worker whose start the signal cut off, so that nothing in this process knew of it."""
+    import psutil
+
+    children = psutil.Process().children()
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    psutil.wait_procs(children, timeout=5)
+
+
+def _stopped(number: int, _frame: FrameType | None) -> NoReturn:
+    raise Stopped(number)
 
 
 if __name__ == "__main__":

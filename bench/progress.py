@@ -68,10 +68,11 @@ class ProgressBar:
             print("starting the workers and loading the model", file=sys.stderr, flush=True)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._console.is_terminal:
             self._bar.stop()
-        print(f"measured in {_minutes(time.monotonic() - self._started)}", file=sys.stderr, flush=True)
+        if kind is None:
+            print(f"measured in {_minutes(time.monotonic() - self._started)}", file=sys.stderr, flush=True)
 
 
 def _minutes(seconds: float) -> str:

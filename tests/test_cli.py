@@ -322,6 +322,31 @@ def test_interrupt_keeps_what_was_measured(number: signal.Signals, code: int, tm
     assert not any(worker.is_running() for worker in workers)
 
 
+@pytest.mark.parametrize(
+    ("number", "code", "stage", "says"),
+    [
+        (signal.SIGINT, 130, "measuring the machine's ceilings", "interrupted; nothing was measured yet"),
+        (signal.SIGTERM, 143, "starting the workers", "terminated; what was measured is kept"),
+    ],
+)
+def test_interrupt_before_the_first_turn_says_what_is_kept(
+    number: signal.Signals, code: int, stage: str, says: str, tmp_path: Path
+) -> None:
+    process = started(tmp_path)
+    assert process.stderr is not None
+    assert any(line.startswith(stage) for line in process.stderr)  # reads up to that line
+    workers = psutil.Process(process.pid).children()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    (told,) = [line for line in errors.splitlines() if line.startswith("kvbench:")]
+    assert says in told
+    assert [str(folder) in told for folder in tmp_path.iterdir()] == ([] if "nothing" in says else [True])
+    assert "Traceback" not in errors
+    psutil.wait_procs(workers, timeout=10)
+    assert not any(worker.is_running() for worker in workers)
+
+
 def test_generate_prints_the_continuation_alone(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     from importlib.util import find_spec
