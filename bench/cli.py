@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from bench.case import UsageError
+from bench import explain
+from bench.case import PRESETS, UsageError
 from bench.store import DataError
 
 if TYPE_CHECKING:
@@ -38,11 +39,11 @@ Model = Annotated[
     typer.Option(
         "-m",
         "--model",
-        help="smollm2-135m, random:NAME, a checkpoint folder, py:module:factory, or a hub id; a list makes a grid.",
+        help=f"{explain.models()} A list makes a grid.",
     ),
 ]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16; a list makes a grid.")]
-Threads = Annotated[str | None, typer.Option("-t", "--threads", help="CPU threads [default: all cores]; a list.")]
+Threads = Annotated[str | None, typer.Option("-t", "--threads", help="CPU threads [default: all cores]; a list makes a grid.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda [default: cpu].")]
 Attention = Annotated[
     str | None, typer.Option("--attn-implementation", help="eager, sdpa, ... [default: sdpa where the model has it].")
@@ -50,12 +51,31 @@ Attention = Annotated[
 RESULTS = Path("results/runs")
 
 
-@app.command()
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"kvbench {version('kvbench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def kvbench(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """The flags before a command."""
+
+
+@app.command(epilog=explain.below_the_flags())
 def run(
-    preset: Annotated[str, typer.Option("--preset", help="A prepared grid: smoke, default or full.")] = "default",
+    preset: Annotated[
+        str, typer.Option("--preset", help=f"A prepared grid: {', '.join(PRESETS)} (see below).")
+    ] = "default",
     model: Model = None,
     strategies: Annotated[
-        str | None, typer.Option("--strategies", help="naive, dynamic, static, hf-generate, as a list.")
+        str | None, typer.Option("--strategies", help=f"A list of these. {explain.strategies()}.")
     ] = None,
     n_prompt: Annotated[str | None, typer.Option("-p", "--n-prompt", help="Prompt lengths, as in 32,128,512.")] = None,
     n_gen: Annotated[str | None, typer.Option("-n", "--n-gen", help="Tokens to generate.")] = None,
@@ -91,8 +111,7 @@ def run(
 ) -> None:
     """Measure a grid of cases, write a run folder, print the summary table.
 
-    Comma-separated values make a grid; what is not given comes from the preset. Correctness comes first: a strategy
-    whose tokens differ from naive re-feed is not timed.
+    Comma-separated values make a grid; what is not given comes from the preset.
 
     Examples: kvbench run -m random:gpt2 -p 64,256 -n 16 · kvbench run --strategies naive,dynamic -b 1,4 ·
     kvbench run --resume RUN
@@ -178,14 +197,14 @@ def compare(
 @app.command()
 def generate(
     prompt: Annotated[str, typer.Option("--prompt", help="The text to continue.")],
-    model: Annotated[str, typer.Option("-m", "--model", help="As in `kvbench run`.")] = "smollm2-135m",
-    strategy: Annotated[str, typer.Option("--strategy", help="Any strategy of `kvbench run`.")] = "dynamic",
+    model: Annotated[str, typer.Option("-m", "--model", help=explain.models())] = "smollm2-135m",
+    strategy: Annotated[str, typer.Option("--strategy", help=f"One of these. {explain.strategies()}.")] = "dynamic",
     n_gen: Annotated[int, typer.Option("-n", "--n-gen", help="Most tokens to generate.")] = 128,
     stop_token_id: Annotated[
         int | None, typer.Option("--stop-token-id", help="Stop after this token [default: end of sequence only].")
     ] = None,
-    dtype: Annotated[str, typer.Option("--dtype")] = "float32",
-    threads: Threads = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
+    threads: Annotated[int | None, typer.Option("-t", "--threads", help="CPU threads [default: all cores].")] = None,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     seed: Annotated[int, typer.Option("--seed", help="Of random weights.")] = 0,
 ) -> None:
@@ -208,7 +227,7 @@ def generate(
         n_gen=n_gen,
         stop_token_id=stop_token_id,
         dtype=dtype,
-        n_threads=options.thread_counts(threads)[0],
+        n_threads=options.thread_counts(None if threads is None else str(threads))[0],
         device=options.device(device),
         seed=seed,
     )
@@ -255,7 +274,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except DataError as error:
         code = _complain(str(error), EXIT_DATA)
     except typer.TyperException as error:
-        code = _complain(error.format_message() if hasattr(error, "format_message") else str(error), EXIT_USAGE)
+        code = _complain(_pointing_to_help(error), EXIT_USAGE)
     except Stopped as stop:
         _end_children()
         code = _complain(_with_notes(str(stop), stop), stop.code)
@@ -309,6 +328,14 @@ def _tell(text: str) -> None:
 def _complain(message: str, code: int) -> int:
     print(f"kvbench: {' '.join(message.split())}", file=sys.stderr)
     return code
+
+
+def _pointing_to_help(error: typer.TyperException) -> str:
+    """The message of a command line that cannot be parsed, and where the valid ones are told."""
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    context = getattr(error, "ctx", None)
+    command = f"{context.info_name} " if context is not None and context.parent is not None else ""
+    return f"{message.rstrip('.')}; see kvbench {command}--help"
 
 
 def _with_notes(message: str, error: BaseException) -> str:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -118,6 +119,26 @@ def test_help_teaches_and_is_quick_to_say() -> None:
     for command in ("run", "report", "compare", "generate", "env"):
         assert command in done.stdout
     assert "--n-prompt" in kvbench("run", "--help", blocked=True).stdout
+
+
+def test_version_is_said_without_torch() -> None:
+    assert kvbench("--version", blocked=True).stdout == f"kvbench {version('kvbench')}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["rum"], "see kvbench --help"),
+        (["--verbose"], "see kvbench --help"),
+        (["run", "--stratgies", "naive"], "see kvbench run --help"),
+        (["report"], "see kvbench report --help"),
+        (["generate", "--prompt", "x", "-t", "1,2"], "see kvbench generate --help"),
+    ],
+)
+def test_what_cannot_be_parsed_points_to_the_help(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refused(capsys, *arguments).strip().endswith(says)
 
 
 def test_env_shows_the_machine() -> None:
