@@ -43,7 +43,9 @@ Model = Annotated[
     ),
 ]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16; a list makes a grid.")]
-Threads = Annotated[str | None, typer.Option("-t", "--threads", help="CPU threads [default: all cores]; a list makes a grid.")]
+Threads = Annotated[
+    str | None, typer.Option("-t", "--threads", help="CPU threads [default: all cores]; a list makes a grid.")
+]
 Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda [default: cpu].")]
 Attention = Annotated[
     str | None, typer.Option("--attn-implementation", help="eager, sdpa, ... [default: sdpa where the model has it].")

@@ -16,6 +16,12 @@ def slope_lines(slopes: pd.DataFrame) -> str:
     for title, rows in by_setting(slopes):
         lines += [f"Latency of a decode step against the position of its token ({title}):", ""]
         for row in rows.to_dict("records"):
+            if missing(row["slope_ms_per_1000_tokens"]):
+                lines.append(
+                    f"- {row['strategy']}: too few positions for a slope "
+                    f"({row['first_position']} to {row['last_position']})"
+                )
+                continue
             slope = with_interval(row["slope_ms_per_1000_tokens"], row["slope_low"], row["slope_high"])
             lines.append(
                 f"- {row['strategy']}: {slope} ms per 1,000 tokens over positions "

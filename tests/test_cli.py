@@ -15,6 +15,7 @@ import pandas as pd
 import psutil
 import pytest
 
+from bench import explain
 from bench.cli import main
 
 TINY = ["-m", "random:tiny", "-t", "1", "-p", "8,16", "-n", "4", "-r", "6"]
@@ -118,7 +119,9 @@ def test_help_teaches_and_is_quick_to_say() -> None:
     done = kvbench("--help", blocked=True)
     for command in ("run", "report", "compare", "generate", "env"):
         assert command in done.stdout
-    assert "--n-prompt" in kvbench("run", "--help", blocked=True).stdout
+    told = " ".join(kvbench("run", "--help", blocked=True).stdout.split())
+    assert "--n-prompt" in told
+    assert " ".join(explain.below_the_flags().replace("\b", "").split()) in told
 
 
 def test_version_is_said_without_torch() -> None:

@@ -190,6 +190,11 @@ def test_slopes_are_said_to_be_told_from_zero_or_not():
     )
 
 
+def test_a_slope_of_too_few_positions_is_not_told():
+    text = notes.slope_lines(slopes.slopes(rounds.usable_steps(run_of([make_case(n_gen=4)]))))
+    assert text.endswith("\n- dynamic: too few positions for a slope (129 to 131)\n")
+
+
 def test_cautions_of_many_cases_share_a_line():
     alone = Caution(case=None, text="one process", advice="measure more")
     repeated = [Caution(case=name, text="few rounds", advice="repeat") for name in ("x", "y", "z")]
