@@ -304,9 +304,9 @@ def _print_summary(finished: Run, form: Format) -> None:
         from rich.console import Console
 
         Console().print(tables.terminal(summary))
-        print(finished.path)
+        print(f"{notes.reading_line(summary)}{finished.path}")
     else:
-        _emit(f"{tables.markdown(summary)}\n{finished.path}\n")
+        _emit("\n".join([tables.markdown(summary), notes.reading_line(summary), f"{finished.path}\n"]))
     if form == "md":  # what weakens the figures must be seen beside them
         print(notes.caution_lines(cautions(finished)), end="", file=sys.stderr)
     failed = summary["status"].isin(["failed", "oom", "timeout"]).any()

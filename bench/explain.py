@@ -78,7 +78,7 @@ def presets() -> str:
 
 def below_the_flags() -> str:
     """What the help of `run` ends with: the rule of correctness, the names of cases, the presets."""
-    return "\n\n".join([CORRECTNESS, LABEL, presets()])
+    return f"{CORRECTNESS}\n\n{LABEL}\n\n{presets()}"
 
 
 def _words(value: Any) -> str:

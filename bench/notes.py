@@ -31,6 +31,17 @@ def slope_lines(slopes: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def reading_line(summary: pd.DataFrame) -> str:
+    """How the figures of a summary table are to be read, in one line; nothing where nothing needs saying."""
+    timed = summary[summary["latency_ms"].notna()]
+    told = []
+    if timed.loc[timed["strategy"] != "naive", "speedup_vs_naive"].notna().any():
+        told.append("A speed-up pairs the turns of the same round, so it need not equal the ratio of the two medians.")
+    if timed["latency_ms_low"].isna().any():
+        told.append("A figure without brackets has fewer than six rounds, too few for an interval.")
+    return f"{' '.join(told)}\n" if told else ""
+
+
 def prediction_lines(summary: pd.DataFrame) -> str:
     """A line per phase: how far `predicted_ms` is from the measured latency; nothing where nothing was predicted."""
     lines: list[str] = []
