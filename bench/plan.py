@@ -78,7 +78,7 @@ def _fits(case: Case, model: models.ModelDescription) -> None:
     if model.max_positions is not None and case.capacity > model.max_positions:
         raise UsageError(
             f"n_depth {case.n_depth} + n_prompt {case.n_prompt} + n_gen {case.n_gen} = {case.capacity} tokens are more "
-            f"than the {model.max_positions} positions of {case.model}"
+            f"than the {model.max_positions} positions of {case.model}; make --n-prompt, --n-depth or --n-gen smaller"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -162,6 +163,15 @@ def test_dry_run_measures_nothing(tmp_path: Path) -> None:
     done = kvbench("run", *TINY, "--out", str(tmp_path), "--dry-run")
     assert "8 cases" in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_the_readmes_grid_of_a_random_model_fits_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+    (example,) = [line for line in readme.splitlines() if line.startswith("kvbench run -m random:")]
+    with pytest.raises(SystemExit) as ended:
+        main([*shlex.split(example, comments=True)[1:], "--out", str(tmp_path), "--dry-run"])
+    assert ended.value.code == 0
+    assert "cases, 6 rounds each" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
