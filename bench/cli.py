@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from bench.case import UsageError
+from bench import explain
+from bench.case import PRESETS, UsageError
 from bench.store import DataError, FailedRun
 
 if TYPE_CHECKING:
@@ -42,11 +44,13 @@ Model = Annotated[
     typer.Option(
         "-m",
         "--model",
-        help="smollm2-135m, random:NAME, a checkpoint folder, py:module:factory, or a hub id; a list makes a grid.",
+        help=f"{explain.models()} A list makes a grid.",
     ),
 ]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16; a list makes a grid.")]
-Threads = Annotated[str | None, typer.Option("-t", "--threads", help="CPU threads [default: all cores]; a list.")]
+Threads = Annotated[
+    str | None, typer.Option("-t", "--threads", help="CPU threads [default: all cores]; a list makes a grid.")
+]
 Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda [default: cpu].")]
 Attention = Annotated[
     str | None, typer.Option("--attn-implementation", help="eager, sdpa, ... [default: sdpa where the model has it].")
@@ -56,12 +60,31 @@ RESULTS = Path("results/runs")
 BASELINES = Path("results/baselines")
 
 
-@app.command()
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"kvbench {version('kvbench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def kvbench(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """The flags before a command."""
+
+
+@app.command(epilog=explain.below_the_flags())
 def run(
-    preset: Annotated[str, typer.Option("--preset", help="A prepared grid: smoke, default or full.")] = "default",
+    preset: Annotated[
+        str, typer.Option("--preset", help=f"A prepared grid: {', '.join(PRESETS)} (see below).")
+    ] = "default",
     model: Model = None,
     strategies: Annotated[
-        str | None, typer.Option("--strategies", help="naive, dynamic, static, hf-generate, as a list.")
+        str | None, typer.Option("--strategies", help=f"A list of these. {explain.strategies()}.")
     ] = None,
     n_prompt: Annotated[str | None, typer.Option("-p", "--n-prompt", help="Prompt lengths, as in 32,128,512.")] = None,
     n_gen: Annotated[str | None, typer.Option("-n", "--n-gen", help="Tokens to generate.")] = None,
@@ -97,8 +120,7 @@ def run(
 ) -> None:
     """Measure a grid of cases, write a run folder, print the summary table.
 
-    Comma-separated values make a grid; what is not given comes from the preset. Correctness comes first: a strategy
-    whose tokens differ from naive re-feed is not timed.
+    Comma-separated values make a grid; what is not given comes from the preset.
 
     Examples: kvbench run -m random:gpt2 -p 64,256 -n 16 · kvbench run --strategies naive,dynamic -b 1,4 ·
     kvbench run --resume RUN
@@ -330,8 +352,8 @@ def ab(
 @app.command()
 def generate(
     prompt: Annotated[str, typer.Option("--prompt", help="The text to continue.")],
-    model: Annotated[str, typer.Option("-m", "--model", help="As in `kvbench run`.")] = "smollm2-135m",
-    strategy: Annotated[str, typer.Option("--strategy", help="Any strategy of `kvbench run`.")] = "dynamic",
+    model: Annotated[str, typer.Option("-m", "--model", help=explain.models())] = "smollm2-135m",
+    strategy: Annotated[str, typer.Option("--strategy", help=f"One of these. {explain.strategies()}.")] = "dynamic",
     n_gen: Annotated[
         int | None,
         typer.Option("-n", "--n-gen", help="Most tokens to generate [default: 128, or the model's positions]."),
@@ -339,8 +361,8 @@ def generate(
     stop_token_id: Annotated[
         int | None, typer.Option("--stop-token-id", help="Stop after this token [default: end of sequence only].")
     ] = None,
-    dtype: Annotated[str, typer.Option("--dtype")] = "float32",
-    threads: Threads = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
+    threads: Annotated[int | None, typer.Option("-t", "--threads", help="CPU threads [default: all cores].")] = None,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     seed: Annotated[int, typer.Option("--seed", help="Of random weights.")] = 0,
 ) -> None:
@@ -363,7 +385,7 @@ def generate(
         n_gen=n_gen,
         stop_token_id=stop_token_id,
         dtype=dtype,
-        n_threads=options.thread_counts(threads)[0],
+        n_threads=options.thread_counts(None if threads is None else str(threads))[0],
         device=options.device(device),
         seed=seed,
     )
@@ -509,13 +531,18 @@ def env(
     _emit(tables.render_environment(environment, form, found))
 
 
-class Terminated(BaseException):
-    """SIGTERM came: end as an interrupt does, keeping what was measured."""
+class Stopped(BaseException):
+    """SIGINT or SIGTERM came: end, keeping what was measured. Its notes say what that is."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__("interrupted" if number == signal.SIGINT else "terminated")
+        self.code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_TERMINATED
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command; every error that a user can cause is one line on stderr and an exit code of the contract."""
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stopped)
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         code = app(arguments or ["--help"], standalone_mode=False)
@@ -526,18 +553,18 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except FailedRun as error:
         code = _complain(str(error), EXIT_FAILED_CASE)
     except typer.TyperException as error:
-        code = _complain(error.format_message() if hasattr(error, "format_message") else str(error), EXIT_USAGE)
-    except (KeyboardInterrupt, typer.Abort):
-        code = _complain("interrupted", EXIT_INTERRUPTED)
-    except Terminated:
-        code = _complain("terminated", EXIT_TERMINATED)
+        code = _complain(_pointing_to_help(error), EXIT_USAGE)
+    except Stopped as stop:
+        _end_children()
+        code = _complain(_with_notes(str(stop), stop), stop.code)
     except OSError as error:  # a full disk, a folder that went away: what was stored before is safe
-        code = _complain(f"{error.filename or 'writing'}: {error.strerror or error}", EXIT_FAILED_CASE)
+        told = f"{error.filename or 'writing'}: {error.strerror or error}"
+        code = _complain(_with_notes(told, error), EXIT_FAILED_CASE)
     except Exception as error:  # not foreseen; it must not end with 1, which says regression
         if "KVBENCH_TRACEBACK" in os.environ:
             raise
-        hint = "(set KVBENCH_TRACEBACK=1 to see where)"
-        code = _complain(f"{type(error).__name__}: {error} {hint}", EXIT_FAILED_CASE)
+        told = f"{type(error).__name__}: {error} (set KVBENCH_TRACEBACK=1 to see where)"
+        code = _complain(_with_notes(told, error), EXIT_FAILED_CASE)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -554,9 +581,9 @@ def _print_summary(finished: Run, form: Format) -> None:
         from rich.console import Console
 
         Console().print(tables.terminal(summary))
-        print(finished.path)
+        print(f"{notes.reading_line(summary)}{finished.path}")
     else:
-        _emit(f"{tables.markdown(summary)}\n{finished.path}\n")
+        _emit("\n".join([tables.markdown(summary), notes.reading_line(summary), f"{finished.path}\n"]))
     if form == "md":  # what weakens the figures must be seen beside them
         print(notes.caution_lines(cautions(finished)), end="", file=sys.stderr)
     failed = summary["status"].isin(["failed", "oom", "timeout"]).any()
@@ -603,8 +630,32 @@ def _complain(message: str, code: int) -> int:
     return code
 
 
-def _terminated(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise Terminated
+def _pointing_to_help(error: typer.TyperException) -> str:
+    """The message of a command line that cannot be parsed, and where the valid ones are told."""
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    context = getattr(error, "ctx", None)
+    command = f"{context.info_name} " if context is not None and context.parent is not None else ""
+    return f"{message.rstrip('.')}; see kvbench {command}--help"
+
+
+def _with_notes(message: str, error: BaseException) -> str:
+    """The message and what was noted on the error on its way, as what is kept of a run."""
+    return "; ".join([message, *getattr(error, "__notes__", [])])
+
+
+def _end_children() -> None:
+    """End a worker whose start the signal cut off, so that nothing in this process knew of it."""
+    import psutil
+
+    children = psutil.Process().children()
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    psutil.wait_procs(children, timeout=5)
+
+
+def _stopped(number: int, _frame: FrameType | None) -> NoReturn:
+    raise Stopped(number)
 
 
 if __name__ == "__main__":

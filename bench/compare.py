@@ -48,6 +48,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """Environment and weights that differ, as `field: a -> b`."""
     same_machine: bool
     """Whether what decides times (`Environment.fingerprint`) is equal."""
+    fields_apart: list[str] = []
+    """Fields of a case of which the runs have no value in common, as `model: A has x, B has y`."""
 
     @property
     def exit_code(self) -> int:
@@ -60,7 +62,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         told = [self._told("faster", best="min"), self._told("slower", best="max")]
         counts = self.rows["verdict"].value_counts()
         told += [f"{name} in {counts[name]}" for name in ("no difference shown", "too few rounds") if name in counts]
-        parts = [part for part in told if part] or ["nothing could be compared"]
+        apart = f" ({'; '.join(self.fields_apart)})" if self.fields_apart else ""
+        parts = [part for part in told if part] or [f"nothing could be compared{apart}"]
         lacking = len(self._one_sided)
         parts += [f"{lacking} case{'s' if lacking > 1 else ''} not comparable"] if lacking else []
         machine = "" if self.same_machine else ", on another machine or software"
@@ -113,6 +116,7 @@ def compare(a: Run, b: Run) -> Comparison:
         in_neither=in_neither,
         differences=_differences(a, b),
         same_machine=environment_a.fingerprint == environment_b.fingerprint,
+        fields_apart=_fields_apart(cases_a, cases_b),
     )
 
 
@@ -173,6 +177,18 @@ def nearest(case: Case, unpaired: list[Case]) -> str:
         if len(differing) == 1 and differing[0] != "strategy":
             return f", which has it with {differing[0]} = {found[differing[0]]}"
     return ""
+
+
+def _fields_apart(cases_a: dict[str, Case], cases_b: dict[str, Case]) -> list[str]:
+    """The fields that keep every case of the one run from being a case of the other."""
+    lines: list[str] = []
+    for name in Case.__struct_fields__ if cases_a and cases_b else ():
+        values_a, values_b = (
+            dict.fromkeys(str(getattr(case, name)) for case in cases.values()) for cases in (cases_a, cases_b)
+        )
+        if values_a.keys().isdisjoint(values_b):
+            lines.append(f"{name}: A has {', '.join(values_a)}, B has {', '.join(values_b)}")
+    return lines
 
 
 def _rows(case: Case, a: pd.DataFrame, b: pd.DataFrame) -> list[dict[str, Any]]:

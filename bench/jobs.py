@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,6 +67,20 @@ def within_positions(sweeps: Sequence[Sweep]) -> tuple[Sweep, ...]:
     return tuple(fitting)
 
 
+@contextmanager
+def noting(what_is_kept: str) -> Iterator[None]:
+    """Note on whatever ends the run early, an interruption too, what is kept of it."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(what_is_kept)
+        raise
+
+
+NOTHING_KEPT = "nothing was measured yet, so nothing is kept"
+
+
+@noting(NOTHING_KEPT)
 def plan(sweeps: Sequence[Sweep], options: Options, out: Path, name: str | None) -> Job:
     """A new job for a grid. Nothing is written yet.
 
@@ -136,18 +151,20 @@ def measure(job: Job) -> Run:
         folder, digest = Path(job.previous.path), job.manifest.digest
     else:
         folder = make_folder(job.out, job.manifest.run_id)
-        try:
-            job = _with_ceilings(job)
-        except BaseException:  # nothing was measured yet
-            folder.rmdir()
-            raise
+        with noting(NOTHING_KEPT):
+            try:
+                job = _with_ceilings(job)
+            except BaseException:
+                folder.rmdir()
+                raise
         digest = write_manifest(folder, job.manifest).digest
-    try:
-        with locked(folder), RunWriter(folder, digest) as writer, ProgressBar() as progress:
-            measure_cases(job.manifest.plan, job.options, writer, progress, job.previous)
-    except BaseException:
-        print(f"What was measured is kept. Go on with: kvbench run --resume {folder}", file=sys.stderr)
-        raise
+    with (
+        noting(f"what was measured is kept, go on with: kvbench run --resume {folder}"),
+        locked(folder),
+        RunWriter(folder, digest) as writer,
+        ProgressBar() as progress,
+    ):
+        measure_cases(job.manifest.plan, job.options, writer, progress, job.previous)
     return read_run(folder)
 
 

@@ -16,6 +16,12 @@ def slope_lines(slopes: pd.DataFrame) -> str:
     for title, rows in by_setting(slopes):
         lines += [f"Latency of a decode step against the position of its token ({title}):", ""]
         for row in rows.to_dict("records"):
+            if missing(row["slope_ms_per_1000_tokens"]):
+                lines.append(
+                    f"- {row['strategy']}: too few positions for a slope "
+                    f"({row['first_position']} to {row['last_position']})"
+                )
+                continue
             slope = with_interval(row["slope_ms_per_1000_tokens"], row["slope_low"], row["slope_high"])
             lines.append(
                 f"- {row['strategy']}: {slope} ms per 1,000 tokens over positions "
@@ -23,6 +29,17 @@ def slope_lines(slopes: pd.DataFrame) -> str:
             )
         lines.append("")
     return "\n".join(lines)
+
+
+def reading_line(summary: pd.DataFrame) -> str:
+    """How the figures of a summary table are to be read, in one line; nothing where nothing needs saying."""
+    timed = summary[summary["latency_ms"].notna()]
+    told = []
+    if timed.loc[timed["strategy"] != "naive", "speedup_vs_naive"].notna().any():
+        told.append("A speed-up pairs the turns of the same round, so it need not equal the ratio of the two medians.")
+    if timed["latency_ms_low"].isna().any():
+        told.append("A figure without brackets has fewer than six rounds, too few for an interval.")
+    return f"{' '.join(told)}\n" if told else ""
 
 
 def prediction_lines(summary: pd.DataFrame) -> str:

@@ -79,7 +79,7 @@ def refuse_too_long(case: Case, max_positions: int | None) -> None:
     if max_positions is not None and case.capacity > max_positions:
         raise UsageError(
             f"n_depth {case.n_depth} + n_prompt {case.n_prompt} + n_gen {case.n_gen} = {case.capacity} tokens are more "
-            f"than the {max_positions} positions of {case.model}"
+            f"than the {max_positions} positions of {case.model}; make --n-prompt, --n-depth or --n-gen smaller"
         )
 
 

@@ -140,7 +140,7 @@ def _step_curve(axes: Axes, points: pd.DataFrame, slope: pd.DataFrame, style: St
     axes.plot(points["position"], points["latency_ms"], ".", color=style.color, markersize=3)
     axes.plot(medians["position"], medians["latency_ms"], **marks)
     label = str(points["strategy"].iloc[0])
-    if slope.empty:
+    if slope["slope_ms_per_1000_tokens"].isna().all():
         axes.plot([], [], label=label, **marks)
         return
     fit = slope.iloc[0]

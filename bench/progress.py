@@ -17,9 +17,12 @@ from bench.case import Case
 class ProgressBar:
     """Says how much is done and how long the rest will take.
 
-    The rest is estimated from the plan's rough seconds, scaled by how long the work done so far really took; so the
-    first estimate comes when something has been measured, and it gets better as the run goes on.
+    The rest is estimated from the plan's rough seconds, scaled by how long the work of late really took: late, since a
+    machine's load changes, and since the turns to come are more like the last ones than like the first, shortest ones.
     """
+
+    MEMORY = 0.97
+    """What a turn counts for when the next one is done: the last thirty or so decide."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -38,18 +41,18 @@ class ProgressBar:
         self._started = time.monotonic()
 
     def expect(self, seconds: float) -> None:
-        """So much work lies ahead, in rough seconds."""
+        """So much more work lies ahead than was said so far, or less, in rough seconds."""
         self._expected += seconds
         self._bar.update(self._task, total=self._expected, refresh=True)
 
     def done(self, seconds: float, took_s: float | None, case: Case) -> None:
         """So much of it is done, and took `took_s` in truth (None: not to be judged by)."""
-        self._done = min(self._expected, self._done + seconds)
+        self._done += seconds
         if took_s is not None:
-            self._judged += seconds
-            self._took += took_s
+            self._judged = self.MEMORY * self._judged + seconds
+            self._took = self.MEMORY * self._took + took_s
         pace = self._took / self._judged if self._judged else 1.0
-        text = f"about {_minutes(pace * (self._expected - self._done))} left"
+        text = f"about {_minutes(pace * max(0.0, self._expected - self._done))} left"
         if self._console.is_terminal:
             name = f"{case.label} {case.strategy}"
             self._bar.update(self._task, completed=self._done, description=name, left=text, refresh=True)
@@ -68,10 +71,11 @@ class ProgressBar:
             print("starting the workers and loading the model", file=sys.stderr, flush=True)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._console.is_terminal:
             self._bar.stop()
-        print(f"measured in {_minutes(time.monotonic() - self._started)}", file=sys.stderr, flush=True)
+        if kind is None:
+            print(f"measured in {_minutes(time.monotonic() - self._started)}", file=sys.stderr, flush=True)
 
 
 def _minutes(seconds: float) -> str:

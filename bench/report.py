@@ -52,6 +52,7 @@ def document(run: Run, summary: pd.DataFrame, fitted: pd.DataFrame) -> str:
     """The run as Markdown: the table, the fitted slopes, and what a reader should know before believing it."""
     parts = [
         tables.render(summary, "md"),
+        notes.reading_line(summary),
         notes.slope_lines(fitted),
         notes.prediction_lines(summary),
         notes.caution_lines(cautions(run)),

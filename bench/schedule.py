@@ -48,7 +48,7 @@ class Progress(Protocol):
     """What the schedule tells while it works."""
 
     def expect(self, seconds: float) -> None:
-        """So much work lies ahead, in rough seconds (see `estimate.turn_seconds`)."""
+        """So much more work lies ahead, or less, than was said before; in rough seconds (`estimate.turn_seconds`)."""
 
     def done(self, seconds: float, took_s: float | None, case: Case) -> None:
         """So much of it is done, for `case`, and took so long (None: not to be judged by)."""
@@ -100,12 +100,10 @@ def measure(
 def pending_seconds(plans: Sequence[CasePlan], options: Options, previous: Run | None = None) -> float:
     """Rough seconds of all turns still to do: each case's rounds, its check, and one warm-up."""
     past = Past(previous)
-    roofs = ROUND_S if options.ceilings else 0.0
     return sum(
-        sum(map(turn_seconds, cell)) * (missing + 2) + roofs * missing
+        _cell_seconds(cell, options, past.missing_rounds(cell, process, options.repetitions), other_turns=2)
         for _, process, cells in _pending(plans, options, past)
         for cell in cells
-        for missing in [past.missing_rounds(cell, process, options.repetitions)]
     )
 
 
@@ -175,6 +173,8 @@ class ProcessSet:
         self.arms: dict[ArmKey, Arm] = {}
         self.loaded: set[ArmKey] = set()
         self.order = past.turns
+        self._left_s = 0.0
+        """What progress still expects of the cell being measured."""
 
     def __enter__(self) -> ProcessSet:
         self._stack = ExitStack()
@@ -193,6 +193,12 @@ class ProcessSet:
 
     def measure_cell(self, cell: Sequence[CasePlan]) -> None:
         """Check, warm up and time every case of a cell."""
+        missing = self.past.missing_rounds(cell, self.process, self.options.repetitions)
+        self._left_s = _cell_seconds(cell, self.options, missing, other_turns=2)
+        self._measure_cell(cell, missing)
+        self._expect_left(0.0)  # of cases that failed, nothing more comes
+
+    def _measure_cell(self, cell: Sequence[CasePlan], missing: int) -> None:
         entries = [_Entry(item) for item in cell if not self.past.failed(item.case, self.process)]
         reference = self._reference(entries)
         if reference is None:
@@ -201,11 +207,13 @@ class ProcessSet:
             self._check(entry, reference)
         for entry in entries:
             self._warm_up(entry)
-        if not any(entry.live for entry in entries):
+        live = [entry.plan for entry in entries if entry.live]
+        if not live:
             return
+        self._expect_left(_cell_seconds(live, self.options, missing))  # the warm-ups took fewer turns, or more
         self._ceiling_turns(cell[0].case, 0, warmup=True)
         first = self.past.next_round(cell, self.process)
-        for number in range(first, first + self.past.missing_rounds(cell, self.process, self.options.repetitions)):
+        for number in range(first, first + missing):
             if number % 2 == 0:
                 self._ceiling_turns(cell[0].case, number, warmup=False)
             for entry in entries if number % 2 == 0 else reversed(entries):
@@ -302,7 +310,7 @@ class ProcessSet:
             self.writer.append(taken)
             self.order += 1
         if not warmup:
-            self.progress.done(ROUND_S, None, case)
+            self._done(ROUND_S, None, case)
 
     def _try(self, entry: _Entry, request: Request) -> object:
         """Ask the entry's arm within the time its case has left; a failure is stored and ends the case."""
@@ -319,8 +327,17 @@ class ProcessSet:
         took = time.monotonic() - started
         entry.spent_s += took
         is_turn = isinstance(request, TakeTurn)  # a check is slower than a turn: it would mislead the estimate
-        self.progress.done(turn_seconds(entry.plan), took if is_turn else None, entry.case)
+        self._done(turn_seconds(entry.plan), took if is_turn else None, entry.case)
         return reply
+
+    def _done(self, seconds: float, took_s: float | None, case: Case) -> None:
+        self._left_s -= seconds
+        self.progress.done(seconds, took_s, case)
+
+    def _expect_left(self, seconds: float) -> None:
+        """Tell progress that the cell takes so much more, whatever was expected of it before."""
+        self.progress.expect(seconds - self._left_s)
+        self._left_s = seconds
 
     def _fail(self, entry: _Entry, failure: ArmFailed, prefix: str = "") -> None:
         entry.live = False
@@ -356,6 +373,12 @@ class ProcessSet:
 
 def _key(case: Case) -> ArmKey:
     return case.strategy, case.naive_logits
+
+
+def _cell_seconds(cell: Sequence[CasePlan], options: Options, n_rounds: int, other_turns: int = 0) -> float:
+    """Rough seconds of so many rounds of a cell, and of so many turns besides (its check, its warm-up)."""
+    roofs = ROUND_S if options.ceilings else 0.0
+    return sum(map(turn_seconds, cell)) * (n_rounds + other_turns) + roofs * n_rounds
 
 
 def _still_falling(trials: Sequence[int]) -> bool:

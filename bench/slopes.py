@@ -21,19 +21,19 @@ CURVE_COLUMNS: list[str] = [
 ]
 """What the points of one curve have in common; they come from every context length of the run."""
 
-SLOPE_COLUMNS: list[str] = [
-    *CURVE_COLUMNS,
-    "slope_ms_per_1000_tokens",
-    "slope_low",
-    "slope_high",
-    "intercept_ms",
-    "samples",
-    "first_position",
-    "last_position",
-]
+_SLOPE: list[str] = ["slope_ms_per_1000_tokens", "slope_low", "slope_high"]
+
+SLOPE_COLUMNS: list[str] = [*CURVE_COLUMNS, *_SLOPE, "intercept_ms", "samples", "first_position", "last_position"]
 
 MAX_POINTS = 600
 """Points of one fit, which looks at every pair of them."""
+
+
+MIN_POSITIONS = 4
+MIN_SPAN = 16
+MIN_SPAN_SHARE = 0.1
+"""A curve with fewer positions, or whose positions lie closer together (in tokens, and as a share of the last one), has
+no slope: the noise of its steps, stretched to 1,000 tokens, would be told as a figure."""
 
 
 def slopes(steps: pd.DataFrame) -> pd.DataFrame:
@@ -46,28 +46,31 @@ def slopes(steps: pd.DataFrame) -> pd.DataFrame:
     `scipy.stats.theilslopes` over pooled medians held the true slope in 26 % of the runs, this one in 97 %. Neither
     sees a machine that changes its speed between one context length and the next.
 
-    A curve with a single position has no row.
+    A curve whose positions are too few or too close has a row without a slope; one without decode steps has none.
     """
     rows: list[dict[str, Any]] = []
     for key, curve in steps.groupby(CURVE_COLUMNS, sort=False):
-        fits = _fits(curve)
-        if fits.empty:
+        enough = _positions_suffice(curve["position"])
+        fits = _fits(curve) if enough else _NO_FITS
+        if enough and fits.empty:  # every pass was torn
             continue
-        slope, low, high = estimators.median_interval(rounds.independent_values(fits, "slope"))
+        slope: tuple[float | None, ...] = (None, None, None)
+        if enough:
+            slope = estimators.median_interval(rounds.independent_values(fits, "slope"))
         rows.append(
             {
                 **dict(zip(CURVE_COLUMNS, key, strict=True)),
-                "slope_ms_per_1000_tokens": slope,
-                "slope_low": low,
-                "slope_high": high,
+                **dict(zip(_SLOPE, slope, strict=True)),
                 "intercept_ms": fits["intercept"].median(),
                 "samples": len(fits),
                 "first_position": curve["position"].min(),
                 "last_position": curve["position"].max(),
             }
         )
-    floats = ["slope_ms_per_1000_tokens", "slope_low", "slope_high", "intercept_ms"]
-    return pd.DataFrame(rows, columns=SLOPE_COLUMNS).astype(dict.fromkeys(floats, "float64"))
+    return pd.DataFrame(rows, columns=SLOPE_COLUMNS).astype(dict.fromkeys([*_SLOPE, "intercept_ms"], "float64"))
+
+
+_NO_FITS = pd.DataFrame(columns=["process", "slope", "intercept"])
 
 
 def _fits(curve: pd.DataFrame) -> pd.DataFrame:
@@ -81,9 +84,14 @@ def _fits(curve: pd.DataFrame) -> pd.DataFrame:
     n_cases = curve["case"].nunique()
     fits: list[dict[str, Any]] = []
     for (process, _), points in curve.groupby(["process", rank]):
-        if points["case"].nunique() < n_cases or points["position"].nunique() < 2:
+        if points["case"].nunique() < n_cases:
             continue
         thinned = points.sort_values("position").iloc[:: -(-len(points) // MAX_POINTS)]
         line = stats.theilslopes(thinned["latency_ms"], thinned["position"] / 1000)
         fits.append({"process": process, "slope": float(line.slope), "intercept": float(line.intercept)})
-    return pd.DataFrame(fits, columns=["process", "slope", "intercept"])
+    return pd.DataFrame(fits, columns=_NO_FITS.columns)
+
+
+def _positions_suffice(positions: pd.Series[int]) -> bool:
+    span = positions.max() - positions.min()
+    return bool(positions.nunique() >= MIN_POSITIONS and span >= max(MIN_SPAN, MIN_SPAN_SHARE * positions.max()))

@@ -89,11 +89,6 @@ def comparison_markdown(rows: pd.DataFrame) -> str:
     return _markdown(_comparison_tables(rows), COMPARISON_HEADERS)
 
 
-def comparison_terminal(rows: pd.DataFrame) -> Group:
-    """The rows of a comparison for a terminal of 100 columns."""
-    return _terminal(_comparison_tables(rows), COMPARISON_HEADERS)
-
-
 def render_environment(environment: Environment, form: EnvironmentFormat, ceilings: Sequence[Ceiling] = ()) -> str:
     """The fields of an environment and the ceilings measured on it, as tables or as one JSON object."""
     fields = msgspec.structs.asdict(environment)

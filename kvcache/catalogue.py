@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 
     from kvcache.strategy import Strategy
 
-STRATEGIES: dict[str, tuple[str, str]] = {
-    "naive": ("kvcache.naive", "Naive"),
-    "dynamic": ("kvcache.cached", "Dynamic"),
-    "static": ("kvcache.cached", "Static"),
-    "compiled": ("kvcache.compiled", "Compiled"),
-    "hf-generate": ("kvcache.reference", "HfGenerate"),
+STRATEGIES: dict[str, tuple[str, str, str]] = {
+    "naive": ("kvcache.naive", "Naive", "feeds the whole sequence at every step"),
+    "dynamic": ("kvcache.cached", "Dynamic", "a cache that grows by concatenation"),
+    "static": ("kvcache.cached", "Static", "a cache allocated once and written in place"),
+    "compiled": ("kvcache.compiled", "Compiled", "a static cache, a layer's step compiled to one kernel"),
+    "hf-generate": ("kvcache.reference", "HfGenerate", "transformers' own generate(), the yardstick"),
 }
-"""Name -> (module, class), in the order of tables and plots."""
+"""Name -> (module, class, what it is), in the order of tables and plots."""
 
 
 def strategy_class(name: str) -> type[Strategy]:
@@ -26,7 +26,7 @@ def strategy_class(name: str) -> type[Strategy]:
     Raises:
         KeyError: no such strategy.
     """
-    module, class_name = STRATEGIES[name]
+    module, class_name, _ = STRATEGIES[name]
     found: type[Strategy] = getattr(importlib.import_module(module), class_name)
     return found
 

@@ -54,7 +54,6 @@ class ModelDescription:
     """Rows of the embedding: token ids are below it."""
     max_positions: int | None
     """Longest sequence in tokens; None: no limit (ALiBi, recurrent models)."""
-    has_tokenizer: bool
     attn_implementation: str
     """The one asked for, or the one chosen."""
 
@@ -88,7 +87,6 @@ def describe(spec: str, *, attn_implementation: str | None = None) -> ModelDescr
         n_parameters=count_parameters(bare),
         vocab_size=bare.config.get_text_config(decoder=True).vocab_size,
         max_positions=_max_positions(bare.config.get_text_config(decoder=True)),
-        has_tokenizer=source.has_tokenizer,
         attn_implementation=chosen,
     )
 

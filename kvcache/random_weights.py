@@ -92,7 +92,6 @@ class RandomWeights:
 
     name: str
     seed: int
-    has_tokenizer: bool = False
 
     def config(self) -> PreTrainedConfig:
         """The configuration of this geometry."""

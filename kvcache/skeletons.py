@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from typing import TYPE_CHECKING
@@ -109,8 +110,9 @@ def refusing(what: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """Type and message of `error` without line breaks, cut to a readable length."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    """Type and message of `error` in a line: lines that it repeats once, and cut between words to a readable length."""
+    lines = dict.fromkeys(line.strip() for line in f"{type(error).__name__}: {error}".splitlines())
+    return textwrap.shorten(" ".join(lines), 240, placeholder=" ...")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from contextlib import redirect_stdout
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol
@@ -14,7 +17,7 @@ from kvcache import weightstore
 from kvcache.checkpoints import Checkpoint
 from kvcache.folders import sha256_of
 from kvcache.random_weights import cast_parameters, seeded
-from kvcache.skeletons import check_decoder_only, one_line, refusing
+from kvcache.skeletons import check_decoder_only, is_out_of_memory, one_line, refusing
 from kvcache.weightstore import AttentionError, ModelError
 
 if TYPE_CHECKING:
@@ -30,10 +33,6 @@ _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 
 class Source(Protocol):
     """Where a model comes from; one kind per form of spec. Its methods raise ModelError."""
-
-    @property
-    def has_tokenizer(self) -> bool:
-        """A tokenizer comes with the model."""
 
     def skeleton(self, attn_implementation: str) -> PreTrainedModel:
         """The model with its configuration and shapes; it need not have weights."""
@@ -107,7 +106,6 @@ class Factory:
     module: str
     factory: str
     seed: int
-    has_tokenizer: bool = False
 
     @classmethod
     def parse(cls, spec: str, seed: int) -> Factory:
@@ -157,7 +155,7 @@ class Factory:
         if here not in sys.path:
             sys.path.append(here)  # not first: a random.py of the user must not hide Python's
         # What the user's code prints is no part of a document on stdout.
-        with refusing(str(self)), redirect_stdout(sys.stderr):
+        with refusing(str(self)), self._naming_the_line(), redirect_stdout(sys.stderr):
             factory = getattr(importlib.import_module(self.module), self.factory)
             with seeded(self.seed):
                 model = factory()
@@ -169,5 +167,27 @@ class Factory:
         check_decoder_only(model.config)
         return model
 
+    @contextmanager
+    def _naming_the_line(self) -> Iterator[None]:
+        """Say of an error where the user's own code raised it: the innermost line that is no installed package's."""
+        try:
+            yield
+        except (ModelError, MemoryError):
+            raise
+        except (Exception, SystemExit) as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            own = [frame for frame in frames if _is_users(frame.filename)]
+            if is_out_of_memory(error) or not own:
+                raise
+            place = f"{own[-1].filename}, line {own[-1].lineno}"
+            raise ModelError(f"{self} raised {one_line(error)} ({place})") from error
+
     def __str__(self) -> str:
         return f"py:{self.module}:{self.factory}"
+
+
+def _is_users(filename: str) -> bool:
+    """Whether a file of a traceback is the user's: no frozen module, and not in Python's folders or this package's."""
+    path = Path(filename)
+    others = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
+    return path.is_file() and not any(path.is_relative_to(folder) for folder in (*others, Path(__file__).parent))

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
 
+from bench import explain
 from bench.cli import main
 
 TINY = ["-m", "random:tiny", "-t", "1", "-p", "8,16", "-n", "4", "-r", "6"]
@@ -120,7 +123,29 @@ def test_help_teaches_and_is_quick_to_say() -> None:
     done = kvbench("--help", blocked=True)
     for command in ("run", "report", "compare", "generate", "env"):
         assert command in done.stdout
-    assert "--n-prompt" in kvbench("run", "--help", blocked=True).stdout
+    told = " ".join(kvbench("run", "--help", blocked=True).stdout.split())
+    assert "--n-prompt" in told
+    assert " ".join(explain.below_the_flags().replace("\b", "").split()) in told
+
+
+def test_version_is_said_without_torch() -> None:
+    assert kvbench("--version", blocked=True).stdout == f"kvbench {version('kvbench')}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["rum"], "see kvbench --help"),
+        (["--verbose"], "see kvbench --help"),
+        (["run", "--stratgies", "naive"], "see kvbench run --help"),
+        (["report"], "see kvbench report --help"),
+        (["generate", "--prompt", "x", "-t", "1,2"], "see kvbench generate --help"),
+    ],
+)
+def test_what_cannot_be_parsed_points_to_the_help(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refused(capsys, *arguments).strip().endswith(says)
 
 
 def test_env_shows_the_machine() -> None:
@@ -141,6 +166,15 @@ def test_dry_run_measures_nothing(tmp_path: Path) -> None:
     done = kvbench("run", *TINY, "--out", str(tmp_path), "--dry-run")
     assert "8 cases" in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_the_readmes_grid_of_a_random_model_fits_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+    (example,) = [line for line in readme.splitlines() if line.startswith("kvbench run -m random:")]
+    with pytest.raises(SystemExit) as ended:
+        main([*shlex.split(example, comments=True)[1:], "--out", str(tmp_path), "--dry-run"])
+    assert ended.value.code == 0
+    assert "cases, 6 rounds each" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -321,6 +355,31 @@ def test_interrupt_keeps_what_was_measured(number: signal.Signals, code: int, tm
     assert f"--resume {path.parent}" in errors
     assert "Traceback" not in errors
     assert path.read_bytes().count(b"\n") >= 20
+    psutil.wait_procs(workers, timeout=10)
+    assert not any(worker.is_running() for worker in workers)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "stage", "says"),
+    [
+        (signal.SIGINT, 130, "measuring the machine's ceilings", "interrupted; nothing was measured yet"),
+        (signal.SIGTERM, 143, "starting the workers", "terminated; what was measured is kept"),
+    ],
+)
+def test_interrupt_before_the_first_turn_says_what_is_kept(
+    number: signal.Signals, code: int, stage: str, says: str, tmp_path: Path
+) -> None:
+    process = started(tmp_path)
+    assert process.stderr is not None
+    assert any(line.startswith(stage) for line in process.stderr)  # reads up to that line
+    workers = psutil.Process(process.pid).children()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    (told,) = [line for line in errors.splitlines() if line.startswith("kvbench:")]
+    assert says in told
+    assert [str(folder) in told for folder in tmp_path.iterdir()] == ([] if "nothing" in says else [True])
+    assert "Traceback" not in errors
     psutil.wait_procs(workers, timeout=10)
     assert not any(worker.is_running() for worker in workers)
 

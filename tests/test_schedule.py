@@ -109,13 +109,16 @@ class Memory:
     def __init__(self) -> None:
         self.records: list[Record] = []
         self.said: list[str] = []
+        self.expected_s = self.done_s = 0.0
 
     def append(self, record: Record) -> None:
         self.records.append(record)
 
-    def expect(self, seconds: float) -> None: ...
+    def expect(self, seconds: float) -> None:
+        self.expected_s += seconds
 
-    def done(self, seconds: float, took_s: float | None, case: Case) -> None: ...
+    def done(self, seconds: float, took_s: float | None, case: Case) -> None:
+        self.done_s += seconds
 
     def say(self, text: str) -> None:
         self.said.append(text)
@@ -165,6 +168,17 @@ def test_warm_up_ends_when_two_turns_agree() -> None:
     warm = [sample.prefill_ns for sample in memory.of(Sample) if sample.warmup]
     # 1010 and 1000 agree within five percent, yet the times still fell: one more, up to the most.
     assert warm == [9000, 5000, 1010, 1000]
+
+
+@pytest.mark.parametrize("status", [None, "failed", "timeout"])
+def test_what_is_expected_in_the_end_is_what_was_done(status: Any) -> None:
+    """Cases with more warm-ups or none, or that fail on the way, leave no work that never comes."""
+    FakeArm.times_ns = {"naive": [9000, 5000, 1010, 1000]}
+    if status is not None:
+        FakeArm.failures = {("dynamic", "TakeTurn", 3): ArmFailed(status, "gone", alive=False)}
+    memory = measured(grid(["naive", "dynamic"], [8, 16]), repetitions=4, ceilings=True)
+    assert memory.expected_s == pytest.approx(memory.done_s)
+    assert memory.done_s > 0
 
 
 def test_warm_up_never_exceeds_its_most() -> None:

@@ -63,8 +63,14 @@ def test_a_pass_that_lacks_a_context_length_is_no_line():
     assert fitted(torn).loc["dynamic", "samples"] == 5
 
 
-def test_one_position_has_no_slope_and_no_steps_have_none_either():
-    assert slopes.slopes(rounds.usable_steps(make_run([make_case(n_gen=2)]))).empty
+@pytest.mark.parametrize(("n_prompts", "n_gen"), [([128], 2), ([8, 64, 512], 2), ([8], 9), ([2048], 64)])
+def test_too_few_positions_have_a_row_without_a_slope(n_prompts, n_gen):
+    line = fitted(make_run(grid(["dynamic"], n_prompts, n_gen=n_gen))).loc["dynamic"]
+    assert line[["slope_ms_per_1000_tokens", "slope_low", "slope_high", "intercept_ms"]].isna().all()
+    assert (line["samples"], line["first_position"]) == (0, n_prompts[0] + 1)
+
+
+def test_no_steps_have_no_row():
     assert slopes.slopes(rounds.usable_steps(make_run([make_case(n_gen=1)]))).empty
 
 

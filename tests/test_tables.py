@@ -190,6 +190,26 @@ def test_slopes_are_said_to_be_told_from_zero_or_not():
     )
 
 
+def test_a_slope_of_too_few_positions_is_not_told():
+    text = notes.slope_lines(slopes.slopes(rounds.usable_steps(run_of([make_case(n_gen=4)]))))
+    assert text.endswith("\n- dynamic: too few positions for a slope (129 to 131)\n")
+
+
+def test_how_to_read_the_figures_is_said_where_it_applies():
+    pairs, few = "pairs the turns of the same round", "fewer than six rounds"
+    told = [
+        notes.reading_line(summary.summarize(run_of(cases, rounds=n_rounds)))
+        for cases, n_rounds in ((CASES, 6), (CASES, 5), (grid(["dynamic"], [32]), 5), (grid(["naive"], [32]), 6))
+    ]
+    assert [(pairs in line, few in line) for line in told] == [
+        (True, False),
+        (True, True),
+        (False, True),
+        (False, False),
+    ]
+    assert [line.count("\n") for line in told] == [1, 1, 1, 0]
+
+
 def test_cautions_of_many_cases_share_a_line():
     alone = Caution(case=None, text="one process", advice="measure more")
     repeated = [Caution(case=name, text="few rounds", advice="repeat") for name in ("x", "y", "z")]
