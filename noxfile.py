@@ -149,7 +149,7 @@ def peer(session: nox.Session, package: str, *install: str) -> Path:
 
     Where it cannot be installed this says so, and the folder does not exist: the others are measured without it.
     """
-    folder = ROOT / ".nox" / "peers" / package.replace("/", "-")
+    folder = ROOT / ".nox" / "peers" / platform.python_version() / package.replace("/", "-")
     if not folder.exists():
         part = folder.with_name(f"{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)

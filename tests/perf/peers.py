@@ -25,7 +25,7 @@ import cpuinfo
 import msgspec
 import numpy as np
 import psutil
-from safetensors.numpy import load_file
+from safetensors.torch import load_file
 
 from bench.arm import TREE, Arm, ArmFailed, worker_environment
 from bench.case import Case
