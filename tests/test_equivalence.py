@@ -14,11 +14,10 @@ from transformers import PreTrainedModel
 
 from kvcache.cached import Dynamic
 from kvcache.catalogue import STRATEGIES, build, strategy_class
-from kvcache.compiled import Compiled
 from kvcache.equivalence import TOLERANCE, NonFiniteLogits, Reference, agreement, reference
 from kvcache.naive import Naive
-from kvcache.strategy import Strategy, Unsupported, last_logits
-from tests.tiny import ARCHITECTURES, VOCAB_SIZE
+from kvcache.strategy import Strategy, last_logits
+from tests.tiny import ARCHITECTURES, VOCAB_SIZE, build_without_compiler
 
 MODELS = sorted(ARCHITECTURES)
 
@@ -30,16 +29,6 @@ def model_of(architecture: str) -> PreTrainedModel:
 
 def token_ids(seed: int, *shape: int) -> Tensor:
     return torch.randint(VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def make(name: str, model: PreTrainedModel) -> Strategy:
-    """A strategy as the catalogue builds it, `compiled` without its compiler (tests/test_compiled.py has it with)."""
-    if name != "compiled":
-        return build(name, model)
-    try:
-        return Compiled(model, backend="eager")
-    except Unsupported as reason:
-        pytest.skip(str(reason))
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -67,7 +56,7 @@ def test_tokens_and_logits_equal_naive(
     naive.prepare(batch_size, n_depth + n_prompt + n_gen, context)
     expected = naive.generate(prompt, n_gen)
 
-    strategy = make(name, model)
+    strategy = build_without_compiler(name, model)
     strategy.prepare(batch_size, n_depth + n_prompt + n_gen, context)
     assert torch.equal(strategy.generate(prompt, n_gen), expected)
     strategy.reset()  # and again from the same state
@@ -81,7 +70,7 @@ def test_tokens_and_logits_equal_naive(
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_stepwise_calls_equal_generate(name: str, architecture: str) -> None:
     model, prompt = model_of(architecture), token_ids(3, 2, 11)
-    strategy = make(name, model)
+    strategy = build_without_compiler(name, model)
     strategy.prepare(2, 20)
     expected = strategy.generate(prompt, 5)
     strategy.reset()

@@ -26,6 +26,7 @@ from kvcache.trace import Product, Step, trace
 from tests.test_cli import refused
 from tests.test_equivalence import MODELS, model_of, token_ids
 from tests.test_train import SENTENCE, run
+from tests.tiny import build_without_compiler
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -33,7 +34,7 @@ from tests.test_train import SENTENCE, run
 @given(n_prompt=st.integers(1, 9), n_gen=st.integers(1, 6), seed=st.integers(0, 99))
 def test_naive_is_fed_everything_and_a_cached_strategy_one_token(name, n_prompt: int, n_gen: int, seed: int) -> None:
     model, prompt = model_of("llama"), token_ids(seed, 1, n_prompt)
-    strategy = build(name, model)
+    strategy = build_without_compiler(name, model)
     strategy.prepare(1, n_prompt + n_gen)
     steps = trace(strategy, prompt, n_gen)
     strategy.reset()

@@ -17,6 +17,7 @@ from kvcache.catalogue import STRATEGIES, build
 from kvcache.equivalence import TOLERANCE
 from kvcache.strategy import Strategy
 from tests.test_equivalence import MODELS, model_of, token_ids
+from tests.tiny import build_without_compiler
 
 PAD = 0
 LENGTHS = st.lists(st.integers(1, 24), min_size=1, max_size=3)
@@ -66,11 +67,14 @@ def test_position_t_of_training_is_step_t_of_generation(
     at_once = parallel(model, *padded(texts, left=False))
     for row, text in enumerate(texts):
         n_prompt = data.draw(st.integers(1, text.shape[1]))
-        assert_equal(stepwise(build(name, model), text, n_prompt), at_once[row : row + 1, n_prompt - 1 : text.shape[1]])
+        assert_equal(
+            stepwise(build_without_compiler(name, model), text, n_prompt),
+            at_once[row : row + 1, n_prompt - 1 : text.shape[1]],
+        )
 
 
 @pytest.mark.parametrize("architecture", MODELS)
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "compiled"])
 @settings(max_examples=3)
 @given(lengths=LENGTHS, n_more=st.integers(0, 6), seed=st.integers(0, 1000))
 def test_left_padded_generation_equals_right_padded_training(
@@ -81,7 +85,7 @@ def test_left_padded_generation_equals_right_padded_training(
     texts = [token_ids(seed + place, 1, length + n_more) for place, length in enumerate(lengths)]
     at_once = parallel(model, *padded(texts, left=False))
     prompts, mask = padded([text[:, :length] for text, length in zip(texts, lengths, strict=True)], left=True)
-    strategy = build(name, model)
+    strategy = build_without_compiler(name, model)
     strategy.prepare(len(texts), prompts.shape[1] + n_more + 1)
     logits = [strategy.prefill(prompts, mask)]
     for step in range(n_more):
@@ -102,7 +106,7 @@ def test_prompt_may_be_fed_in_any_pieces(
     """The cache does not care in how many forwards it was filled: each piece ends with the logits of its last token."""
     model, text = model_of(architecture), token_ids(seed, 1, length)
     cuts = sorted(data.draw(st.sets(st.integers(1, length - 1), max_size=4)))
-    strategy = build(name, model)
+    strategy = build_without_compiler(name, model)
     strategy.prepare(1, length + 1)
     at_once = parallel(model, text)
     for start, end in zip([0, *cuts], [*cuts, length], strict=True):

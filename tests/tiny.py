@@ -9,8 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from kvcache.catalogue import build
+from kvcache.compiled import Compiled
+from kvcache.strategy import Strategy, Unsupported
 
 VOCAB_SIZE = 97
 MAX_POSITIONS = 128
@@ -132,3 +137,14 @@ ARCHITECTURES: dict[str, Callable[..., PreTrainedModel]] = {
     name: _maker(model_type, geometry) for name, (model_type, geometry) in _GEOMETRIES.items()
 }
 """Name -> `make(seed=0, **config_overrides)`: a fresh tiny model of that architecture."""
+
+
+def build_without_compiler(name: str, model: PreTrainedModel) -> Strategy:
+    """A strategy as the catalogue builds it, but `compiled` without its compiler (test_compiled.py has it with).
+
+    The test is skipped where the strategy does not take the model's architecture.
+    """
+    try:
+        return Compiled(model, backend="eager") if name == "compiled" else build(name, model)
+    except Unsupported as reason:
+        pytest.skip(str(reason))
