@@ -26,7 +26,7 @@ MAX_INTERVAL_WIDTH = 0.2
 """Width of an interval as a share of its median."""
 
 
-MAX_MBU = 1.05
+MAX_SHARE = 1.05
 """A strategy that reads this much faster than the kernels that only read shows that they did not find the roof."""
 
 
@@ -49,6 +49,7 @@ def cautions(run: Run) -> list[Caution]:
         *_first_steps(rounds.usable_steps(run)),
         *_intervals(rounds.usable_turns(run)),
         *_above_the_roof(run),
+        *_without_ceilings(run),
     ]
 
 
@@ -136,9 +137,23 @@ def _intervals(turns: pd.DataFrame) -> Iterator[Caution]:
 
 def _above_the_roof(run: Run) -> Iterator[Caution]:
     for (case, phase), row in roofline.columns(run, rounds.by_case_and_phase(run)).items():
-        if row.get("mbu", 0.0) > MAX_MBU:
+        for share, what in (("mbu", "reads at {:.2f} x the bandwidth"), ("mfu", "computes at {:.2f} x the GEMM rate")):
+            if row.get(share, 0.0) > MAX_SHARE:
+                yield Caution(
+                    case=case,
+                    text=f"{phase} {what.format(row[share])} measured beside it: that is no ceiling",
+                    advice=f"do not trust its {share.upper()}; measure again when the machine is quieter",
+                )
+
+
+def _without_ceilings(run: Run) -> Iterator[Caution]:
+    """Ceilings were measured at the start, but not beside these cases: their worker failed on the way."""
+    beside = {taken.cell for taken in run.ceilings}
+    measured = {sample.case for sample in run.samples}
+    for plan in run.manifest.plan:
+        if run.manifest.ceilings and plan.case.key in measured and plan.case.cell.key not in beside:
             yield Caution(
-                case=case,
-                text=f"{phase} reads at {row['mbu']:.2f} x the bandwidth measured beside it: that is no ceiling",
-                advice="do not trust its MBU; measure again when the machine is quieter",
+                case=plan.case.key,
+                text="no ceilings were measured beside it, so it has no MFU, MBU or prediction",
+                advice="measure again; the run's messages said why",
             )

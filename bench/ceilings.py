@@ -86,7 +86,7 @@ def fastest(kernels: Iterator[Kernel], clock: Clock) -> tuple[Kernel, int]:
     """
     best: tuple[float, Kernel] | None = None
     for kernel in kernels:
-        if best is not None and kernel.amount / best[0] > MAX_PASS_S * 1e9:
+        if best is not None and kernel.amount > max(best[1].amount, best[0] * MAX_PASS_S * 1e9):
             continue
         try:
             kernel.run(0)

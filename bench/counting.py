@@ -28,7 +28,9 @@ class Compilations(NamedTuple):
 
 
 class PhaseCounter:
-    """Counts what a strategy does from before its `prepare` to its first `COUNTED_STEPS` decode steps.
+    """Counts what a strategy does from its prefill (it is prepared) to its first `COUNTED_STEPS` decode steps.
+
+    What is compiled in `prepare` is no part of it: how much that is depends on the cases before this one.
 
     Operations run through the very kernels that run uncounted, so a check can be counted while it proves the tokens.
     A compiled graph hides its operations: a strategy that compiles is checked first and then counted once more, eager.

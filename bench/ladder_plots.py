@@ -56,7 +56,7 @@ def threads(summary: pd.DataFrame) -> Figure:
     rows = summary[summary["n_prompt"] == counts[counts == counts.max()].index.max()]
     first = rows.iloc[0].to_dict()
     words = ", ".join([first["model"], first["dtype"], first["device"], first["attn_implementation"]])
-    title = "Throughput with more threads: compute scales, memory saturates"
+    title = "What more threads bring to prefill and to decode"
     subtitle = f"{words}, batch {first['batch_size']}, prompt {context(first)}"
     figure = make_figure(title, subtitle, 4.2)
     phases = shown_phases(rows)
@@ -65,15 +65,17 @@ def threads(summary: pd.DataFrame) -> Figure:
         axes = figure.add_subplot(1, len(phases), panel + 1)
         points = rows[rows["phase"] == phase]
         ideal = np.array(sorted(set(points["n_threads"])), dtype=float)
+        gains = [float(ideal[-1] / fewest)]
         axes.plot(ideal, ideal / fewest, color=GUIDE, linewidth=1.2, linestyle=":", label="as many times as threads")
         for strategy, style in styles(points["strategy"]).items():
             own = points[points["strategy"] == strategy].sort_values("n_threads")
             if own["n_threads"].min() == fewest:
                 gain = own["tokens_per_s"] / own["tokens_per_s"].iloc[0]
+                gains.append(float(gain.max()))
                 axes.plot(own["n_threads"].astype(float), gain, label=strategy, **style.curve)
         value_axis(
             axes,
-            [float(ideal[-1] / fewest)],
+            gains,
             f"throughput / that with {fewest} thread{'s' if fewest > 1 else ''}",
             from_zero=True,
         )

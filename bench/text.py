@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase, TextStreamer
 from bench.case import UsageError
 from kvcache import models
 from kvcache.catalogue import build
+from kvcache.strategy import Unsupported
 
 DEFAULT_N_GEN = 128
 
@@ -56,8 +57,11 @@ def stream(
         if token.item() in stops:
             raise _Stop
 
-    chosen = build(strategy, network)
-    chosen.prepare(batch_size=1, capacity=ids.shape[1] + n_gen)
+    try:
+        chosen = build(strategy, network)
+        chosen.prepare(batch_size=1, capacity=ids.shape[1] + n_gen)
+    except Unsupported as error:
+        raise UsageError(f"--strategy {strategy}: cannot run {model}: {error}") from error
     try:
         chosen.generate(ids, n_gen, show)
     except _Stop:

@@ -13,7 +13,7 @@ from bench.trace_times import step_times_ns
 from kvcache import models
 from kvcache.catalogue import build
 from kvcache.equivalence import agreement, reference
-from kvcache.strategy import Unsupported
+from kvcache.strategy import Strategy, Unsupported
 from kvcache.trace import Step, trace
 
 DEFAULT_N_GEN = 16
@@ -74,12 +74,13 @@ def run(
         raise UsageError(f"--model {model}: {error}") from error
     ids = encode(tokenizer, prompt).to(device)
     room = fitting(ids, n_gen, until, described, "--until")
-    limit = min(DEFAULT_N_GEN, room) if n_gen is None else room
+    limit = min(DEFAULT_N_GEN, room) if n_gen is None and until is None else room
     stops = {until, *end_of_sequence(network.generation_config, tokenizer.eos_token_id)}
-    built = {name: build(name, network) for name in strategies}
+    built: dict[str, Strategy] = {}
     traced: dict[str, list[Step]] = {}
-    for name, strategy in built.items():
+    for name in strategies:
         try:
+            strategy = built[name] = build(name, network)
             strategy.prepare(batch_size=1, capacity=ids.shape[1] + limit)
         except Unsupported as error:
             raise UsageError(f"--strategies {name}: cannot run {model}: {error}") from error

@@ -84,6 +84,8 @@ def train(folder: Path) -> Outcome:
     try:
         record, _ = training_folder.read(folder)
         if record.outcome is not None:
+            if not (folder / "loss.png").exists():  # killed between its last two writes
+                _draw(record.outcome, folder)
             return record.outcome
         from kvcache import training
 
@@ -94,8 +96,12 @@ def train(folder: Path) -> Outcome:
     except BaseException:
         print(f"kvbench: go on with: kvbench train --resume {folder}", file=sys.stderr)
         raise
-    save(loss_curve(outcome.losses, outcome.entropy, _setting(outcome)), folder / "loss")
+    _draw(outcome, folder)
     return outcome
+
+
+def _draw(outcome: Outcome, folder: Path) -> None:
+    save(loss_curve(outcome.losses, outcome.entropy, _setting(outcome)), folder / "loss")
 
 
 def render(outcome: Outcome, folder: Path, form: TrainingFormat) -> str:

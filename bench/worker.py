@@ -145,8 +145,9 @@ class Worker:
         self.expected = Reference(stored["tokens"], stored["logits"])
         give_back_memory(case.device)
         has_peak = reset_peak_memory(case.device)
-        phases = PhaseCounter(self.strategy)
+        compiled_before_s = self.strategy.compile_s or 0.0
         self.strategy.prepare(case.batch_size, case.capacity, context)
+        phases = PhaseCounter(self.strategy)
         compiles = self.strategy.compile_s is not None
         with nullcontext() if compiles else phases.counted():
             found = agreement(self.strategy, self.prompt, self.expected, self._steps(), phases.apart)
@@ -162,7 +163,7 @@ class Worker:
             kv_bytes_after_prefill=found.kv_bytes_after_prefill,
             kv_bytes_after_decode=found.kv_bytes_after_decode,
             peak_memory_bytes=peak_bytes,
-            compile_s=self.strategy.compile_s,
+            compile_s=self.strategy.compile_s - compiled_before_s if self.strategy.compile_s is not None else None,
             counters=phases.counters,
         )
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
+import os
 import shutil
+import sysconfig
 import time
 from collections.abc import Callable, Hashable
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 from transformers import PreTrainedModel
 
 from kvcache.decoder import Activation, Layer, Rotary, decoder
@@ -45,8 +49,8 @@ class Compiled(Strategy):
     Prefill runs uncompiled, for any length: its products are oneDNN's, its attention is torch's. Decode runs layers
     compiled by inductor, which makes of them a single C++ kernel that reads each weight once, from where transformers
     keeps it, and attends to the chunks in use, not to the whole capacity. Layers share the compiled code, so compiling
-    takes as long as for one pair, and serves any capacity; inductor keeps its results on disk. On CUDA the compiled
-    layers of a step are recorded as one CUDA graph.
+    takes as long as for one pair, and serves any capacity (on CUDA one); inductor keeps its results on disk. On CUDA
+    the compiled layers of a step are recorded as one CUDA graph.
 
     The attention is its own: the model's `attn_implementation` plays no part.
     """
@@ -66,9 +70,9 @@ class Compiled(Strategy):
         self.decoder = decoder(model)
         self.backend = backend
         self._on_cuda = model.device.type == "cuda"
-        if backend == "inductor" and not self._on_cuda and not any(map(shutil.which, ("g++", "c++", "clang++"))):
-            raise Unsupported("compiled needs a C++ compiler, and none (g++, c++, clang++) is on the PATH")
-        self._compiled_for: int | None = None
+        if backend == "inductor" and not self._on_cuda:
+            _require_compiler()
+        self._compiled_for: tuple[int, int | None] | None = None
         self._compile_ns = 0
 
     def prepare(self, batch_size: int, capacity: int, context: Tensor | None = None) -> None:
@@ -99,6 +103,7 @@ class Compiled(Strategy):
             raise Unsupported("compiled takes prompts of equal length only: it has no left padding")
         if ids.shape[1] == 1:
             return self._decode(ids)
+        self._refuse_more_than_capacity(ids.shape[1])
         model, start, end = self.decoder, self.length, self.length + ids.shape[1]
         rotary = None if self._rotary is None else (self._rotary[0][start:end], self._rotary[1][start:end])
         masks = {layer.window: self._mask(start, end, layer.window) for layer in model.layers}
@@ -115,7 +120,9 @@ class Compiled(Strategy):
         return self._decode(ids)
 
     def _decode(self, ids: Tensor) -> Tensor:
-        if self._on_cuda:
+        self._refuse_more_than_capacity(1)
+        # A graph that is replayed shows none of its operations to a mode that counts them.
+        if self._on_cuda and _get_current_dispatch_mode() is None:
             self._ids.copy_(ids)
             self._at.fill_(self.length)
             self._graph.replay()
@@ -124,6 +131,11 @@ class Compiled(Strategy):
             logits = self._step(ids, self._positions[self.length : self.length + 1], self._in_use())
         self.length += 1
         return logits
+
+    def _refuse_more_than_capacity(self, q: int) -> None:
+        """The compiled code checks nothing: a row too far would be written somewhere else."""
+        if self.length + q > self.capacity:
+            raise ValueError(f"prepared for {self.capacity} tokens: {self.length} are held, {q} more do not fit")
 
     @property
     def kv_bytes(self) -> int:
@@ -141,12 +153,14 @@ class Compiled(Strategy):
         self._at = self._positions[self.length : self.length + 1].clone()
         self._ids = torch.zeros_like(self._at).expand(self.batch_size, 1).contiguous()
         in_use = self._positions.view(-1, CHUNK)
-        if self._compiled_for != self.batch_size:
-            self._compiled_for = self.batch_size
+        compiled_for = self.batch_size, len(in_use) if self._on_cuda else None
+        if not self._on_cuda:
+            in_use = in_use[:_CHUNKS_TO_COMPILE]
+        if self._compiled_for != compiled_for:
+            self._compiled_for = compiled_for
             self._of_kind = functools.cache(lambda _kind: self._compiled(_several))
             self._head = self._compiled(head)
             if not self._on_cuda:
-                in_use = in_use[:_CHUNKS_TO_COMPILE]
                 self._mark_what_varies(in_use)
         size = LAYERS_PER_CALL if len(self._slots) % LAYERS_PER_CALL == 0 else 1
         groups = [tuple(self._slots[first : first + size]) for first in range(0, len(self._slots), size)]
@@ -210,6 +224,20 @@ class _Slot(NamedTuple):
     layer: Layer
     keys: Tensor
     values: Tensor
+
+
+def _require_compiler() -> None:
+    """Refuse where inductor could not compile on this CPU, before it tries.
+
+    Raises:
+        Unsupported: there is no C++ compiler where inductor looks for one, or no header of Python.
+    """
+    compiler = os.environ.get("CXX") or "g++"
+    if shutil.which(compiler) is None:
+        raise Unsupported(f"compiled needs a C++ compiler: {compiler} is not on the PATH (CXX names another)")
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.exists():
+        raise Unsupported(f"compiled needs Python's headers, as in the package python3-dev: there is no {header}")
 
 
 def _several(

@@ -153,7 +153,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def _seal(folder: Path, checkpoint: Path) -> _Seal:
-    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != _SEAL]
+    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and not path.name.startswith(_SEAL)]
     return _Seal(
         training_sha256=_sha256((folder / _RECORD).read_bytes()),
         files_sha256={path.relative_to(checkpoint).as_posix(): _sha256(path.read_bytes()) for path in files},

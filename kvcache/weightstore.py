@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 _MARKER = "kvbench-complete-2.json"
 """Lists the other files of a folder with their sizes; written last. Its number is that of the layout of the folders."""
 
@@ -59,6 +57,8 @@ def made_once(name: str, make: Callable[[Path], None], *, note: str) -> Path:
     Raises:
         ModelError: the cache folder cannot be written, or `make` says so.
     """
+    from safetensors import SafetensorError  # here, so that the names of models are known without it
+
     found = find(name)
     if found is not None:
         return found

@@ -13,7 +13,7 @@ from kvcache.decoder import decoder
 from kvcache.equivalence import TOLERANCE, agreement, reference
 from kvcache.kernels import CHUNK, attend_to_chunks
 from kvcache.strategy import Unsupported
-from tests.tiny import ARCHITECTURES, SLIDING_WINDOW, VOCAB_SIZE
+from tests.tiny import ARCHITECTURES, MAX_POSITIONS, SLIDING_WINDOW, VOCAB_SIZE
 
 SUPPORTED = ["gpt2", "llama", "qwen3", "mistral"]
 VARIANTS = [
@@ -122,8 +122,36 @@ def test_changed_layers_are_refused() -> None:
         Compiled(model)
 
 
+def test_changed_layers_of_gpt2_are_refused() -> None:
+    model = ARCHITECTURES["gpt2"]()
+    attention = model.transformer.h[1].attn.c_attn
+    attention.__class__ = type("Adapted", (type(attention),), {})
+    with pytest.raises(Unsupported, match="Adapted"):
+        Compiled(model)
+
+
+def test_more_tokens_than_prepared_for_are_refused() -> None:
+    strategy = Compiled(ARCHITECTURES["llama"](), backend="eager")
+    strategy.prepare(1, 6)
+    with pytest.raises(ValueError, match="prepared for 6 tokens"):
+        strategy.prefill(token_ids(0, 1, 7))
+    strategy.prefill(token_ids(0, 1, 6))
+    with pytest.raises(ValueError, match="6 are held, 1 more"):
+        strategy.decode(token_ids(0, 1, 1))
+
+
+def test_a_context_of_one_token_lies_in_the_new_cache() -> None:
+    model = ARCHITECTURES["llama"]()
+    strategy = Compiled(model, backend="eager")
+    for seed in (1, 2):
+        context, prompt = token_ids(seed, 1, 1), token_ids(seed + 5, 1, 3)
+        strategy.prepare(1, 8, context)
+        assert agreement(strategy, prompt, reference(model, prompt, 4, context)).tokens_match == "true"
+
+
 def test_no_compiler_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathLike[str]) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(Unsupported, match="C\\+\\+ compiler"):
         Compiled(ARCHITECTURES["llama"]())
 
@@ -159,7 +187,8 @@ def test_cuda_graph(architecture: str, dtype: torch.dtype) -> None:
     model = ARCHITECTURES[architecture]().to("cuda", dtype)
     prompt = token_ids(2, 2, 20).cuda()
     strategy = Compiled(model)
-    strategy.prepare(2, 40)
-    for _ in range(2):
-        assert agreement(strategy, prompt, reference(model, prompt, 10)).tokens_match != "false"
-        strategy.reset()
+    for capacity in (40, 40 + 4 * CHUNK):
+        strategy.prepare(2, min(capacity, MAX_POSITIONS))
+        for _ in range(2):
+            assert agreement(strategy, prompt, reference(model, prompt, 10)).tokens_match != "false"
+            strategy.reset()
