@@ -62,8 +62,8 @@ def gate(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
-    """Test everything with pytest, doctests included. `-- ARGS` go to pytest."""
-    session.run(str(torch_python(session)), "-m", "pytest", *session.posargs)
+    """Test everything with pytest, doctests included, a test module per core at a time. `-- ARGS` go to pytest."""
+    session.run(str(torch_python(session)), "-m", "pytest", "-n", "auto", "--dist", "loadfile", *session.posargs)
 
 
 @nox.session(venv_backend="none", default=False)
