@@ -101,12 +101,13 @@ class Workbench:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end_references()
         self._stack.close()
 
     def measure(self, number: int, cases: Sequence[Case]) -> Records:
         """One pair of every one of `cases`, with prompts of its own; stored before this returns."""
         if self.nurseries.renew():
-            self.references.clear()  # they were forks of the old ones
+            self._end_references()  # they were forks of the old ones
         what = "screening" if number < SCREENING_PAIRS else "confirming"
         self.tell(f"{what}: process pair {number + 1}, {len(cases)} case{'s' if len(cases) > 1 else ''}")
         records = [record for members in _by_worker(cases) for record in self._measure_workers(number, members)]
@@ -146,7 +147,8 @@ class Workbench:
             try:
                 self._reference_worker(case).ask(MakeReference(case=case, path=str(path)), self.timeout_s)
             except ArmFailed as failure:
-                self.references.pop(case.group, None)
+                if case.group in self.references:
+                    self.references.pop(case.group).close()
                 raise SideFailed("base", failure.status, f"the reference failed: {failure.error}") from failure
             self.made[case.cell] = path
         return self.made[case.cell]
@@ -154,10 +156,14 @@ class Workbench:
     def _reference_worker(self, case: Case) -> Arm:
         group = case.group
         if group not in self.references:
-            worker = self._stack.enter_context(self.nurseries[case][0].fork())
-            worker.ask(Load(group=group, strategy="", naive_logits="last", seed=self.weights_seed), LOAD_TIMEOUT_S)
-            self.references[group] = worker
+            self.references[group] = self.nurseries[case][0].fork()
+            load = Load(group=group, strategy="", naive_logits="last", seed=self.weights_seed)
+            self.references[group].ask(load, LOAD_TIMEOUT_S)
         return self.references[group]
+
+    def _end_references(self) -> None:
+        while self.references:
+            self.references.popitem()[1].close()
 
 
 def litter(case: Case) -> Litter:
