@@ -128,17 +128,29 @@ class Workbench:
                 try:
                     reference = self._reference(fresh)
                     if pair is None:
-                        base, head = (stack.enter_context(nursery.fork()) for nursery in self.nurseries[case])
-                        pair = Pair(number, base, head, self.timeout_s)
+                        pair = Pair(number, *self._fork(stack, case), self.timeout_s)
                         pair.load(case)
                     yield pair.measure(case.key, fresh, reference)
                 except SideFailed as failure:
-                    self.tell(f"{failure.status} ({failure.side}): {case.key}: {failure.error}")
-                    yield PairFailure(
-                        case=case.key, pair=number, side=failure.side, status=failure.status, error=failure.error
-                    )
+                    for side, (status, error) in failure.failures.items():
+                        self.tell(f"{status} ({side}): {case.key}: {error}")
+                        yield PairFailure(case=case.key, pair=number, side=side, status=status, error=error)
                     stack.close()  # whatever state they are in, the next case gets new ones
                     pair = None
+
+    def _fork(self, stack: ExitStack, case: Case) -> tuple[Arm, Arm]:
+        """Base's and head's fresh workers, which `stack` ends."""
+        workers: list[Arm] = []
+        failures: dict[SideName, tuple[str, str]] = {}
+        for nursery in self.nurseries[case]:
+            try:
+                workers.append(stack.enter_context(nursery.fork()))
+            except ArmFailed as failure:
+                failures[nursery.side.name] = failure.status, failure.error
+        if failures:
+            raise SideFailed(failures)
+        base, head = workers
+        return base, head
 
     def _reference(self, case: Case) -> Path:
         """What naive re-feed emits for `case`, made by base's code, once per pair and cell."""
@@ -149,7 +161,7 @@ class Workbench:
             except ArmFailed as failure:
                 if case.group in self.references:
                     self.references.pop(case.group).close()
-                raise SideFailed("base", failure.status, f"the reference failed: {failure.error}") from failure
+                raise SideFailed({"base": (failure.status, f"the reference failed: {failure.error}")}) from failure
             self.made[case.cell] = path
         return self.made[case.cell]
 
