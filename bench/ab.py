@@ -94,8 +94,9 @@ def sides(
             tree, folder, label = None, here, ""
             if base is not None:
                 top = worktrees.repository(here)
-                tree, label = top, "working tree"
-                if revision is not None:
+                if revision is None:
+                    tree, label = stack.enter_context(worktrees.snapshot(top)), "working tree"
+                else:
                     sha = worktrees.commit(top, revision, name.upper())
                     tree, label = stack.enter_context(worktrees.checkout(top, sha)), sha[:12]
                 folder = tree / here.relative_to(top)

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from bench.case import Case, Phase, UsageError
+from bench.cautions import disturbed
 from bench.labels import missing
 from bench.outcomes import outcomes
 from bench.record import Counters, Environment, Run, TokensMatch
@@ -76,7 +77,8 @@ def session_of(run: Run) -> Session:
     figures = []
     for case in (plan.case for plan in run.manifest.plan if ended[plan.case.key].status == "ok"):
         match = ended[case.key].tokens_match
-        assert match is not None, "a case that ended well was checked"
+        if match is None:
+            raise DataError(f"{run.path}: {case.key} was timed, but its tokens were never checked: measure it again")
         for phase, counters in _counters(run, case).items():
             row = rows[case.key, phase]
             figures.append(
@@ -95,7 +97,7 @@ def session_of(run: Run) -> Session:
         schema_version=BASELINE_VERSION,
         run_id=run.manifest.run_id,
         created_utc=run.manifest.created_utc,
-        promoted_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        promoted_utc=datetime.now(UTC).isoformat(timespec="microseconds"),
         environment=run.manifest.environment,
         weights=run.manifest.weights,
         figures=figures,
@@ -109,20 +111,16 @@ def promote(run: Run, baselines: Path, name: str | None) -> Path:
 
     Raises:
         FailedRun: a case failed, emitted other tokens, or was not measured.
-        DataError: the run cannot be a session, or lacks a case that the newest session there has.
+        DataError: the run was disturbed, cannot be a session, or lacks a case that the newest session there has.
         UsageError: it is a session there already, or the folder cannot be written.
     """
-    bad = {key: ended for key, ended in outcomes(run).items() if ended.status not in {"ok", "unsupported"}}
-    for key, ended in bad.items():
-        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        raise FailedRun(f"{run.name} cannot be a baseline: {key}: {ended.status}: {ended.error}{more}")
-    for key in _unfinished(run):
-        raise FailedRun(
-            f"{run.name} cannot be a baseline: {key} lacks rounds; `kvbench run --resume {run.name}` adds them"
+    refuse_unfit(run)
+    for key, share in disturbed(run).items():
+        raise DataError(
+            f"{run.name} cannot be a baseline: {share:.0%} of the rounds of {key} were disturbed; measure again when "
+            "the machine is quieter, or with more --repetitions"
         )
     session = session_of(run)
-    if not session.figures:
-        raise FailedRun(f"{run.name} cannot be a baseline: every case of it is unsupported")
     folder = baselines / (name if name is not None else machine_name(session.environment))
     known = read_sessions(folder) if folder.is_dir() and any(folder.glob("*.json")) else []
     lost = newest(known).by_case_and_phase.keys() - session.by_case_and_phase.keys() if known else set()
@@ -138,6 +136,25 @@ def promote(run: Run, baselines: Path, name: str | None) -> Path:
     except OSError as error:
         raise UsageError(f"--baseline-dir {baselines}: cannot be written ({error.strerror})") from error
     return path
+
+
+def refuse_unfit(run: Run) -> None:
+    """See to it that nothing failed and nothing is missing in a run that others are judged by.
+
+    Raises:
+        FailedRun: a case failed, emitted other tokens, or was not measured, or none is supported.
+    """
+    ended = outcomes(run)
+    bad = {key: end for key, end in ended.items() if end.status not in {"ok", "unsupported"}}
+    for key, end in bad.items():
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise FailedRun(f"{run.name} cannot be a baseline: {key}: {end.status}: {end.error}{more}")
+    for key in _unfinished(run):
+        raise FailedRun(
+            f"{run.name} cannot be a baseline: {key} lacks rounds; `kvbench run --resume {run.name}` adds them"
+        )
+    if all(end.status == "unsupported" for end in ended.values()):
+        raise FailedRun(f"{run.name} cannot be a baseline: every case of it is unsupported")
 
 
 def find_baseline(baselines: Path, name: str | None) -> Path:
@@ -171,8 +188,8 @@ def read_sessions(folder: Path) -> list[Session]:
 
 
 def newest(sessions: Sequence[Session]) -> Session:
-    """The session that sets cases and counters: the last accepted state."""
-    return max(sessions, key=lambda session: (session.created_utc, session.run_id))
+    """The session that sets cases and counters: the one accepted last, whenever it was measured."""
+    return max(sessions, key=lambda session: (session.promoted_utc or session.created_utc, session.run_id))
 
 
 def machine_name(environment: Environment) -> str:

@@ -53,6 +53,12 @@ def cautions(run: Run) -> list[Caution]:
     ]
 
 
+def disturbed(run: Run) -> dict[str, float]:
+    """Cases of which too many rounds were disturbed (`MAX_DROPPED`), and the share of those."""
+    shares = rounds.measured_turns(run).groupby("case")["disturbed"].mean()
+    return {str(case): float(share) for case, share in shares.items() if share > MAX_DROPPED}
+
+
 def scope(n_processes: int) -> str:
     """Where an interval holds: `within 1 process`, `within 3 processes`, or `over 8 processes` (see `bench.rounds`)."""
     if n_processes >= rounds.MIN_PROCESSES:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from bench.record import Run, Verdict
     from bench.tables import Format
-    from bench.verdicts import VerdictFormat
+    from bench.verdicts import Command, VerdictFormat
 
 EXIT_USAGE, EXIT_DATA, EXIT_FAILED_CASE, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 3, 5, 130, 143
 
@@ -232,7 +232,7 @@ def gate(
     form = options.one("--format", output_format, verdicts.VERDICT_FORMATS)
     judged = read_run(find_run(run, out))
     found = judge(judged, read_baseline(baseline, out))
-    _print_verdicts(found, form, title=f"kvbench gate: {judged.name}", require_time=require_time)
+    _print_verdicts(found, form, command="gate", title=f"kvbench gate: {judged.name}", require_time=require_time)
 
 
 @baseline_app.command()
@@ -346,7 +346,7 @@ def ab(
         title = f"kvbench ab: {new.label} against {old.label}"
         found = abtest.compare(old, new, sweeps, settings, out, name, _tell)
     print(found.folder, file=sys.stderr)
-    _print_verdicts(found.verdicts, form, title=title)
+    _print_verdicts(found.verdicts, form, command="ab", title=title)
 
 
 @app.command()
@@ -592,15 +592,15 @@ def _print_summary(finished: Run, form: Format) -> None:
 
 
 def _print_verdicts(
-    found: Sequence[Verdict], form: VerdictFormat, *, title: str, require_time: bool = False
+    found: Sequence[Verdict], form: VerdictFormat, *, command: Command, title: str, require_time: bool = False
 ) -> NoReturn:
     """Print verdicts, the closing sentence last, add them to a workflow's summary, and leave with their exit code."""
     from bench import report, verdicts
 
-    page = verdicts.markdown(found, title=title, require_time=require_time)
-    sentence = verdicts.sentence(found, require_time=require_time)
+    page = verdicts.markdown(found, title=title, require_time=require_time, command=command)
+    sentence = verdicts.sentence(found, require_time=require_time, command=command)
     if form == "json":
-        _emit(verdicts.document(found, require_time=require_time))
+        _emit(verdicts.document(found, require_time=require_time, command=command))
         print(sentence, file=sys.stderr)
     elif sys.stdout.isatty():
         from rich.console import Console
@@ -608,7 +608,10 @@ def _print_verdicts(
         Console().print(verdicts.terminal(found), sentence, sep="\n\n", markup=False, highlight=False)
     else:
         _emit(f"{verdicts.table(found)}\n{sentence}\n")
-    report.append_step_summary(page)
+    try:
+        report.append_step_summary(page)
+    except UsageError as error:  # the verdict stands
+        _tell(f"kvbench: {error}")
     raise typer.Exit(verdicts.exit_code(found, require_time=require_time))
 
 

@@ -14,13 +14,13 @@ from typing import Literal
 
 import msgspec
 
-from bench import cautions, rounds
-from bench.baseline import Figures, Session, newest, read_sessions, session_of
+from bench import cautions
+from bench.baseline import Figures, Session, newest, read_sessions, refuse_unfit, session_of
 from bench.case import Case, Phase
 from bench.compare import nearest
 from bench.outcomes import outcomes
 from bench.record import Counters, Run, Verdict, VerdictKind
-from bench.store import DataError, find_run, read_run
+from bench.store import DataError, FailedRun, find_run, read_run
 from bench.tolerance import MIN_SESSIONS, slow_down, tolerance
 
 EXACT = tuple(name for name in Counters.__struct_fields__ if name != "steps")
@@ -33,14 +33,16 @@ def read_baseline(path: str, out: Path) -> list[Session]:
     """The sessions at `path`: a folder with a file for each, or a run folder (or its name under `out`) as the only one.
 
     Raises:
-        DataError: there is none, or one is damaged or of a newer schema.
+        DataError: there is none, one is damaged or of a newer schema, or a run cannot be a baseline.
     """
     folder = Path(path)
     if folder.is_dir() and not (folder / "manifest.json").is_file():
         return read_sessions(folder)
     try:
-        return [session_of(read_run(find_run(path, out)))]
-    except DataError as error:
+        run = read_run(find_run(path, out))
+        refuse_unfit(run)
+        return [session_of(run)]
+    except (DataError, FailedRun) as error:
         raise DataError(f"--baseline {error}") from error
 
 
@@ -66,7 +68,8 @@ def share_of(case: Case, phase: Phase) -> Share:
 def _cases(run: Run, base: Session, head: Session) -> Iterator[Verdict]:
     """What failed, what is missing, and what is new."""
     ended = outcomes(run)
-    failed = {key: end for key, end in ended.items() if end.status not in {"ok", "unsupported"} and end.measured}
+    tolerated = {"ok", "unsupported"} if any(end.status != "unsupported" for end in ended.values()) else {"ok"}
+    failed = {key: end for key, end in ended.items() if end.status not in tolerated and end.measured}
     for key, end in failed.items():
         yield Verdict(
             case=key, phase="prefill", kind="failed", quantity="tokens_match", detail=f"{end.status}: {end.error}"
@@ -87,8 +90,8 @@ def _counters(base: Figures, head: Figures) -> Iterator[Verdict]:
     case, phase = head.case.key, head.phase
     yield Verdict(case=case, phase=phase, kind="same", quantity="tokens_match")
     if base.counters.steps != head.counters.steps:
-        detail = f"{head.counters.steps} decode steps were counted, {base.counters.steps} in the baseline: promote anew"
-        yield Verdict(case=case, phase=phase, kind="not-comparable", quantity="counters", detail=detail)
+        detail = f"{head.counters.steps} decode steps were counted, {base.counters.steps} in the baseline"
+        yield Verdict(case=case, phase=phase, kind="missing", quantity="counters", detail=detail)
         return
     for name in EXACT:
         before, now = getattr(base.counters, name), getattr(head.counters, name)
@@ -98,7 +101,7 @@ def _counters(base: Figures, head: Figures) -> Iterator[Verdict]:
 
 def _times(run: Run, sessions: Sequence[Session], head: Session, keys: Sequence[tuple[str, Phase]]) -> list[Verdict]:
     """A verdict on the time of each case and phase; where there is no ground for one, not comparable and why."""
-    disturbed = _disturbed(run)
+    disturbed = cautions.disturbed(run)
     grounds = {key: _ground(sessions, head, key) for key in keys}
     n_judged = sum(not isinstance(ground, str) for ground in grounds.values())
     verdicts = []
@@ -159,9 +162,3 @@ def _judged(blank: Verdict, share: float, stored: Sequence[float], n_judged: int
         detectable=math.expm1(expected.detectable),
         detail=f"tolerance {limit:.1%}, from {expected.n} sessions{outside}",
     )
-
-
-def _disturbed(run: Run) -> dict[str, float]:
-    """Cases of which too many rounds were disturbed, and the share of those."""
-    shares = rounds.measured_turns(run).groupby("case")["disturbed"].mean()
-    return {str(case): float(share) for case, share in shares.items() if share > cautions.MAX_DROPPED}

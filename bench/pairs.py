@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from statistics import fmean, median
@@ -66,11 +67,11 @@ class PairFailure(msgspec.Struct, frozen=True, kw_only=True, tag="pair-failure")
 
 
 class SideFailed(Exception):
-    """A side's worker did not do what it was asked."""
+    """One or both of the sides' workers did not do what they were asked: the status and the error of each such side."""
 
-    def __init__(self, side: SideName, status: str, error: str) -> None:
-        super().__init__(error)
-        self.side, self.status, self.error = side, status, error
+    def __init__(self, failures: Mapping[SideName, tuple[str, str]]) -> None:
+        super().__init__("; ".join(f"{side} {status}: {error}" for side, (status, error) in failures.items()))
+        self.failures = failures
 
 
 class Pair:
@@ -86,7 +87,7 @@ class Pair:
         request = Load(group=case.group, strategy=case.strategy, naive_logits=case.naive_logits, seed=case.seed)
         for name, reply in self._both(request, LOAD_TIMEOUT_S).items():
             if not isinstance(reply, Loaded):
-                raise SideFailed(name, "failed", f"answered {type(reply).__name__} to Load")
+                raise SideFailed({name: ("failed", f"answered {type(reply).__name__} to Load")})
 
     def measure(self, key: str, case: Case, reference: Path) -> PairTimes:
         """Check both, warm both up, and time them. `case` has this pair's seed, `key` names it over all pairs.
@@ -96,10 +97,11 @@ class Pair:
             DataError: the sides cannot be compared: they may not use the same cores, or time other steps.
         """
         self._equal_terms()
-        for name, reply in self._both(CheckCase(case=case, path=str(reference)), self.timeout_s).items():
-            assert isinstance(reply, Checked)
-            if reply.tokens_match == "false":
-                raise SideFailed(name, "failed", "emitted other tokens than naive re-feed")
+        replies = self._both(CheckCase(case=case, path=str(reference)), self.timeout_s)
+        checks = {name: reply for name, reply in replies.items() if isinstance(reply, Checked)}
+        wrong = [name for name, check in checks.items() if check.tokens_match == "false"]
+        if wrong:
+            raise SideFailed(dict.fromkeys(wrong, ("failed", "emitted other tokens than naive re-feed")))
         # The last warm-up turn is the first side's, so that its first timed one follows its own as in later blocks.
         longest_s = max(self._turn(name, -1)[0].wall_ns for name in (self.first, self.second, self.first)) / 1e9
         order = [self.first, self.second] if longest_s > LONG_TURN_S else [self.first, *[self.second] * 2, self.first]
@@ -116,7 +118,7 @@ class Pair:
         try:
             reply = worker.ask(TakeTurn(), self.timeout_s)
         except ArmFailed as failure:
-            raise SideFailed(name, failure.status, failure.error) from failure
+            raise SideFailed({name: (failure.status, failure.error)}) from failure
         after = waited_ns(worker.pid)
         assert isinstance(reply, TurnTaken)
         steps = reply.step_event_ns if reply.step_event_ns is not None else reply.step_ns
@@ -136,11 +138,14 @@ class Pair:
         for worker in self.workers.values():
             worker.send(request)
         replies: dict[SideName, Reply] = {}
+        failures: dict[SideName, tuple[str, str]] = {}
         for name, worker in self.workers.items():
             try:
                 replies[name] = worker.receive(timeout_s)
             except ArmFailed as failure:
-                raise SideFailed(name, failure.status, failure.error) from failure
+                failures[name] = failure.status, failure.error
+        if failures:
+            raise SideFailed(failures)
         return replies
 
     def _equal_terms(self) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -165,6 +163,7 @@ class Fork(Arm):
             self.pid = msgspec.json.decode(self._read_line(time.monotonic() + START_TIMEOUT_S))["pid"]
             self._usage = psutil.Process(self.pid)
         except (OSError, EOFError, psutil.NoSuchProcess):
+            self._connection.close()
             raise self.death() from None
 
     def death(self) -> ArmFailed:
@@ -175,8 +174,8 @@ class Fork(Arm):
         return bool(self._usage.is_running())
 
     def close(self) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+        with suppress(psutil.NoSuchProcess):  # it compares start times: the id may be another process's by now
+            self._usage.kill()
         with suppress(BrokenPipeError):  # bytes that it never took
             self._requests.close()
         self._replies.close()

@@ -5,7 +5,7 @@ Everything is worked out anew from the stored pairs, so a verdict can be recompu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -14,8 +14,9 @@ import numpy as np
 from bench import sequential
 from bench.case import Case, Phase
 from bench.pairs import NAMES, PairFailure, PairTimes, figure, time_ns
-from bench.record import Verdict
+from bench.record import Verdict, VerdictKind
 from bench.sequential import CONFIRMATION_LOOKS, SCREENING_PAIRS, Call, Figures
+from bench.sides import SideName
 from bench.summary import phases
 
 MOST_PAIRS = SCREENING_PAIRS + CONFIRMATION_LOOKS[-1]
@@ -65,9 +66,10 @@ def conduct(
     records: list[PairTimes | PairFailure] = []
     quantities, logs = _quantities(cases), Logs()
     spent_s = 0.0
+    failed: set[str] = set()
     for number in range(MOST_PAIRS):
         left = standing(logs, quantities, number, threshold)
-        wanted = list(dict.fromkeys(quantity.case for quantity in left.open))
+        wanted = list(dict.fromkeys(quantity.case for quantity in left.open if quantity.case.key not in failed))
         if not wanted or (number and clock() - started + spent_s * len(wanted) > budget_s):
             break
         began = clock()
@@ -75,8 +77,7 @@ def conduct(
         spent_s = (clock() - began) / len(wanted)
         records += taken
         note(logs, quantities, taken)
-        failed = {record.case for record in taken if isinstance(record, PairFailure)}
-        quantities = [quantity for quantity in quantities if quantity.case.key not in failed]
+        failed |= {record.case for record in taken if isinstance(record, PairFailure)}
     return records
 
 
@@ -125,19 +126,25 @@ def standing(
 
 
 def verdicts(records: Sequence[PairTimes | PairFailure], cases: Sequence[Case], threshold: float) -> list[Verdict]:
-    """The verdict on every case and phase."""
+    """The verdict on every case and phase: what was decided before base failed stands."""
     pairs = 1 + max((record.pair for record in records), default=-1)
-    failures = {record.case: record for record in records if isinstance(record, PairFailure)}
-    quantities, logs = _quantities(case for case in cases if case.key not in failures), Logs()
+    failures: dict[str, dict[SideName, PairFailure]] = {}
+    for record in records:
+        if isinstance(record, PairFailure):
+            failures.setdefault(record.case, {})[record.side] = record
+    quantities, logs = _quantities(cases), Logs()
     note(logs, quantities, records)
     found = standing(logs, quantities, pairs, threshold, final=True)
-    return [
-        _failed(case, phase, failures[case.key])
-        if case.key in failures
-        else _verdict(Quantity(case, phase), found, records, pairs)
-        for case in cases
-        for phase in phases(case)
-    ]
+    nothing_ran = all(_is_unsupported(failures.get(case.key, {})) for case in cases)
+    said = []
+    for quantity in quantities:
+        sides = failures.get(quantity.case.key, {})
+        kind = "failed" if nothing_ran else _kind_of_failure(sides)
+        if kind is None or (kind == "missing" and quantity.name in found.calls):
+            said.append(_verdict(quantity, found, records, pairs))
+        else:
+            said.append(_failed(quantity, kind, sides))
+    return said
 
 
 def _verdict(quantity: Quantity, found: Standing, records: Sequence[PairTimes | PairFailure], pairs: int) -> Verdict:
@@ -172,15 +179,28 @@ def _verdict(quantity: Quantity, found: Standing, records: Sequence[PairTimes | 
     )
 
 
-def _failed(case: Case, phase: Phase, failure: PairFailure) -> Verdict:
-    """Head's failure is its fault; where base fails, or neither can, there is nothing to compare with."""
-    head_alone = failure.side == "head" and failure.status != "unsupported"
+def _kind_of_failure(sides: Mapping[SideName, PairFailure]) -> VerdictKind | None:
+    """Head's failure is its fault; what one side alone can do is not compared, and what neither can is no loss."""
+    if not sides:
+        return None
+    if "head" in sides and sides["head"].status != "unsupported":
+        return "failed"
+    return "not-comparable" if _is_unsupported(sides) else "missing"
+
+
+def _is_unsupported(sides: Mapping[SideName, PairFailure]) -> bool:
+    """Whether neither side can run the case."""
+    return [failure.status for failure in sides.values()] == ["unsupported"] * len(NAMES)
+
+
+def _failed(quantity: Quantity, kind: VerdictKind, sides: Mapping[SideName, PairFailure]) -> Verdict:
+    order = sorted(sides.values(), key=lambda failure: failure.side, reverse=True)  # head's leads: it is judged
     return Verdict(
-        case=case.key,
-        phase=phase,
-        kind="failed" if head_alone else "not-comparable",
+        case=quantity.case.key,
+        phase=quantity.phase,
+        kind=kind,
         quantity="time",
-        detail=f"{failure.side} {failure.status}: {failure.error}",
+        detail="; ".join(f"{failure.side} {failure.status}: {failure.error}" for failure in order),
     )
 
 

@@ -20,6 +20,22 @@ from bench.record import Verdict, VerdictKind
 VerdictFormat = Literal["md", "json"]
 VERDICT_FORMATS: tuple[VerdictFormat, ...] = get_args(VerdictFormat)
 
+Command = Literal["gate", "ab"]
+"""What came to the verdicts: each has another way out."""
+
+_ADVICE: dict[Command, dict[str, str]] = {
+    "gate": {
+        "regression": "undo it, or accept it with `kvbench baseline promote`",
+        "missing": "measure it, or promote a run without it under another --name",
+        "nothing": "no case lies on both sides; measure the cases of the baseline",
+    },
+    "ab": {
+        "regression": "undo it, or merge it knowing what it costs",
+        "missing": "mend the side that fails, or leave the case out",
+        "nothing": "nothing was compared; see why below the table",
+    },
+}
+
 TIMES = frozenset({"time", "mfu", "mbu"})
 """Quantities that a clock gave; all others are exact."""
 
@@ -43,11 +59,12 @@ def exit_code(verdicts: Iterable[Verdict], *, require_time: bool = False) -> int
     """
     verdicts = list(verdicts)
     kinds = {verdict.kind for verdict in verdicts}
+    compared = any(map(_is_compared, verdicts))
     if "failed" in kinds:
         return 5
     if "regression" in kinds:
         return 1
-    if "missing" in kinds or not kinds & _COMPARED or (require_time and _lacks_time(verdicts)):
+    if "missing" in kinds or not compared or (require_time and _lacks_time(verdicts)):
         return 3
     return 4 if "inconclusive" in kinds else 0
 
@@ -57,9 +74,9 @@ def worst_first(verdicts: Iterable[Verdict]) -> list[Verdict]:
     return sorted(verdicts, key=lambda verdict: (_KINDS.index(verdict.kind), -(verdict.effect or 0.0)))
 
 
-def sentence(verdicts: Iterable[Verdict], *, require_time: bool = False) -> str:
+def sentence(verdicts: Iterable[Verdict], *, require_time: bool = False, command: Command = "gate") -> str:
     """What was found and what to do now, in one line."""
-    ordered = worst_first(verdicts)
+    ordered, advice = worst_first(verdicts), _ADVICE[command]
     names = short_names(verdict.case for verdict in ordered)
     leading = {kind: list(group) for kind, group in itertools.groupby(ordered, key=lambda verdict: verdict.kind)}
 
@@ -72,13 +89,13 @@ def sentence(verdicts: Iterable[Verdict], *, require_time: bool = False) -> str:
         case 5:
             return f"FAILED: {told('failed')}; mend that first, its other figures mean nothing."
         case 1:
-            return f"REGRESSION: {told('regression')}; undo it, or accept it with `kvbench baseline promote`."
+            return f"REGRESSION: {told('regression')}; {advice['regression']}."
         case 3 if "missing" in leading:
-            return f"NOT COMPARABLE: {told('missing')}; measure it, or promote a run without it."
-        case 3 if leading.keys() & _COMPARED:
+            return f"NOT COMPARABLE: {told('missing')}; {advice['missing']}."
+        case 3 if any(map(_is_compared, ordered)):
             return "NOT COMPARABLE: times were required and some could not be compared; see why below the table."
         case 3:
-            return "NOT COMPARABLE: no case lies on both sides; measure the cases of the baseline."
+            return f"NOT COMPARABLE: {advice['nothing']}."
         case 4:
             return f"INCONCLUSIVE: {told('inconclusive')}; measure again on a quieter machine, or for longer."
     compared = [verdict for verdict in ordered if verdict.kind in _COMPARED]
@@ -108,10 +125,10 @@ def terminal(verdicts: Iterable[Verdict]) -> Group:
     return Group(*([drawn] if rows else []), *(Text(line) for line in _notes(ordered)))
 
 
-def markdown(verdicts: Iterable[Verdict], *, title: str, require_time: bool = False) -> str:
+def markdown(verdicts: Iterable[Verdict], *, title: str, require_time: bool = False, command: Command = "gate") -> str:
     """A heading, the closing sentence, the table and the notes: what a pull request's summary shows."""
     ordered = worst_first(verdicts)
-    return f"### {title}\n\n{sentence(ordered, require_time=require_time)}\n\n{table(ordered)}"
+    return f"### {title}\n\n{sentence(ordered, require_time=require_time, command=command)}\n\n{table(ordered)}"
 
 
 def table(verdicts: Iterable[Verdict]) -> str:
@@ -127,12 +144,12 @@ def table(verdicts: Iterable[Verdict]) -> str:
     return "\n".join([*parts, *([notes] if notes else [])])
 
 
-def document(verdicts: Iterable[Verdict], *, require_time: bool = False) -> str:
+def document(verdicts: Iterable[Verdict], *, require_time: bool = False, command: Command = "gate") -> str:
     """Exit code, sentence and every verdict (worst first) as one JSON object; an unknown figure is null."""
     ordered = worst_first(verdicts)
     told = {
         "exit_code": exit_code(ordered, require_time=require_time),
-        "sentence": sentence(ordered, require_time=require_time),
+        "sentence": sentence(ordered, require_time=require_time, command=command),
         "verdicts": ordered,
     }
     return msgspec.json.format(msgspec.json.encode(told)).decode() + "\n"
@@ -191,6 +208,11 @@ def _notes(ordered: Sequence[Verdict]) -> list[str]:
         *(f"not comparable ({count}): {reason}" for reason, count in reasons.items()),
         *([f"exact figures that are equal: {equal}"] if equal else []),
     ]
+
+
+def _is_compared(verdict: Verdict) -> bool:
+    """Whether a figure of both sides was held against the other; right tokens alone compare nothing."""
+    return verdict.kind in _COMPARED and verdict.quantity != "tokens_match"
 
 
 def _lacks_time(verdicts: Iterable[Verdict]) -> bool:

@@ -101,12 +101,13 @@ class Workbench:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end_references()
         self._stack.close()
 
     def measure(self, number: int, cases: Sequence[Case]) -> Records:
         """One pair of every one of `cases`, with prompts of its own; stored before this returns."""
         if self.nurseries.renew():
-            self.references.clear()  # they were forks of the old ones
+            self._end_references()  # they were forks of the old ones
         what = "screening" if number < SCREENING_PAIRS else "confirming"
         self.tell(f"{what}: process pair {number + 1}, {len(cases)} case{'s' if len(cases) > 1 else ''}")
         records = [record for members in _by_worker(cases) for record in self._measure_workers(number, members)]
@@ -127,17 +128,29 @@ class Workbench:
                 try:
                     reference = self._reference(fresh)
                     if pair is None:
-                        base, head = (stack.enter_context(nursery.fork()) for nursery in self.nurseries[case])
-                        pair = Pair(number, base, head, self.timeout_s)
+                        pair = Pair(number, *self._fork(stack, case), self.timeout_s)
                         pair.load(case)
                     yield pair.measure(case.key, fresh, reference)
                 except SideFailed as failure:
-                    self.tell(f"{failure.status} ({failure.side}): {case.key}: {failure.error}")
-                    yield PairFailure(
-                        case=case.key, pair=number, side=failure.side, status=failure.status, error=failure.error
-                    )
+                    for side, (status, error) in failure.failures.items():
+                        self.tell(f"{status} ({side}): {case.key}: {error}")
+                        yield PairFailure(case=case.key, pair=number, side=side, status=status, error=error)
                     stack.close()  # whatever state they are in, the next case gets new ones
                     pair = None
+
+    def _fork(self, stack: ExitStack, case: Case) -> tuple[Arm, Arm]:
+        """Base's and head's fresh workers, which `stack` ends."""
+        workers: list[Arm] = []
+        failures: dict[SideName, tuple[str, str]] = {}
+        for nursery in self.nurseries[case]:
+            try:
+                workers.append(stack.enter_context(nursery.fork()))
+            except ArmFailed as failure:
+                failures[nursery.side.name] = failure.status, failure.error
+        if failures:
+            raise SideFailed(failures)
+        base, head = workers
+        return base, head
 
     def _reference(self, case: Case) -> Path:
         """What naive re-feed emits for `case`, made by base's code, once per pair and cell."""
@@ -146,18 +159,23 @@ class Workbench:
             try:
                 self._reference_worker(case).ask(MakeReference(case=case, path=str(path)), self.timeout_s)
             except ArmFailed as failure:
-                self.references.pop(case.group, None)
-                raise SideFailed("base", failure.status, f"the reference failed: {failure.error}") from failure
+                if case.group in self.references:
+                    self.references.pop(case.group).close()
+                raise SideFailed({"base": (failure.status, f"the reference failed: {failure.error}")}) from failure
             self.made[case.cell] = path
         return self.made[case.cell]
 
     def _reference_worker(self, case: Case) -> Arm:
         group = case.group
         if group not in self.references:
-            worker = self._stack.enter_context(self.nurseries[case][0].fork())
-            worker.ask(Load(group=group, strategy="", naive_logits="last", seed=self.weights_seed), LOAD_TIMEOUT_S)
-            self.references[group] = worker
+            self.references[group] = self.nurseries[case][0].fork()
+            load = Load(group=group, strategy="", naive_logits="last", seed=self.weights_seed)
+            self.references[group].ask(load, LOAD_TIMEOUT_S)
         return self.references[group]
+
+    def _end_references(self) -> None:
+        while self.references:
+            self.references.popitem()[1].close()
 
 
 def litter(case: Case) -> Litter:

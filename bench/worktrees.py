@@ -1,20 +1,20 @@
-"""Revisions of the current repository, each checked out in a temporary worktree of its own."""
+"""Revisions of the current repository, each checked out in a temporary worktree of its own, and the tree as it is."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-
-import psutil
 
 from bench.case import UsageError
 
 PREFIX = "kvbench-worktree-"
+LOCK = "lock"
 
 
 def repository(folder: Path) -> Path:
@@ -53,26 +53,67 @@ def commit(top: Path, revision: str, argument: str) -> str:
 @contextmanager
 def checkout(top: Path, sha: str) -> Iterator[Path]:
     """A worktree of the commit `sha`, gone when the context ends. What killed processes left is removed, too."""
-    remove_abandoned(top)
-    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
-    try:
+    remove_abandoned()
+    with _folder() as folder:
+        tree = folder / "tree"
         try:
-            _git(top, "worktree", "add", "--detach", "--quiet", str(folder / "tree"), sha)
-        except subprocess.CalledProcessError as error:
-            raise UsageError(f"git cannot check out {sha[:12]}: {error.stderr.strip()}") from error
-        yield folder / "tree"
+            try:
+                _git(top, "worktree", "add", "--detach", "--quiet", str(tree), sha)
+            except subprocess.CalledProcessError as error:
+                raise UsageError(f"git cannot check out {sha[:12]}: {error.stderr.strip()}") from error
+            yield tree
+        finally:
+            _forget(tree)
+
+
+@contextmanager
+def snapshot(top: Path) -> Iterator[Path]:
+    """A copy of the working tree as it is now, without what git ignores: no later edit changes what is measured."""
+    remove_abandoned()
+    with _folder() as folder:
+        tree = folder / "tree"
+        tree.mkdir()
+        for name in _git(top, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0"):
+            source, target = top / name, tree / name
+            if not name or not os.path.lexists(source):  # removed, but not from git's index
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir() and not source.is_symlink():  # a submodule
+                shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
+            else:
+                shutil.copy2(source, target, follow_symlinks=False)
+        yield tree
+
+
+def remove_abandoned() -> None:
+    """Remove what processes made that were killed before they could remove it: their locks are nobody's any more."""
+    for lock in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{LOCK}"):
+        with suppress(OSError), lock.open("rb") as file:  # another user's, or held, or just gone
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _forget(lock.parent / "tree")
+            shutil.rmtree(lock.parent, ignore_errors=True)
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """A temporary folder with a lock that this process holds."""
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+    try:
+        with (folder / f"{LOCK}.part").open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            (folder / f"{LOCK}.part").rename(folder / LOCK)  # none is ever seen under its name without being held
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        _git(top, "worktree", "prune")
 
 
-def remove_abandoned(top: Path) -> None:
-    """Remove the worktrees of processes that were killed before they could."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
-        owner = folder.name.removeprefix(PREFIX).partition("-")[0]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)) and folder.stat().st_uid == os.getuid():
-            shutil.rmtree(folder, ignore_errors=True)
-    _git(top, "worktree", "prune")
+def _forget(tree: Path) -> None:
+    """Have git remove the worktree `tree` and its record, and no other; an error here must not hide an earlier one."""
+    if (tree / ".git").is_file():
+        with suppress(OSError, subprocess.CalledProcessError):
+            common = _git(tree, "rev-parse", "--git-common-dir")
+            # Twice: a worktree that git was killed while making is locked.
+            _git(Path(common), "worktree", "remove", "--force", "--force", str(tree))
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bench import baseline
 from bench.baseline import machine_name, newest, promote, read_sessions, session_of
 from bench.case import UsageError
-from bench.record import Run
+from bench.record import Covariates, Run
 from bench.store import NAME, DataError, FailedRun
 from tests.handmade import ENVIRONMENT, fail, grid, make_case, make_run
 
@@ -44,7 +44,7 @@ def test_sessions_are_added_and_never_replaced(tmp_path: Path) -> None:
         promote(run_named(name, day=day), tmp_path, "laptop")
     sessions = read_sessions(tmp_path / "laptop")
     assert [session.run_id for session in sessions] == ["c", "b", "a"]
-    assert newest(sessions).run_id == "a"
+    assert newest(sessions).run_id == "c"  # accepted last, though measured first
     before = (tmp_path / "laptop" / "a.json").read_bytes()
     with pytest.raises(UsageError, match="already"):
         promote(run_named("a", seed=9), tmp_path, "laptop")
@@ -55,6 +55,12 @@ def test_sessions_are_added_and_never_replaced(tmp_path: Path) -> None:
 def test_a_failed_run_is_refused(status: str, tmp_path: Path) -> None:
     with pytest.raises(FailedRun, match=f"{status}: not enough memory"):
         promote(run_named("x", failures=[fail(CASES[1], status)]), tmp_path, "laptop")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disturbed_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="disturbed"):
+        promote(run_named("x", covariates=lambda case, number: Covariates(steal_ns=10**12)), tmp_path, "laptop")
     assert not list(tmp_path.iterdir())
 
 

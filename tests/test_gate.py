@@ -77,6 +77,7 @@ def test_less_work_passes_and_is_told() -> None:
 def test_counts_of_other_steps_are_not_compared() -> None:
     found = gate(change(RUN, DYNAMIC, "decode", steps=2, forward_calls=2), BASE)
     assert not of_kind(found, "regression")
+    assert verdicts.exit_code(found) == 3
     assert "2 decode steps were counted, 3 in the baseline" in verdicts.table(found)
 
 
@@ -88,6 +89,11 @@ def test_a_failed_case_outranks_everything() -> None:
     assert verdicts.exit_code(found) == 5
     other_tokens = make_run(CASES, rounds=2, tokens_match={DYNAMIC: "false"})
     assert verdicts.exit_code(gate(other_tokens, BASE)) == 5
+
+
+def test_a_run_that_supports_nothing_fails() -> None:
+    nothing = make_run(CASES, rounds=2, failures=[fail(case, "unsupported", "no compiler") for case in CASES])
+    assert verdicts.exit_code(gate(nothing, BASE)) == 5
 
 
 def test_a_missing_case_names_its_nearest() -> None:

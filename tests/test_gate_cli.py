@@ -133,10 +133,18 @@ def test_3_times_that_no_clock_gives(value: str, capsys: pytest.CaptureFixture[s
     assert "samples.jsonl, line" in refused(capsys, "gate", "bad", "--baseline", stored("one"), code=3)
 
 
+def test_a_summary_that_cannot_be_written_changes_no_verdict(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "no/such/folder/summary.md")
+    kvbench("gate", stored("two"), "--baseline", stored("one"), code=0)
+    assert "GITHUB_STEP_SUMMARY" in capsys.readouterr().err
+
+
 def test_3_cases_that_do_not_meet(capsys: pytest.CaptureFixture[str]) -> None:
     one = stored("one")
     kvbench("gate", stored("fewer", CASES[:2]), "--baseline", one, code=3)
-    assert "promote a run without it" in capsys.readouterr().out.splitlines()[-1]
+    assert "promote a run without it under another --name" in capsys.readouterr().out.splitlines()[-1]
     kvbench("gate", one, "--baseline", "fewer", code=0)
     assert "new" in capsys.readouterr().out
     kvbench("gate", stored("other", grid(["static"], [8])), "--baseline", one, code=3)
@@ -185,6 +193,7 @@ def test_5_a_failed_case(capsys: pytest.CaptureFixture[str]) -> None:
     kvbench("gate", bad, "--baseline", one, code=5)
     assert "FAILED: dynamic p32 prefill (oom: not enough memory)" in capsys.readouterr().out
     assert "cannot be a baseline" in refused(capsys, "baseline", "promote", bad, code=5)
+    assert "--baseline bad cannot be a baseline" in refused(capsys, "gate", one, "--baseline", bad, code=3)
     lying = stored("lying", tokens_match={CASES[1].key: "false"})
     kvbench("gate", lying, "--baseline", one, code=5)
     assert "other tokens" in refused(capsys, "baseline", "promote", lying, code=5)

@@ -92,14 +92,20 @@ def test_a_long_turn_is_taken_once():
 def test_other_tokens_are_never_timed(side):
     with pytest.raises(SideFailed, match="other tokens") as told:
         measured(**{side: {"match": "false"}})
-    assert told.value.side == side
+    assert set(told.value.failures) == {side}
+
+
+def test_both_sides_failures_are_told():
+    with pytest.raises(SideFailed) as told:
+        measured(base={"failure": "CheckCase"}, head={"failure": "CheckCase"})
+    assert set(told.value.failures) == {"base", "head"}
 
 
 @pytest.mark.parametrize("request_name", ["CheckCase", "TakeTurn"])
 def test_a_side_that_fails_is_named(request_name):
     with pytest.raises(SideFailed, match="not enough memory") as told:
         measured(head={"failure": request_name})
-    assert (told.value.side, told.value.status) == ("head", "oom")
+    assert told.value.failures == {"head": ("oom", "not enough memory")}
 
 
 def test_sides_that_time_other_steps_are_not_comparable():

@@ -89,10 +89,39 @@ def test_a_case_that_fails_is_left_and_the_others_go_on():
     assert verdicts.exit_code(found) == 5
 
 
-@pytest.mark.parametrize(("side", "status"), [("base", "oom"), ("head", "unsupported")])
-def test_without_a_base_or_where_neither_can_there_is_nothing_to_compare(side, status):
-    records = [PairFailure(case=key, pair=0, side=side, status=status, error="no") for key in KEYS]
-    assert {verdict.kind for verdict in trial.verdicts(records, CASES, 0.03)} == {"not-comparable"}
+@pytest.mark.parametrize(
+    ("failures", "kind", "code"),
+    [
+        ({"base": "oom"}, "missing", 3),
+        ({"head": "unsupported"}, "missing", 3),
+        ({"base": "failed", "head": "unsupported"}, "missing", 3),
+        ({"head": "oom"}, "failed", 5),
+        ({"base": "unsupported", "head": "failed"}, "failed", 5),
+        ({"base": "unsupported", "head": "unsupported"}, "not-comparable", 0),
+    ],
+)
+def test_what_fails_on_either_side(failures, kind, code):
+    def failing(keys):
+        return [
+            PairFailure(case=key, pair=0, side=side, status=status, error="no")
+            for key in keys
+            for side, status in failures.items()
+        ]
+
+    others = [record for number in range(SCREENING_PAIRS) for record in STILL.pairs(2)(number, CASES[1:])]
+    found = trial.verdicts(failing(KEYS[:1]) + others, CASES, 0.03)
+    assert [verdict.kind for verdict in found] == [kind, kind, "same", "same"]
+    assert verdicts.exit_code(found) == code
+    everywhere = verdicts.exit_code(trial.verdicts(failing(KEYS), CASES, 0.03))
+    assert everywhere == (5 if kind in {"failed", "not-comparable"} else 3)
+
+
+def test_what_was_decided_before_base_failed_stands():
+    records, _ = conduct(only(KEYS[1], SLOWER.pairs(1), STILL.pairs(2)))
+    before = trial.verdicts(records, CASES, 0.03)
+    lost = PairFailure(case=KEYS[1], pair=max(record.pair for record in records), side="base", status="oom", error="no")
+    assert trial.verdicts([*records, lost], CASES, 0.03) == before
+    assert verdicts.exit_code(before) == 1
 
 
 def test_a_slow_down_that_is_all_waiting_for_a_core_is_none_of_the_code():

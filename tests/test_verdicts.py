@@ -106,6 +106,18 @@ def test_every_sentence_says_what_to_do(kind):
     assert ";" in said
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_ab_is_not_sent_to_a_baseline(kind):
+    said = verdicts.sentence([make(kind)], command="ab")
+    assert ";" in said
+    assert "baseline" not in said
+    assert "promote" not in said
+
+
+def test_right_tokens_alone_compare_nothing():
+    assert verdicts.exit_code([make("same", quantity="tokens_match"), OTHER_MACHINE]) == 3
+
+
 @given(st.lists(st.sampled_from(KINDS)), st.booleans())
 def test_the_sentence_and_the_code_agree_whatever_the_order(kinds, require_time):
     found = [make(kind, quantity="time" if number % 2 else "forward_calls") for number, kind in enumerate(kinds)]

@@ -46,11 +46,42 @@ def test_it_is_removed_after_an_error_too(repository):
 
 def test_what_a_killed_process_left_is_removed(repository, tmp_path, monkeypatch):
     monkeypatch.setattr(worktrees.tempfile, "gettempdir", lambda: str(tmp_path))
-    abandoned = tmp_path / f"{worktrees.PREFIX}{2**22 + 1}-x"
+    monkeypatch.setattr(worktrees.tempfile, "tempdir", str(tmp_path))
+    abandoned = tmp_path / f"{worktrees.PREFIX}x"
     git(repository, "worktree", "add", "--detach", str(abandoned / "tree"))
-    worktrees.remove_abandoned(repository)
-    assert not abandoned.exists()
+    (abandoned / worktrees.LOCK).touch()
+    with worktrees.checkout(repository, worktrees.commit(repository, "main", "BASE")) as tree:
+        worktrees.remove_abandoned()  # as another process would: ours is in use
+        assert (tree / "file").exists()
+        assert not abandoned.exists()
     assert len(git(repository, "worktree", "list").splitlines()) == 1
+
+
+def test_a_worktree_of_the_users_own_is_left_alone(repository, tmp_path):
+    theirs = tmp_path / "on a disk that is not there now"
+    git(repository, "worktree", "add", "--detach", str(theirs))
+    theirs.rename(tmp_path / "elsewhere")
+    with worktrees.checkout(repository, worktrees.commit(repository, "main", "BASE")):
+        pass
+    assert str(theirs) in git(repository, "worktree", "list")
+
+
+def test_the_working_tree_is_taken_as_it_was(repository):
+    (repository / ".gitignore").write_text("ignored")
+    for name in ("new", "ignored"):
+        (repository / name).write_text(name)
+    (repository / "link").symlink_to("new")
+    git(repository, "add", "link")
+    (repository / "file").write_text("changed")
+    with worktrees.snapshot(repository) as tree:
+        (repository / "file").write_text("later")
+        assert (tree / "file").read_text() == "changed"
+        assert sorted(path.name for path in tree.iterdir()) == [".gitignore", "file", "link", "new"]
+        assert (tree / "link").is_symlink()
+        (repository / "file").unlink()
+        with worktrees.snapshot(repository) as other:
+            assert not (other / "file").exists()
+    assert not tree.exists()
 
 
 @pytest.mark.parametrize("revision", ["nowhere", "--help", ""])
