@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -117,6 +118,9 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the grid and an estimate, measure nothing.")
     ] = False,
+    ceilings: Annotated[
+        bool, typer.Option("--ceilings/--no-ceilings", help="Measure the machine's roofs beside the cases (MFU, MBU).")
+    ] = True,
 ) -> None:
     """Measure a grid of cases, write a run folder, print the summary table.
 
@@ -131,7 +135,7 @@ def run(
     if resume is not None:
         grid = (model, strategies, n_prompt, n_gen, n_depth, batch_size, dtype, threads, device, name)
         settings = (attn_implementation, naive_logits, seed, repetitions, processes, timeout)
-        if preset != "default" or any(value is not None for value in (*grid, *settings)):
+        if preset != "default" or not ceilings or any(value is not None for value in (*grid, *settings)):
             raise UsageError("--resume goes on with what the run was asked for: leave out every flag but --out and -o")
         job = jobs.resume(resume, out)
     else:
@@ -152,7 +156,7 @@ def run(
         )
         if n_prompt is None:
             sweeps = jobs.within_positions(sweeps)
-        job = jobs.plan(sweeps, options.limits(repetitions, processes, timeout), out, name)
+        job = replace(jobs.plan(sweeps, options.limits(repetitions, processes, timeout), out, name), ceilings=ceilings)
     if dry_run:
         _emit(f"{jobs.estimate(job)}\n")
         return

@@ -32,6 +32,8 @@ class Job:
     manifest: Manifest
     out: Path
     previous: Run | None = None
+    ceilings: bool = True
+    """Whether a new run measures the machine's ceilings; a resumed one goes on as it began."""
 
     @property
     def options(self) -> Options:
@@ -153,7 +155,7 @@ def measure(job: Job) -> Run:
         folder = make_folder(job.out, job.manifest.run_id)
         with noting(NOTHING_KEPT):
             try:
-                job = _with_ceilings(job)
+                job = _with_ceilings(job) if job.ceilings else job
             except BaseException:
                 folder.rmdir()
                 raise

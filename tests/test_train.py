@@ -15,7 +15,7 @@ from kvcache.corpus import OWN_TEXT
 from kvcache.training_folder import Settings
 from tests.test_cli import kvbench, refused
 
-FEW = ["--strategies", "naive,dynamic", "-n", "4", "-r", "1", "-t", "1"]
+FEW = ["--strategies", "naive,dynamic", "-n", "4", "-r", "1", "-t", "1", "--no-ceilings"]
 SENTENCE = "Love that can quickly seize the gentle heart"
 
 
