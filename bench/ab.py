@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ import msgspec
 from bench import trial, worktrees
 from bench.case import Case, Sweep, UsageError
 from bench.environment import TorchFacts, read_environment
+from bench.jobs import noting
 from bench.pairs import PairFailure, PairTimes
 from bench.plan import refuse_too_long
 from bench.record import SCHEMA_VERSION, Environment, Verdict
@@ -101,7 +103,7 @@ def sides(
                     tree, label = stack.enter_context(worktrees.checkout(top, sha)), sha[:12]
                 folder = tree / here.relative_to(top)
             own = dict(_variable(f"--{name}-env", text) for text in variables[name])
-            python = pythons[name] or sys.executable
+            python = absolute(pythons[name] or sys.executable, here)
             label = ", ".join([*filter(None, [label, pythons[name]]), *map("=".join, own.items())]) or "as it is"
             found.append(
                 Side(
@@ -132,6 +134,7 @@ def compare(
         DataError: a side is not what it should be, or the two cannot be compared.
     """
     started = time.monotonic()
+    sweeps = [msgspec.structs.replace(sweep, models=absolute_folders(sweep.models, Path.cwd())) for sweep in sweeps]
     keys = dict.fromkeys(litter(case) for sweep in sweeps for case in sweep.cases())
     _refuse_twins(base, head, [model for model, _ in keys])
     run_name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{check_name(name if name is not None else 'ab')}"
@@ -151,6 +154,7 @@ def compare(
             cases=cases,
         )
         folder = _make_folder(out, run_name, manifest)
+        stack.enter_context(noting(f"what was measured is kept in {folder}"))
         bench = stack.enter_context(Workbench(nurseries, cases[0].seed, settings.timeout_s, folder / PAIRS, tell))
         records = trial.conduct(
             cases,
@@ -209,6 +213,17 @@ def _refuse_twins(base: Side, head: Side, models: Sequence[str]) -> None:
             "BASE: this repository is not kvbench's own, so its revisions can differ only in your model: give it as "
             "--model py:module:factory"
         )
+
+
+def absolute(program: str, here: Path) -> str:
+    """An interpreter named by a path, from wherever it runs; links are kept, for they tell a virtual environment."""
+    return os.path.abspath(here / program) if os.sep in program else program  # noqa: PTH100  # resolve() follows links
+
+
+def absolute_folders(models: Sequence[str], here: Path) -> tuple[str, ...]:
+    """Checkpoint folders named from wherever their workers run; other models as they are."""
+    paths = ((model, here / Path(model).expanduser()) for model in models)
+    return tuple(os.path.abspath(path) if model and path.is_dir() else model for model, path in paths)  # noqa: PTH100
 
 
 def _variable(flag: str, text: str) -> tuple[str, str]:

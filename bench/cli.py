@@ -226,7 +226,7 @@ def gate(
     Exact counters decide on any machine: more forwards, FLOPs, bytes copied, logits or compiled graphs than the newest
     session has is a regression. Times are judged where five sessions come from this very machine and software, as
     shares of what it could do at that moment. Exit codes: 0 passed, 1 regression, 3 a case is missing or nothing could
-    be compared, 4 inconclusive, 5 a case of RUN failed.
+    be compared, 4 inconclusive, 5 a case of RUN failed, or none is supported.
     """
     from bench import options, verdicts
     from bench.gate import gate as judge
@@ -251,7 +251,7 @@ def promote(
     """Accept RUN: add it to a baseline as its newest session. The only command that writes baselines.
 
     The newest session sets the cases and counters that `kvbench gate` expects; five of one machine set its times. A
-    run with a failed case, or with other tokens, is refused (exit 5).
+    run with a failed case, or with other tokens, is refused (exit 5), and one that was disturbed, too (exit 3).
     """
     from bench.baseline import promote as add
     from bench.store import check_name, find_run, read_run
@@ -320,8 +320,9 @@ def ab(
     """Judge HEAD against BASE: two revisions of this repository, or two environments, measured in turns in one go.
 
     Each side runs its own checkout in processes of its own. Every case is screened, what looks different is confirmed
-    in fresh processes with fresh prompts, until all is decided or --budget is spent. Exit codes: 0 nothing is slower,
-    1 regression, 3 the sides cannot be compared, 4 undecided, 5 head fails or emits other tokens.
+    in fresh processes with fresh prompts, until all is decided or --budget is spent; a change near --threshold may go
+    either way. Exit codes: 0 nothing is slower, 1 regression, 3 the sides cannot be compared or one cannot run a case,
+    4 undecided, 5 head fails or emits other tokens, or neither side supports any case.
 
     Examples: kvbench ab main · kvbench ab v0.1.0 HEAD -m py:my_model:build · kvbench ab --head-python new/bin/python
     """

@@ -56,7 +56,8 @@ def introduction(model: str) -> Facts:
     from bench import protocol, worker
 
     users_own = model.startswith("py:")
-    own = origin(model.split(":")[1]) | description_apart(model) if users_own else description(model)
+    module = model.removeprefix("py:").partition(":")[0]
+    own = origin(module) | description_apart(model) if users_own else description(model)
     return own | {
         "version": protocol.VERSION,
         "code": str(Path(worker.__file__).resolve().parent.parent),
@@ -71,7 +72,7 @@ def origin(module: str) -> Facts:
     """The file that the user's module will be imported from: as the worker finds it, the current folder last."""
     sys.path.append(str(Path.cwd()))
     found = None
-    with suppress(ImportError):  # of a parent package; its description says so
+    with suppress(Exception, SystemExit):  # no module, or its parent package fails; its description says so
         found = importlib.util.find_spec(module)
     return {"model_code": str(Path(found.origin).resolve()) if found is not None and found.origin else None}
 
@@ -84,6 +85,10 @@ def description(model: str) -> Facts:
         found = models.describe(model)
     except models.ModelError as error:
         return {"refused": str(error)}
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
+        if not model.startswith("py:"):
+            raise
+        return {"refused": " ".join(f"{type(error).__name__}: {error}".split())}
     return {"attn_implementation": found.attn_implementation, "max_positions": found.max_positions}
 
 

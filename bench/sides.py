@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import selectors
 import socket
 import subprocess
 import sys
@@ -98,10 +99,14 @@ class Nursery:
         """Wait until it can fork, and check that it is whom it should be.
 
         Raises:
-            DataError: it has no worker protocol or another, or imported another tree's code.
+            DataError: it does not start, has no worker protocol or another, or imported another tree's code.
             UsageError: the model cannot be had.
         """
         assert self._process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            if not selector.select(START_TIMEOUT_S):
+                raise DataError(f"{self.side.name} ({self.side.label}) did not start within {START_TIMEOUT_S:.0f} s")
         line = self._process.stdout.readline()
         if not line:
             raise DataError(

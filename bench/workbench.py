@@ -61,9 +61,9 @@ class Nurseries:
         self._ready = time.monotonic()
         return told
 
-    def renew(self) -> bool:
-        """Replace them if they have been used for `RENEW_AFTER` times as long as they took to start."""
-        if time.monotonic() - self._ready < RENEW_AFTER * (self._ready - self._started):
+    def renew(self, *, at_once: bool) -> bool:
+        """Replace them, `at_once` or if they have been used for `RENEW_AFTER` times as long as they took to start."""
+        if not at_once and time.monotonic() - self._ready < RENEW_AFTER * (self._ready - self._started):
             return False
         self._stack.close()
         self._start()
@@ -72,10 +72,11 @@ class Nurseries:
 
     def _start(self) -> None:
         self._started = time.monotonic()
-        self._stack = ExitStack()
-        self._nurseries = {
-            key: [self._stack.enter_context(Nursery(side, *key)) for side in self.sides] for key in self.keys
-        }
+        with ExitStack() as stack:
+            self._nurseries = {
+                key: [stack.enter_context(Nursery(side, *key)) for side in self.sides] for key in self.keys
+            }
+            self._stack = stack.pop_all()
 
 
 class Workbench:
@@ -106,13 +107,15 @@ class Workbench:
 
     def measure(self, number: int, cases: Sequence[Case]) -> Records:
         """One pair of every one of `cases`, with prompts of its own; stored before this returns."""
-        if self.nurseries.renew():
+        if self.nurseries.renew(at_once=number == SCREENING_PAIRS):  # no change is told from one layout of addresses
             self._end_references()  # they were forks of the old ones
         what = "screening" if number < SCREENING_PAIRS else "confirming"
         self.tell(f"{what}: process pair {number + 1}, {len(cases)} case{'s' if len(cases) > 1 else ''}")
-        records = [record for members in _by_worker(cases) for record in self._measure_workers(number, members)]
-        self._file.writelines(msgspec.json.encode(record) + b"\n" for record in records)
-        self._file.flush()
+        records: Records = []
+        for record in (record for members in _by_worker(cases) for record in self._measure_workers(number, members)):
+            records.append(record)
+            self._file.write(msgspec.json.encode(record) + b"\n")
+            self._file.flush()  # an interruption keeps it
         os.fsync(self._file.fileno())
         for path in self.made.values():
             path.unlink()

@@ -106,6 +106,7 @@ def test_a_head_that_emits_other_tokens_fails(tmp_path):
         (["--head-python", "/nowhere/python"], "--head-python /nowhere/python"),
         (["HEAD", "--name", "a/b"], "a name has only"),
         (["HEAD", "-p", "100000"], "positions of random:tiny"),
+        (["HEAD", "--head-python", "./nowhere/python"], "/nowhere/python: No such file"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(copy, words, said):
@@ -113,6 +114,25 @@ def test_bad_input_is_refused_in_one_line(copy, words, said):
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("spec", ["py:", "py::build", "py:broken.inner:build", "py:nowhere:build"])
+def test_a_model_that_cannot_be_imported_is_refused_in_one_line(tmp_path, spec):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "__init__.py").write_text("1 / 0")
+    done = kvbench(tmp_path, "-m", spec, *TINY[2:], "--head-env", "A=1")
+    assert done.returncode == 2, done.stderr
+    assert f"--model {spec}" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_paths_are_meant_from_the_current_folder(tmp_path):
+    (tmp_path / "love").mkdir()
+    love = str(tmp_path / "love")
+    assert ab.absolute_folders(("love", "./love", "random:tiny"), tmp_path) == (love, love, "random:tiny")
+    (tmp_path / "python").symlink_to(sys.executable)
+    assert ab.absolute("./love/../python", tmp_path) == str(tmp_path / "python")
+    assert ab.absolute("python3", tmp_path) == "python3"
 
 
 def test_a_repository_of_other_code_can_differ_only_in_its_model(tmp_path):
