@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, TextStreamer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from bench.case import UsageError
 from kvcache import models
@@ -39,14 +39,7 @@ def stream(
             longer than the model's positions.
     """
     torch.set_num_threads(n_threads)
-    try:
-        described = models.describe(model)
-        tokenizer = models.load_tokenizer(model)
-        network = models.load(
-            model, dtype=dtype, device=device, seed=seed, attn_implementation=described.attn_implementation
-        )
-    except models.ModelError as error:
-        raise UsageError(f"--model {model}: {error}") from error
+    described, tokenizer, network = load(model, dtype=dtype, device=device, seed=seed)
     ids = encode(tokenizer, prompt).to(device)
     n_gen = fitting(ids, n_gen, stop_token_id, described)
     stops = {stop_token_id, *end_of_sequence(network.generation_config, tokenizer.eos_token_id)}
@@ -68,6 +61,25 @@ def stream(
         pass
     finally:
         streamer.end()
+
+
+def load(
+    model: str, *, dtype: str, device: str, seed: int
+) -> tuple[models.ModelDescription, PreTrainedTokenizerBase, PreTrainedModel]:
+    """A model with its tokenizer.
+
+    Raises:
+        UsageError: it cannot be had, or has no tokenizer.
+    """
+    try:
+        described = models.describe(model)
+        tokenizer = models.load_tokenizer(model)
+        network = models.load(
+            model, dtype=dtype, device=device, seed=seed, attn_implementation=described.attn_implementation
+        )
+    except models.ModelError as error:
+        raise UsageError(f"--model {model}: {error}") from error
+    return described, tokenizer, network
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> Tensor:

@@ -8,9 +8,8 @@ from typing import Literal
 import torch
 
 from bench.case import UsageError
-from bench.text import encode, end_of_sequence, fitting
+from bench.text import encode, end_of_sequence, fitting, load
 from bench.trace_times import step_times_ns
-from kvcache import models
 from kvcache.catalogue import build
 from kvcache.equivalence import agreement, reference
 from kvcache.strategy import Strategy, Unsupported
@@ -64,14 +63,7 @@ def run(
         UsageError: the model cannot be had or run by a strategy, or the prompt does not fit it.
     """
     torch.set_num_threads(n_threads)
-    try:
-        described = models.describe(model)
-        tokenizer = models.load_tokenizer(model)
-        network = models.load(
-            model, dtype=dtype, device=device, seed=seed, attn_implementation=described.attn_implementation
-        )
-    except models.ModelError as error:
-        raise UsageError(f"--model {model}: {error}") from error
+    described, tokenizer, network = load(model, dtype=dtype, device=device, seed=seed)
     ids = encode(tokenizer, prompt).to(device)
     room = fitting(ids, n_gen, until, described, "--until")
     limit = min(DEFAULT_N_GEN, room) if n_gen is None and until is None else room
