@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from tabulate import tabulate
 
 from bench.baseline import Session
 from bench.gate import EXACT
 from bench.labels import NOTHING
+from bench.layout import markdown_table
 from bench.plot_style import GUIDE, make_figure, styles
 
 DRIFT_COLUMNS = ["session", "created_utc", "machine", "strategy", "phase", "cases", "relative_time", "more_work"]
@@ -63,7 +63,7 @@ def markdown(frame: pd.DataFrame) -> str:
         created = str(rows["created_utc"].iloc[0])[:16].replace("T", " ")
         lines.append([created, str(rows["machine"].iloc[0]), *cells, f"{more} counters" if more else NOTHING])
     align = ["left", "right", *["right"] * len(columns), "right"]
-    table = tabulate(lines, headers, tablefmt="pipe", colalign=align, disable_numparse=True)
+    table = markdown_table(lines, headers, align)
     return f"Times relative to the first session of the same machine and software:\n\n{table}\n"
 
 

@@ -10,7 +10,6 @@ import pandas as pd
 
 from bench import estimators, roofline, round_pairs, rounds
 from bench.case import Case, Phase
-from bench.estimators import Ratio
 from bench.outcomes import outcomes
 from bench.record import CasePlan, Check, Run
 
@@ -100,14 +99,6 @@ def phases(case: Case) -> list[Phase]:
     return ["prefill", "decode"] if case.n_gen > 1 else ["prefill"]
 
 
-def speedup(baseline: pd.DataFrame, own: pd.DataFrame) -> Ratio | None:
-    """Time of the baseline / own time over the rounds that both have (rows of one phase); None where they share none.
-
-    From `rounds.MIN_PROCESSES` processes each gives one ratio, and the interval is over the processes.
-    """
-    return round_pairs.ratio(baseline, own, "latency_ms")
-
-
 def _times(case: Case, phase: Phase, own: pd.DataFrame) -> dict[str, Any]:
     latency_ms, low, high = estimators.median_interval(rounds.independent_values(own))
     tokens = case.batch_size * (case.n_prompt if phase == "prefill" else 1)
@@ -136,7 +127,7 @@ def _speedup(
 ) -> dict[str, float | None]:
     if is_baseline:
         return dict.fromkeys(names, 1.0)
-    ratio = None if baseline is None else speedup(baseline, own)
+    ratio = None if baseline is None else round_pairs.ratio(baseline, own, "latency_ms")
     return {} if ratio is None else dict(zip(names, (ratio.estimate, ratio.low, ratio.high), strict=True))
 
 

@@ -8,13 +8,12 @@ from typing import Any, Literal, get_args
 
 import msgspec
 import pandas as pd
-from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
-from tabulate import tabulate
 
 from bench.labels import NOTHING, Row, by_setting, context, missing, number, time_ratio, with_interval
+from bench.layout import markdown_table, terminal_table
 from bench.record import Ceiling, Environment
 from bench.summary import YARDSTICK
 
@@ -96,7 +95,7 @@ def render_environment(environment: Environment, form: EnvironmentFormat, ceilin
         found = [msgspec.structs.asdict(ceiling) for ceiling in ceilings]
         return json.dumps(fields | ({"ceilings": found} if found else {}), indent=2) + "\n"
     lines = [[name, NOTHING if value is None else str(value)] for name, value in fields.items()]
-    text = f"{tabulate(lines, ['field', 'value'], tablefmt='pipe', disable_numparse=True)}\n"
+    text = f"{markdown_table(lines, ['field', 'value'])}\n"
     return f"{text}\n{_ceilings(ceilings)}" if ceilings else text
 
 
@@ -117,7 +116,7 @@ def _ceilings(ceilings: Sequence[Ceiling]) -> str:
     ]
     headers = ["device", "dtype", "threads", "read GB/s", "by", "GEMM TFLOP/s", "by"]
     align = ["left", "left", "right", "right", "left", "right", "left"]
-    return f"{tabulate(lines, headers, tablefmt='pipe', colalign=align, disable_numparse=True)}\n"
+    return f"{markdown_table(lines, headers, align)}\n"
 
 
 def _rate(ceiling: Ceiling | None, unit: float) -> Line:
@@ -225,10 +224,7 @@ def _comparison_tables(rows: pd.DataFrame) -> Iterator[tuple[str, list[Line]]]:
 def _markdown(tables: Iterator[tuple[str, list[Line]]], headers: Line) -> str:
     align = ["left" if header in _LEFT else "right" for header in headers]
     names = [header.replace("\n", " ") for header in headers]
-    return "\n".join(
-        f"{title}\n\n{tabulate(lines, names, tablefmt='pipe', colalign=align, disable_numparse=True)}\n"
-        for title, lines in tables
-    )
+    return "\n".join(f"{title}\n\n{markdown_table(lines, names, align)}\n" for title, lines in tables)
 
 
 def _terminal(tables: Iterator[tuple[str, list[Line]]], headers: Line) -> Group:
@@ -236,15 +232,7 @@ def _terminal(tables: Iterator[tuple[str, list[Line]]], headers: Line) -> Group:
 
 
 def _rich(title: str, lines: list[Line], headers: Line) -> Table:
-    table = Table(
-        title=title,
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1),
-        pad_edge=False,
-        show_edge=False,
-        collapse_padding=True,
-    )
+    table = terminal_table(title)
     for header in headers:
         # On a narrow terminal an interval goes below its figure; nothing else is broken.
         justify: Literal["left", "right"] = "left" if header in _LEFT else "right"

@@ -7,12 +7,11 @@ from dataclasses import asdict
 from itertools import zip_longest
 from typing import Literal, get_args
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
-from tabulate import tabulate
 
 from bench.labels import NOTHING, number
+from bench.layout import markdown_table, terminal_table
 from bench.trace import ShownStep, Trace
 
 TraceFormat = Literal["md", "json"]
@@ -31,23 +30,12 @@ def markdown(trace: Trace) -> str:
     headers = [header.replace("\n", " ") for header in _headers(trace)]
     align = ["left" if _is_text(header) else "right" for header in headers]
     lines = [[cell.replace("|", "\\|") for cell in line] for line in _lines(trace, LONGEST_INPUT["page"])]
-    table = tabulate(lines, headers, tablefmt="pipe", colalign=align, disable_numparse=True)
-    return f"{trace.setting}\n\n{table}\n\n{LEGEND}\n"
+    return f"{trace.setting}\n\n{markdown_table(lines, headers, align)}\n\n{LEGEND}\n"
 
 
 def terminal(trace: Trace) -> Table:
     """The same for a terminal of 100 columns, without a column for the cache where nothing ever is in it."""
-    table = Table(
-        title=trace.setting,
-        title_justify="left",
-        caption=LEGEND,
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1),
-        pad_edge=False,
-        show_edge=False,
-        collapse_padding=True,
-    )
+    table = terminal_table(trace.setting, LEGEND)
     empty = {
         f"{name}\ncached" for name, steps in trace.steps.items() if not any(shown.step.n_cached for shown in steps)
     }

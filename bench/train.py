@@ -11,9 +11,9 @@ from typing import Literal, get_args
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from tabulate import tabulate
 
 from bench.case import UsageError
+from bench.layout import markdown_table
 from bench.options import at_least, one
 from bench.plot_style import save
 from bench.store import DataError
@@ -119,7 +119,7 @@ def render(outcome: Outcome, folder: Path, form: TrainingFormat) -> str:
         "the text's own entropy": f"{outcome.entropy:.4f} nats per target",
         "difference": f"{excess:.4f} nats per target",
     }
-    return f"{tabulate(lines.items(), ['training', 'result'], tablefmt='pipe', disable_numparse=True)}\n{folder}\n"
+    return f"{markdown_table(lines.items(), ['training', 'result'])}\n{folder}\n"
 
 
 def advice(outcome: Outcome) -> str | None:

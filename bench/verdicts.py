@@ -8,13 +8,11 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 import msgspec
-from rich.box import SIMPLE_HEAD
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
-from tabulate import tabulate
 
 from bench.labels import NOTHING, number
+from bench.layout import markdown_table, terminal_table
 from bench.record import Verdict, VerdictKind
 
 VerdictFormat = Literal["md", "json"]
@@ -109,15 +107,7 @@ def terminal(verdicts: Iterable[Verdict]) -> Group:
     """The table for a terminal of 100 columns, and below it what is not worth a row."""
     ordered = worst_first(verdicts)
     shared, rows = _rows(ordered)
-    drawn = Table(
-        title=shared or None,
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1),
-        collapse_padding=True,
-        pad_edge=False,
-        show_edge=False,
-    )
+    drawn = terminal_table(shared or None)
     for header in HEADERS:
         drawn.add_column(header, justify="left" if header in HEADERS[:4] else "right")
     for kind, cells in rows:
@@ -139,7 +129,7 @@ def table(verdicts: Iterable[Verdict]) -> str:
     if rows:
         align = ["left"] * 4 + ["right"] * 4
         cells = [cells for _, cells in rows]
-        parts.append(f"{tabulate(cells, HEADERS, tablefmt='pipe', colalign=align, disable_numparse=True)}\n")
+        parts.append(f"{markdown_table(cells, HEADERS, align)}\n")
     notes = "".join(f"- {line}\n" for line in _notes(ordered))
     return "\n".join([*parts, *([notes] if notes else [])])
 
