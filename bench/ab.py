@@ -162,6 +162,7 @@ def compare(
             threshold=settings.threshold,
             budget_s=settings.budget_s - (time.monotonic() - started),
             clock=time.monotonic,
+            get_ready=bench.get_ready,
         )
     return Finished(folder, trial.verdicts(records, cases, settings.threshold))
 

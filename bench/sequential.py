@@ -6,8 +6,10 @@ through the same looks:
 
 1. Screening, `SCREENING_PAIRS` pairs of every case: what is shown to lie within the threshold is `same` and done.
 2. Confirmation of the others in pairs of their own, `CONFIRMATION_LOOKS` of them so far at each look. A change is
-   decided on these alone, so that what made a case suspicious is not evidence against it: one-sided tests, Holm over
-   everything that was flagged, and the estimate must exceed the threshold.
+   decided on the mean of these alone, so that what made a case suspicious is not evidence against it: one-sided tests,
+   Holm over everything that was flagged, and the estimate must exceed the threshold. How far pairs scatter is taken
+   from both, each about its own mean: the flag says nothing against that, and a test of six pairs has eight degrees of
+   freedom, not five.
 
 The looks share the level equally (Bonferroni), so that looking often costs no more false alarms than are stated.
 """
@@ -35,7 +37,8 @@ POWER = 0.95
 """With which `detectable` is found."""
 
 SCREENING_PAIRS = 4
-CONFIRMATION_LOOKS = (4, 6, 8, 11, 15, 20, 28, 40)
+CONFIRMATION_LOOKS = (4, 6, 8, 12, 16, 20, 28, 40)
+"""Even numbers: the sides take turns in being first, and what a drift does to the first of a pair cancels."""
 
 RANKS_FROM = 10
 """Pairs from which the signed-rank test can reach the levels asked for; it beats the t test where a pair is an outlier,
@@ -86,7 +89,7 @@ def confirm(figures: Mapping[str, Figures], decided: Mapping[str, Call], thresho
     calls: dict[str, Call] = {}
     for call, sign in DIRECTIONS.items():
         p_values = {
-            key: (0.0 if decided.get(key) == call else 1.0) if key in decided else p_value(found.fresh, sign)
+            key: (0.0 if decided.get(key) == call else 1.0) if key in decided else p_value(found, sign)
             for key, found in figures.items()
         }
         for key in _holm(p_values, ALPHA / len(CONFIRMATION_LOOKS)):
@@ -101,33 +104,33 @@ def confirm(figures: Mapping[str, Figures], decided: Mapping[str, Call], thresho
 
 
 @functools.lru_cache(maxsize=1024)  # earlier looks are made again whenever a standing is worked out
-def p_value(logs: tuple[float, ...], sign: int) -> float:
-    """One-sided p-value of `logs` being centred at zero, against their lying on the side of `sign`.
+def p_value(found: Figures, sign: int) -> float:
+    """One-sided p-value of the fresh figures being centred at zero, against their lying on the side of `sign`.
 
-    Student's t of the logs; from `RANKS_FROM` pairs the smaller of it and the exact signed-rank test, doubled.
+    Student's t; from `RANKS_FROM` pairs the smaller of it and the exact signed-rank test, doubled.
     """
-    values = sign * np.asarray(logs)
+    values = sign * np.asarray(found.fresh)
     if len(values) < FEWEST:
         return 1.0
-    scatter = values.std(ddof=1)
+    scatter, freedom = _scatter(found.fresh, found.screening)
     if scatter == 0:
         return 0.0 if values[0] > 0 else 1.0
-    by_t = float(stats.t.sf(values.mean() / scatter * math.sqrt(len(values)), len(values) - 1))
+    by_t = float(stats.t.sf(values.mean() / scatter * math.sqrt(len(values)), freedom))
     if len(values) < RANKS_FROM:
         return by_t
     by_ranks = float(stats.wilcoxon(values, alternative="greater").pvalue)
     return min(1.0, 2 * min(by_t, by_ranks))
 
 
-def estimate(logs: Sequence[float], alpha: float) -> Estimate:
+def estimate(logs: Sequence[float], alpha: float, beside: Sequence[float] = ()) -> Estimate:
     """The change that `logs` show, with its two-sided interval at level 1 - `alpha`, as `p_value` tests it.
 
-    Needs two pairs.
+    `beside` are pairs that count for the scatter alone. Needs two pairs.
     """
-    center, low, high = _interval(logs, alpha)
-    n = len(logs)
-    reach = float(stats.t.isf(alpha / 2, n - 1) + stats.t.isf(1 - POWER, n - 1)) * float(np.std(logs, ddof=1))
-    return Estimate(math.expm1(center), math.expm1(low), math.expm1(high), math.expm1(reach / math.sqrt(n)))
+    center, low, high = _interval(logs, alpha, beside)
+    scatter, freedom = _scatter(logs, beside)
+    reach = float(stats.t.isf(alpha / 2, freedom) + stats.t.isf(1 - POWER, freedom)) * scatter
+    return Estimate(math.expm1(center), math.expm1(low), math.expm1(high), math.expm1(reach / math.sqrt(len(logs))))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -148,15 +151,23 @@ def _center(logs: tuple[float, ...]) -> float:
     return math.log(paired_ratio(np.exp(logs), np.ones(len(logs))).estimate)
 
 
-def _interval(logs: Sequence[float], alpha: float) -> tuple[float, float, float]:
+def _interval(logs: Sequence[float], alpha: float, beside: Sequence[float] = ()) -> tuple[float, float, float]:
     """Center and interval: by ranks where these reach the level, and else the mean and Student's t."""
     n = len(logs)
     if n >= RANKS_FROM:
         ratio = paired_ratio(np.exp(logs), np.ones(n), 1 - alpha)
         if ratio.low is not None and ratio.high is not None:
             return math.log(ratio.estimate), math.log(ratio.low), math.log(ratio.high)
-    mean, reach = float(np.mean(logs)), float(stats.t.isf(alpha / 2, n - 1) * np.std(logs, ddof=1) / math.sqrt(n))
+    scatter, freedom = _scatter(logs, beside)
+    mean, reach = float(np.mean(logs)), float(stats.t.isf(alpha / 2, freedom)) * scatter / math.sqrt(n)
     return mean, mean - reach, mean + reach
+
+
+def _scatter(*samples: Sequence[float]) -> tuple[float, int]:
+    """Standard deviation of samples that may differ in their means (pooled), and its degrees of freedom."""
+    told = [np.asarray(sample) for sample in samples if len(sample) > 1]
+    freedom = sum(len(sample) - 1 for sample in told)
+    return math.sqrt(sum(float(np.square(sample - sample.mean()).sum()) for sample in told) / freedom), freedom
 
 
 def _holm(p_values: Mapping[str, float], alpha: float) -> list[str]:

@@ -57,10 +57,12 @@ def conduct(
     threshold: float,
     budget_s: float,
     clock: Callable[[], float],
+    get_ready: Callable[[int], None] | None = None,
 ) -> list[PairTimes | PairFailure]:
     """Measure pair after pair (`measure(number, cases)`) of what is still open, until all is decided or time is up.
 
-    No pair is begun that would end after `budget_s` if it took as long per case as the last.
+    No pair is begun that would end after `budget_s` if it took as long per case as the last. `get_ready(number)` comes
+    before each; what it takes is no part of that pace.
     """
     started = clock()
     records: list[PairTimes | PairFailure] = []
@@ -72,6 +74,8 @@ def conduct(
         wanted = list(dict.fromkeys(quantity.case for quantity in left.open if quantity.case.key not in failed))
         if not wanted or (number and clock() - started + spent_s * len(wanted) > budget_s):
             break
+        if get_ready is not None:
+            get_ready(number)
         began = clock()
         taken = measure(number, wanted)
         spent_s = (clock() - began) / len(wanted)
@@ -173,7 +177,7 @@ def _verdict(quantity: Quantity, found: Standing, records: Sequence[PairTimes | 
     )
     if len(used) < 2:
         return msgspec.structs.replace(verdict, effect=float(np.expm1(used[0])) if used else None)
-    shown = sequential.estimate(used, alpha)
+    shown = sequential.estimate(used, alpha, figures.screening if decided_on_fresh else ())
     return msgspec.structs.replace(
         verdict, effect=shown.effect, low=shown.low, high=shown.high, detectable=shown.detectable
     )

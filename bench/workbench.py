@@ -105,10 +105,13 @@ class Workbench:
         self._end_references()
         self._stack.close()
 
-    def measure(self, number: int, cases: Sequence[Case]) -> Records:
-        """One pair of every one of `cases`, with prompts of its own; stored before this returns."""
+    def get_ready(self, number: int) -> None:
+        """Replace the processes that fork the workers, where it is time before pair `number`."""
         if self.nurseries.renew(at_once=number == SCREENING_PAIRS):  # no change is told from one layout of addresses
             self._end_references()  # they were forks of the old ones
+
+    def measure(self, number: int, cases: Sequence[Case]) -> Records:
+        """One pair of every one of `cases`, with prompts of its own; stored before this returns."""
         what = "screening" if number < SCREENING_PAIRS else "confirming"
         self.tell(f"{what}: process pair {number + 1}, {len(cases)} case{'s' if len(cases) > 1 else ''}")
         records: Records = []

@@ -1,7 +1,7 @@
 """Process pairs that were never measured: what the decision procedure of `ab` does is known before it meets a machine.
 
 Noise as seen on shared machines: an effect of each process (address layout) that all its turns share, noise of the
-turns, bursts that hit one turn, pairs that are off for no reason, a machine that drifts.
+turns, which only ever adds to them, bursts that hit one turn, pairs that are off for no reason, a machine that drifts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ class Machine:
 
     slowdown: float = 0.0
     process_sd: float = 0.01
-    turn_sd: float = 0.05
+    turn_noise: float = 0.03
+    """Mean of what a turn takes longer than the fastest that its process could take."""
     burst: float = 0.02
     """Chance of a turn to take up to three times as long."""
     odd_pair: float = 0.01
@@ -46,7 +47,7 @@ class Machine:
         turns = []
         for block in range(4):
             for name in (first, second, second, first):
-                logs = own[name] + random.normal(0, self.turn_sd, 2) + self.drift * len(turns) / 16
+                logs = own[name] + random.exponential(self.turn_noise, 2) + self.drift * len(turns) / 16
                 logs += np.log1p(2 * random.random()) * (random.random() < self.burst)
                 if hogged:
                     logs += np.log1p(random.random()) * (random.random() < 0.5)

@@ -145,10 +145,10 @@ def test_the_figure_is_the_log_of_the_ratio(base_ns, head_ns):
         assert figure(times, phase, 1) == pytest.approx(math.log(head_ns / base_ns), abs=1e-9)
 
 
-def test_a_stall_of_one_turn_and_stolen_blocks_do_not_move_the_figure():
+def test_stalls_and_stolen_turns_do_not_move_the_figure():
     quiet = [turn for number in range(3) for turn in block(number, 10**6, 11 * 10**5)]
     stalled = block(3, 10**6, 10**9)
-    stolen = block(4, 10**6, 5 * 10**6, steal_ns=10**9)
+    stolen = block(4, 10**5, 5 * 10**6, steal_ns=10**9)
     found = figure(PairTimes(case="key", pair=0, turns=[*quiet, *stalled, *stolen]), "decode", 1)
     assert found == pytest.approx(math.log(1.1))
     assert figure(PairTimes(case="key", pair=0, turns=stolen), "decode", 1) is None

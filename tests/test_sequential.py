@@ -37,7 +37,8 @@ def run(machine: Machine, seed: int, cases: int = 2) -> dict[str, str]:
 @hypothesis.given(logs)
 def test_the_p_values_of_the_two_directions_mirror_each_other(values):
     mirrored = tuple(-value for value in values)
-    assert sequential.p_value(tuple(values), 1) == pytest.approx(sequential.p_value(mirrored, -1))
+    there, back = Figures(QUIET, tuple(values)), Figures(QUIET, mirrored)
+    assert sequential.p_value(there, 1) == pytest.approx(sequential.p_value(back, -1))
 
 
 @hypothesis.given(logs, st.sampled_from([0.05, 0.01]))
@@ -53,14 +54,24 @@ def test_an_interval_holds_its_estimate_and_grows_with_its_level(values, alpha):
 
 def test_the_t_test_is_students():
     values = (0.03, 0.05, 0.02, 0.04, 0.06)
-    assert sequential.p_value(values, 1) == pytest.approx(stats.ttest_1samp(values, 0, alternative="greater").pvalue)
+    by_scipy = stats.ttest_1samp(values, 0, alternative="greater").pvalue
+    assert sequential.p_value(Figures((), values), 1) == pytest.approx(by_scipy)
+
+
+def test_the_scatter_of_screening_counts_and_its_mean_does_not():
+    fresh = (0.03, 0.05, 0.02, 0.04, 0.06)
+    alone = sequential.p_value(Figures((), fresh), 1)
+    assert sequential.p_value(Figures(QUIET, fresh), 1) < alone  # as narrow, with more degrees of freedom
+    assert sequential.p_value(Figures((0.2, -0.2, 0.1, -0.1), fresh), 1) > alone
+    moved = tuple(value + 0.7 for value in QUIET)
+    assert sequential.p_value(Figures(moved, fresh), 1) == pytest.approx(sequential.p_value(Figures(QUIET, fresh), 1))
 
 
 def test_ranks_rescue_a_change_that_one_outlier_hides_from_the_t_test():
     values = (*slower(0.1, 13), 3.0)
     by_t = stats.ttest_1samp(values, 0, alternative="greater").pvalue
     assert by_t > 0.05
-    assert sequential.p_value(values, 1) < 0.001
+    assert sequential.p_value(Figures(QUIET, values), 1) < 0.001
 
 
 def test_screening_calls_same_what_lies_within_the_threshold_and_flags_the_rest():
@@ -86,15 +97,14 @@ def test_confirmation_decides_on_fresh_pairs(share, call):
 
 def test_a_change_that_is_certain_but_within_the_threshold_is_none():
     found = {"a": Figures(slower(0.02, 4), slower(0.02, 40))}
-    assert sequential.p_value(found["a"].fresh, 1) < 1e-9
+    assert sequential.p_value(found["a"], 1) < 1e-9
     assert sequential.confirm(found, {}, THRESHOLD) == {"a": "same"}
 
 
 def test_more_flagged_quantities_ask_for_more_evidence():
-    fresh = slower(0.07, 6, scatter=0.018)
+    found = {"a": Figures(slower(0.07, 4, scatter=0.018), slower(0.07, 6, scatter=0.035))}
     level = sequential.ALPHA / len(sequential.CONFIRMATION_LOOKS)
-    assert level / 21 < sequential.p_value(fresh, 1) < level
-    found = {"a": Figures(slower(0.07, 4), fresh)}
+    assert level / 21 < sequential.p_value(found["a"], 1) < level
     others = {f"{i}": Figures((0.1, -0.1, 0.1, -0.1), (0.1, -0.1, 0.1, -0.1, 0.1, -0.1)) for i in range(20)}
     assert sequential.confirm(found, {}, THRESHOLD) == {"a": "regression"}
     assert "a" not in sequential.confirm(found | others, {}, THRESHOLD)

@@ -13,8 +13,8 @@ from bench.sequential import SCREENING_PAIRS
 from tests.handmade import grid
 from tests.synthetic import Machine
 
-STILL = Machine(process_sd=0.001, turn_sd=0.001, burst=0.0, odd_pair=0.0, drift=0.0)
-SLOWER = Machine(0.1, process_sd=0.001, turn_sd=0.001, burst=0.0, odd_pair=0.0, drift=0.0)
+STILL = Machine(process_sd=0.001, turn_noise=0.001, burst=0.0, odd_pair=0.0, drift=0.0)
+SLOWER = Machine(0.1, process_sd=0.001, turn_noise=0.001, burst=0.0, odd_pair=0.0, drift=0.0)
 CASES = grid(["naive", "dynamic"], [128])
 KEYS = [case.key for case in CASES]
 
@@ -70,6 +70,21 @@ def test_the_budget_ends_it_before_a_pair_that_would_not_fit():
     assert {verdict.kind for verdict in found} == {"inconclusive"}
     assert "--budget is spent" in found[0].detail
     assert verdicts.exit_code(found) == 4
+
+
+def test_what_comes_before_a_pair_is_no_part_of_the_pace():
+    clock, numbers = Clock(), []
+
+    def get_ready(number):
+        numbers.append(number)
+        clock.now += 3.0 * (number == 0)
+
+    def measure(number, cases):
+        clock.now += 1.0
+        return SLOWER.pairs(0)(number, cases)
+
+    trial.conduct(CASES, measure, threshold=0.03, budget_s=6.5, clock=clock, get_ready=get_ready)
+    assert numbers == [0, 1, 2]  # with the first pair's three seconds in the pace it would end after one
 
 
 def test_a_case_that_fails_is_left_and_the_others_go_on():
