@@ -37,10 +37,19 @@ def block(x: Tensor, layer: Layer, rotary: Rotary | None, attend: Attend, activa
     if rotary is not None:
         q, k = _rotate(q, rotary), _rotate(k, rotary)
     x = x + product(attend(q, k, v).transpose(1, 2).flatten(2), layer.o)
-    h = normalise(x, layer.mlp_norm)
-    up = product(h, layer.up)
-    inner = activation(up) if layer.gate is None else activation(product(h, layer.gate)) * up
-    return x + product(inner, layer.down)
+    return x + feed_forward(normalise(x, layer.mlp_norm), layer, activation)
+
+
+def feed_forward(x: Tensor, layer: Layer, activation: Activation) -> Tensor:
+    """The MLP of one layer over `x [batch, q, hidden]`."""
+    if _is_few_rows(x) or x.device.type != "cpu":
+        up = product(x, layer.up)
+        inner = activation(up) if layer.gate is None else activation(product(x, layer.gate)) * up
+        return product(inner, layer.down)
+    rows = x.flatten(0, 1)
+    up = _product_by_feature(rows, layer.up)
+    inner = activation(up) if layer.gate is None else activation(_product_by_feature(rows, layer.gate)).mul_(up)
+    return _product_by_feature(inner.t(), layer.down).t().view(*x.shape[:2], -1)
 
 
 def head(x: Tensor, norm: Norm, linear: Linear) -> Tensor:
@@ -64,12 +73,11 @@ def product(x: Tensor, linear: Linear) -> Tensor:
     the plain weight has 0.9 of its speed on a packed one, and 1.2 to 1.8 times that of `F.linear` in float32, so no
     second layout is kept.
     """
-    rows = x.shape[0] * x.shape[1]
     if x.device.type != "cpu":
         return functional.linear(x, *linear)
-    if rows > FEW_ROWS or not torch.compiler.is_compiling():
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, *linear, "none", [], "")  # noqa: SLF001  # no public name
-        return result
+    if not (_is_few_rows(x) and torch.compiler.is_compiling()):
+        return _onednn_linear(x, *linear)
+    rows = x.shape[0] * x.shape[1]
     out_features = linear.weight.shape[0]
     streams = STREAMS if out_features % STREAMS == 0 else 1
     parts = linear.weight.float().unflatten(0, (streams, -1)).unbind(0)
@@ -78,6 +86,27 @@ def product(x: Tensor, linear: Linear) -> Tensor:
     if linear.bias is not None:
         sums = sums + linear.bias
     return sums.to(x.dtype).view(*x.shape[:2], -1)
+
+
+def _is_few_rows(x: Tensor) -> bool:
+    return x.shape[0] * x.shape[1] <= FEW_ROWS
+
+
+def _product_by_feature(rows: Tensor, linear: Linear) -> Tensor:
+    """`rows [rows, in]` times a linear's weight, a row for each feature: `[out, rows]`.
+
+    oneDNN lays its second factor out anew at every call. With the weight as the first factor that is the prompt's few
+    rows and not the weight: 200 against 186 GFLOP/s at 128 rows (packed weights: 206), float32; 380 against 353 in
+    bfloat16. What stands between two such products (a gate) does not care which axis comes first.
+    """
+    result = _onednn_linear(linear.weight, rows)
+    return result if linear.bias is None else result.add_(linear.bias.unsqueeze(1))
+
+
+def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x @ weight.T + bias` by oneDNN, on a weight that is not packed."""
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # noqa: SLF001  # no public name
+    return result
 
 
 def attend_to_chunks(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
