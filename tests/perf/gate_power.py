@@ -112,6 +112,7 @@ def ab(part: str, what: str, words: Sequence[str], budget_min: float, disturbanc
         "part": part,
         "what": what,
         "utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "budget_min": budget_min,
         "exit_code": process.returncode,
         "seconds": round(time.monotonic() - began, 1),
         "verdicts": [{key: found.get(key) for key in KEPT} for found in verdicts],
@@ -151,10 +152,14 @@ def found_slower(run: Run) -> bool:
 
 
 def table(runs: Sequence[Run]) -> str:
-    """One row per part and setting: how often each exit code, how long, and the bounds of the share of alarms."""
+    """One row per part, setting and budget: how often each exit code, and the bounds of the share of alarms."""
+
+    def key(run: Run) -> tuple[str, str, float]:
+        return run["part"], run["what"], run["budget_min"]
+
     rows = []
-    for part, what in dict.fromkeys((run["part"], run["what"]) for run in runs):
-        own = [run for run in runs if (run["part"], run["what"]) == (part, what)]
+    for part, what, budget_min in sorted(dict.fromkeys(map(key, runs)), key=lambda key: PARTS.index(key[0])):
+        own = [run for run in runs if key(run) == (part, what, budget_min)]
         alarms = sum(run["exit_code"] == 1 for run in own)
         bounds = stats.binomtest(alarms, len(own)).proportion_ci(0.95, method="exact")
         codes = ", ".join(
@@ -162,8 +167,10 @@ def table(runs: Sequence[Run]) -> str:
         )
         seconds = sorted(run["seconds"] for run in own)
         share = f"{alarms / len(own):.1%} [{bounds.low:.1%}-{bounds.high:.1%}]"
-        rows.append([part, what, len(own), alarms, share, codes, f"{seconds[len(own) // 2]:.0f}", f"{seconds[-1]:.0f}"])
-    headers = ["part", "what", "runs", "exit 1", "share [95 % Clopper-Pearson]", "exit codes", "median s", "longest s"]
+        lengths = [f"{60 * budget_min:.0f}", f"{seconds[len(own) // 2]:.0f}", f"{seconds[-1]:.0f}"]
+        rows.append([part, what, len(own), alarms, share, codes, *lengths])
+    headers = ["part", "what", "runs", "exit 1", "share [95 % Clopper-Pearson]", "exit codes"]
+    headers += ["budget s", "median s", "longest s"]
     return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True) + "\n"
 
 
