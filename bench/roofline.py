@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from bench import round_pairs, rounds
@@ -99,8 +100,24 @@ def bound(compute_ms: float, memory_ms: float, latency_ms: float) -> str:
 
 
 def _share(name: str, amount: int, own: pd.DataFrame, roof: pd.DataFrame) -> dict[str, float | None]:
-    """The case's rate as a share of the roof of the same round, `amount` being that of the whole phase."""
-    ratio = round_pairs.ratio(own.assign(per_s=amount / own["total_ms"] * 1000), roof, "per_s")
+    """The case's rate as a share of the roof beside it, `amount` being that of the whole phase."""
+    ratio = round_pairs.ratio(own.assign(per_s=amount / own["total_ms"] * 1000), beside(own, roof), "per_s")
     if ratio is None:
         return {}
     return {name: ratio.estimate, f"{name}_low": ratio.low, f"{name}_high": ratio.high}
+
+
+def beside(own: pd.DataFrame, roof: pd.DataFrame) -> pd.DataFrame:
+    """`roof` with a row for each turn of `own` that has any of it in its round.
+
+    `per_s` is the geometric mean of the turns nearest before and after, where the round has both.
+    """
+    by = ["process", "round"]
+    turns = own[[*by, "order"]].sort_values("order")
+    found = roof[[*by, "order", "per_s"]].sort_values("order")
+    before, after = (
+        np.log(pd.merge_asof(turns, found, on="order", by=by, direction=side)["per_s"])
+        for side in ("backward", "forward")
+    )
+    logs = pd.concat([before, after], axis="columns").mean(axis="columns")  # of the one there is, where one is missing
+    return turns.assign(per_s=np.exp(logs).to_numpy()).dropna()

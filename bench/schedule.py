@@ -34,6 +34,10 @@ WARMUP_S = 1.0
 turns of seconds showed no trend after it."""
 
 
+CEILING_AGE_S = 1.0
+"""So much of the arms' turns may lie between two turns of the ceilings: the read bandwidth of a shared machine was seen
+to change between 33 and 57 GB/s within seconds."""
+
 ArmKey = tuple[str, NaiveLogits]
 """A strategy and its variant: what has a worker of its own within a group."""
 
@@ -68,7 +72,7 @@ class Writer(Protocol):
 class Options:
     """How much is measured: turns per case and process, processes per arm, and the seconds a case may take.
 
-    With `ceilings` the machine's roofs have a turn each in every round too.
+    With `ceilings` the machine's roofs have turns in every round too, one each and one more after each long turn.
     """
 
     repetitions: int = 6
@@ -175,6 +179,8 @@ class ProcessSet:
         self.order = past.turns
         self._left_s = 0.0
         """What progress still expects of the cell being measured."""
+        self._since_ceilings_s = 0.0
+        """What turns have taken since the ceilings had theirs."""
 
     def __enter__(self) -> ProcessSet:
         self._stack = ExitStack()
@@ -219,7 +225,9 @@ class ProcessSet:
             for entry in entries if number % 2 == 0 else reversed(entries):
                 if entry.live:
                     self._turn(entry, number, warmup=False)
-            if number % 2 == 1:
+                if self._since_ceilings_s > CEILING_AGE_S:
+                    self._ceiling_turns(cell[0].case, number, warmup=False)
+            if number % 2 == 1 and self._since_ceilings_s:
                 self._ceiling_turns(cell[0].case, number, warmup=False)
 
     def _reference(self, entries: Sequence[_Entry]) -> Path | None:
@@ -265,7 +273,7 @@ class ProcessSet:
             number += 1
 
     def _warm(self, entry: _Entry) -> bool:
-        trials = [trial.prefill_ns + sum(trial.step_ns) for trial in entry.trials]
+        trials = [turn_ns(trial) for trial in entry.trials]
         if len(trials) >= WARMUP_TRIALS or entry.spent_s > WARMUP_S:
             return True
         return len(trials) >= 2 and abs(trials[-1] / trials[-2] - 1) <= WARMUP_AGREEMENT and not _still_falling(trials)
@@ -277,6 +285,7 @@ class ProcessSet:
         if not isinstance(taken, TurnTaken):
             return
         idle_ns = sum(arm.cpu_ns for arm in others) - idle_before
+        self._since_ceilings_s += turn_ns(taken) / 1e9
         entry.trials.append(taken)
         self.writer.append(
             Sample(
@@ -297,6 +306,7 @@ class ProcessSet:
 
     def _ceiling_turns(self, case: Case, number: int, *, warmup: bool) -> None:
         """A turn of each ceiling for the cell of `case`, in alternating direction; the first failure ends them."""
+        self._since_ceilings_s = 0.0
         if self.ceilings is None:
             return
         for ceiling in CEILINGS if number % 2 == 0 else reversed(CEILINGS):
@@ -377,8 +387,14 @@ def _key(case: Case) -> ArmKey:
 
 def _cell_seconds(cell: Sequence[CasePlan], options: Options, n_rounds: int, other_turns: int = 0) -> float:
     """Rough seconds of so many rounds of a cell, and of so many turns besides (its check, its warm-up)."""
-    roofs = ROUND_S if options.ceilings else 0.0
-    return sum(map(turn_seconds, cell)) * (n_rounds + other_turns) + roofs * n_rounds
+    turns = [turn_seconds(plan) for plan in cell]
+    roofs = 1 + sum(seconds > CEILING_AGE_S for seconds in turns) if options.ceilings else 0
+    return sum(turns) * (n_rounds + other_turns) + ROUND_S * roofs * n_rounds
+
+
+def turn_ns(taken: TurnTaken) -> int:
+    """What a turn took: its prefill and its decode steps."""
+    return taken.prefill_ns + sum(taken.step_ns)
 
 
 def _still_falling(trials: Sequence[int]) -> bool:

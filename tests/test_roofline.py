@@ -1,5 +1,6 @@
 import msgspec
 import numpy as np
+import pandas as pd
 import pytest
 
 from bench import cautions, notes, roofline, rounds, summary
@@ -53,6 +54,14 @@ def test_a_drift_that_roof_and_case_share_cancels():
     _, decode = rows(msgspec.structs.replace(run, samples=samples))
     assert [decode[name] for name in ("mbu", "mbu_low", "mbu_high")] == pytest.approx([0.8] * 3, rel=1e-6)
     assert decode["latency_ms_high"] == pytest.approx(4 * decode["latency_ms_low"], rel=1e-6)
+
+
+def test_a_turn_is_set_against_the_roof_nearest_before_and_after_it_in_its_round():
+    own = pd.DataFrame({"process": 0, "round": [0, 0, 1, 2], "order": [3, 6, 9, 14]})
+    roof = pd.DataFrame({"process": 0, "round": [0, 0, 0, 1], "order": [1, 4, 8, 11], "per_s": [10.0, 40.0, 90.0, 7.0]})
+    found = roofline.beside(own, roof)
+    assert found["round"].to_list() == [0, 0, 1]  # the last has none in its round
+    assert found["per_s"].to_list() == pytest.approx([20.0, 60.0, 7.0])
 
 
 def test_neither_roof_binds_what_takes_more_than_twice_its_floor():

@@ -27,7 +27,7 @@ from bench.protocol import (
     TurnTaken,
 )
 from bench.record import CeilingSample, Check, Covariates, Failure, Record, Run, Sample
-from bench.schedule import Options, measure
+from bench.schedule import CEILING_AGE_S, Options, measure
 from tests.handmade import grid, make_ceiling, make_plan, make_run
 
 ARMS: list[FakeArm] = []
@@ -297,6 +297,16 @@ def test_ceilings_have_turns_in_every_round_that_alternate_with_the_cases() -> N
     assert [record.order for record in memory.records if not isinstance(record, Check)] == list(range(5 * 3 + 2 + 6))
     assert {taken.cell for taken in memory.of(CeilingSample)} == {CASES[0].cell.key}
     assert (memory.of(CeilingSample)[0].amount, memory.of(CeilingSample)[0].pass_ns) == (100, [7, 8])
+
+
+def test_after_a_long_turn_the_ceilings_have_theirs() -> None:
+    warm_ups = 2
+    FakeArm.times_ns = {"naive": [round(1.1e9 * CEILING_AGE_S)] * (warm_ups + 2), "dynamic": [10**6] * (warm_ups + 2)}
+    memory = measured(CASES[:2], repetitions=2, ceilings=True)
+    there, back = ["read_bandwidth", "gemm"], ["gemm", "read_bandwidth"]
+    assert [name for number, name in timed(memory) if number == 0] == [*there, "naive", *there, "dynamic"]
+    # What a turn of dynamic left over is no reason for another turn; nothing came since those after naive.
+    assert [name for number, name in timed(memory) if number == 1] == ["dynamic", "naive", *back]
 
 
 def test_kernels_are_chosen_once_per_process_and_warmed_up_once_per_cell() -> None:
