@@ -220,15 +220,20 @@ class ProcessSet:
         self._ceiling_turns(cell[0].case, 0, warmup=True)
         first = self.past.next_round(cell, self.process)
         for number in range(first, first + missing):
-            if number % 2 == 0:
-                self._ceiling_turns(cell[0].case, number, warmup=False)
-            for entry in entries if number % 2 == 0 else reversed(entries):
-                if entry.live:
-                    self._turn(entry, number, warmup=False)
-                if self._since_ceilings_s > CEILING_AGE_S:
-                    self._ceiling_turns(cell[0].case, number, warmup=False)
-            if number % 2 == 1 and self._since_ceilings_s:
-                self._ceiling_turns(cell[0].case, number, warmup=False)
+            self._round(entries, number)
+
+    def _round(self, entries: Sequence[_Entry], number: int) -> None:
+        """A turn of every case that still runs and of the ceilings, backwards in odd rounds."""
+        forwards, case = number % 2 == 0, entries[0].case
+        if forwards:
+            self._ceiling_turns(case, number, warmup=False)
+        for entry in entries if forwards else reversed(entries):
+            if entry.live:
+                self._turn(entry, number, warmup=False)
+            if self._since_ceilings_s > CEILING_AGE_S:
+                self._ceiling_turns(case, number, warmup=False)
+        if not forwards and self._since_ceilings_s:
+            self._ceiling_turns(case, number, warmup=False)
 
     def _reference(self, entries: Sequence[_Entry]) -> Path | None:
         """Have the cell's expected tokens and logits made; without them nothing of it can be proved, or timed."""
