@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from kvcache import decoder as decoder_module
 from kvcache.compiled import Compiled
 from kvcache.decoder import decoder
 from kvcache.equivalence import TOLERANCE, agreement, reference
@@ -192,3 +196,29 @@ def test_cuda_graph(architecture: str, dtype: torch.dtype) -> None:
         for _ in range(2):
             assert agreement(strategy, prompt, reference(model, prompt, 10)).tokens_match != "false"
             strategy.reset()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are taken out by Linux's madvise")
+def test_weights_laid_out_anew_leave_their_mapped_pages(tmp_path: Path) -> None:
+    save_file({"before": torch.ones(64), "weight": torch.arange(2.0**22), "after": torch.ones(64)}, tmp_path / "w")
+    mapped = load_file(tmp_path / "w")
+    weight = mapped["weight"]
+    assert weight.sum() > 0  # every page of it is read
+    before = mapped_bytes()
+    decoder_module._leave_pages(weight)
+    assert before - mapped_bytes() > 0.9 * weight.nbytes
+    assert torch.equal(weight, torch.arange(2.0**22))  # the file still has them
+    assert mapped["before"].sum() == mapped["after"].sum() == 64
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are taken out by Linux's madvise")
+def test_pages_that_come_from_no_file_are_kept() -> None:
+    weight = torch.arange(2.0**20)
+    decoder_module._leave_pages(weight)
+    assert torch.equal(weight, torch.arange(2.0**20))
+
+
+def mapped_bytes() -> int:
+    """Resident memory of this process that files are mapped to."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssFile"))
