@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import hypothesis
+import numpy as np
 import pytest
 from hypothesis import strategies as st
 from scipy import stats
@@ -72,6 +73,23 @@ def test_ranks_rescue_a_change_that_one_outlier_hides_from_the_t_test():
     by_t = stats.ttest_1samp(values, 0, alternative="greater").pvalue
     assert by_t > 0.05
     assert sequential.p_value(Figures(QUIET, values), 1) < 0.001
+
+
+def test_trimming_rescues_it_where_pairs_are_too_few_for_ranks():
+    values = (*slower(0.1, 7), 0.5)
+    found = Figures((*QUIET[:3], 0.2), values)
+    assert len(values) < sequential.RANKS_FROM
+    assert stats.ttest_1samp(values, 0, alternative="greater").pvalue > 0.001
+    assert sequential.p_value(found, 1) < 1e-5
+    assert sequential.confirm({"a": found}, {}, THRESHOLD) == {"a": "regression"}
+
+
+def test_the_error_of_a_trimmed_mean_is_yuens():
+    values = np.array([0.01, 0.03, 0.02, 0.05, 0.04, 0.02, 0.03, 0.9])
+    winsorized = np.clip(values, 0.02, 0.05)
+    error = winsorized.std(ddof=1) / (0.75 * math.sqrt(8))
+    expected = stats.t.sf(values[values.argsort()[1:7]].mean() / error, 5)
+    assert sequential._trimmed_p_value(values) == pytest.approx(expected)
 
 
 def test_screening_calls_same_what_lies_within_the_threshold_and_flags_the_rest():
