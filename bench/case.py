@@ -87,7 +87,7 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[str, ...] = ("smollm2-135m",)
     strategies: tuple[str, ...] = ("naive", "dynamic", "static", "compiled", "hf-generate")
     n_prompt: tuple[int, ...] = (32, 128, 512, 2048)
-    n_gen: tuple[int, ...] = (24,)
+    n_gen: tuple[int, ...] = (16,)
     n_depth: tuple[int, ...] = (0,)
     batch_size: tuple[int, ...] = (1,)
     dtype: tuple[str, ...] = ("float32",)
@@ -166,9 +166,9 @@ def naive_steps(case: Case, tokens_per_turn: int = 640) -> list[int]:
 
     >>> cases = Sweep(n_threads=(2,), n_prompt=(32, 512, 2048), strategies=("naive",)).cases()
     >>> [len(naive_steps(case)) for case in cases]
-    [12, 1, 1]
+    [15, 1, 1]
     >>> naive_steps(cases[1])
-    [12]
+    [8]
     """
     n_steps = case.n_gen - 1
     if n_steps == 0:
