@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from kvcache.compiled import Compiled
 from kvcache.decoder import decoder
 from kvcache.equivalence import TOLERANCE, agreement, reference
 from kvcache.kernels import CHUNK, attend_to_chunks
-from kvcache.strategy import Unsupported
+from kvcache.strategy import Unsupported, last_logits
 from tests.tiny import ARCHITECTURES, MAX_POSITIONS, SLIDING_WINDOW, VOCAB_SIZE
 
 SUPPORTED = ["gpt2", "llama", "qwen3", "mistral"]
@@ -34,7 +35,12 @@ def token_ids(seed: int, *shape: int) -> Tensor:
 @pytest.mark.parametrize("architecture", SUPPORTED)
 @pytest.mark.parametrize(("batch_size", "dtype"), VARIANTS)
 def test_tokens_and_logits_by_inductor(architecture: str, batch_size: int, dtype: torch.dtype) -> None:
-    """Across a chunk's end and past the sliding window, from a context, twice from the same state."""
+    """Across a chunk's end and past the sliding window, from a context, twice from the same state.
+
+    In bfloat16 two correct paths may be further apart than the tolerance on so small a model, whose parallel forward is
+    itself some 3 % off: there `compiled` is held to the float32 forward of the same weights, and may be no further
+    from it than that one is.
+    """
     model = ARCHITECTURES[architecture]().to(dtype)
     n_prompt, n_gen = 20, 10
     n_depth = CHUNK - n_prompt - n_gen // 2
@@ -44,10 +50,28 @@ def test_tokens_and_logits_by_inductor(architecture: str, batch_size: int, dtype
     strategy.prepare(batch_size, n_depth + n_prompt + n_gen, context)
     assert strategy.compile_s > 0
     for _ in range(2):
-        found = agreement(strategy, prompt, expected)
-        assert found.tokens_match == "true" if dtype == torch.float32 else found.tokens_match != "false"
-        assert found.logits_error <= TOLERANCE[dtype]
+        if dtype == torch.float32:
+            found = agreement(strategy, prompt, expected)
+            assert found.tokens_match == "true"
+            assert found.logits_error <= TOLERANCE[dtype]
+        else:
+            fed = torch.cat([context, prompt, expected.tokens[:, :-1]], dim=1)
+            exact = last_logits(copy.deepcopy(model).float(), fed, keep=n_gen)
+            own = distance(forced_logits(strategy, prompt, expected.tokens), exact)
+            assert own <= max(distance(expected.logits, exact), TOLERANCE[dtype])
         strategy.reset()
+
+
+def forced_logits(strategy: Compiled, prompt: Tensor, tokens: Tensor) -> Tensor:
+    """Logits `[batch, n_gen, vocab]` of a strategy that is fed these tokens."""
+    logits: list[Tensor] = []
+    strategy.generate(prompt, tokens.shape[1], lambda _, step: logits.append(step.clone()), forced=tokens)
+    return torch.stack(logits, dim=1)
+
+
+def distance(logits: Tensor, exact: Tensor) -> float:
+    """The largest difference as a share of the largest exact logit."""
+    return float((logits.float() - exact).abs().max() / exact.abs().max())
 
 
 def test_other_capacity_needs_no_second_compilation() -> None:
