@@ -13,7 +13,7 @@ CEILINGS: tuple[CeilingName, ...] = get_args(CeilingName)
 TIMEOUT_S = 120.0
 """Of a request that takes a second at most on a machine at rest."""
 ROUND_S = 0.15
-"""What the turns of all ceilings take in one round, roughly."""
+"""What a turn of each ceiling takes together, roughly."""
 
 
 class Asked(Protocol):

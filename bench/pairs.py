@@ -25,7 +25,8 @@ from bench.store import DataError
 NAMES: tuple[SideName, SideName] = ("base", "head")
 
 PAIR_S = 0.5
-"""How long a case is timed in a pair, if its turns are short: the pair is the unit, so more turns show little more."""
+"""How long a case is timed in a pair, if its turns are short. With twice the turns the fastest are hardly faster, and
+the pair is the unit."""
 
 MOST_BLOCKS = 4
 LONG_TURN_S = 0.5
@@ -159,15 +160,26 @@ def figure(times: PairTimes, phase: Phase, n_threads: int) -> float | None:
     Other programs only ever add to a time, and on a shared machine they add to many turns, a different share on each
     side: in 88 pairs of one revision with itself on two shared cores the fastest turns' ratio scattered by 1.3 %
     (decode; 2.7 % prefill), the median over blocks by 4.9 % (4.3 %). A turn is a whole phase, so what a change adds to
-    it shows in the fastest, too. A turn does not count if the hypervisor took a share of its CPU time
-    (`rounds.measured_turns`).
+    every one shows in the fastest; a cost that only some turns pay does not.
     """
-    fastest = dict.fromkeys(NAMES, math.inf)
+    turns = fastest(times, phase, n_threads)
+    if len(turns) < len(NAMES):
+        return None
+    base, head = (time_ns(turns[name], phase) for name in NAMES)
+    return math.log(head / base)
+
+
+def fastest(times: PairTimes, phase: Phase, n_threads: int) -> dict[SideName, Turn]:
+    """Each side's turn with the fastest `phase`, but for those from which the hypervisor took a share of the CPU time.
+
+    That share is the one of `rounds.measured_turns`.
+    """
+    found: dict[SideName, Turn] = {}
     for turn in times.turns:
-        if not _was_stolen_from(turn, n_threads):
-            fastest[turn.side] = min(fastest[turn.side], time_ns(turn, phase))
-    base, head = fastest.values()
-    return math.log(head / base) if math.isfinite(base + head) else None
+        best = found.get(turn.side)
+        if not _was_stolen_from(turn, n_threads) and (best is None or time_ns(turn, phase) < time_ns(best, phase)):
+            found[turn.side] = turn
+    return found
 
 
 def time_ns(turn: Turn, phase: Phase) -> float:

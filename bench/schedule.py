@@ -35,8 +35,8 @@ turns of seconds showed no trend after it."""
 
 
 CEILING_AGE_S = 1.0
-"""So much of the arms' turns may lie between two turns of the ceilings: the read bandwidth of a shared machine was seen
-to change between 33 and 57 GB/s within seconds."""
+"""Seconds of the arms' turns after which the ceilings have theirs again: the read bandwidth of a shared machine was
+seen to change between 33 and 57 GB/s within seconds."""
 
 ArmKey = tuple[str, NaiveLogits]
 """A strategy and its variant: what has a worker of its own within a group."""
@@ -72,7 +72,7 @@ class Writer(Protocol):
 class Options:
     """How much is measured: turns per case and process, processes per arm, and the seconds a case may take.
 
-    With `ceilings` the machine's roofs have turns in every round too, one each and one more after each long turn.
+    With `ceilings` the machine's roofs have turns in every round too, and again after each second of the arms' turns.
     """
 
     repetitions: int = 6

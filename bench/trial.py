@@ -13,7 +13,7 @@ import numpy as np
 
 from bench import sequential
 from bench.case import Case, Phase
-from bench.pairs import NAMES, PairFailure, PairTimes, figure, time_ns
+from bench.pairs import NAMES, PairFailure, PairTimes, fastest, figure, time_ns
 from bench.record import Verdict, VerdictKind
 from bench.sequential import CONFIRMATION_LOOKS, SCREENING_PAIRS, Call, Figures
 from bench.sides import SideName
@@ -76,6 +76,8 @@ def conduct(
             break
         if get_ready is not None:
             get_ready(number)
+            if number and clock() - started + spent_s * len(wanted) > budget_s:
+                break
         began = clock()
         taken = measure(number, wanted)
         spent_s = (clock() - began) / len(wanted)
@@ -154,7 +156,7 @@ def verdicts(records: Sequence[PairTimes | PairFailure], cases: Sequence[Case], 
 def _verdict(quantity: Quantity, found: Standing, records: Sequence[PairTimes | PairFailure], pairs: int) -> Verdict:
     figures, call = found.figures[quantity.name], found.calls.get(quantity.name)
     own = [record for record in records if isinstance(record, PairTimes) and record.case == quantity.case.key]
-    base_ms, head_ms = (_median_ms(own, quantity.phase, side) for side in NAMES)
+    base_ms, head_ms = (_median_ms(own, quantity, side) for side in NAMES)
     decided_on_fresh = call in sequential.DIRECTIONS
     used = figures.fresh if decided_on_fresh else (*figures.screening, *figures.fresh)
     alpha = sequential.ALPHA_SAME
@@ -164,7 +166,7 @@ def _verdict(quantity: Quantity, found: Standing, records: Sequence[PairTimes | 
     if call is None:
         detail = f"undecided after {len(own)} process pair{'s' * (len(own) != 1)}"
         detail += "" if pairs == MOST_PAIRS else ", --budget is spent"
-    elif call == "regression" and _is_waiting(own[SCREENING_PAIRS:], quantity.phase):
+    elif call == "regression" and _is_waiting(own[SCREENING_PAIRS:], quantity):
         call, detail = None, "head's worker waited for a core while base's did not"
     verdict = Verdict(
         case=quantity.case.key,
@@ -177,7 +179,7 @@ def _verdict(quantity: Quantity, found: Standing, records: Sequence[PairTimes | 
     )
     if len(used) < 2:
         return msgspec.structs.replace(verdict, effect=float(np.expm1(used[0])) if used else None)
-    shown = sequential.estimate(used, alpha, figures.screening if decided_on_fresh else ())
+    shown = sequential.estimate(used, alpha)
     return msgspec.structs.replace(
         verdict, effect=shown.effect, low=shown.low, high=shown.high, detectable=shown.detectable
     )
@@ -212,25 +214,26 @@ def _quantities(cases: Iterable[Case]) -> list[Quantity]:
     return [Quantity(case, phase) for case in cases for phase in phases(case)]
 
 
-def _median_ms(own: Sequence[PairTimes], phase: Phase, side: str) -> float | None:
-    times = [np.median([time_ns(turn, phase) for turn in record.turns if turn.side == side]) for record in own]
+def _median_ms(own: Sequence[PairTimes], quantity: Quantity, side: SideName) -> float | None:
+    """The median over pairs of the times that the figures are made of."""
+    turns = [fastest(record, quantity.phase, quantity.case.n_threads) for record in own]
+    times = [time_ns(both[side], quantity.phase) for both in turns if side in both]
     return float(np.median(times)) / 1e6 if times else None
 
 
-def _is_waiting(own: Sequence[PairTimes], phase: Phase) -> bool:
+def _is_waiting(own: Sequence[PairTimes], quantity: Quantity) -> bool:
     """Whether most of what head is slower by, it waited longer for a core than base (medians over pairs)."""
     slower, waited = [], []
     for record in own:
-        spent: list[float] = []
-        stood: list[float] = []
-        for side in NAMES:
-            turns = [turn for turn in record.turns if turn.side == side]
-            known = [turn.waited_ns for turn in turns if turn.waited_ns is not None]
-            if not known:
-                return False
-            stood.append(float(np.median(known)))
-            ends = [turn.prefill_ns if phase == "prefill" else turn.wall_ns - turn.prefill_ns for turn in turns]
-            spent.append(float(np.median(ends)))
+        both = fastest(record, quantity.phase, quantity.case.n_threads)
+        if len(both) < len(NAMES):
+            continue
+        base, head = (both[name] for name in NAMES)
+        if base.waited_ns is None or head.waited_ns is None:
+            return False
+        spent = [
+            turn.prefill_ns if quantity.phase == "prefill" else turn.wall_ns - turn.prefill_ns for turn in (base, head)
+        ]
         slower.append(spent[1] - spent[0])
-        waited.append(stood[1] - stood[0])
+        waited.append(head.waited_ns - base.waited_ns)
     return bool(slower) and float(np.median(waited)) > WAITING_SHARE * float(np.median(slower))

@@ -6,12 +6,8 @@ forward, `n` positions of the cache, `in` and `out` features.
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +16,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from kvcache.pages import leave_pages
 from kvcache.strategy import Unsupported
 
 Activation = Callable[[Tensor], Tensor]
@@ -225,30 +222,8 @@ def _conv(module: Conv1D) -> Linear:
     original = module.weight.data
     transposed = original.t().contiguous()
     module.weight.data = transposed.t()
-    _leave_pages(original)
+    leave_pages(original)
     return Linear(transposed, module.bias)
-
-
-def _leave_pages(weight: Tensor) -> None:
-    """Take a weight that nobody reads any more, and that is mapped from a file, out of this process's memory.
-
-    Its mapping lives as long as any other tensor of that file, so without this a process would hold it twice.
-    """
-    page = mmap.PAGESIZE
-    start, end = weight.data_ptr(), weight.data_ptr() + weight.nbytes
-    first, last = -(-start // page) * page, end // page * page  # what it shares with its neighbours stays
-    if sys.platform == "linux" and last > first and _is_mapped_from_a_file(first, last):
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
-
-
-def _is_mapped_from_a_file(first: int, last: int) -> bool:
-    """Whether one mapping of a file holds these addresses (proc(5), maps); other memory would be lost."""
-    for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
-        addresses, _, _, _, inode, *_ = line.split()
-        low, high = (int(address, 16) for address in addresses.split("-"))
-        if low <= first and last <= high:
-            return inode != "0"
-    return False
 
 
 def _rows(linear: Linear, n: int) -> list[Linear]:

@@ -42,7 +42,7 @@ def block(x: Tensor, layer: Layer, rotary: Rotary | None, attend: Attend, activa
 
 def feed_forward(x: Tensor, layer: Layer, activation: Activation) -> Tensor:
     """The MLP of one layer over `x [batch, q, hidden]`."""
-    if _is_few_rows(x) or x.device.type != "cpu":
+    if _is_few_rows(x) or x.device.type != "cpu" or torch.compiler.is_compiling():
         up = product(x, layer.up)
         inner = activation(up) if layer.gate is None else activation(product(x, layer.gate)) * up
         return product(inner, layer.down)
@@ -73,9 +73,9 @@ def product(x: Tensor, linear: Linear) -> Tensor:
     the plain weight has 0.9 of its speed on a packed one, and 1.2 to 1.8 times that of `F.linear` in float32, so no
     second layout is kept.
     """
-    if x.device.type != "cpu":
-        return functional.linear(x, *linear)
-    if not (_is_few_rows(x) and torch.compiler.is_compiling()):
+    if x.device.type != "cpu" or (torch.compiler.is_compiling() and not _is_few_rows(x)):
+        return functional.linear(x, *linear)  # inductor takes oneDNN's for constant weights only
+    if not torch.compiler.is_compiling():
         return _onednn_linear(x, *linear)
     rows = x.shape[0] * x.shape[1]
     out_features = linear.weight.shape[0]

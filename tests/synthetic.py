@@ -29,8 +29,9 @@ class Machine:
     """Chance of a pair in which one side is off by 20 % or so, all its turns."""
     drift: float = 0.1
     """By how much the machine slows down over a pair."""
+    blocks: int = 4
     hog_from: int | None = None
-    """The pair from which on another process disturbs both sides at random."""
+    """The pair from which on another process disturbs both sides at random: some turns, and some sides all through."""
 
     def pairs(self, seed: int) -> Callable[[int, Sequence[Case]], list[PairTimes | PairFailure]]:
         """`measure` for `trial.conduct`."""
@@ -40,17 +41,18 @@ class Machine:
     def _pair(self, random: np.random.Generator, number: int, case: Case) -> PairTimes:
         hogged = self.hog_from is not None and number >= self.hog_from
         own = {name: random.normal(0, self.process_sd, 2) for name in NAMES}
+        slowed = {name: np.log1p(0.3 * random.random()) * (random.random() < 0.5) for name in NAMES}
         if random.random() < self.odd_pair:
             own[NAMES[random.integers(2)]] += abs(random.normal(0, 0.2))
         own["head"][1] += np.log1p(self.slowdown)
         first, second = NAMES if number % 2 == 0 else NAMES[::-1]
         turns = []
-        for block in range(4):
+        for block in range(self.blocks):
             for name in (first, second, second, first):
                 logs = own[name] + random.exponential(self.turn_noise, 2) + self.drift * len(turns) / 16
                 logs += np.log1p(2 * random.random()) * (random.random() < self.burst)
                 if hogged:
-                    logs += np.log1p(random.random()) * (random.random() < 0.5)
+                    logs += np.log1p(random.random()) * (random.random() < 0.5) + slowed[name]
                 prefill_ns, step_ns = np.exp(logs) * (3.6e6, 7e5)
                 turns.append(
                     Turn(

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import copy
 import os
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kvcache import decoder as decoder_module
 from kvcache.compiled import Compiled
 from kvcache.decoder import decoder
 from kvcache.equivalence import TOLERANCE, agreement, reference
-from kvcache.kernels import CHUNK, attend_to_chunks
+from kvcache.kernels import CHUNK, FEW_ROWS, attend_to_chunks
 from kvcache.strategy import Unsupported, last_logits
 from tests.tiny import ARCHITECTURES, MAX_POSITIONS, SLIDING_WINDOW, VOCAB_SIZE
 
@@ -38,8 +34,7 @@ def test_tokens_and_logits_by_inductor(architecture: str, batch_size: int, dtype
     """Across a chunk's end and past the sliding window, from a context, twice from the same state.
 
     In bfloat16 two correct paths may be further apart than the tolerance on so small a model, whose parallel forward is
-    itself some 3 % off: there `compiled` is held to the float32 forward of the same weights, and may be no further
-    from it than that one is.
+    itself some 3 % off. Where they are, `compiled` must be nearer to the float32 forward of the same weights.
     """
     model = ARCHITECTURES[architecture]().to(dtype)
     n_prompt, n_gen = 20, 10
@@ -49,17 +44,28 @@ def test_tokens_and_logits_by_inductor(architecture: str, batch_size: int, dtype
     strategy = Compiled(model)
     strategy.prepare(batch_size, n_depth + n_prompt + n_gen, context)
     assert strategy.compile_s > 0
+    fed = torch.cat([context, prompt, expected.tokens[:, :-1]], dim=1)
+    exact = last_logits(copy.deepcopy(model).float(), fed, keep=n_gen)
     for _ in range(2):
-        if dtype == torch.float32:
-            found = agreement(strategy, prompt, expected)
-            assert found.tokens_match == "true"
-            assert found.logits_error <= TOLERANCE[dtype]
-        else:
-            fed = torch.cat([context, prompt, expected.tokens[:, :-1]], dim=1)
-            exact = last_logits(copy.deepcopy(model).float(), fed, keep=n_gen)
-            own = distance(forced_logits(strategy, prompt, expected.tokens), exact)
-            assert own <= max(distance(expected.logits, exact), TOLERANCE[dtype])
+        found = agreement(strategy, prompt, expected)
         strategy.reset()
+        if dtype == torch.float32:
+            assert found.tokens_match == "true"
+        elif found.tokens_match == "false":
+            assert distance(forced_logits(strategy, prompt, expected.tokens), exact) < distance(expected.logits, exact)
+            strategy.reset()
+        else:
+            assert found.logits_error <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize(
+    "architecture", [pytest.param(name, marks=[] if name == "llama" else pytest.mark.compiled) for name in SUPPORTED]
+)
+def test_more_rows_than_a_multiply_and_sum_is_for_are_compiled_too(architecture: str) -> None:
+    model, prompt = ARCHITECTURES[architecture](), token_ids(2, FEW_ROWS + 1, 20)
+    strategy = Compiled(model)
+    strategy.prepare(FEW_ROWS + 1, 24)
+    assert agreement(strategy, prompt, reference(model, prompt, 4)).tokens_match == "true"
 
 
 def forced_logits(strategy: Compiled, prompt: Tensor, tokens: Tensor) -> Tensor:
@@ -220,29 +226,3 @@ def test_cuda_graph(architecture: str, dtype: torch.dtype) -> None:
         for _ in range(2):
             assert agreement(strategy, prompt, reference(model, prompt, 10)).tokens_match != "false"
             strategy.reset()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="pages are taken out by Linux's madvise")
-def test_weights_laid_out_anew_leave_their_mapped_pages(tmp_path: Path) -> None:
-    save_file({"before": torch.ones(64), "weight": torch.arange(2.0**22), "after": torch.ones(64)}, tmp_path / "w")
-    mapped = load_file(tmp_path / "w")
-    weight = mapped["weight"]
-    assert weight.sum() > 0  # every page of it is read
-    before = mapped_bytes()
-    decoder_module._leave_pages(weight)
-    assert before - mapped_bytes() > 0.9 * weight.nbytes
-    assert torch.equal(weight, torch.arange(2.0**22))  # the file still has them
-    assert mapped["before"].sum() == mapped["after"].sum() == 64
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="pages are taken out by Linux's madvise")
-def test_pages_that_come_from_no_file_are_kept() -> None:
-    weight = torch.arange(2.0**20)
-    decoder_module._leave_pages(weight)
-    assert torch.equal(weight, torch.arange(2.0**20))
-
-
-def mapped_bytes() -> int:
-    """Resident memory of this process that files are mapped to."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssFile"))

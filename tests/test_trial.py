@@ -87,6 +87,21 @@ def test_what_comes_before_a_pair_is_no_part_of_the_pace():
     assert numbers == [0, 1, 2]  # with the first pair's three seconds in the pace it would end after one
 
 
+def test_no_pair_is_begun_after_a_preparation_that_used_the_budget_up():
+    clock, measured = Clock(), []
+
+    def get_ready(number):
+        clock.now += 10.0 * (number == SCREENING_PAIRS)
+
+    def measure(number, cases):
+        clock.now += 1.0
+        measured.append(number)
+        return SLOWER.pairs(0)(number, cases)
+
+    trial.conduct(CASES, measure, threshold=0.03, budget_s=12.0, clock=clock, get_ready=get_ready)
+    assert measured == list(range(SCREENING_PAIRS))
+
+
 def test_a_case_that_fails_is_left_and_the_others_go_on():
     def measure(number, cases):
         found = []
