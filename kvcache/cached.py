@@ -26,6 +26,7 @@ class Cached(Strategy):
         self.reset()
 
     def reset(self) -> None:
+        super().reset()
         self.kv.restore()
         self.attention_mask: Tensor | None = None
 

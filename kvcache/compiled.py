@@ -95,6 +95,7 @@ class Compiled(Strategy):
             self.prefill(context)
 
     def reset(self) -> None:
+        super().reset()
         self.length = self.n_depth
 
     @torch.inference_mode()

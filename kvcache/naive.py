@@ -33,6 +33,7 @@ class Naive(Strategy):
         self.reset()
 
     def reset(self) -> None:
+        super().reset()
         self.length = self.n_depth
         self.attention_mask: Tensor | None = None
 

@@ -43,6 +43,7 @@ class HfGenerate(Strategy):
         self.reset()
 
     def reset(self) -> None:
+        super().reset()
         self.kv.restore()
         self.sequence = self.context.to(self.model.device)
         self.attention_mask: Tensor | None = None
@@ -74,6 +75,7 @@ class HfGenerate(Strategy):
         """As `Strategy.generate`, in one call of transformers' `generate`."""
         if steps is not None:
             raise TypeError(f"{self.name} reads a cache: a step cannot be skipped")
+        self._begin(prompt, n_gen)
         self.attention_mask = attention_mask
         self.sequence = torch.cat([self.sequence, prompt], dim=1)
         steps_seen = self._generate(n_gen, on_step, forced)

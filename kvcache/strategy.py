@@ -26,13 +26,18 @@ class Unsupported(Exception):
 class Strategy(ABC):
     """Greedy generation, one verb per phase.
 
-    The order of calls is `prepare`, then any number of (`reset`, `prefill`, `decode`, `decode`, ...). Greedy choice
-    is `argmax`; the end-of-sequence token is never special here (a caller that wants to stop there stops calling).
+    The order of calls is `prepare`, then any number of (`reset`, `prefill`, `decode`, `decode`, ...), or of
+    `generate`, which resets where that was not done. Greedy choice is `argmax`; the end-of-sequence token is never
+    special here (a caller that wants to stop there stops calling).
     """
 
     name: ClassVar[str]
     reads_cache: ClassVar[bool] = True
     """False for a strategy whose step depends on the tokens so far alone: only such a one can `skip` a step."""
+    capacity = 0
+    """Tokens that it is prepared for."""
+    _is_fresh = False
+    """Whether nothing was generated since the last `reset`."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         """Take `model` (in eval mode, on its device) and leave it unchanged."""
@@ -72,7 +77,8 @@ class Strategy(ABC):
 
     @abstractmethod
     def reset(self) -> None:
-        """Come back to the state just after `prepare`."""
+        """Come back to the state just after `prepare`; overrides call this one too."""
+        self._is_fresh = True
 
     @property
     @abstractmethod
@@ -97,6 +103,9 @@ class Strategy(ABC):
     ) -> Tensor:
         """Emit `n_gen` tokens after `prompt [batch, n_prompt]`: one prefill, then n_gen - 1 decode steps.
 
+        It begins at the state just after `prepare`: what an earlier call left is reset first (a measurer that wants
+        that untimed calls `reset` before).
+
         Args:
             prompt: token ids; the tokens of `prepare`'s context lie before them.
             n_gen: how many tokens to emit, at least 1; the first is the prefill's.
@@ -108,9 +117,13 @@ class Strategy(ABC):
 
         Returns:
             The model's own choices, `[batch, number of computed steps + 1]`.
+
+        Raises:
+            ValueError: `prepare` was not called, or for another batch size or fewer tokens; an argument is no good.
         """
         if steps is not None and forced is None:
             raise ValueError("steps can be skipped only where the tokens are given (forced)")
+        self._begin(prompt, n_gen)
         emitted = []
 
         def emit(logits: Tensor) -> Tensor:
@@ -128,6 +141,21 @@ class Strategy(ABC):
             else:
                 self.skip(fed)
         return torch.stack(emitted, dim=1)
+
+    def _begin(self, prompt: Tensor, n_gen: int) -> None:
+        """Refuse what was not prepared for, and forget what an earlier `generate` left."""
+        if not self.capacity:
+            raise ValueError("call prepare(batch_size, capacity) before generate")
+        if prompt.shape[0] != self.batch_size:
+            raise ValueError(f"prepared for {self.batch_size} sequences, the prompt has {prompt.shape[0]}")
+        if n_gen < 1:
+            raise ValueError(f"n_gen is {n_gen}: at least 1 token is emitted")
+        needed = self.n_depth + prompt.shape[1] + n_gen - 1  # the last token is not fed
+        if needed > self.capacity:
+            raise ValueError(f"prepared for {self.capacity} tokens, {needed} are needed")
+        if not self._is_fresh:
+            self.reset()
+        self._is_fresh = False
 
 
 def last_logits(

@@ -112,6 +112,32 @@ def test_naive_skips_steps(n_gen: int, data: st.DataObject) -> None:
     assert torch.equal(tokens, expected.tokens[:, [0, *sorted(steps)]])
 
 
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_generate_begins_anew_whatever_came_before(name: str) -> None:
+    model, context, prompt = model_of("llama"), token_ids(2, 2, 3), token_ids(3, 2, 6)
+    strategy = build_without_compiler(name, model)
+    strategy.prepare(2, 16, context)
+    expected = strategy.generate(prompt, 5)
+    assert torch.equal(strategy.generate(prompt, 5), expected)
+    strategy.generate(token_ids(4, 2, 9), 3)
+    assert torch.equal(strategy.generate(prompt, 5), expected)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_generate_refuses_what_it_was_not_prepared_for(name: str) -> None:
+    strategy, prompt = build_without_compiler(name, model_of("llama")), token_ids(3, 2, 6)
+    with pytest.raises(ValueError, match=r"call prepare\(batch_size, capacity\) before generate"):
+        strategy.generate(prompt, 4)
+    strategy.prepare(2, 12, token_ids(2, 2, 3))
+    with pytest.raises(ValueError, match="prepared for 2 sequences, the prompt has 1"):
+        strategy.generate(prompt[:1], 4)
+    with pytest.raises(ValueError, match="n_gen is 0: at least 1 token is emitted"):
+        strategy.generate(prompt, 0)
+    with pytest.raises(ValueError, match="prepared for 12 tokens, 13 are needed"):
+        strategy.generate(prompt, 5)
+    assert strategy.generate(prompt, 4).shape == (2, 4)
+
+
 def test_cached_refuses_to_skip() -> None:
     model, prompt = model_of("gpt2"), token_ids(7, 1, 6)
     strategy = Dynamic(model)
