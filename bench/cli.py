@@ -52,6 +52,7 @@ Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or
 Threads = Annotated[
     str | None, typer.Option("-t", "--threads", help="CPU threads [default: all cores]; a list makes a grid.")
 ]
+ThreadCount = Annotated[str | None, typer.Option("-t", "--threads", help="CPU threads [default: all cores].")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda [default: cpu].")]
 Attention = Annotated[
     str | None, typer.Option("--attn-implementation", help="eager, sdpa, ... [default: sdpa where the model has it].")
@@ -415,7 +416,7 @@ def trace(
     ] = None,
     picture: Annotated[str, typer.Option("--picture", help="Of --plot: masks, work, shift, or all in one.")] = "all",
     dtype: Annotated[str, typer.Option("--dtype")] = "float32",
-    threads: Threads = None,
+    threads: ThreadCount = None,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     seed: Annotated[int, typer.Option("--seed", help="Of random weights.")] = 0,
     output_format: Annotated[str, typer.Option("-o", "--format", help="md or json.")] = "md",
@@ -481,7 +482,7 @@ def train(
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Of the optimizer [default: 80].")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of weights and order [default: 0].")] = None,
-    threads: Threads = None,
+    threads: ThreadCount = None,
     resume: Annotated[
         Path | None, typer.Option("--resume", metavar="DIR", help="Go on with a training that was interrupted.")
     ] = None,

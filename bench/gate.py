@@ -38,6 +38,11 @@ def read_baseline(path: str, out: Path) -> list[Session]:
     folder = Path(path)
     if folder.is_dir() and not (folder / "manifest.json").is_file():
         return read_sessions(folder)
+    if not any((folder / "manifest.json").is_file() for folder in (folder, out / path)):
+        raise DataError(
+            f"--baseline {path}: no run folder and no folder of sessions; `kvbench baseline promote RUN --name NAME` "
+            "makes one of those, results/baselines/NAME"
+        )
     try:
         run = read_run(find_run(path, out))
         refuse_unfit(run)

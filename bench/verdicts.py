@@ -36,6 +36,7 @@ _ADVICE: dict[Command, dict[str, str]] = {
 
 TIMES = frozenset({"time", "mfu", "mbu"})
 """Quantities that a clock gave; all others are exact."""
+PAIRED_TIMES = "times in ms; a change above zero is slower, and is paired by process, so it need not be head / base"
 
 HEADERS = ["verdict", "case", "phase", "quantity", "base", "head", "change", "detectable"]
 
@@ -191,12 +192,14 @@ def _notes(ordered: Sequence[Verdict]) -> list[str]:
     """Details, a line per reason for which something was not compared, and how many exact figures are equal."""
     names = short_names(verdict.case for verdict in ordered)
     equal = sum(verdict.kind == "same" and _is_dull(verdict) for verdict in ordered)
+    paired = any(verdict.quantity == "time" and verdict.effect is not None for verdict in ordered)
     told = [verdict for verdict in ordered if verdict.detail and verdict.kind not in {"same", "not-comparable"}]
     reasons = Counter(verdict.detail for verdict in ordered if verdict.kind == "not-comparable")
     return [
         *(f"{names[verdict.case]} {verdict.phase}, {verdict.quantity}: {verdict.detail}" for verdict in told),
         *(f"not comparable ({count}): {reason}" for reason, count in reasons.items()),
         *([f"exact figures that are equal: {equal}"] if equal else []),
+        *([PAIRED_TIMES] if paired else []),
     ]
 
 

@@ -41,6 +41,7 @@ smollm2-135m cpu float32 sdpa t2 b1 p16 n8 d0 s0
 
 - not comparable (1): no session of this machine
 - exact figures that are equal: 1
+- times in ms; a change above zero is slower, and is paired by process, so it need not be head / base
 """
 
 
