@@ -38,13 +38,15 @@ def read_baseline(path: str, out: Path) -> list[Session]:
     folder = Path(path)
     if folder.is_dir() and not (folder / "manifest.json").is_file():
         return read_sessions(folder)
-    if not any((folder / "manifest.json").is_file() for folder in (folder, out / path)):
+    try:
+        found = find_run(path, out)
+    except DataError:
         raise DataError(
             f"--baseline {path}: no run folder and no folder of sessions; `kvbench baseline promote RUN --name NAME` "
             "makes one of those, results/baselines/NAME"
-        )
+        ) from None
     try:
-        run = read_run(find_run(path, out))
+        run = read_run(found)
         refuse_unfit(run)
         return [session_of(run)]
     except (DataError, FailedRun) as error:

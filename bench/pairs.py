@@ -18,7 +18,7 @@ from bench.arm import Arm, ArmFailed
 from bench.case import Case, Phase
 from bench.protocol import CheckCase, Checked, Load, Loaded, Reply, Request, TakeTurn, TurnTaken
 from bench.rounds import CLOCK_TICK_NS, STEAL_SHARE
-from bench.schedule import LOAD_TIMEOUT_S
+from bench.schedule import LOAD_TIMEOUT_S, turn_ns
 from bench.sides import SideName
 from bench.store import DataError
 
@@ -128,7 +128,7 @@ class Pair:
             block=block,
             prefill_ns=prefill_ns,
             step_ns=sum(steps) / len(steps) if steps else None,
-            wall_ns=reply.prefill_ns + sum(reply.step_ns),
+            wall_ns=turn_ns(reply),
             waited_ns=None if before is None or after is None else after - before,
             steal_ns=reply.covariates.steal_ns,
         )

@@ -69,14 +69,18 @@ def conduct(
     quantities, logs = _quantities(cases), Logs()
     spent_s = 0.0
     failed: set[str] = set()
+
+    def is_too_late(number: int, n_cases: int) -> bool:
+        return number > 0 and clock() - started + spent_s * n_cases > budget_s
+
     for number in range(MOST_PAIRS):
         left = standing(logs, quantities, number, threshold)
         wanted = list(dict.fromkeys(quantity.case for quantity in left.open if quantity.case.key not in failed))
-        if not wanted or (number and clock() - started + spent_s * len(wanted) > budget_s):
+        if not wanted or is_too_late(number, len(wanted)):
             break
         if get_ready is not None:
             get_ready(number)
-            if number and clock() - started + spent_s * len(wanted) > budget_s:
+            if is_too_late(number, len(wanted)):
                 break
         began = clock()
         taken = measure(number, wanted)
