@@ -46,7 +46,7 @@ _INDUCTOR_ON_CPU: dict[str, Any] = {
 class Compiled(Strategy):
     """Static cache, and a compiled pair of layers that runs as often as the model has pairs.
 
-    Prefill runs uncompiled, for any length: its products are oneDNN's, its attention is torch's. Decode runs layers
+    Prefill's layers run uncompiled, for any length: products are oneDNN's, attention is torch's. Decode runs layers
     compiled by inductor, which makes of them a single C++ kernel that reads each weight once, from where transformers
     keeps it, and attends to the chunks in use, not to the whole capacity. Layers share the compiled code, so compiling
     takes as long as for one pair, and serves any capacity (on CUDA one); inductor keeps its results on disk. On CUDA
@@ -110,11 +110,12 @@ class Compiled(Strategy):
         masks = {layer.window: self._mask(start, end, layer.window) for layer in model.layers}
         at = self._positions[start:end]
         x = model.embed(ids, at)
+        rows = at // CHUNK, at % CHUNK
         for slot in self._slots:
-            attend = functools.partial(_attend_to_prefix, slot, at, start, masks[slot.layer.window])
+            attend = functools.partial(_attend_to_prefix, slot, rows, start, masks[slot.layer.window])
             x = block(x, slot.layer, rotary, attend, model.activation)
         self.length = end
-        return head(x, model.norm, model.head)
+        return self._head(x[:, -1:].contiguous(), model.norm, model.head)
 
     @torch.inference_mode()
     def decode(self, ids: Tensor) -> Tensor:
@@ -253,7 +254,7 @@ def _several(
 
 def _attend_to_cache(slot: _Slot, at: Tensor, in_use: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Write `k` and `v` to the row `at [1]` and attend to the chunks `in_use [chunks, CHUNK]`."""
-    _write(slot, at, k, v)
+    _write(slot, (at // CHUNK, at % CHUNK), k, v)
     keys, values = (cache[:, :, : in_use.shape[0]] for cache in (slot.keys, slot.values))
     seen = _seen(in_use, at, slot.layer.window)
     if torch.compiler.is_compiling():
@@ -270,22 +271,23 @@ def _attend_to_cache(slot: _Slot, at: Tensor, in_use: Tensor, q: Tensor, k: Tens
 
 
 def _attend_to_prefix(
-    slot: _Slot, at: Tensor, start: int, mask: Tensor | None, q: Tensor, k: Tensor, v: Tensor
+    slot: _Slot, rows: tuple[Tensor, Tensor], start: int, mask: Tensor | None, q: Tensor, k: Tensor, v: Tensor
 ) -> Tensor:
-    """Write `k` and `v` to the rows `at [q]`, `start` and on; attend to all rows so far, by torch's own kernel."""
-    _write(slot, at, k, v)
+    """Write `k` and `v` to `rows`, those from `start` on; attend to all rows so far, by torch's own kernel."""
+    _write(slot, rows, k, v)
     if start:
-        end = start + len(at)
-        k, v = (rows.flatten(2, 3)[:, :, :end] for rows in (slot.keys.transpose(-1, -2), slot.values))
+        end = start + k.shape[2]
+        k, v = (cache.flatten(2, 3)[:, :, :end] for cache in (slot.keys.transpose(-1, -2), slot.values))
     return functional.scaled_dot_product_attention(
         q, k, v, mask, is_causal=mask is None, scale=slot.layer.scale, enable_gqa=True
     )
 
 
-def _write(slot: _Slot, at: Tensor, k: Tensor, v: Tensor) -> None:
-    """Store the rows `k` and `v [batch, kv_heads, q, head_dim]` of the positions `at [q]` in the cache's chunks."""
-    slot.keys[:, :, at // CHUNK, :, at % CHUNK] = k.permute(2, 0, 1, 3)  # indices apart from each other come first
-    slot.values[:, :, at // CHUNK, at % CHUNK] = v
+def _write(slot: _Slot, rows: tuple[Tensor, Tensor], k: Tensor, v: Tensor) -> None:
+    """Store `k` and `v [batch, kv_heads, q, head_dim]` in the cache; `rows`: chunk and place in it, `[q]` each."""
+    chunk, place = rows
+    slot.keys[:, :, chunk, :, place] = k.permute(2, 0, 1, 3)  # indices apart from each other come first
+    slot.values[:, :, chunk, place] = v
 
 
 def _seen(positions: Tensor, at: Tensor, window: int | None) -> Tensor:

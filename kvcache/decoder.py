@@ -6,6 +6,7 @@ forward, `n` positions of the cache, `in` and `out` features.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,12 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
+from transformers.activations import NewGELUActivation, SiLUActivation
 from transformers.pytorch_utils import Conv1D
 
 from kvcache.pages import leave_pages
 from kvcache.strategy import Unsupported
 
 Activation = Callable[[Tensor], Tensor]
+"""It may write its result over its argument."""
 
 Rotary = tuple[Tensor, Tensor]
 """Cosine and sine of some positions, `[positions, head_dim]` each; the sine's first half has its sign turned."""
@@ -146,7 +149,7 @@ def _gpt2(model: Any) -> Decoder:
         layers=tuple(layers),
         norm=_norm(body.ln_f),
         head=_linear(model.lm_head),
-        activation=body.h[0].mlp.act,
+        activation=_activation(body.h[0].mlp.act),
         rotary_embedding=None,
     )
 
@@ -186,7 +189,7 @@ def _llama(model: Any) -> Decoder:
         layers=tuple(layers),
         norm=_norm(body.norm),
         head=_linear(model.lm_head),
-        activation=body.layers[0].mlp.act_fn,
+        activation=_activation(body.layers[0].mlp.act_fn),
         rotary_embedding=body.rotary_emb,
     )
 
@@ -197,6 +200,15 @@ _READERS: dict[str, Callable[[PreTrainedModel], Decoder]] = {
     "MistralForCausalLM": _llama,
     "Qwen3ForCausalLM": _llama,
 }
+
+
+def _activation(module: nn.Module) -> Activation:
+    """What `module` computes, in one pass where transformers takes eight (GPT-2), or in place (SiLU)."""
+    if isinstance(module, NewGELUActivation):
+        return functools.partial(functional.gelu, approximate="tanh")
+    if isinstance(module, (SiLUActivation, nn.SiLU)):
+        return functools.partial(functional.silu, inplace=True)
+    return module
 
 
 def _norm(module: Any) -> Norm:
