@@ -16,6 +16,7 @@ import msgspec
 
 from bench.arm import Arm, ArmFailed
 from bench.case import Case, Phase
+from bench.environment import usable_cores
 from bench.protocol import CheckCase, Checked, Load, Loaded, Reply, Request, TakeTurn, TurnTaken
 from bench.rounds import CLOCK_TICK_NS, STEAL_SHARE
 from bench.schedule import LOAD_TIMEOUT_S, turn_ns
@@ -97,7 +98,9 @@ class Pair:
             DataError: the sides cannot be compared: they may not use the same cores, or time other steps.
         """
         self._equal_terms()
-        replies = self._both(CheckCase(case=case, path=str(reference)), self.timeout_s)
+        # More threads than cores, and those that wait for one another at a product's end spin away what the rest needs.
+        at_once = len(NAMES) * case.n_threads <= usable_cores()
+        replies = self._both(CheckCase(case=case, path=str(reference)), self.timeout_s, at_once=at_once)
         checks = {name: reply for name, reply in replies.items() if isinstance(reply, Checked)}
         wrong = [name for name, check in checks.items() if check.tokens_match == "false"]
         if wrong:
@@ -134,13 +137,16 @@ class Pair:
         )
         return turn, reply.steps
 
-    def _both(self, request: Request, timeout_s: float) -> dict[SideName, Reply]:
-        for worker in self.workers.values():
-            worker.send(request)
+    def _both(self, request: Request, timeout_s: float, *, at_once: bool = True) -> dict[SideName, Reply]:
         replies: dict[SideName, Reply] = {}
         failures: dict[SideName, tuple[str, str]] = {}
+        if at_once:
+            for worker in self.workers.values():
+                worker.send(request)
         for name, worker in self.workers.items():
             try:
+                if not at_once:
+                    worker.send(request)
                 replies[name] = worker.receive(timeout_s)
             except ArmFailed as failure:
                 failures[name] = failure.status, failure.error

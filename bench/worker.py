@@ -1,6 +1,6 @@
 """One process = one arm: a strategy on one model. It does one turn when told and sleeps otherwise.
 
-Started as `python -P -m bench.worker`; reads requests on standard input, answers on standard output (protocol.py).
+Started by arm.py, or forked by nursery.py; reads requests on standard input, answers on standard output (protocol.py).
 It ends when its standard input does, and dies with its parent.
 """
 
@@ -267,7 +267,3 @@ def main() -> None:
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     serve(sys.stdin.buffer, replies)
-
-
-if __name__ == "__main__":
-    main()
