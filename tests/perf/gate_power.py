@@ -34,6 +34,10 @@ from tests.perf.planted import BASE, VARIABLE
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = ROOT / "results" / "examples" / "gate-power"
 
+COMMIT = subprocess.run(
+    ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+).stdout.strip()
+
 SHORT = ["-m", "random:tiny", "--strategies", "dynamic", "-p", "128", "-n", "32", "-t", "1"]
 PLANTED = ["-m", "py:planted:factory", *SHORT[2:]]
 FULL = ["-m", "smollm2-135m", "--strategies", "naive,dynamic,static", "-p", "32,128,256,512", "-n", "16"]
@@ -90,7 +94,7 @@ def ab(part: str, what: str, words: Sequence[str], budget_min: float, disturbanc
     paths = [str(ROOT / "tests" / "perf"), *filter(None, [os.environ.get("PYTHONPATH")])]
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "bench.cli", "ab", *words, "--budget", str(budget_min), "-o", "json"]
-        began = time.monotonic()
+        load, began = psutil.getloadavg()[0], time.monotonic()
         process = subprocess.Popen(
             [*command, "--out", out],
             cwd=ROOT,
@@ -112,7 +116,9 @@ def ab(part: str, what: str, words: Sequence[str], budget_min: float, disturbanc
         "part": part,
         "what": what,
         "utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": COMMIT,
         "budget_min": budget_min,
+        "load_1min": round(load, 2),
         "exit_code": process.returncode,
         "seconds": round(time.monotonic() - began, 1),
         "verdicts": [{key: found.get(key) for key in KEPT} for found in verdicts],
