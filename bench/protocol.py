@@ -40,6 +40,10 @@ class TakeTurn(msgspec.Struct, frozen=True, kw_only=True, tag="turn"):
     """Time one prefill and its decode steps of the case that was checked last; answered by `TurnTaken`."""
 
 
+class TimeFramework(msgspec.Struct, frozen=True, kw_only=True, tag="framework"):
+    """Time decode steps without arithmetic, for the case that was checked last; answered by `FrameworkTimed`."""
+
+
 class ChooseCeilings(msgspec.Struct, frozen=True, kw_only=True, tag="choose-ceilings"):
     """Find the fastest kernel of each ceiling under these settings; answered by `CeilingsChosen`. Needs no `Load`."""
 
@@ -54,7 +58,7 @@ class TakeCeilingTurn(msgspec.Struct, frozen=True, kw_only=True, tag="ceiling-tu
     ceiling: CeilingName
 
 
-Request = Load | MakeReference | CheckCase | TakeTurn | ChooseCeilings | TakeCeilingTurn
+Request = Load | MakeReference | CheckCase | TakeTurn | TimeFramework | ChooseCeilings | TakeCeilingTurn
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
@@ -93,6 +97,12 @@ class TurnTaken(msgspec.Struct, frozen=True, kw_only=True, tag="turn-taken"):
     covariates: Covariates
 
 
+class FrameworkTimed(msgspec.Struct, frozen=True, kw_only=True, tag="framework-timed"):
+    """The times of such steps; None where they cannot be told (`bench.framework`)."""
+
+    step_ns: list[int] | None
+
+
 class CeilingsChosen(msgspec.Struct, frozen=True, kw_only=True, tag="ceilings-chosen"):
     """The fastest kernel of each ceiling."""
 
@@ -117,4 +127,4 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
     tokens_match: TokensMatch | None = None
 
 
-Reply = Loaded | Done | Checked | TurnTaken | CeilingsChosen | CeilingTurnTaken | Refused
+Reply = Loaded | Done | Checked | TurnTaken | FrameworkTimed | CeilingsChosen | CeilingTurnTaken | Refused

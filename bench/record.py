@@ -100,6 +100,8 @@ class Check(msgspec.Struct, frozen=True, kw_only=True, tag="check"):
     compile_s: float | None = None
     counters: dict[Phase, Counters] | None = None
     """By phase; None in runs that were stored before they were counted."""
+    framework_step_ns: list[int] | None = None
+    """Times of decode steps without arithmetic (`bench.framework`); None where they cannot be told."""
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, tag="failure"):

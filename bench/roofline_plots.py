@@ -28,9 +28,13 @@ FEW_ROWS = 8
 PARTS = {
     "weights read": "#0072B2",
     "KV read": "#56B4E9",
-    "kernels below\nthe roof,\nframework": "#D55E00",
+    "kernels below\nthe roof": "#D55E00",
+    "framework": "#E69F00",
 }
-"""The steps of the waterfall and their colours; the last is all that the roof does not explain."""
+"""The steps of the waterfall and their colours."""
+
+UNKNOWN = "kernels below\nthe roof,\nframework"
+"""The last two of them where the run does not tell them apart: on CUDA, or of a model that cannot be shrunk."""
 
 
 def figures(floors: pd.DataFrame) -> dict[str, Figure]:
@@ -147,7 +151,8 @@ def waterfall(summary: pd.DataFrame) -> Figure:
     axes = figure.add_subplot()
     bars = [("a naive step,\nper token fed", 0.0, naive["latency_ms"] / more_tokens, "#222222")]
     below = 0.0
-    for (name, color), part in zip(PARTS.items(), parts, strict=True):
+    for name, part in parts.items():
+        color = PARTS.get(name, PARTS["kernels below\nthe roof"])
         bars.append((name, below, part, color))
         below += part
     bars.append((f"a step of\n{cached['strategy']}", 0.0, cached["latency_ms"], GUIDE))
@@ -163,8 +168,8 @@ def waterfall(summary: pd.DataFrame) -> Figure:
     return figure
 
 
-def waterfall_parts(summary: pd.DataFrame, cached: pd.Series) -> list[float]:
-    """Milliseconds of a decode step for each of `PARTS`: weights (and logits) and KV at the roof, and the rest.
+def waterfall_parts(summary: pd.DataFrame, cached: pd.Series) -> dict[str, float]:
+    """Milliseconds of a decode step by `PARTS`: weights (and logits) and KV at the roof, the framework, and the rest.
 
     A step reads and writes the keys and values held then: on average those between the prefill's end and the last
     step's.
@@ -173,7 +178,13 @@ def waterfall_parts(summary: pd.DataFrame, cached: pd.Series) -> list[float]:
     (at_first,) = summary[same & (summary["phase"] == "prefill")]["kv_bytes_predicted"]
     kv_ms = (at_first + cached["kv_bytes_predicted"]) / 2 / cached["read_bytes_per_s"] * 1000
     weights_ms = cached["memory_floor_ms"] - kv_ms
-    return [weights_ms, kv_ms, cached["latency_ms"] - weights_ms - kv_ms]
+    rest_ms = cached["latency_ms"] - weights_ms - kv_ms
+    if pd.isna(cached["framework_ms"]):
+        values = {UNKNOWN: rest_ms}
+    else:
+        names = list(PARTS)[2:]
+        values = dict(zip(names, (rest_ms - cached["framework_ms"], cached["framework_ms"]), strict=True))
+    return {"weights read": weights_ms, "KV read": kv_ms} | values
 
 
 def _prefills(summary: pd.DataFrame) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -21,7 +21,19 @@ from bench.arm import Arm, ArmFailed
 from bench.case import Case, Group, NaiveLogits
 from bench.ceiling_turns import CEILINGS, ROUND_S, CeilingTurns
 from bench.estimate import turn_seconds
-from bench.protocol import VERSION, CheckCase, Checked, Load, Loaded, MakeReference, Request, TakeTurn, TurnTaken
+from bench.protocol import (
+    VERSION,
+    CheckCase,
+    Checked,
+    FrameworkTimed,
+    Load,
+    Loaded,
+    MakeReference,
+    Request,
+    TakeTurn,
+    TimeFramework,
+    TurnTaken,
+)
 from bench.record import CasePlan, Check, Failure, Record, Run, Sample
 
 WARMUP_TRIALS = 5
@@ -176,6 +188,8 @@ class ProcessSet:
         self.writer, self.progress, self.past = writer, progress, past
         self.arms: dict[ArmKey, Arm] = {}
         self.loaded: set[ArmKey] = set()
+        self.framework: dict[tuple[ArmKey, int], list[int] | None] = {}
+        """What steps without arithmetic take, by worker and batch size."""
         self.order = past.turns
         self._left_s = 0.0
         """What progress still expects of the cell being measured."""
@@ -253,6 +267,7 @@ class ProcessSet:
         found = self._try(entry, CheckCase(case=case, path=str(reference)))
         if not isinstance(found, Checked):
             return
+        is_right = found.tokens_match != "false"
         self.writer.append(
             Check(
                 case=case.key,
@@ -265,11 +280,24 @@ class ProcessSet:
                 peak_memory_bytes=found.peak_memory_bytes,
                 compile_s=found.compile_s,
                 counters=found.counters,
+                framework_step_ns=self._framework_step_ns(case) if is_right else None,
             )
         )
-        if found.tokens_match == "false":
+        if not is_right:
             error = f"logits differ from the parallel forward's by {found.logits_error:.1e} of the largest logit"
             self._fail(entry, ArmFailed("failed", error, alive=True, tokens_match="false"))
+
+    def _framework_step_ns(self, case: Case) -> list[int] | None:
+        """What the framework takes of the worker's steps: found once for each batch, since lengths do not matter."""
+        key = _key(case)
+        batch = key, case.batch_size
+        if batch not in self.framework:
+            self.framework[batch] = None
+            with suppress(ArmFailed):  # what it cannot tell is left out; if it is dead, its next request says so
+                found = self.arms[key].ask(TimeFramework(), self.options.timeout_s)
+                if isinstance(found, FrameworkTimed):
+                    self.framework[batch] = found.step_ns
+        return self.framework[batch]
 
     def _warm_up(self, entry: _Entry) -> None:
         number = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 from typing import Any
 
@@ -62,6 +63,7 @@ SUMMARY_TYPES: dict[str, str] = {
     "speedup_vs_hf": "float64",
     "speedup_vs_hf_low": "float64",
     "speedup_vs_hf_high": "float64",
+    "framework_ms": "float64",
 }
 """Columns of the summary and their types, in order; results/README.md explains each. What a row leaves out is empty."""
 
@@ -83,6 +85,7 @@ def summarize(run: Run) -> pd.DataFrame:
         checks = [check for check in run.checks if check.case == case.key]
         for phase in phases(case):
             row = {**msgspec.structs.asdict(case), "phase": phase, **_counters(plan, phase), **_sizes(checks, phase)}
+            row["framework_ms"] = _framework_ms(checks) if phase == "decode" else None
             row |= {"tokens_match": outcome.tokens_match, "status": outcome.status, "error": outcome.error}
             if (case.key, phase) in latencies:
                 row |= _times(case, phase, latencies[case.key, phase])
@@ -155,6 +158,12 @@ def _sizes(checks: list[Check], phase: Phase) -> dict[str, Any]:
         "peak_memory_bytes": _largest(check.peak_memory_bytes for check in checks),
         "compile_s": _largest(check.compile_s for check in checks),
     }
+
+
+def _framework_ms(checks: list[Check]) -> float | None:
+    """The median step without arithmetic, over all processes."""
+    times = [time for check in checks for time in check.framework_step_ns or ()]
+    return statistics.median(times) / 1e6 if times else None
 
 
 def _largest(values: Iterable[float | None]) -> float | None:

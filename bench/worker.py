@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bench import framework
 from bench.case import Case, DeviceName, naive_steps
 from bench.ceilings import Ceilings
 from bench.clock import make_clock
@@ -33,6 +34,7 @@ from bench.protocol import (
     Checked,
     ChooseCeilings,
     Done,
+    FrameworkTimed,
     Load,
     Loaded,
     MakeReference,
@@ -41,6 +43,7 @@ from bench.protocol import (
     Request,
     TakeCeilingTurn,
     TakeTurn,
+    TimeFramework,
     TurnTaken,
 )
 from bench.record import CeilingName
@@ -104,6 +107,8 @@ class Worker:
                 return self.check(request.case, Path(request.path))
             case TakeTurn():
                 return self.take_turn()
+            case TimeFramework():
+                return FrameworkTimed(step_ns=framework.time_steps(self.strategy, self.case, self.clock))
             case ChooseCeilings():
                 return self.choose_ceilings(request)
             case TakeCeilingTurn():
@@ -267,3 +272,7 @@ def main() -> None:
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     serve(sys.stdin.buffer, replies)
+
+
+if __name__ == "__main__":
+    main()

@@ -266,6 +266,7 @@ def make_check(case: Case, process: int = 0, tokens_match: str = "true") -> Chec
             "kv_bytes_after_decode": 8 * (held + case.n_gen - 1) if held else 0,
             "peak_memory_bytes": 600_000_000 + process,
             "compile_s": 12.5 + process if case.strategy == "compiled" else None,
+            "framework_step_ns": [900_000, 800_000, 1_000_000 + process] if case.strategy == "dynamic" else None,
             "counters": {phase: make_counters(case, phase) for phase in phases(case)},
         },
         Check,

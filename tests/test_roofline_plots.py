@@ -103,11 +103,22 @@ def test_the_parts_of_a_waterfall_are_the_whole_step():
     naive, cached = (row for _, row in roofline_plots.waterfall_cell(frame).iterrows())
     assert (naive["strategy"], cached["strategy"], cached["n_prompt"]) == ("naive", "dynamic", 2048)
     parts = roofline_plots.waterfall_parts(frame, cached)
-    assert sum(parts) == pytest.approx(cached["latency_ms"])
-    assert parts[0] == pytest.approx(smollm2_plan(LADDER[0]).weights_bytes / 40e9 * 1000, rel=0.01)
-    assert parts[1] == pytest.approx((2048 + 16) * 46080 / 40e9 * 1000, rel=0.01)
+    assert list(parts) == list(roofline_plots.PARTS)
+    assert sum(parts.values()) == pytest.approx(cached["latency_ms"])
+    assert parts["weights read"] == pytest.approx(smollm2_plan(LADDER[0]).weights_bytes / 40e9 * 1000, rel=0.01)
+    assert parts["KV read"] == pytest.approx((2048 + 16) * 46080 / 40e9 * 1000, rel=0.01)
+    assert parts["framework"] == pytest.approx(0.9)
     title = " ".join(DRAWN["ladder"]["waterfall"].get_suptitle().split())
     assert "processes 2064 times the tokens, dynamic is" in title
+
+
+def test_what_a_run_does_not_tell_apart_is_one_bar():
+    frame = floors_of(LADDER).assign(framework_ms=float("nan"))
+    _, cached = (row for _, row in roofline_plots.waterfall_cell(frame).iterrows())
+    parts = roofline_plots.waterfall_parts(frame, cached)
+    assert list(parts) == ["weights read", "KV read", roofline_plots.UNKNOWN]
+    assert sum(parts.values()) == pytest.approx(cached["latency_ms"])
+    assert_readable(roofline_plots.waterfall(frame))
 
 
 def test_the_ladder_ends_at_the_limit_and_has_a_line_per_prompt():

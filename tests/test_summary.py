@@ -57,6 +57,7 @@ COLUMNS = [
     "speedup_vs_hf",
     "speedup_vs_hf_low",
     "speedup_vs_hf_high",
+    "framework_ms",
 ]
 
 NUMBERS = ["samples", "latency_ms", "latency_ms_low", "latency_ms_high", "tokens_per_s", "steps_timed"]
@@ -195,6 +196,14 @@ def test_counters_come_from_the_plan_and_sizes_from_the_worst_process():
     assert (prefill["kv_bytes_measured"], decode["kv_bytes_measured"]) == (800, 832)
     assert decode["peak_memory_bytes"] == 600_000_001
     assert decode["compile_s"] == 13.5
+
+
+def test_the_framework_is_the_median_step_without_arithmetic_over_all_processes():
+    cases = [make_case("dynamic"), make_case("naive")]
+    run = make_run(cases, processes=2)
+    assert row(run, cases[0])["framework_ms"] == pytest.approx(0.9)
+    assert np.isnan(row(run, cases[0], "prefill")["framework_ms"])
+    assert np.isnan(row(run, cases[1])["framework_ms"])
 
 
 def test_a_model_of_unknown_costs_has_empty_counters():
