@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -92,8 +93,8 @@ def turns(run: Run) -> pd.DataFrame:
                     "steps_timed": len(sample.steps),
                 }
             )
-    counts = ["steps_timed", *COVARIATE_COLUMNS]
-    return _typed(pd.DataFrame(rows, columns=TURN_COLUMNS), counts, ["latency_ms", "total_ms", "wall_ms"])
+    types = _types(["steps_timed", *COVARIATE_COLUMNS], ["latency_ms", "total_ms", "wall_ms"])
+    return typed(rows, TURN_COLUMNS, types)
 
 
 def steps(run: Run) -> pd.DataFrame:
@@ -117,7 +118,7 @@ def steps(run: Run) -> pd.DataFrame:
                     "first": step == 1,
                 }
             )
-    return _typed(pd.DataFrame(rows, columns=STEP_COLUMNS), ["step", "position"], ["latency_ms"])
+    return typed(rows, STEP_COLUMNS, _types(["step", "position"], ["latency_ms"]) | {"first": "bool"})
 
 
 def ceilings(run: Run) -> pd.DataFrame:
@@ -134,10 +135,19 @@ def ceilings(run: Run) -> pd.DataFrame:
         }
         for taken in run.ceilings
     ]
-    types: dict[str, Any] = dict.fromkeys(["cache_bytes", *COVARIATE_COLUMNS], "Int64")
+    types = dict.fromkeys(["cache_bytes", *COVARIATE_COLUMNS], "Int64")
     types |= {"per_s": "float64", "wall_ms": "float64", "warmup": "bool"}
     types |= dict.fromkeys(["n_threads", "process", "round", "order"], "int64")
-    return pd.DataFrame(rows, columns=CEILING_COLUMNS).astype(types)
+    return typed(rows, CEILING_COLUMNS, types)
+
+
+def typed(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], types: Mapping[str, str]) -> pd.DataFrame:
+    """A frame of `rows`, each column of the type that `types` has for it, also where it is empty or there is no row.
+
+    What a row leaves out is missing. Made column by column: `astype` of all at once takes three times as long.
+    """
+    made = {name: pd.Series([row.get(name) for row in rows], dtype=types.get(name)) for name in columns}
+    return pd.DataFrame(made, columns=list(columns), copy=False)
 
 
 def _cases(run: Run) -> dict[str, Case]:
@@ -171,10 +181,8 @@ def _decode_ns(case: Case, sample: Sample) -> float:
     return float(np.interp(every_step, sample.steps, _step_ns(sample)).sum())
 
 
-def _typed(frame: pd.DataFrame, counts: list[str], times: list[str]) -> pd.DataFrame:
-    """Fix the column types, so that a frame without rows, or with an empty covariate, behaves like any other."""
-    types: dict[str, Any] = dict.fromkeys(counts, "Int64") | dict.fromkeys(times, "float64")
+def _types(counts: list[str], times: list[str]) -> dict[str, str]:
+    """The types of a frame's columns: these counts, which may be missing, these times, and what every turn has."""
+    types = dict.fromkeys(counts, "Int64") | dict.fromkeys(times, "float64") | {"warmup": "bool"}
     types |= dict.fromkeys(["n_threads", "batch_size", "n_prompt", "n_gen", "n_depth", "seed"], "int64")
-    types |= dict.fromkeys(["process", "round", "order"], "int64")
-    types |= dict.fromkeys(["warmup", *(["first"] if "first" in frame else [])], "bool")
-    return frame.astype(types)
+    return types | dict.fromkeys(["process", "round", "order"], "int64")

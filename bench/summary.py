@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pandas as pd
 
-from bench import estimators, roofline, round_pairs, rounds
+from bench import estimators, frame, roofline, round_pairs, rounds
 from bench.case import Case, Phase
 from bench.outcomes import outcomes
 from bench.record import CasePlan, Check, Run
@@ -94,7 +94,7 @@ def summarize(run: Run) -> pd.DataFrame:
                     row |= _speedup(case.strategy == strategy, names, baseline, latencies[case.key, phase])
                 row |= against_roofs.get((case.key, phase), {})
             rows.append(row)
-    return pd.DataFrame(rows, columns=list(SUMMARY_TYPES)).astype(SUMMARY_TYPES)
+    return frame.typed(rows, list(SUMMARY_TYPES), SUMMARY_TYPES)
 
 
 def phases(case: Case) -> list[Phase]:
