@@ -55,7 +55,8 @@ def hog(driver: psutil.Process) -> None:
     """Another program starts computing in the middle, and stays."""
     time.sleep(CHANCE.uniform(4, 10))
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
-        psutil.wait_procs([driver])
+        while is_running(driver):  # not `wait`, which would take the exit code from the one who started it
+            time.sleep(0.1)
         other.kill()
 
 
@@ -79,6 +80,14 @@ def pinned(driver: psutil.Process) -> None:
 
 
 DISTURBANCES: dict[str, Disturbance] = {"hog": hog, "stopped": stopped, "pinned": pinned}
+
+
+def is_running(process: psutil.Process) -> bool:
+    """Whether it has not ended."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def nurseries(driver: psutil.Process) -> list[psutil.Process]:
