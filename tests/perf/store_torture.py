@@ -1,9 +1,8 @@
-"""Kills and damage, many times over: `nox -s store_torture -- [--writers 200] [--damages 1000] [--runs 200]`."""
+"""Kills and damage, many times over: `nox -s store_torture -- [--writers 200] [--damages 1000] [--kills 200]`."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import signal
 import subprocess
@@ -11,40 +10,64 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
+from bench.record import Sample
 from bench.store import read_run
 from tests.torture import Damaged, kill_a_writer
 
-RUN = ["run", "-m", "random:tiny", "--strategies", "naive,dynamic", "-p", "8,16", "-n", "6", "-t", "1", "-r", "40"]
+Samples = list[Sample]
+
+ROUNDS = 40
+RUN = ["run", "-m", "random:tiny", "--strategies", "naive,dynamic", "-p", "8,16", "-n", "6", "-t", "1"]
+RUN += ["-r", str(ROUNDS)]
+
+LONGEST_S = 12.0
+"""A process is killed at a random moment up to here: while it starts, loads, checks, warms up or measures."""
 
 
-def kill_a_run(out: Path, chance: random.Random) -> tuple[int, int]:
-    """SIGKILL `kvbench run` at a random moment and resume it; samples stored before, and samples at the end."""
+def kill_a_run(out: Path, most: int, chance: random.Random) -> list[int]:
+    """SIGKILL `kvbench run`, and each `--resume` of it, at a random moment, until one ends before that.
+
+    After `most` kills it may end in peace. The number of samples stored at each kill.
+    """
     command = [sys.executable, "-m", "bench.cli"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen([*command, *RUN, "--out", str(out)], **quiet, start_new_session=True)
-    while process.poll() is None and not list(out.glob("*/samples.jsonl")):
-        time.sleep(0.02)
-    time.sleep(chance.random() * 12)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    (folder,) = out.iterdir()
-    stored = read_run(folder)
-    subprocess.run([*command, "run", "--resume", folder.name, "--out", str(out)], **quiet, check=True)
-    back = read_run(folder)
-    if back.samples[: len(stored.samples)] != stored.samples:
+    words, stored, held = RUN, Samples(), list[int]()
+    while True:
+        process = subprocess.Popen([*command, *words, "--out", str(out)], **quiet, start_new_session=True)
+        while process.poll() is None and not list(out.glob("*/samples.jsonl")):
+            time.sleep(0.02)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(chance.random() * LONGEST_S if len(held) < most else None)
+        ended = process.poll()
+        process.send_signal(signal.SIGKILL)  # nothing happens to one that has ended
+        process.wait()
+        (folder,) = out.iterdir()
+        stored = kept(folder, stored)
+        if ended is not None:
+            break
+        held.append(len(stored))
+        words = ["run", "--resume", folder.name]
+    rounds = Counter(sample.case for sample in stored if not sample.warmup)
+    if ended or len(rounds) != 4 or min(rounds.values()) < ROUNDS:
+        raise SystemExit(f"{folder}: ended with {ended}; rounds after the resumes: {rounds}")
+    return held
+
+
+def kept(folder: Path, before: Samples) -> Samples:
+    """The samples of a run, which begin with those that were there `before`."""
+    now = read_run(folder).samples
+    if now[: len(before)] != before:
         raise SystemExit(f"{folder}: a stored sample changed")
-    rounds = Counter(sample.case for sample in back.samples if not sample.warmup)
-    if len(rounds) != 4 or min(rounds.values()) < 40:
-        raise SystemExit(f"{folder}: rounds are missing after the resume: {rounds}")
-    return len(stored.samples), len(back.samples)
+    return now
 
 
 def main() -> None:
     """Do all of it, and say what came of it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in (("writers", 200), ("damages", 1000), ("runs", 200), ("seed", 0)):
+    for name, default in (("writers", 200), ("damages", 1000), ("kills", 200), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     asked = parser.parse_args()
     chance = random.Random(asked.seed)  # noqa: S311
@@ -57,12 +80,16 @@ def main() -> None:
         target = Damaged(Path(scratch, "damaged"))
         told = Counter(target.once(chance) for _ in range(asked.damages))
         print(f"{asked.damages} damages: {dict(told)}; none read as another value", flush=True)
-        partial = 0
-        for number in range(asked.runs):
-            before, after = kill_a_run(Path(scratch, f"run-{number}"), chance)
-            partial += before < after
-            print(f"run {number + 1} of {asked.runs}: {before} samples stored, {after} after the resume", flush=True)
-        print(f"{asked.runs} killed runs: {partial} in the middle, every one resumed to the end, no stored sample lost")
+        held: list[int] = []
+        runs = 0
+        while len(held) < asked.kills:
+            held += kill_a_run(Path(scratch, f"run-{runs}"), asked.kills - len(held), chance)
+            runs += 1
+            print(f"kill {len(held)} of {asked.kills}: run {runs} ended with every round", flush=True)
+        print(
+            f"{len(held)} kills of {runs} runs, {sum(map(bool, held))} of them with samples stored already: every run "
+            "was resumed to its end, and no stored sample was lost"
+        )
     if lost or told.keys() - {"refused", "same", "shorter"}:
         raise SystemExit(1)
 
