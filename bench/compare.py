@@ -129,6 +129,12 @@ def verdict(ratio: Ratio) -> Verdict:
     return "slower" if ratio.low > 1 else "no difference shown"
 
 
+_HOW = (
+    "A ratio is the median over every turn of B with every turn of A, so it need not be that of the two medians. "
+    "Intervals are unpaired: they hold what varies within the runs, not what changed between them."
+)
+
+
 def render(comparison: Comparison, form: tables.Format) -> str:
     """The comparison as a document: sentence, table, exclusions, differences (md), or the rows (csv, json, jsonl)."""
     if form != "md":
@@ -136,7 +142,7 @@ def render(comparison: Comparison, form: tables.Format) -> str:
     parts = [f"{comparison.sentence}.\n"]
     if not comparison.rows.empty:
         parts.append(tables.comparison_markdown(comparison.rows))
-        parts.append("Intervals are unpaired: they hold what varies within the runs, not what changed between them.\n")
+        parts.append(f"{_HOW}\n")
     excluded = {
         f"Only in A ({comparison.a})": comparison.only_in_a,
         f"Only in B ({comparison.b})": comparison.only_in_b,

@@ -52,7 +52,8 @@ class ProgressBar:
             self._judged = self.MEMORY * self._judged + seconds
             self._took = self.MEMORY * self._took + took_s
         pace = self._took / self._judged if self._judged else 1.0
-        text = f"about {_minutes(pace * max(0.0, self._expected - self._done))} left"
+        left_s = round(pace * max(0.0, self._expected - self._done))
+        text = f"about {_minutes(left_s)} left" if left_s else "nearly done"
         if self._console.is_terminal:
             name = f"{case.label} {case.strategy}"
             self._bar.update(self._task, completed=self._done, description=name, left=text, refresh=True)

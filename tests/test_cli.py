@@ -82,11 +82,11 @@ def test_run_leaves_everything_behind(run_folder: Path) -> None:
     assert len(summary) == 2 * 4 * 2
     assert set(summary["tokens_match"]) == {"true"}
     assert set(summary["status"]) == {"ok"}
-    assert (summary["latency_ms_low"] <= summary["latency_ms"]).all()
+    assert summary[["latency_ms", "mfu", "predicted_ms"]].notna().all(axis=None)
+    assert not (summary["latency_ms_low"] > summary["latency_ms"]).any()  # there is none where rounds were disturbed
     assert (summary.loc[summary["strategy"] == "naive", "speedup_vs_naive"] == 1).all()
-    assert (summary["mfu_low"] <= summary["mfu"]).all()
+    assert not (summary["mfu_low"] > summary["mfu"]).any()
     assert summary["mbu"].isna().all()  # so small a model lies in the cache
-    assert summary["predicted_ms"].notna().all()
 
 
 def test_counters_are_those_of_the_contract(run_folder: Path) -> None:

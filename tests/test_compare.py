@@ -200,7 +200,7 @@ smollm2-135m, float32, cpu, 2 threads, sdpa, batch 1, 32 new tokens
 |      128 | dynamic    | prefill |    100 |    100 | 1.000 [1.000-1.000] | no difference shown |
 |      128 | dynamic    | decode  |   10.0 |   5.00 | 0.500 [0.500-0.500] | faster              |
 
-Intervals are unpaired: they hold what varies within the runs, not what changed between them.
+A ratio is the median over every turn of B with every turn of A, so it need not be that of the two medians. Intervals are unpaired: they hold what varies within the runs, not what changed between them.
 
 Only in B (b):
 

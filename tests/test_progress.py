@@ -51,4 +51,4 @@ def test_work_that_will_not_come_is_not_waited_for(capsys: pytest.CaptureFixture
     bar.done(10, 10, CASES[1])
     assert capsys.readouterr().err.splitlines()[-1].endswith("about 30 s left")
     bar.done(40, 40, CASES[2])
-    assert capsys.readouterr().err.splitlines()[-1].endswith("about 0 s left")
+    assert capsys.readouterr().err.splitlines()[-1].endswith("nearly done")
