@@ -106,7 +106,7 @@ def perf_agreement(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", default=False)
 def store_torture(session: nox.Session) -> None:
-    """Kill 200 writers and 200 runs at random moments, damage stored files 1,000 times: nothing is lost or believed."""
+    """Kill 200 writers, and runs 200 times as they resume, damage files 1,000 times: nothing is lost or believed."""
     session.run(str(torch_python(session)), "-m", "tests.perf.store_torture", *session.posargs)
 
 

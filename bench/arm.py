@@ -24,7 +24,7 @@ from bench.record import TokensMatch
 TREE = Path(__file__).resolve().parent.parent
 """The folder of this very code, which a worker imports from too."""
 
-_START = "import gc; gc.disable(); from bench.worker import main; main()"
+_START = "import gc; gc.disable(); from bench.worker import main; gc.enable(); main()"
 """Collecting garbage while torch and transformers are imported makes that take a quarter longer."""
 
 _decode_reply = msgspec.json.Decoder(Reply).decode

@@ -66,7 +66,7 @@ def read_environment(torch_facts: TorchFacts | None = None) -> Environment:
         transformers=importlib.metadata.version("transformers"),
         gpu=facts.gpu,
         gpu_driver=facts.gpu_driver,
-        git_commit=_git_commit(),
+        git_commit=git_commit(),
         load_1min=psutil.getloadavg()[0],
         governor=read_file(_CPUS / "cpu0/cpufreq/scaling_governor"),
         transparent_hugepage=_transparent_hugepage(),
@@ -201,7 +201,7 @@ def _gpu_driver() -> str | None:
     return version[0] if version else None
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """The current folder's commit, `+` where tracked files differ; None outside a repository or without git."""
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:

@@ -144,7 +144,8 @@ def ceilings(run: Run) -> pd.DataFrame:
 def typed(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], types: Mapping[str, Any]) -> pd.DataFrame:
     """A frame of `rows`, each column of the type that `types` has for it, also where it is empty or there is no row.
 
-    What a row leaves out is missing. Made column by column: `astype` of all at once takes three times as long.
+    What a row leaves out is missing, which a truth value or an integer of numpy's cannot be. Made column by column:
+    `astype` of all at once takes three times as long.
     """
     made = {}
     for name in columns:

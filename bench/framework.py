@@ -23,7 +23,7 @@ def time_steps(strategy: Strategy, case: Case, clock: Clock) -> list[int] | None
     which feeds a step other rows; for a compiled one, which would have to be compiled anew; and for a model that
     cannot be shrunk.
     """
-    if case.device != "cpu" or case.n_gen == 1 or not strategy.reads_cache or strategy.compile_s is not None:
+    if case.device != "cpu" or not strategy.reads_cache or strategy.compile_s is not None:
         return None
     small = shrunken(strategy.model)
     if small is None:

@@ -143,7 +143,8 @@ class Pair:
         if at_once:
             for worker in self.workers.values():
                 worker.send(request)
-        for name, worker in self.workers.items():
+        for name in (self.first, self.second):
+            worker = self.workers[name]
             try:
                 if not at_once:
                     worker.send(request)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -29,6 +29,7 @@ from bench.protocol import (
     Load,
     Loaded,
     MakeReference,
+    Reply,
     Request,
     TakeTurn,
     TimeFramework,
@@ -268,6 +269,7 @@ class ProcessSet:
         if not isinstance(found, Checked):
             return
         is_right = found.tokens_match != "false"
+        framework_step_ns = self._framework_step_ns(entry) if is_right else None
         self.writer.append(
             Check(
                 case=case.key,
@@ -280,23 +282,31 @@ class ProcessSet:
                 peak_memory_bytes=found.peak_memory_bytes,
                 compile_s=found.compile_s,
                 counters=found.counters,
-                framework_step_ns=self._framework_step_ns(case) if is_right else None,
+                framework_step_ns=framework_step_ns,
             )
         )
         if not is_right:
             error = f"logits differ from the parallel forward's by {found.logits_error:.1e} of the largest logit"
             self._fail(entry, ArmFailed("failed", error, alive=True, tokens_match="false"))
 
-    def _framework_step_ns(self, case: Case) -> list[int] | None:
+    def _framework_step_ns(self, entry: _Entry) -> list[int] | None:
         """What the framework takes of the worker's steps: found once for each batch, since lengths do not matter."""
-        key = _key(case)
-        batch = key, case.batch_size
+        case = entry.case
+        if case.n_gen == 1:
+            return None
+        batch = _key(case), case.batch_size
         if batch not in self.framework:
             self.framework[batch] = None
-            with suppress(ArmFailed):  # what it cannot tell is left out; if it is dead, its next request says so
-                found = self.arms[key].ask(TimeFramework(), self.options.timeout_s)
-                if isinstance(found, FrameworkTimed):
-                    self.framework[batch] = found.step_ns
+            try:
+                found = self._ask(entry, TimeFramework())
+            except ArmFailed as failure:
+                if failure.alive:  # the case itself is none the worse
+                    self.progress.say(f"no framework_ms for {case.key}: {failure.error}")
+                else:
+                    self._fail(entry, failure, "timing the framework: ")
+            else:
+                assert isinstance(found, FrameworkTimed)
+                self.framework[batch] = found.step_ns
         return self.framework[batch]
 
     def _warm_up(self, entry: _Entry) -> None:
@@ -362,16 +372,23 @@ class ProcessSet:
             if not isinstance(request, CheckCase) and not self.arms[key].alive:
                 raise self.arms[key].death()  # killed while it slept: a new one would know nothing of the case
             self._load(key)
-            started = time.monotonic()
-            reply = self.arms[key].ask(request, self.options.timeout_s - entry.spent_s)
+            spent_s = entry.spent_s
+            reply = self._ask(entry, request)
         except ArmFailed as failure:
             self._fail(entry, failure)
             return None
-        took = time.monotonic() - started
-        entry.spent_s += took
+        took = entry.spent_s - spent_s
         is_turn = isinstance(request, TakeTurn)  # a check is slower than a turn: it would mislead the estimate
         self._done(turn_seconds(entry.plan), took if is_turn else None, entry.case)
         return reply
+
+    def _ask(self, entry: _Entry, request: Request) -> Reply:
+        """The answer of the entry's arm, within the time that its case has left. Raises as `Arm.ask`."""
+        started = time.monotonic()
+        try:
+            return self.arms[_key(entry.case)].ask(request, self.options.timeout_s - entry.spent_s)
+        finally:
+            entry.spent_s += time.monotonic() - started
 
     def _done(self, seconds: float, took_s: float | None, case: Case) -> None:
         self._left_s -= seconds

@@ -1,7 +1,7 @@
 """One process = one arm: a strategy on one model. It does one turn when told and sleeps otherwise.
 
-Started by arm.py, or forked by nursery.py; reads requests on standard input, answers on standard output (protocol.py).
-It ends when its standard input does, and dies with its parent.
+Started by arm.py (by hand: `python -P -m bench.worker`) or forked by nursery.py; reads requests on standard input,
+answers on standard output (protocol.py). It ends when its standard input does, and dies with its parent.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from transformers import PreTrainedModel
 
 from kvcache.decoder import Activation, Layer, Rotary, decoder
-from kvcache.kernels import CHUNK, attend_to_chunks, block, head
+from kvcache.kernels import CHUNK, FEW_ROWS, attend_to_chunks, block, head
 from kvcache.strategy import Strategy, Unsupported
 
 Backend = Literal["inductor", "eager"]
@@ -115,7 +115,9 @@ class Compiled(Strategy):
             attend = functools.partial(_attend_to_prefix, slot, rows, start, masks[slot.layer.window])
             x = block(x, slot.layer, rotary, attend, model.activation)
         self.length = end
-        return self._head(x[:, -1:].contiguous(), model.norm, model.head)
+        last = x[:, -1:].contiguous()
+        # Compiled it reads a weight at memory speed; for more rows it is the GEMM that oneDNN is better at.
+        return (self._head if len(last) <= FEW_ROWS else head)(last, model.norm, model.head)
 
     @torch.inference_mode()
     def decode(self, ids: Tensor) -> Tensor:

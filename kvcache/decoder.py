@@ -204,9 +204,9 @@ _READERS: dict[str, Callable[[PreTrainedModel], Decoder]] = {
 
 def _activation(module: nn.Module) -> Activation:
     """What `module` computes, in one pass where transformers takes eight (GPT-2), or in place (SiLU)."""
-    if isinstance(module, NewGELUActivation):
+    if type(module) is NewGELUActivation:
         return functools.partial(functional.gelu, approximate="tanh")
-    if isinstance(module, (SiLUActivation, nn.SiLU)):
+    if type(module) in (SiLUActivation, nn.SiLU):
         return functools.partial(functional.silu, inplace=True)
     return module
 

@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from kvcache.skeletons import quiet
@@ -18,10 +19,10 @@ _WIDTHS = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermed
 
 
 def shrunken(model: PreTrainedModel) -> PreTrainedModel | None:
-    """`model`'s modules, layer for layer, with heads, MLPs and vocabulary a hundredth as wide and random weights.
+    """`model`'s modules, layer for layer, with heads, MLPs and a vocabulary too narrow to matter, and random weights.
 
     A step of it takes the same way through Python, transformers and torch's dispatcher, and reads and multiplies next
-    to nothing. None where its config cannot be shrunk so: nothing depends on it.
+    to nothing. None where its config cannot be shrunk so, or says less than the model has (modules put in by hand).
     """
     config = copy.deepcopy(model.config)
     try:
@@ -32,14 +33,17 @@ def shrunken(model: PreTrainedModel) -> PreTrainedModel | None:
                 attn_implementation=model.config._attn_implementation,  # noqa: SLF001
                 dtype=model.dtype,
             )
-    except Exception:  # noqa: BLE001  # a config may refuse in any way
+        found.to(model.device)  # type: ignore[arg-type]  # as in models.py
+        found.eval()
+        found.requires_grad_(requires_grad=False)
+        found(torch.zeros((1, 2), dtype=torch.long, device=model.device))
+    except Exception:  # noqa: BLE001  # a config may refuse in any way, or its model fail with such widths
         return None
-    if [name for name, _ in found.named_modules()] != [name for name, _ in model.named_modules()]:
-        return None
-    found.to(model.device)  # type: ignore[arg-type]  # as in models.py
-    found.eval()
-    found.requires_grad_(requires_grad=False)
-    return found
+    return found if _modules(found) == _modules(model) else None
+
+
+def _modules(model: PreTrainedModel) -> list[tuple[str, type[nn.Module]]]:
+    return [(name, type(module)) for name, module in model.named_modules()]
 
 
 def _shrink(config: Any) -> None:

@@ -129,20 +129,20 @@ def git(folder: Path, *arguments: str) -> str:
 def test_git_commit_with_plus_where_tracked_files_differ(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert environment._git_commit() is None  # no repository
+    assert environment.git_commit() is None  # no repository
     git(tmp_path, "init", "-q")
-    assert environment._git_commit() is None  # no commit
+    assert environment.git_commit() is None  # no commit
     Path("file").write_text("one")
     git(tmp_path, "add", "file")
     git(tmp_path, "commit", "-q", "-m", "one")
     git(tmp_path, "tag", "-a", "v1", "-m", "a tag is not what is asked for")
     commit = git(tmp_path, "rev-parse", "HEAD")
     Path("untracked").touch()
-    assert environment._git_commit() == commit
+    assert environment.git_commit() == commit
     Path("file").write_text("two")
-    assert environment._git_commit() == commit + "+"
+    assert environment.git_commit() == commit + "+"
     monkeypatch.setenv("PATH", "")
-    assert environment._git_commit() is None  # no git
+    assert environment.git_commit() is None  # no git
 
 
 # Cores and memory, within the limits of control groups.

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from bench import framework
 from bench.clock import HostClock
@@ -44,14 +45,28 @@ def test_next_to_nothing_is_left_of_a_real_geometry(spec: str) -> None:
 
 
 def _on_meta(config: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
     return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
 
 
 def test_a_model_whose_config_refuses_is_not_told() -> None:
     model = ARCHITECTURES["llama"]()
     model.config = type("Other", (), {"get_text_config": lambda self, decoder: self})()
+    assert shrunken(model) is None
+
+
+def test_a_module_put_in_by_hand_is_not_told() -> None:
+    class Linear(torch.nn.Linear):
+        """Not what the config makes."""
+
+    model = ARCHITECTURES["llama"]()
+    model.model.layers[1].mlp.up_proj = Linear(32, 64, bias=False)
+    assert shrunken(model) is None
+
+
+def test_widths_that_a_model_cannot_have_are_not_told() -> None:
+    config = AutoConfig.for_model("gptj", n_embd=128, n_head=2, n_layer=1, rotary_dim=64, vocab_size=97)
+    model = AutoModelForCausalLM.from_config(config)
+    assert model(torch.zeros((1, 2), dtype=torch.long)).logits.shape == (1, 2, 97)
     assert shrunken(model) is None
 
 
@@ -74,5 +89,4 @@ def test_what_cannot_be_told_is_left_out() -> None:
     model = ARCHITECTURES["llama"]()
     assert timed(build("naive", model)) is None
     assert timed(build_without_compiler("compiled", model)) is None
-    assert timed(build("dynamic", model), n_gen=1) is None
     assert timed(build("dynamic", model), device="cuda") is None

@@ -43,6 +43,7 @@ class FakeWorker:
             case Load():
                 return Loaded(version=1, code="")
             case CheckCase():
+                self.log.append(("CheckCase answered", self.name))
                 return Checked(
                     tokens_match=self.match,
                     logits_error=0.0,
@@ -77,9 +78,21 @@ def turns(times: PairTimes) -> str:
 def test_both_are_checked_and_warmed_up_then_timed_in_blocks_whose_first_side_alternates(number, block):
     times, log = measured(number)
     assert turns(times) == block * pairs.MOST_BLOCKS
-    assert [name for name, _ in log[:2]] == ["CheckCase"] * 2
+    assert [name for name, _ in log[:4]].count("CheckCase") == 2
     first, second = (("base", "head"), ("head", "base"))[number]
     assert [who for name, who in log if name == "TakeTurn"][:4] == [first, second, first, first]
+
+
+@pytest.mark.parametrize(("cores", "at_once"), [(4, True), (3, False)])
+@pytest.mark.parametrize("number", [0, 1])
+def test_both_check_at_once_only_where_each_of_their_threads_has_a_core(cores, at_once, number, monkeypatch):
+    monkeypatch.setattr(pairs, "usable_cores", lambda: cores)
+    _, log = measured(number)
+    first, second = (("base", "head"), ("head", "base"))[number]
+    sent, got = ("CheckCase", "CheckCase answered")
+    alternately = [(sent, first), (got, first), (sent, second), (got, second)]
+    found = [entry for entry in log if entry[0].startswith("CheckCase")]
+    assert found == ([(sent, "base"), (sent, "head"), (got, first), (got, second)] if at_once else alternately)
 
 
 def test_a_long_turn_is_taken_once():

@@ -18,12 +18,14 @@ from bench.protocol import (
     Checked,
     ChooseCeilings,
     Done,
+    FrameworkTimed,
     Load,
     Loaded,
     MakeReference,
     Request,
     TakeCeilingTurn,
     TakeTurn,
+    TimeFramework,
     TurnTaken,
 )
 from bench.record import CeilingSample, Check, Covariates, Failure, Record, Run, Sample
@@ -60,6 +62,9 @@ class FakeArm:
         if failure is not None:
             self.alive = failure.alive
             raise failure
+        return self.answer(request)
+
+    def answer(self, request: Request) -> object:
         match request:
             case Load():
                 return Loaded(version=1, code="")
@@ -85,7 +90,8 @@ class FakeArm:
                     step_event_ns=None,
                     covariates=Covariates(),
                 )
-
+            case TimeFramework():
+                return FrameworkTimed(step_ns=[5, 6])
             case ChooseCeilings():
                 return CeilingsChosen(kernels={"read_bandwidth": "dot", "gemm": "mm"})
             case TakeCeilingTurn():
@@ -150,8 +156,34 @@ CASES = grid(["naive", "dynamic", "static"], [8])
 def test_correctness_comes_before_any_time() -> None:
     measured(CASES, repetitions=2)
     kinds = [kind for kind, _ in FakeArm.log if kind not in ("start", "Load")]
-    assert kinds[:4] == ["MakeReference", "CheckCase", "CheckCase", "CheckCase"]
-    assert set(kinds[4:]) == {"TakeTurn"}
+    untimed = ["MakeReference", *["CheckCase", "TimeFramework"] * 3]
+    assert kinds[: len(untimed)] == untimed
+    assert set(kinds[len(untimed) :]) == {"TakeTurn"}
+
+
+def test_the_framework_is_timed_once_for_a_worker_and_batch_and_told_with_every_case() -> None:
+    cases = [*grid(["dynamic"], [8], n_gen=1), *grid(["dynamic"], [8, 16], n_gen=4)]
+    memory = measured([*cases, *grid(["dynamic"], [8], batch_size=2)])
+    assert turns("TimeFramework") == ["dynamic"] * 2
+    assert [check.framework_step_ns for check in memory.of(Check)] == [None, [5, 6], [5, 6], [5, 6]]
+
+
+def test_a_framework_that_cannot_be_timed_costs_a_line_and_no_case() -> None:
+    FakeArm.failures["dynamic", "TimeFramework", 0] = ArmFailed("failed", "RuntimeError: other shapes", alive=True)
+    memory = measured(CASES)
+    assert memory.of(Failure) == []
+    assert [check.framework_step_ns for check in memory.of(Check)] == [[5, 6], None, [5, 6]]
+    assert [said for said in memory.said if "framework_ms" in said] == [
+        f"no framework_ms for {CASES[1].key}: RuntimeError: other shapes"
+    ]
+
+
+def test_a_worker_that_ends_while_its_framework_is_timed_fails_its_case_alone() -> None:
+    FakeArm.failures["dynamic", "TimeFramework", 0] = ArmFailed("timeout", "no answer", alive=False)
+    memory = measured(CASES)
+    (failure,) = memory.of(Failure)
+    assert (failure.case, failure.error) == (CASES[1].key, "timing the framework: no answer")
+    assert {sample.case for sample in memory.of(Sample)} == {CASES[0].key, CASES[2].key}
 
 
 def test_rounds_alternate_their_direction() -> None:

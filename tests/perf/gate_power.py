@@ -29,14 +29,11 @@ from scipy import stats
 from tabulate import tabulate
 
 from bench import plot_style
+from bench.environment import git_commit
 from tests.perf.planted import BASE, VARIABLE
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = ROOT / "results" / "examples" / "gate-power"
-
-COMMIT = subprocess.run(
-    ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-).stdout.strip()
 
 SHORT = ["-m", "random:tiny", "--strategies", "dynamic", "-p", "128", "-n", "32", "-t", "1"]
 PLANTED = ["-m", "py:planted:factory", *SHORT[2:]]
@@ -125,7 +122,7 @@ def ab(part: str, what: str, words: Sequence[str], budget_min: float, disturbanc
         "part": part,
         "what": what,
         "utc": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": COMMIT,
+        "commit": git_commit(),
         "budget_min": budget_min,
         "load_1min": round(load, 2),
         "exit_code": process.returncode,

@@ -23,8 +23,8 @@ ROUNDS = 40
 RUN = ["run", "-m", "random:tiny", "--strategies", "naive,dynamic", "-p", "8,16", "-n", "6", "-t", "1"]
 RUN += ["-r", str(ROUNDS)]
 
-LONGEST_S = 12.0
-"""A process is killed at a random moment up to here: while it starts, loads, checks, warms up or measures."""
+STARTING_S, MEASURING_S = 8.0, 4.0
+"""Up to which a process is killed at a random moment: since it began, or since it first stored something."""
 
 
 def kill_a_run(out: Path, most: int, chance: random.Random) -> list[int]:
@@ -37,10 +37,15 @@ def kill_a_run(out: Path, most: int, chance: random.Random) -> list[int]:
     words, stored, held = RUN, Samples(), list[int]()
     while True:
         process = subprocess.Popen([*command, *words, "--out", str(out)], **quiet, start_new_session=True)
-        while process.poll() is None and not list(out.glob("*/samples.jsonl")):
+        starting = chance.random() < 0.25
+        before = stored_bytes(out)
+        while process.poll() is None:
+            if any(out.glob("*/samples.jsonl")) if starting else stored_bytes(out) > before:
+                break
             time.sleep(0.02)
+        longest_s = chance.random() * (STARTING_S if starting else MEASURING_S)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(chance.random() * LONGEST_S if len(held) < most else None)
+            process.wait(longest_s if len(held) < most else None)
         ended = process.poll()
         process.send_signal(signal.SIGKILL)  # nothing happens to one that has ended
         process.wait()
@@ -54,6 +59,11 @@ def kill_a_run(out: Path, most: int, chance: random.Random) -> list[int]:
     if ended or len(rounds) != 4 or min(rounds.values()) < ROUNDS:
         raise SystemExit(f"{folder}: ended with {ended}; rounds after the resumes: {rounds}")
     return held
+
+
+def stored_bytes(out: Path) -> int:
+    """Size of what the runs in `out` hold."""
+    return sum(path.stat().st_size for path in out.glob("*/samples*.jsonl"))
 
 
 def kept(folder: Path, before: Samples) -> Samples:
