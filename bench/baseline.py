@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +15,7 @@ import msgspec
 from bench.case import Case, Phase, UsageError
 from bench.cautions import disturbed
 from bench.labels import missing
-from bench.outcomes import outcomes
+from bench.outcomes import outcomes, unfinished
 from bench.record import Counters, Environment, Run, TokensMatch
 from bench.store import DataError, FailedRun, check_name, write_atomically
 from bench.summary import phases, summarize
@@ -149,7 +148,7 @@ def refuse_unfit(run: Run) -> None:
     for key, end in bad.items():
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         raise FailedRun(f"{run.name} cannot be a baseline: {key}: {end.status}: {end.error}{more}")
-    for key in _unfinished(run):
+    for key in unfinished(run):
         raise FailedRun(
             f"{run.name} cannot be a baseline: {key} lacks rounds; `kvbench run --resume {run.name}` adds them"
         )
@@ -198,14 +197,6 @@ def machine_name(environment: Environment) -> str:
     slug = re.sub(r"[^a-z0-9]+", "-", kind.lower()).strip("-")
     fingerprint = hashlib.sha256(msgspec.json.encode(environment.fingerprint, order="sorted")).hexdigest()
     return f"{slug}-{environment.cores}-cores-{fingerprint[:8]}"
-
-
-def _unfinished(run: Run) -> list[str]:
-    """Cases that ended well but have fewer rounds than the run was asked for."""
-    wanted = run.manifest.repetitions * run.manifest.processes
-    rounds = {(sample.case, sample.process, sample.round) for sample in run.samples if not sample.warmup}
-    done = Counter(case for case, _, _ in rounds)
-    return [key for key, ended in outcomes(run).items() if ended.status == "ok" and done[key] < wanted]
 
 
 def _summary_rows(run: Run) -> dict[tuple[str, Phase], dict[Any, Any]]:

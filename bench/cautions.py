@@ -8,6 +8,7 @@ import msgspec
 import pandas as pd
 
 from bench import estimators, frame, roofline, rounds
+from bench.outcomes import outcomes, unfinished
 from bench.record import Run
 
 FIRST_STEP_FACTOR = 10.0
@@ -42,12 +43,13 @@ def cautions(run: Run) -> list[Caution]:
     """Every caution that the records of `run` give rise to, those of the whole run first."""
     measured = rounds.measured_turns(run)
     return [
+        *_unfinished(run),
         *_processes(measured),
         *_naive_logits(run),
         *_disturbed(measured),
         *_idle_arms(measured),
         *_first_steps(rounds.usable_steps(run)),
-        *_intervals(rounds.usable_turns(run)),
+        *_intervals(rounds.usable_turns(run), run),
         *_above_the_roof(run),
         *_without_ceilings(run),
     ]
@@ -64,6 +66,16 @@ def scope(n_processes: int) -> str:
     if n_processes >= rounds.MIN_PROCESSES:
         return f"over {n_processes} processes"
     return f"within {n_processes} process{'es' if n_processes > 1 else ''}"
+
+
+def _unfinished(run: Run) -> Iterator[Caution]:
+    lacking = [*unfinished(run), *(key for key, ended in outcomes(run).items() if not ended.measured)]
+    if lacking:
+        yield Caution(
+            case=None,
+            text=f"the run was interrupted: {len(lacking)} of {len(run.manifest.plan)} cases lack rounds",
+            advice=f"`kvbench run --resume {run.name}` adds them",
+        )
 
 
 def _processes(turns: pd.DataFrame) -> Iterator[Caution]:
@@ -117,17 +129,18 @@ def _first_steps(steps: pd.DataFrame) -> Iterator[Caution]:
         if ratio >= FIRST_STEP_FACTOR and slowest_first > STALL_FACTOR * others.max():
             yield Caution(
                 case=str(case),
-                text=f"a first decode step took {ratio:.0f} x the median step: compile time leaked in",
-                advice="warm up this shape once more before timing it",
+                text=f"a first decode step took {ratio:.0f} x the median step: a set-up, or a stall",
+                advice="compare its rounds, and measure again on a quieter machine",
             )
 
 
-def _intervals(turns: pd.DataFrame) -> Iterator[Caution]:
+def _intervals(turns: pd.DataFrame, run: Run) -> Iterator[Caution]:
+    lacking = unfinished(run)  # they are told to be resumed
     for (case, phase), rows in turns.groupby(["case", "phase"], sort=False):
         values = rounds.independent_values(rows)
         median, low, high = estimators.median_interval(values)
         if low is None or high is None:
-            if phase == "prefill":  # both phases have the same turns
+            if phase == "prefill" and case not in lacking:  # both phases have the same turns
                 yield Caution(
                     case=str(case),
                     text=f"no interval: six undisturbed rounds are needed, it has {len(values)}",

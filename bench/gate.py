@@ -143,9 +143,10 @@ def _ground(sessions: Sequence[Session], head: Session, key: tuple[str, Phase]) 
     if not shares and getattr(row, quantity) is None:
         return f"no {quantity} (measured only where weights exceed twice the last-level cache)"
     if len(shares) < MIN_SESSIONS:
+        own = ", this run itself left out" if any(session.run_id == head.run_id for session in sessions) else ""
         return (
-            f"{len(shares)} session{'' if len(shares) == 1 else 's'} of this machine, software, weights and counters; "
-            f"{MIN_SESSIONS} are needed"
+            f"{len(shares)} session{'' if len(shares) == 1 else 's'} of this machine, software, weights and counters"
+            f"{own}; {MIN_SESSIONS} are needed"
         )
     fewest = min(past.samples for past in alike)
     if row.samples < fewest:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import msgspec
 
 from bench.record import Failure, Run, Status, TokensMatch
@@ -51,3 +53,11 @@ def _made_up_for(run: Run, failure: Failure) -> bool:
         if (sample.case, sample.process) == (failure.case, failure.process) and not sample.warmup
     }
     return failure.worker_died and len(rounds) >= run.manifest.repetitions
+
+
+def unfinished(run: Run) -> list[str]:
+    """Cases that ended well but have fewer rounds than the run was asked for."""
+    wanted = run.manifest.repetitions * run.manifest.processes
+    rounds = {(sample.case, sample.process, sample.round) for sample in run.samples if not sample.warmup}
+    done = Counter(case for case, _, _ in rounds)
+    return [key for key, ended in outcomes(run).items() if ended.status == "ok" and done[key] < wanted]

@@ -93,7 +93,9 @@ def step_latency(steps: pd.DataFrame, slopes: pd.DataFrame) -> Figure:
         else:
             context_axis(axes, points["context"], POSITION)
             axes.set_title("all strategies", fontsize=10)
-    legend_below(figure, figure.axes[0], columns=2, title="slope in ms per 1,000 tokens [95 % interval]")
+    fitted = slopes[slopes["slope_ms_per_1000_tokens"].notna()]
+    told = "slope in ms per 1,000 tokens" + (" [95 % interval]" if fitted["slope_low"].notna().any() else "")
+    legend_below(figure, figure.axes[0], columns=2, title=None if fitted.empty else told)
     return figure
 
 
@@ -125,7 +127,7 @@ def speedup(summary: pd.DataFrame) -> Figure:
         axes = figure.add_subplot(1, len(phases), number + 1)
         axes.axhline(1, color=GUIDE, linewidth=1.2, zorder=1, label="naive = 1")
         _curves(axes, rows, "speedup_vs_naive", "speedup_low", "speedup_high")
-        value_axis(axes, [0.8, *rows["speedup_vs_naive"], *rows["speedup_high"]], "speed-up (times)")
+        value_axis(axes, [0.8, 1.25, *rows["speedup_vs_naive"], *rows["speedup_high"]], "speed-up (times)")
         axes.set_title(phase, fontsize=10)
     legend_below(figure, figure.axes[0], columns=5)
     return figure

@@ -132,7 +132,10 @@ class RandomWeights:
 
     def tokenizer(self) -> NoReturn:
         """Random weights know no text."""
-        raise ModelError(f"random:{self.name} has no tokenizer: random weights know no text; valid: smollm2-135m")
+        raise ModelError(
+            f"random:{self.name} has no tokenizer: random weights know no text; valid: smollm2-135m, "
+            "a checkpoint folder with a tokenizer, or a hub id"
+        )
 
     def digest(self) -> str:
         """What makes the weights."""

@@ -1,3 +1,4 @@
+import msgspec
 import pytest
 
 from bench.cautions import Caution, cautions, scope
@@ -37,10 +38,18 @@ def test_compile_time_in_a_first_step():
 
     ((case, text),) = texts(make_run([CASE], ms=compiling, turn_noise=0, step_noise=0))
     assert case == CASE.key
-    assert text == "a first decode step took 40 x the median step: compile time leaked in"
+    assert text == "a first decode step took 40 x the median step: a set-up, or a stall"
     assert texts(make_run([CASE], ms=lambda _, step: 300.0 if step == 1 else 100.0)) == []
     stalling = make_run([CASE], ms=lambda _, step: 4000.0 if step in {1, 9} else 100.0)
     assert texts(stalling) == []  # not the first step alone: a machine that stalls
+
+
+def test_an_interrupted_run_is_told_to_be_resumed_and_nothing_else_of_its_missing_rounds():
+    run = make_run([CASE], rounds=6)
+    torn = msgspec.structs.replace(run, samples=run.samples[:-2])
+    assert texts(torn) == [(None, "the run was interrupted: 1 of 1 cases lack rounds")]
+    (first, *_) = cautions(msgspec.structs.replace(run, samples=[]))
+    assert first.advice == f"`kvbench run --resume {run.name}` adds them"
 
 
 def test_many_disturbed_rounds_are_inconclusive():
@@ -79,5 +88,5 @@ def test_an_unfair_baseline():
     assert found[1].startswith("naive computes the logits of every position")
 
 
-def test_a_run_without_samples_has_none():
-    assert cautions(make_run([CASE], rounds=0, warmups=0)) == []
+def test_a_run_without_samples_was_interrupted_and_no_more():
+    assert texts(make_run([CASE], rounds=0, warmups=0)) == [(None, "the run was interrupted: 1 of 1 cases lack rounds")]
