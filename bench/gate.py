@@ -108,9 +108,9 @@ def _counters(base: Figures, head: Figures) -> Iterator[Verdict]:
 
 def _times(run: Run, sessions: Sequence[Session], head: Session, keys: Sequence[tuple[str, Phase]]) -> list[Verdict]:
     """A verdict on the time of each case and phase; where there is no ground for one, not comparable and why."""
-    disturbed = cautions.disturbed(run)
     grounds = {key: _ground(sessions, head, key) for key in keys}
     n_judged = sum(not isinstance(ground, str) for ground in grounds.values())
+    disturbed = cautions.disturbed(run) if n_judged else {}
     verdicts = []
     for (key, phase), ground in grounds.items():
         row = head.by_case_and_phase[key, phase]
