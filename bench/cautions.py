@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import msgspec
 import pandas as pd
 
 from bench import estimators, frame, roofline, rounds
-from bench.outcomes import outcomes, unfinished
+from bench.outcomes import unfinished
 from bench.record import Run
 
 FIRST_STEP_FACTOR = 10.0
@@ -41,15 +41,15 @@ class Caution(msgspec.Struct, frozen=True, kw_only=True):
 
 def cautions(run: Run) -> list[Caution]:
     """Every caution that the records of `run` give rise to, those of the whole run first."""
-    measured = rounds.measured_turns(run)
+    measured, lacking = rounds.measured_turns(run), unfinished(run)
     return [
-        *_unfinished(run),
+        *_unfinished(run, lacking),
         *_processes(measured),
         *_naive_logits(run),
         *_disturbed(measured),
         *_idle_arms(measured),
         *_first_steps(rounds.usable_steps(run)),
-        *_intervals(rounds.usable_turns(run), run),
+        *_intervals(rounds.usable_turns(run), lacking),
         *_above_the_roof(run),
         *_without_ceilings(run),
     ]
@@ -68,8 +68,7 @@ def scope(n_processes: int) -> str:
     return f"within {n_processes} process{'es' if n_processes > 1 else ''}"
 
 
-def _unfinished(run: Run) -> Iterator[Caution]:
-    lacking = [*unfinished(run), *(key for key, ended in outcomes(run).items() if not ended.measured)]
+def _unfinished(run: Run, lacking: Collection[str]) -> Iterator[Caution]:
     if lacking:
         yield Caution(
             case=None,
@@ -134,8 +133,8 @@ def _first_steps(steps: pd.DataFrame) -> Iterator[Caution]:
             )
 
 
-def _intervals(turns: pd.DataFrame, run: Run) -> Iterator[Caution]:
-    lacking = unfinished(run)  # they are told to be resumed
+def _intervals(turns: pd.DataFrame, lacking: Collection[str]) -> Iterator[Caution]:
+    """Of cases that are `lacking` rounds none is missed: they are told to be resumed."""
     for (case, phase), rows in turns.groupby(["case", "phase"], sort=False):
         values = rounds.independent_values(rows)
         median, low, high = estimators.median_interval(values)

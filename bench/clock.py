@@ -6,6 +6,7 @@ after each decode step, and `clock.stop()` right after the last one. Nothing is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from time import perf_counter_ns
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +129,18 @@ def make_clock(device: str | torch.device) -> Clock:
     if kind == "cuda":
         return CudaClock(device)
     raise ValueError(f"device is {kind!r}; there are clocks for cpu and cuda")
+
+
+def stamping(clock: Clock) -> Callable[[Tensor, Tensor], None]:
+    """What `Strategy.generate` is to call after each token of a turn: the first one ends the prefill."""
+    first = True
+
+    def stamp(_token: Tensor, _logits: Tensor) -> None:
+        nonlocal first
+        clock.stamp(end_of_phase=first)
+        first = False
+
+    return stamp
 
 
 def _intervals(marks: list[int]) -> list[int]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from bench.case import Case
-from bench.clock import Clock
+from bench.clock import Clock, stamping
 from kvcache.catalogue import build
 from kvcache.shrunken import VOCAB_SIZE, shrunken
 from kvcache.strategy import Strategy, Unsupported
@@ -34,15 +33,8 @@ def time_steps(strategy: Strategy, case: Case, clock: Clock) -> list[int] | None
     except Unsupported:
         return None
     prompt = torch.arange(case.batch_size * N_PROMPT).remainder(VOCAB_SIZE).view(case.batch_size, N_PROMPT)
-    first = True
-
-    def stamp(_token: Tensor, _logits: Tensor) -> None:
-        nonlocal first
-        clock.stamp(end_of_phase=first)
-        first = False
-
     own.generate(prompt, N_STEPS + 1)
     own.reset()
     clock.start()
-    own.generate(prompt, N_STEPS + 1, stamp)
+    own.generate(prompt, N_STEPS + 1, stamping(clock))
     return clock.stop().host_ns[1:]

@@ -56,8 +56,12 @@ def _made_up_for(run: Run, failure: Failure) -> bool:
 
 
 def unfinished(run: Run) -> list[str]:
-    """Cases that ended well but have fewer rounds than the run was asked for."""
+    """Cases that have fewer rounds than the run was asked for, or none, though they did not fail."""
     wanted = run.manifest.repetitions * run.manifest.processes
     rounds = {(sample.case, sample.process, sample.round) for sample in run.samples if not sample.warmup}
     done = Counter(case for case, _, _ in rounds)
-    return [key for key, ended in outcomes(run).items() if ended.status == "ok" and done[key] < wanted]
+    return [
+        key
+        for key, ended in outcomes(run).items()
+        if not ended.measured or (ended.status == "ok" and done[key] < wanted)
+    ]

@@ -25,15 +25,11 @@ MIN_ROW_COUNTS = 4
 """Points of a plot over rows, from FEW_ROWS or less on: with fewer GEMV is not seen to become GEMM."""
 FEW_ROWS = 8
 
-PARTS = {
-    "weights read": "#0072B2",
-    "KV read": "#56B4E9",
-    "kernels below\nthe roof": "#D55E00",
-    "framework": "#E69F00",
-}
+KERNELS = "kernels below\nthe roof"
+PARTS = {"weights read": "#0072B2", "KV read": "#56B4E9", KERNELS: "#D55E00", "framework": "#E69F00"}
 """The steps of the waterfall and their colours."""
 
-UNKNOWN = "kernels below\nthe roof,\nframework"
+UNKNOWN = f"{KERNELS},\nframework"
 """The last two of them where the run does not tell them apart: on CUDA, for a model that cannot be shrunk, or where the
 framework, timed apart, took more than is left."""
 
@@ -153,8 +149,7 @@ def waterfall(summary: pd.DataFrame) -> Figure:
     bars = [("a naive step,\nper token fed", 0.0, naive["latency_ms"] / more_tokens, "#222222")]
     below = 0.0
     for name, part in parts.items():
-        color = PARTS.get(name, PARTS["kernels below\nthe roof"])
-        bars.append((name, below, part, color))
+        bars.append((name, below, part, PARTS.get(name, PARTS[KERNELS])))
         below += part
     bars.append((f"a step of\n{cached['strategy']}", 0.0, cached["latency_ms"], GUIDE))
     for place, (_, start, height, color) in enumerate(bars):
@@ -182,7 +177,7 @@ def waterfall_parts(summary: pd.DataFrame, cached: pd.Series) -> dict[str, float
     rest_ms, framework_ms = cached["latency_ms"] - weights_ms - kv_ms, cached["framework_ms"]
     parts = {"weights read": weights_ms, "KV read": kv_ms}
     if framework_ms <= rest_ms:  # it was timed apart, and a machine may be slower then
-        return parts | {"kernels below\nthe roof": rest_ms - framework_ms, "framework": framework_ms}
+        return parts | {KERNELS: rest_ms - framework_ms, "framework": framework_ms}
     return parts | {UNKNOWN: rest_ms}
 
 

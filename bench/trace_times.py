@@ -7,7 +7,7 @@ from statistics import median
 
 from torch import Tensor
 
-from bench.clock import make_clock
+from bench.clock import make_clock, stamping
 from kvcache.strategy import Strategy
 
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 25
@@ -30,15 +30,8 @@ def step_times_ns(
         n_rounds += 1
         for name, strategy in strategies.items():
             strategy.reset()
-            first = True
-
-            def stamp(_token: Tensor, _logits: Tensor) -> None:
-                nonlocal first
-                clock.stamp(end_of_phase=first)
-                first = False
-
             clock.start()
-            strategy.generate(prompt, n_steps[name], stamp)
+            strategy.generate(prompt, n_steps[name], stamping(clock))
             times = clock.stop()
             rounds_ns[name].append(times.event_ns or times.host_ns)
             spent_ns += sum(times.host_ns)

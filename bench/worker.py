@@ -23,7 +23,7 @@ from torch import Tensor
 from bench import framework
 from bench.case import Case, DeviceName, naive_steps
 from bench.ceilings import Ceilings
-from bench.clock import make_clock
+from bench.clock import make_clock, stamping
 from bench.counting import PhaseCounter
 from bench.environment import CovariateReader, last_level_cache_bytes, peak_memory_bytes, reset_peak_memory
 from bench.protocol import (
@@ -176,13 +176,7 @@ class Worker:
         steps = self._steps()
         forced = self.expected.tokens if steps is not None else None
         self.strategy.reset()
-        first = True
-
-        def stamp(token: Tensor, logits: Tensor) -> None:
-            nonlocal first
-            self.clock.stamp(end_of_phase=first)
-            first = False
-
+        stamp = stamping(self.clock)
         self.covariates.start()
         self.clock.start()
         tokens = self.strategy.generate(self.prompt, self.case.n_gen, stamp, forced=forced, steps=steps)

@@ -30,10 +30,10 @@ def shrunken(model: PreTrainedModel) -> PreTrainedModel | None:
         with quiet(), torch.random.fork_rng(devices=[]):
             found: PreTrainedModel = type(model)._from_config(  # noqa: SLF001  # what AutoModel.from_config calls
                 config,
-                attn_implementation=model.config._attn_implementation,  # noqa: SLF001
+                attn_implementation=model.config._attn_implementation,  # noqa: SLF001  # there is no public way to ask
                 dtype=model.dtype,
             )
-        found.to(model.device)  # type: ignore[arg-type]  # as in models.py
+        found.to(model.device)  # type: ignore[arg-type]  # transformers' decorator hides the signature
         found.eval()
         found.requires_grad_(requires_grad=False)
         found(torch.zeros((1, 2), dtype=torch.long, device=model.device))

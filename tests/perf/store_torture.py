@@ -42,7 +42,7 @@ def kill_a_run(out: Path, most: int, chance: random.Random) -> list[int]:
         while process.poll() is None:
             if any(out.glob("*/samples.jsonl")) if starting else stored_bytes(out) > before:
                 break
-            time.sleep(0.02)
+            time.sleep(0.02)  # nothing tells of another process's file but the file
         longest_s = chance.random() * (STARTING_S if starting else MEASURING_S)
         with suppress(subprocess.TimeoutExpired):
             process.wait(longest_s if len(held) < most else None)
