@@ -1,19 +1,21 @@
-"""One pair of fresh processes, base and head: both checked, both warmed up, and timed in blocks A B B A.
+"""One pair of fresh processes, base and head: both checked, both warmed up, and timed in blocks A A B B, B B A A, ...
 
-In such a block each side has as many turns right after its own as after the other's, whose caches it finds. Which side
-is A changes from pair to pair, so that a drift cancels.
+Where turns are so long that one block is all, it is A B B A, or A B. Which side is A changes from pair to pair, so that
+a drift cancels. Where there are more cores than threads, both sides have the same cores in a block and others in the
+next: a core that another program uses is then in the way of both, and of no whole pair.
 """
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
+from bench import cores
 from bench.arm import Arm, ArmFailed
 from bench.case import Case, Phase
 from bench.environment import usable_cores
@@ -40,8 +42,8 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     side: SideName
     block: int
     prefill_ns: int
-    step_ns: float | None
-    """Mean time of the timed decode steps; None without any."""
+    step_ns: list[int]
+    """Of each timed decode step."""
     wall_ns: int
     """Of both phases."""
     waited_ns: int | None
@@ -81,7 +83,7 @@ class Pair:
     def __init__(self, number: int, base: Arm, head: Arm, timeout_s: float) -> None:
         self.number, self.timeout_s = number, timeout_s
         self.workers: dict[SideName, Arm] = {"base": base, "head": head}
-        self.first, self.second = NAMES if number % 2 == 0 else NAMES[::-1]
+        self.first, self.second, *_ = turn_order(number, 0, 1)
 
     def load(self, case: Case) -> None:
         """Have both load the model, side by side."""
@@ -107,22 +109,46 @@ class Pair:
             raise SideFailed(dict.fromkeys(wrong, ("failed", "emitted other tokens than naive re-feed")))
         # The last warm-up turn is the first side's, so that its first timed one follows its own as in later blocks.
         longest_s = max(self._turn(name, -1)[0].wall_ns for name in (self.first, self.second, self.first)) / 1e9
-        order = [self.first, self.second] if longest_s > LONG_TURN_S else [self.first, *[self.second] * 2, self.first]
-        blocks = max(1, min(MOST_BLOCKS, round(PAIR_S / (longest_s * len(order)))))
-        taken = [self._turn(name, block) for block in range(blocks) for name in order]
-        self._equal_terms()
+        blocks = max(1, min(MOST_BLOCKS, round(PAIR_S / (4 * longest_s))))
+        most = 2 if longest_s > LONG_TURN_S else 4
+        taken = []
+        with self._choosing_cores(case) as choose:
+            for block in range(blocks):
+                choose(block)
+                taken += [self._turn(name, block) for name in turn_order(self.number, block, blocks)[:most]]
+                self._equal_terms()
         if len({tuple(steps) for _, steps in taken}) > 1:
             raise DataError(f"{key}: base and head time different decode steps: not comparable")
         return PairTimes(case=key, pair=self.number, turns=[turn for turn, _ in taken])
 
+    @contextmanager
+    def _choosing_cores(self, case: Case) -> Iterator[Callable[[int], None]]:
+        """A function that gives both sides the cores of a block; afterwards they have those that they had before."""
+        own = cores.common(self.workers["base"].pid)
+        # A worker on CUDA has threads of the driver that should not wait for its own.
+        choices = cores.choices(own, case.n_threads) if case.device == "cpu" else []
+
+        def give(chosen: Collection[int]) -> None:
+            for worker in self.workers.values():
+                cores.give(worker.pid, chosen)
+
+        def choose(block: int) -> None:
+            if choices:
+                # Of the next pair too, which has the other order.
+                give(choices[(self.number // 2 + block) % len(choices)])
+
+        yield choose
+        if choices:
+            give(own)
+
     def _turn(self, name: SideName, block: int) -> tuple[Turn, list[int]]:
         worker = self.workers[name]
-        before = waited_ns(worker.pid)
+        before = cores.waited_ns(worker.pid)
         try:
             reply = worker.ask(TakeTurn(), self.timeout_s)
         except ArmFailed as failure:
             raise SideFailed({name: (failure.status, failure.error)}) from failure
-        after = waited_ns(worker.pid)
+        after = cores.waited_ns(worker.pid)
         assert isinstance(reply, TurnTaken)
         steps = reply.step_event_ns if reply.step_event_ns is not None else reply.step_ns
         prefill_ns = reply.prefill_event_ns if reply.prefill_event_ns is not None else reply.prefill_ns
@@ -130,7 +156,7 @@ class Pair:
             side=name,
             block=block,
             prefill_ns=prefill_ns,
-            step_ns=sum(steps) / len(steps) if steps else None,
+            step_ns=steps,
             wall_ns=turn_ns(reply),
             waited_ns=None if before is None or after is None else after - before,
             steal_ns=reply.covariates.steal_ns,
@@ -156,69 +182,55 @@ class Pair:
         return replies
 
     def _equal_terms(self) -> None:
-        base, head = (terms(self.workers[name].pid) for name in NAMES)
+        base, head = (cores.terms(self.workers[name].pid) for name in NAMES)
         if base != head:
             raise DataError(f"base's worker may use {base}, head's {head}: not comparable")
 
 
+def turn_order(number: int, block: int, blocks: int) -> list[SideName]:
+    """Whose the four turns of a block are, in pair `number`.
+
+    Of several blocks, each side has two turns in a row, the second of which finds the core's caches as it left them.
+    """
+    first, second = NAMES if number % 2 == 0 else NAMES[::-1]
+    if blocks == 1:
+        return [first, second, second, first]
+    order = [first, first, second, second]
+    return order if block % 2 == 0 else order[::-1]
+
+
 def figure(times: PairTimes, phase: Phase, n_threads: int) -> float | None:
-    """The pair's one figure: log of head's time / base's in the fastest turn of each; None where a side has none.
+    """The pair's one figure: log of head's time / base's, both by `fastest_ns`; None where the machine let none count.
 
-    Other programs only ever add to a time, and on a shared machine they add to many turns, a different share on each
-    side: in 88 pairs of one revision with itself on two shared cores the fastest turns' ratio scattered by 1.3 %
-    (decode; 2.7 % prefill), the median over blocks by 4.9 % (4.3 %). A turn is a whole phase, so what a change adds to
-    every one shows in the fastest; a cost that only some turns pay does not.
+    Other programs only ever add to a time, and on a shared machine they add to many, a different share on each side.
+    What a change adds to every step, or to a step of every turn, shows in the fastest; a cost that comes now and then
+    does not.
     """
-    turns = fastest(times, phase, n_threads)
-    if len(turns) < len(NAMES):
-        return None
-    base, head = (time_ns(turns[name], phase) for name in NAMES)
-    return math.log(head / base)
+    turns = undisturbed(times, n_threads)
+    base, head = (fastest_ns(turns[name], phase) for name in NAMES)
+    return math.log(head / base) if base and head else None
 
 
-def fastest(times: PairTimes, phase: Phase, n_threads: int) -> dict[SideName, Turn]:
-    """Each side's turn with the fastest `phase`, but for those from which the hypervisor took a share of the CPU time.
+def undisturbed(times: PairTimes, n_threads: int) -> dict[SideName, list[Turn]]:
+    """Each side's turns, but for the blocks of which the hypervisor took a share of the CPU time of one.
 
-    That share is the one of `rounds.measured_turns`.
+    That share is the one of `rounds.measured_turns`. Blocks, so that both sides have as many turns: of more, the
+    fastest is faster.
     """
-    found: dict[SideName, Turn] = {}
-    for turn in times.turns:
-        best = found.get(turn.side)
-        if not _was_stolen_from(turn, n_threads) and (best is None or time_ns(turn, phase) < time_ns(best, phase)):
-            found[turn.side] = turn
-    return found
+    stolen = {turn.block for turn in times.turns if _was_stolen_from(turn, n_threads)}
+    return {name: [turn for turn in times.turns if turn.side == name and turn.block not in stolen] for name in NAMES}
 
 
-def time_ns(turn: Turn, phase: Phase) -> float:
-    """The phase's time: TTFT, or TPOT over the timed steps."""
-    time = turn.prefill_ns if phase == "prefill" else turn.step_ns
-    assert time is not None
-    return time
+def fastest_ns(turns: Sequence[Turn], phase: Phase) -> float | None:
+    """TTFT of the fastest prefill, or TPOT of a decode with each of its steps as fast as in the fastest of `turns`.
 
-
-def waited_ns(pid: int) -> int | None:
-    """How long the threads of `pid` have been ready to run without a core (proc(5), schedstat); None off Linux."""
-    total = 0
-    try:
-        tasks = list(Path(f"/proc/{pid}/task").iterdir())
-    except OSError:
+    None without turns. Step by step, because a turn of many steps is seldom undisturbed as a whole.
+    """
+    if not turns:
         return None
-    for task in tasks:
-        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
-            total += int((task / "schedstat").read_text(encoding="ascii").split()[1])
-    return total
-
-
-def terms(pid: int) -> str:
-    """The cores and the priority that the threads of `pid` have: what must be equal for two times to be comparable."""
-    if not hasattr(os, "sched_getaffinity"):
-        return "any core"
-    found = set()
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with suppress(ProcessLookupError):
-            cores = ",".join(map(str, sorted(os.sched_getaffinity(int(task.name)))))
-            found.add(f"cores {cores} at nice {os.getpriority(os.PRIO_PROCESS, int(task.name))}")
-    return " and ".join(sorted(found))
+    if phase == "prefill":
+        return min(turn.prefill_ns for turn in turns)
+    return float(np.min([turn.step_ns for turn in turns], axis=0).mean())
 
 
 def _was_stolen_from(turn: Turn, n_threads: int) -> bool:

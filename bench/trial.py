@@ -13,7 +13,7 @@ import numpy as np
 
 from bench import sequential
 from bench.case import Case, Phase
-from bench.pairs import NAMES, PairFailure, PairTimes, fastest, figure, time_ns
+from bench.pairs import NAMES, PairFailure, PairTimes, Turn, fastest_ns, figure, undisturbed
 from bench.record import Verdict, VerdictKind
 from bench.sequential import CONFIRMATION_LOOKS, SCREENING_PAIRS, Call, Figures
 from bench.sides import SideName
@@ -220,24 +220,25 @@ def _quantities(cases: Iterable[Case]) -> list[Quantity]:
 
 def _median_ms(own: Sequence[PairTimes], quantity: Quantity, side: SideName) -> float | None:
     """The median over pairs of the times that the figures are made of."""
-    turns = [fastest(record, quantity.phase, quantity.case.n_threads) for record in own]
-    times = [time_ns(both[side], quantity.phase) for both in turns if side in both]
+    turns = [undisturbed(record, quantity.case.n_threads)[side] for record in own]
+    times = [time for time in (fastest_ns(of_side, quantity.phase) for of_side in turns) if time is not None]
     return float(np.median(times)) / 1e6 if times else None
 
 
 def _is_waiting(own: Sequence[PairTimes], quantity: Quantity) -> bool:
     """Whether most of what head is slower by, it waited longer for a core than base (medians over pairs)."""
+
+    def spent_ns(turn: Turn) -> int:
+        return turn.prefill_ns if quantity.phase == "prefill" else turn.wall_ns - turn.prefill_ns
+
     slower, waited = [], []
     for record in own:
-        both = fastest(record, quantity.phase, quantity.case.n_threads)
-        if len(both) < len(NAMES):
+        turns = undisturbed(record, quantity.case.n_threads)
+        if not all(turns.values()):
             continue
-        base, head = (both[name] for name in NAMES)
+        base, head = (min(turns[name], key=spent_ns) for name in NAMES)
         if base.waited_ns is None or head.waited_ns is None:
             return False
-        spent = [
-            turn.prefill_ns if quantity.phase == "prefill" else turn.wall_ns - turn.prefill_ns for turn in (base, head)
-        ]
-        slower.append(spent[1] - spent[0])
+        slower.append(spent_ns(head) - spent_ns(base))
         waited.append(head.waited_ns - base.waited_ns)
     return bool(slower) and float(np.median(waited)) > WAITING_SHARE * float(np.median(slower))

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.case import Case
-from bench.pairs import NAMES, PairFailure, PairTimes, Turn
+from bench.pairs import NAMES, PairFailure, PairTimes, Turn, turn_order
+
+N_STEPS = 31
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Machine:
     slowdown: float = 0.0
     process_sd: float = 0.01
     turn_noise: float = 0.03
-    """Mean of what a turn takes longer than the fastest that its process could take."""
+    """Mean of what a turn takes longer than the fastest that its process could take; each of its steps by as much
+    again."""
     burst: float = 0.02
     """Chance of a turn to take up to three times as long."""
     odd_pair: float = 0.01
@@ -45,22 +48,22 @@ class Machine:
         if random.random() < self.odd_pair:
             own[NAMES[random.integers(2)]] += abs(random.normal(0, 0.2))
         own["head"][1] += np.log1p(self.slowdown)
-        first, second = NAMES if number % 2 == 0 else NAMES[::-1]
         turns = []
         for block in range(self.blocks):
-            for name in (first, second, second, first):
+            for name in turn_order(number, block, self.blocks):
                 logs = own[name] + random.exponential(self.turn_noise, 2) + self.drift * len(turns) / 16
                 logs += np.log1p(2 * random.random()) * (random.random() < self.burst)
                 if hogged:
                     logs += np.log1p(random.random()) * (random.random() < 0.5) + slowed[name]
                 prefill_ns, step_ns = np.exp(logs) * (3.6e6, 7e5)
+                steps_ns = (step_ns * np.exp(random.exponential(self.turn_noise, N_STEPS))).astype("int64")
                 turns.append(
                     Turn(
                         side=name,
                         block=block,
                         prefill_ns=round(prefill_ns),
-                        step_ns=step_ns,
-                        wall_ns=round(prefill_ns + 31 * step_ns),
+                        step_ns=steps_ns.tolist(),
+                        wall_ns=round(prefill_ns + steps_ns.sum()),
                         waited_ns=0,
                         steal_ns=0,
                     )

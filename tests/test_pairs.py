@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import hypothesis
+import msgspec
 import pytest
 from hypothesis import strategies as st
 
@@ -64,23 +65,55 @@ class FakeWorker:
                 )
 
 
-def measured(number=0, base=None, head=None):
+def measured(number=0, base=None, head=None, case=CASE):
     log: list[tuple[str, str]] = []
     pair = Pair(number, FakeWorker("base", log, **(base or {})), FakeWorker("head", log, **(head or {})), 60.0)
-    return pair.measure("key", CASE, Path("reference")), log
+    return pair.measure("key", case, Path("reference")), log
 
 
 def turns(times: PairTimes) -> str:
     return "".join(turn.side[0].upper() for turn in times.turns)
 
 
-@pytest.mark.parametrize(("number", "block"), [(0, "BHHB"), (1, "HBBH")])
-def test_both_are_checked_and_warmed_up_then_timed_in_blocks_whose_first_side_alternates(number, block):
+@pytest.mark.parametrize(("number", "order"), [(0, "BBHHHHBB"), (1, "HHBBBBHH")])
+def test_both_are_checked_and_warmed_up_then_timed_in_blocks_whose_first_side_alternates(number, order):
     times, log = measured(number)
-    assert turns(times) == block * pairs.MOST_BLOCKS
+    assert turns(times) == order * (pairs.MOST_BLOCKS // 2)
     assert [name for name, _ in log[:4]].count("CheckCase") == 2
     first, second = (("base", "head"), ("head", "base"))[number]
     assert [who for name, who in log if name == "TakeTurn"][:4] == [first, second, first, first]
+
+
+@pytest.mark.parametrize(("number", "order"), [(0, "BHHB"), (1, "HBBH")])
+def test_a_single_block_has_both_sides_in_its_middle(number, order):
+    middling = {"turn_ns": 40_000_000}
+    assert turns(measured(number, middling, middling)[0]) == order
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """What `cores.give` was asked for on a machine of four cores."""
+    asked: list[frozenset[int]] = []
+    monkeypatch.setattr(pairs.cores, "common", lambda pid: frozenset(range(4)))
+    monkeypatch.setattr(pairs.cores, "give", lambda pid, cores: asked.append(cores))
+    return asked
+
+
+def test_both_sides_have_the_same_cores_in_a_block_and_others_in_the_next(given):
+    for number in (0, 1, 2):
+        measured(number, case=make_case(n_gen=3, n_threads=1))
+    blocks = [given[at] for at in range(0, len(given), 2)]
+    assert blocks == [given[at] for at in range(1, len(given), 2)]  # base and head
+    own = frozenset(range(4))
+    assert blocks[:5] == [*map(frozenset, ({0}, {1}, {2}, {3})), own]
+    assert blocks[5:10] == blocks[:5]
+    assert blocks[10:] == [*map(frozenset, ({1}, {2}, {3}, {0})), own]
+
+
+def test_who_needs_every_core_or_a_gpu_is_left_where_it_is(given):
+    for case in (make_case(n_gen=3, n_threads=4), make_case(n_gen=3, device="cuda")):
+        measured(case=case)
+    assert not given
 
 
 @pytest.mark.parametrize(("cores", "at_once"), [(4, True), (3, False)])
@@ -128,25 +161,15 @@ def test_sides_that_time_other_steps_are_not_comparable():
 
 def test_a_side_on_other_cores_is_not_comparable(monkeypatch):
     answers = iter(["cores 0,1 at nice 0", "cores 0 at nice 0"])
-    monkeypatch.setattr(pairs, "terms", lambda pid: next(answers))
+    monkeypatch.setattr(pairs.cores, "terms", lambda pid: next(answers))
     with pytest.raises(DataError, match=r"base's worker may use cores 0,1 at nice 0, head's cores 0 at nice 0"):
         measured()
-
-
-def test_the_terms_of_this_process_name_its_cores():
-    assert str(min(os.sched_getaffinity(0))) in pairs.terms(os.getpid())
-
-
-def test_waiting_for_a_core_only_grows():
-    before = pairs.waited_ns(os.getpid())
-    assert before is None or pairs.waited_ns(os.getpid()) >= before
-    assert pairs.waited_ns(2**22 + 1) is None
 
 
 def block(number, base_ns, head_ns, steal_ns=0):
     times = [("base", base_ns), ("head", head_ns), ("head", head_ns), ("base", base_ns)]
     return [
-        Turn(side=side, block=number, prefill_ns=ns, step_ns=ns, wall_ns=2 * ns, waited_ns=0, steal_ns=steal_ns)
+        Turn(side=side, block=number, prefill_ns=ns, step_ns=[ns, ns], wall_ns=3 * ns, waited_ns=0, steal_ns=steal_ns)
         for side, ns in times
     ]
 
@@ -165,3 +188,36 @@ def test_stalls_and_stolen_turns_do_not_move_the_figure():
     found = figure(PairTimes(case="key", pair=0, turns=[*quiet, *stalled, *stolen]), "decode", 1)
     assert found == pytest.approx(math.log(1.1))
     assert figure(PairTimes(case="key", pair=0, turns=stolen), "decode", 1) is None
+
+
+def test_every_step_is_the_fastest_of_its_place():
+    def turn(side, *step_ns):
+        return Turn(
+            side=side, block=0, prefill_ns=1, step_ns=list(step_ns), wall_ns=1 + sum(step_ns), waited_ns=0, steal_ns=0
+        )
+
+    taken = [turn("base", 100, 900), turn("base", 900, 100), turn("head", 120, 900), turn("head", 900, 120)]
+    found = figure(PairTimes(case="key", pair=0, turns=taken), "decode", 1)
+    assert found == pytest.approx(math.log(1.2))
+
+
+@hypothesis.given(st.lists(st.integers(0, 10**6), min_size=12, max_size=12), st.floats(1.0, 2.0))
+def test_what_every_step_costs_more_shows_whatever_else_is_added(added, slowdown):
+    """Noise that only adds, to all but one turn of each side."""
+    taken = []
+    for at, extra in enumerate([0, 0, *added]):
+        side = pairs.NAMES[at % 2]
+        step_ns = [round(10**6 * (slowdown if side == "head" else 1))] * 3
+        step_ns[at % 3] += extra
+        taken.append(
+            Turn(side=side, block=at // 4, prefill_ns=1, step_ns=step_ns, wall_ns=1, waited_ns=0, steal_ns=None)
+        )
+    found = figure(PairTimes(case="key", pair=0, turns=taken), "decode", 1)
+    assert found == pytest.approx(math.log(slowdown), abs=1e-5)
+
+
+def test_a_stolen_turn_takes_its_block_from_both_sides():
+    quiet, stolen = block(0, 10**6, 10**6), block(1, 10**5, 10**5)
+    stolen[0] = msgspec.structs.replace(stolen[0], steal_ns=10**9)
+    left = pairs.undisturbed(PairTimes(case="key", pair=0, turns=[*quiet, *stolen]), 1)
+    assert {name: len(own) for name, own in left.items()} == {"base": 2, "head": 2}

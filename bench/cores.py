@@ -1,0 +1,83 @@
+"""Which cores the threads of a process may use, how to choose them, and how long they have waited for one (Linux)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+from bench.cgroup import read_file
+
+SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+
+
+def common(pid: int) -> frozenset[int]:
+    """The cores that every thread of `pid` may use; none where they differ, or the system does not tell."""
+    if not hasattr(os, "sched_getaffinity"):
+        return frozenset()
+    found = set()
+    for thread in _threads(pid):
+        with suppress(ProcessLookupError):  # a thread that has ended meanwhile
+            found.add(frozenset(os.sched_getaffinity(thread)))
+    return found.pop() if len(found) == 1 else frozenset()
+
+
+def choices(cores: Collection[int], n_threads: int) -> list[frozenset[int]]:
+    """Disjoint sets of `n_threads` of `cores`; none where there would be only one.
+
+    In no set two threads share a physical core, unless there are more threads than such cores.
+    """
+    order = sorted(cores, key=lambda core: (_rank(core), core))
+    sets = [frozenset(order[at : at + n_threads]) for at in range(0, len(order) - n_threads + 1, n_threads)]
+    return sets if len(sets) > 1 else []
+
+
+def give(pid: int, cores: Collection[int]) -> None:
+    """Let the threads of `pid`, and those that they start, use `cores` alone.
+
+    Raises:
+        OSError: the system does not allow it.
+    """
+    for thread in _threads(pid):
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(thread, cores)
+
+
+def terms(pid: int) -> str:
+    """The cores and the priority that the threads of `pid` have: what must be equal for two times to be comparable."""
+    if not hasattr(os, "sched_getaffinity"):
+        return "any core"
+    found = set()
+    for thread in _threads(pid):
+        with suppress(ProcessLookupError):
+            cores = ",".join(map(str, sorted(os.sched_getaffinity(thread))))
+            found.add(f"cores {cores} at nice {os.getpriority(os.PRIO_PROCESS, thread)}")
+    return " and ".join(sorted(found))
+
+
+def waited_ns(pid: int) -> int | None:
+    """How long the threads of `pid` have been ready to run without a core (proc(5), schedstat); None off Linux."""
+    total = 0
+    try:
+        threads = _threads(pid)
+    except OSError:
+        return None
+    for thread in threads:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            schedstat = Path(f"/proc/{pid}/task/{thread}/schedstat").read_text(encoding="ascii")
+            total += int(schedstat.split()[1])
+    return total
+
+
+def _threads(pid: int) -> list[int]:
+    return [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
+
+
+def _rank(core: int) -> int:
+    """Which of the logical cores that share its units this is: 0 is the first; 0 for all where it is not told."""
+    siblings: list[int] = []
+    for part in (read_file(Path(SIBLINGS.format(core))) or str(core)).split(","):
+        first, _, last = part.partition("-")
+        siblings += range(int(first), int(last or first) + 1)
+    return siblings.index(core)
