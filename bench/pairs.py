@@ -108,9 +108,10 @@ class Pair:
         if wrong:
             raise SideFailed(dict.fromkeys(wrong, ("failed", "emitted other tokens than naive re-feed")))
         # The last warm-up turn is the first side's, so that its first timed one follows its own as in later blocks.
-        longest_s = max(self._turn(name, -1)[0].wall_ns for name in (self.first, self.second, self.first)) / 1e9
-        blocks = max(1, min(MOST_BLOCKS, round(PAIR_S / (4 * longest_s))))
-        most = 2 if longest_s > LONG_TURN_S else 4
+        # The shortest says how many there are: where the machine is slow for a while, it takes more turns, not fewer.
+        turn_s = min(self._turn(name, -1)[0].wall_ns for name in (self.first, self.second, self.first)) / 1e9
+        blocks = max(1, min(MOST_BLOCKS, round(PAIR_S / (4 * turn_s))))
+        most = 2 if turn_s > LONG_TURN_S else 4
         taken = []
         with self._choosing_cores(case) as choose:
             for block in range(blocks):
