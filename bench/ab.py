@@ -19,12 +19,15 @@ from bench.environment import TorchFacts, read_environment
 from bench.jobs import noting
 from bench.pairs import PairFailure, PairTimes
 from bench.plan import refuse_too_long
-from bench.record import SCHEMA_VERSION, Environment, Verdict
+from bench.record import Environment, Verdict
 from bench.sides import Introduction, Side, SideName
 from bench.store import DataError, check_name, write_atomically
 from bench.workbench import Nurseries, Records, Told, Workbench, litter
 
 MANIFEST, PAIRS = "ab.json", "pairs.jsonl"
+
+AB_VERSION = 2
+"""Of what is stored. Version 1 had each turn's mean step, not its steps."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,7 +146,7 @@ def compare(
         told = nurseries.wait()
         cases = _settled(sweeps, told)
         manifest = AbManifest(
-            schema_version=SCHEMA_VERSION,
+            schema_version=AB_VERSION,
             created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
             command=["kvbench", *sys.argv[1:]],
             settings=settings,
@@ -171,10 +174,13 @@ def read(folder: Path) -> tuple[AbManifest, Records]:
     """A stored A/B, from which `trial.verdicts` says again what was said.
 
     Raises:
-        DataError: it is missing or damaged.
+        DataError: it is missing or damaged, or of another version.
     """
     try:
         manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=AbManifest)
+        if manifest.schema_version != AB_VERSION:
+            version = manifest.schema_version
+            raise DataError(f"{folder}: stored in version {version} of the form, and this kvbench reads {AB_VERSION}")
         lines = (folder / PAIRS).read_bytes().splitlines()
         return manifest, [msgspec.json.decode(line, type=PairTimes | PairFailure) for line in lines]
     except OSError as error:

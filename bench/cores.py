@@ -1,4 +1,7 @@
-"""Which cores the threads of a process may use, how to choose them, and how long they have waited for one (Linux)."""
+"""Which cores the threads of a process may use, and how long they have waited for one (Linux).
+
+Every function but `waited_ns` raises FileNotFoundError where the process is gone.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,6 @@ import os
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
-
-from bench.cgroup import read_file
-
-SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
 
 def common(pid: int) -> frozenset[int]:
@@ -21,16 +20,6 @@ def common(pid: int) -> frozenset[int]:
         with suppress(ProcessLookupError):  # a thread that has ended meanwhile
             found.add(frozenset(os.sched_getaffinity(thread)))
     return found.pop() if len(found) == 1 else frozenset()
-
-
-def choices(cores: Collection[int], n_threads: int) -> list[frozenset[int]]:
-    """Disjoint sets of `n_threads` of `cores`; none where there would be only one.
-
-    In no set two threads share a physical core, unless there are more threads than such cores.
-    """
-    order = sorted(cores, key=lambda core: (_rank(core), core))
-    sets = [frozenset(order[at : at + n_threads]) for at in range(0, len(order) - n_threads + 1, n_threads)]
-    return sets if len(sets) > 1 else []
 
 
 def give(pid: int, cores: Collection[int]) -> None:
@@ -72,12 +61,3 @@ def waited_ns(pid: int) -> int | None:
 
 def _threads(pid: int) -> list[int]:
     return [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
-
-
-def _rank(core: int) -> int:
-    """Which of the logical cores that share its units this is: 0 is the first; 0 for all where it is not told."""
-    siblings: list[int] = []
-    for part in (read_file(Path(SIBLINGS.format(core))) or str(core)).split(","):
-        first, _, last = part.partition("-")
-        siblings += range(int(first), int(last or first) + 1)
-    return siblings.index(core)

@@ -1,14 +1,14 @@
 """One pair of fresh processes, base and head: both checked, both warmed up, and timed in blocks A A B B, B B A A, ...
 
 Where turns are so long that one block is all, it is A B B A, or A B. Which side is A changes from pair to pair, so that
-a drift cancels. Where there are more cores than threads, both sides have the same cores in a block and others in the
-next: a core that another program uses is then in the way of both, and of no whole pair.
+a drift cancels. Sides of one thread have the same core in a block, and the next core in the next: a core that another
+program uses is then in the way of both, and of no whole pair.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -83,7 +83,7 @@ class Pair:
     def __init__(self, number: int, base: Arm, head: Arm, timeout_s: float) -> None:
         self.number, self.timeout_s = number, timeout_s
         self.workers: dict[SideName, Arm] = {"base": base, "head": head}
-        self.first, self.second, *_ = turn_order(number, 0, 1)
+        self.first, self.second = sides_of(number)
 
     def load(self, case: Case) -> None:
         """Have both load the model, side by side."""
@@ -108,39 +108,54 @@ class Pair:
         if wrong:
             raise SideFailed(dict.fromkeys(wrong, ("failed", "emitted other tokens than naive re-feed")))
         # The last warm-up turn is the first side's, so that its first timed one follows its own as in later blocks.
-        # The shortest says how many there are: where the machine is slow for a while, it takes more turns, not fewer.
-        turn_s = min(self._turn(name, -1)[0].wall_ns for name in (self.first, self.second, self.first)) / 1e9
+        warm_ups = [(name, self._turn(name, -1)[0].wall_ns) for name in turn_order(self.number, -1, 1)]
+        # Each side's shorter one: where the machine is slow for a moment, it takes more turns, not fewer.
+        turn_s = max(min(ns for side, ns in warm_ups if side == name) for name in NAMES) / 1e9
         blocks = max(1, min(MOST_BLOCKS, round(PAIR_S / (4 * turn_s))))
-        most = 2 if turn_s > LONG_TURN_S else 4
+        self._equal_terms()
+        own = self._choice_of_cores(case) if blocks > 1 else []
         taken = []
-        with self._choosing_cores(case) as choose:
-            for block in range(blocks):
-                choose(block)
-                taken += [self._turn(name, block) for name in turn_order(self.number, block, blocks)[:most]]
-                self._equal_terms()
+        for block in range(blocks):
+            if own:
+                # Two pairs after one another, which differ in who is first, have the same cores.
+                self._give({own[(self.number // 2 + block) % len(own)]})
+            order = turn_order(self.number, block, blocks) if turn_s <= LONG_TURN_S else sides_of(self.number)
+            taken += [self._turn(name, block) for name in order]
+            self._equal_terms()
+        if own:
+            self._give(own)
         if len({tuple(steps) for _, steps in taken}) > 1:
             raise DataError(f"{key}: base and head time different decode steps: not comparable")
         return PairTimes(case=key, pair=self.number, turns=[turn for turn, _ in taken])
 
+    def _choice_of_cores(self, case: Case) -> list[int]:
+        """The cores that both sides may use, if they are to take turns on one at a time.
+
+        Not with more threads: those of one side that still wait for work, spinning, would sit on the other's cores. And
+        not on CUDA, whose driver has threads that should not wait for the worker's own.
+        """
+        with self._alive("base"):
+            own = sorted(cores.common(self.workers["base"].pid))
+        return own if len(own) > 1 and case.n_threads == 1 and case.device == "cpu" else []
+
+    def _give(self, chosen: Collection[int]) -> None:
+        for name, worker in self.workers.items():
+            with self._alive(name):
+                try:
+                    cores.give(worker.pid, chosen)
+                except FileNotFoundError:
+                    raise
+                except OSError as error:
+                    raise DataError(f"{name}'s worker cannot be given cores: {error.strerror}") from error
+
     @contextmanager
-    def _choosing_cores(self, case: Case) -> Iterator[Callable[[int], None]]:
-        """A function that gives both sides the cores of a block; afterwards they have those that they had before."""
-        own = cores.common(self.workers["base"].pid)
-        # A worker on CUDA has threads of the driver that should not wait for its own.
-        choices = cores.choices(own, case.n_threads) if case.device == "cpu" else []
-
-        def give(chosen: Collection[int]) -> None:
-            for worker in self.workers.values():
-                cores.give(worker.pid, chosen)
-
-        def choose(block: int) -> None:
-            if choices:
-                # Of the next pair too, which has the other order.
-                give(choices[(self.number // 2 + block) % len(choices)])
-
-        yield choose
-        if choices:
-            give(own)
+    def _alive(self, name: SideName) -> Iterator[None]:
+        """What is done with a worker that may be gone: the out-of-memory killer chooses among sleeping ones too."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            failure = self.workers[name].death()
+            raise SideFailed({name: (failure.status, failure.error)}) from error
 
     def _turn(self, name: SideName, block: int) -> tuple[Turn, list[int]]:
         worker = self.workers[name]
@@ -183,9 +198,17 @@ class Pair:
         return replies
 
     def _equal_terms(self) -> None:
-        base, head = (cores.terms(self.workers[name].pid) for name in NAMES)
-        if base != head:
-            raise DataError(f"base's worker may use {base}, head's {head}: not comparable")
+        found: dict[SideName, str] = {}
+        for name, worker in self.workers.items():
+            with self._alive(name):
+                found[name] = cores.terms(worker.pid)
+        if found["base"] != found["head"]:
+            raise DataError(f"base's worker may use {found['base']}, head's {found['head']}: not comparable")
+
+
+def sides_of(number: int) -> tuple[SideName, SideName]:
+    """First and second side of pair `number`."""
+    return NAMES if number % 2 == 0 else (NAMES[1], NAMES[0])
 
 
 def turn_order(number: int, block: int, blocks: int) -> list[SideName]:
@@ -193,7 +216,7 @@ def turn_order(number: int, block: int, blocks: int) -> list[SideName]:
 
     Of several blocks, each side has two turns in a row, the second of which finds the core's caches as it left them.
     """
-    first, second = NAMES if number % 2 == 0 else NAMES[::-1]
+    first, second = sides_of(number)
     if blocks == 1:
         return [first, second, second, first]
     order = [first, first, second, second]
@@ -204,8 +227,8 @@ def figure(times: PairTimes, phase: Phase, n_threads: int) -> float | None:
     """The pair's one figure: log of head's time / base's, both by `fastest_ns`; None where the machine let none count.
 
     Other programs only ever add to a time, and on a shared machine they add to many, a different share on each side.
-    What a change adds to every step, or to a step of every turn, shows in the fastest; a cost that comes now and then
-    does not.
+    What a change adds to every step, or to the same step of every turn, shows in the fastest; a cost whose place
+    differs from turn to turn does not, however regular it is.
     """
     turns = undisturbed(times, n_threads)
     base, head = (fastest_ns(turns[name], phase) for name in NAMES)
@@ -213,13 +236,14 @@ def figure(times: PairTimes, phase: Phase, n_threads: int) -> float | None:
 
 
 def undisturbed(times: PairTimes, n_threads: int) -> dict[SideName, list[Turn]]:
-    """Each side's turns, but for the blocks of which the hypervisor took a share of the CPU time of one.
+    """Each side's turns, but for those in which the hypervisor took a share of the CPU time, and their opposites.
 
-    That share is the one of `rounds.measured_turns`. Blocks, so that both sides have as many turns: of more, the
-    fastest is faster.
+    That share is the one of `rounds.measured_turns`. The other side's turn goes too, so that both have as many: of
+    more, the fastest is faster.
     """
-    stolen = {turn.block for turn in times.turns if _was_stolen_from(turn, n_threads)}
-    return {name: [turn for turn in times.turns if turn.side == name and turn.block not in stolen] for name in NAMES}
+    both = zip(*([turn for turn in times.turns if turn.side == name] for name in NAMES), strict=True)
+    kept = [pair for pair in both if not any(_was_stolen_from(turn, n_threads) for turn in pair)]
+    return {name: [pair[at] for pair in kept] for at, name in enumerate(NAMES)}
 
 
 def fastest_ns(turns: Sequence[Turn], phase: Phase) -> float | None:

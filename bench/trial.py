@@ -13,7 +13,7 @@ import numpy as np
 
 from bench import sequential
 from bench.case import Case, Phase
-from bench.pairs import NAMES, PairFailure, PairTimes, Turn, fastest_ns, figure, undisturbed
+from bench.pairs import NAMES, PairFailure, PairTimes, fastest_ns, figure, undisturbed
 from bench.record import Verdict, VerdictKind
 from bench.sequential import CONFIRMATION_LOOKS, SCREENING_PAIRS, Call, Figures
 from bench.sides import SideName
@@ -226,19 +226,22 @@ def _median_ms(own: Sequence[PairTimes], quantity: Quantity, side: SideName) -> 
 
 
 def _is_waiting(own: Sequence[PairTimes], quantity: Quantity) -> bool:
-    """Whether most of what head is slower by, it waited longer for a core than base (medians over pairs)."""
+    """Whether most of what head is slower by, it waited longer for a core than base (medians over pairs).
 
-    def spent_ns(turn: Turn) -> int:
-        return turn.prefill_ns if quantity.phase == "prefill" else turn.wall_ns - turn.prefill_ns
-
+    What the fastest steps are slower by is in every turn, so the shortest wait of each side's turns is what counts.
+    """
     slower, waited = [], []
     for record in own:
-        turns = undisturbed(record, quantity.case.n_threads)
-        if not all(turns.values()):
-            continue
-        base, head = (min(turns[name], key=spent_ns) for name in NAMES)
-        if base.waited_ns is None or head.waited_ns is None:
-            return False
-        slower.append(spent_ns(head) - spent_ns(base))
-        waited.append(head.waited_ns - base.waited_ns)
-    return bool(slower) and float(np.median(waited)) > WAITING_SHARE * float(np.median(slower))
+        times_ns, waits_ns = [], []
+        for turns in undisturbed(record, quantity.case.n_threads).values():
+            waits = [turn.waited_ns for turn in turns if turn.waited_ns is not None]
+            if turns and len(waits) < len(turns):
+                return False
+            fastest = fastest_ns(turns, quantity.phase)
+            if fastest is not None:
+                times_ns.append(fastest * (len(turns[0].step_ns) if quantity.phase == "decode" else 1))
+                waits_ns.append(min(waits))
+        if len(times_ns) == len(NAMES):
+            slower.append(times_ns[1] - times_ns[0])
+            waited.append(waits_ns[1] - waits_ns[0])
+    return bool(slower) and float(np.median(waited)) > WAITING_SHARE * max(0.0, float(np.median(slower)))

@@ -58,6 +58,11 @@ def test_the_same_revision_twice(copy):
     assert [verdict.kind for verdict in again] == [verdict["kind"] for verdict in told["verdicts"]]
     assert len(git(copy, "worktree", "list").splitlines()) == 1
 
+    stored = folder / ab.MANIFEST
+    stored.write_text(stored.read_text().replace('"schema_version": 2', '"schema_version": 1'))
+    with pytest.raises(DataError, match="stored in version 1 of the form, and this kvbench reads 2"):
+        ab.read(folder)
+
 
 def test_a_revision_without_the_worker_protocol_is_not_comparable(copy):
     done = kvbench(copy, "HEAD~1", "HEAD", *TINY)

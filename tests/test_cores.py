@@ -1,4 +1,4 @@
-"""Which cores a process may use: read, chosen and set, on this process's children and on made-up machines."""
+"""Which cores a process may use: read and set, on a child of this process."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
-import hypothesis
 import pytest
-from hypothesis import strategies as st
 
 from bench import cores
+
+TWO_THREADS = "import threading; threading.Thread(target=threading.Event().wait, daemon=True).start(); print(); input()"
 
 
 @pytest.fixture
 def child() -> Iterator[int]:
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+    """A process of two threads."""
+    command = [sys.executable, "-c", TWO_THREADS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
         yield process.pid
         process.kill()
 
@@ -30,6 +35,7 @@ def test_what_is_given_is_what_a_process_has(child):
     assert own == os.sched_getaffinity(0)
     chosen = {min(own)}
     cores.give(child, chosen)
+    assert len(list(Path(f"/proc/{child}/task").iterdir())) == 2
     assert cores.common(child) == chosen
     assert cores.terms(child).startswith(f"cores {min(own)} at nice ")
     cores.give(child, own)
@@ -50,34 +56,11 @@ def test_threads_with_other_cores_have_none_in_common(child, monkeypatch):
     assert not cores.common(child)
 
 
-def machine(monkeypatch, siblings):
-    texts = {cores.SIBLINGS.format(core): text for core, text in siblings.items()}
-    monkeypatch.setattr(cores, "read_file", lambda path: texts.get(str(path)))
-
-
-@pytest.mark.parametrize(
-    ("siblings", "n_threads", "expected"),
-    [
-        ({}, 1, [{0}, {1}, {2}, {3}]),
-        ({}, 2, [{0, 1}, {2, 3}]),
-        ({}, 3, []),
-        ({}, 4, []),
-        ({0: "0-1", 1: "0-1", 2: "2-3", 3: "2-3"}, 2, [{0, 2}, {1, 3}]),
-        ({0: "0,2", 2: "0,2", 1: "1,3", 3: "1,3"}, 2, [{0, 1}, {2, 3}]),
-    ],
-)
-def test_threads_share_no_physical_core_where_they_need_not(siblings, n_threads, expected, monkeypatch):
-    machine(monkeypatch, siblings)
-    assert cores.choices(range(4), n_threads) == expected
-
-
-@hypothesis.given(st.sets(st.integers(0, 200), max_size=64), st.integers(1, 64))
-def test_choices_are_disjoint_and_as_large_as_asked(own, n_threads):
-    found = cores.choices(own, n_threads)
-    assert len(found) != 1
-    assert {len(chosen) for chosen in found} <= {n_threads}
-    assert sum(map(len, found)) == len(frozenset().union(*found))
-    assert frozenset().union(*found) <= own
+@linux
+def test_a_process_that_is_gone_is_told():
+    for use in (cores.common, cores.terms, lambda pid: cores.give(pid, {0})):
+        with pytest.raises(FileNotFoundError):
+            use(2**22 + 1)
 
 
 def test_waiting_for_a_core_only_grows():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from pathlib import Path
@@ -25,9 +26,13 @@ CASE = make_case(n_gen=3)
 class FakeWorker:
     """Answers at once; `log` has who was asked what, in order."""
 
-    def __init__(self, name, log, turn_ns=1_000_000, match="true", steps=(1, 2), failure=None):
-        self.name, self.log, self.turn_ns, self.match = name, log, turn_ns, match
+    def __init__(self, name, log, turn_ns=1_000_000, match="true", steps=(1, 2), failure=None, first_ns=None):
+        self.name, self.log, self.match = name, log, match
         self.steps, self.failure, self.pid = list(steps), failure, os.getpid()
+        self.turns_ns = itertools.chain([first_ns or turn_ns], itertools.repeat(turn_ns))
+
+    def death(self):
+        return ArmFailed("failed", "it died", alive=False)
 
     def ask(self, request, timeout_s):
         self.send(request)
@@ -55,10 +60,11 @@ class FakeWorker:
                     compile_s=None,
                 )
             case TakeTurn():
+                turn_ns = next(self.turns_ns)
                 return TurnTaken(
-                    prefill_ns=self.turn_ns,
+                    prefill_ns=turn_ns,
                     steps=self.steps,
-                    step_ns=[self.turn_ns] * len(self.steps),
+                    step_ns=[turn_ns] * len(self.steps),
                     prefill_event_ns=None,
                     step_event_ns=None,
                     covariates=Covariates(steal_ns=0),
@@ -81,7 +87,7 @@ def test_both_are_checked_and_warmed_up_then_timed_in_blocks_whose_first_side_al
     assert turns(times) == order * (pairs.MOST_BLOCKS // 2)
     assert [name for name, _ in log[:4]].count("CheckCase") == 2
     first, second = (("base", "head"), ("head", "base"))[number]
-    assert [who for name, who in log if name == "TakeTurn"][:4] == [first, second, first, first]
+    assert [who for name, who in log if name == "TakeTurn"][:6] == [first, second, second, *[first] * 3]
 
 
 @pytest.mark.parametrize(("number", "order"), [(0, "BHHB"), (1, "HBBH")])
@@ -90,30 +96,59 @@ def test_a_single_block_has_both_sides_in_its_middle(number, order):
     assert turns(measured(number, middling, middling)[0]) == order
 
 
+def test_each_sides_shorter_warm_up_says_how_many_turns_there_are():
+    assert turns(measured(0, {"turn_ns": 10**6}, {"turn_ns": 10**9})[0]) == "BH"
+    a_slow_moment = {"turn_ns": 10**6, "first_ns": 10**9}
+    assert len(measured(0, a_slow_moment, a_slow_moment)[0].turns) == 4 * pairs.MOST_BLOCKS
+
+
 @pytest.fixture
 def given(monkeypatch):
     """What `cores.give` was asked for on a machine of four cores."""
-    asked: list[frozenset[int]] = []
+    asked: list[list[int]] = []
     monkeypatch.setattr(pairs.cores, "common", lambda pid: frozenset(range(4)))
-    monkeypatch.setattr(pairs.cores, "give", lambda pid, cores: asked.append(cores))
+    monkeypatch.setattr(pairs.cores, "give", lambda pid, cores: asked.append(sorted(cores)))
     return asked
 
 
-def test_both_sides_have_the_same_cores_in_a_block_and_others_in_the_next(given):
+ONE_THREAD = make_case(n_gen=3, n_threads=1)
+
+
+def test_both_sides_have_the_same_core_in_a_block_and_another_in_the_next(given):
     for number in (0, 1, 2):
-        measured(number, case=make_case(n_gen=3, n_threads=1))
-    blocks = [given[at] for at in range(0, len(given), 2)]
-    assert blocks == [given[at] for at in range(1, len(given), 2)]  # base and head
-    own = frozenset(range(4))
-    assert blocks[:5] == [*map(frozenset, ({0}, {1}, {2}, {3})), own]
+        measured(number, case=ONE_THREAD)
+    blocks = given[::2]
+    assert blocks == given[1::2]  # base and head
+    assert blocks[:5] == [[0], [1], [2], [3], [0, 1, 2, 3]]
     assert blocks[5:10] == blocks[:5]
-    assert blocks[10:] == [*map(frozenset, ({1}, {2}, {3}, {0})), own]
+    assert blocks[10:] == [[1], [2], [3], [0], [0, 1, 2, 3]]
 
 
-def test_who_needs_every_core_or_a_gpu_is_left_where_it_is(given):
-    for case in (make_case(n_gen=3, n_threads=4), make_case(n_gen=3, device="cuda")):
+def test_who_has_more_threads_or_a_gpu_or_one_block_is_left_where_it_is(given):
+    for case in (make_case(n_gen=3, n_threads=2), make_case(n_gen=3, n_threads=1, device="cuda")):
         measured(case=case)
+    slow = {"turn_ns": 10**9}
+    measured(0, slow, slow, case=ONE_THREAD)
     assert not given
+
+
+@pytest.mark.parametrize("gone", ["terms", "common", "give"])
+def test_a_worker_that_died_in_its_sleep_is_that_sides_failure(gone, given, monkeypatch):
+    def vanished(pid, *_):
+        raise FileNotFoundError(f"/proc/{pid}/task")
+
+    monkeypatch.setattr(pairs.cores, gone, vanished)
+    with pytest.raises(SideFailed, match="base failed: it died"):
+        measured(case=ONE_THREAD)
+
+
+def test_cores_that_the_system_does_not_give_are_told(given, monkeypatch):
+    def refused(pid, cores):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(pairs.cores, "give", refused)
+    with pytest.raises(DataError, match="base's worker cannot be given cores: Operation not permitted"):
+        measured(case=ONE_THREAD)
 
 
 @pytest.mark.parametrize(("cores", "at_once"), [(4, True), (3, False)])
@@ -159,8 +194,10 @@ def test_sides_that_time_other_steps_are_not_comparable():
         measured(head={"steps": (1,)})
 
 
-def test_a_side_on_other_cores_is_not_comparable(monkeypatch):
-    answers = iter(["cores 0,1 at nice 0", "cores 0 at nice 0"])
+@pytest.mark.parametrize("equal", range(pairs.MOST_BLOCKS + 1))
+def test_a_side_on_other_cores_is_not_comparable_whenever_that_begins(equal, monkeypatch):
+    both = "cores 0,1 at nice 0"
+    answers = iter([both, both, *[both, both] * equal, both, "cores 0 at nice 0"])
     monkeypatch.setattr(pairs.cores, "terms", lambda pid: next(answers))
     with pytest.raises(DataError, match=r"base's worker may use cores 0,1 at nice 0, head's cores 0 at nice 0"):
         measured()
@@ -201,14 +238,15 @@ def test_every_step_is_the_fastest_of_its_place():
     assert found == pytest.approx(math.log(1.2))
 
 
-@hypothesis.given(st.lists(st.integers(0, 10**6), min_size=12, max_size=12), st.floats(1.0, 2.0))
-def test_what_every_step_costs_more_shows_whatever_else_is_added(added, slowdown):
-    """Noise that only adds, to all but one turn of each side."""
+@hypothesis.given(st.lists(st.integers(0, 10**6), min_size=15, max_size=15), st.floats(1.0, 2.0))
+def test_what_every_step_costs_more_shows_whatever_is_added(added, slowdown):
+    """Noise that only adds: to all steps of every turn but one, a different one in each of a side's first three."""
     taken = []
-    for at, extra in enumerate([0, 0, *added]):
+    for at in range(10):
         side = pairs.NAMES[at % 2]
         step_ns = [round(10**6 * (slowdown if side == "head" else 1))] * 3
-        step_ns[at % 3] += extra
+        noisy = [time + added[(at + step) % 15] for step, time in enumerate(step_ns)]
+        step_ns = [*noisy[: at // 2], *step_ns[at // 2 : at // 2 + 1], *noisy[at // 2 + 1 :]]
         taken.append(
             Turn(side=side, block=at // 4, prefill_ns=1, step_ns=step_ns, wall_ns=1, waited_ns=0, steal_ns=None)
         )
@@ -216,8 +254,16 @@ def test_what_every_step_costs_more_shows_whatever_else_is_added(added, slowdown
     assert found == pytest.approx(math.log(slowdown), abs=1e-5)
 
 
-def test_a_stolen_turn_takes_its_block_from_both_sides():
+def test_a_cost_whose_place_differs_from_turn_to_turn_is_not_seen():
+    """What the README says of it."""
+    quiet = block(0, 10**6, 10**6)
+    quiet[1] = msgspec.structs.replace(quiet[1], step_ns=[10**6, 2 * 10**6])
+    quiet[2] = msgspec.structs.replace(quiet[2], step_ns=[2 * 10**6, 10**6])
+    assert figure(PairTimes(case="key", pair=0, turns=quiet), "decode", 1) == 0
+
+
+def test_a_stolen_turn_takes_its_opposite_along():
     quiet, stolen = block(0, 10**6, 10**6), block(1, 10**5, 10**5)
     stolen[0] = msgspec.structs.replace(stolen[0], steal_ns=10**9)
     left = pairs.undisturbed(PairTimes(case="key", pair=0, turns=[*quiet, *stolen]), 1)
-    assert {name: len(own) for name, own in left.items()} == {"base": 2, "head": 2}
+    assert {name: len(own) for name, own in left.items()} == {"base": 3, "head": 3}

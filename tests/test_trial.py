@@ -173,5 +173,26 @@ def test_a_slow_down_that_is_all_waiting_for_a_core_is_none_of_the_code():
     assert "waited for a core" in decode[0].detail
 
 
+def test_a_regression_of_the_fastest_steps_is_no_waiting_if_nobody_waited():
+    """Though something else makes a step of every turn of base late, so that as a whole its turns are slower."""
+
+    def late(turn, at):
+        steps_ns = [time + 10**7 * (step == at) for step, time in enumerate(turn.step_ns)]
+        return msgspec.structs.replace(turn, step_ns=steps_ns, wall_ns=turn.prefill_ns + sum(steps_ns))
+
+    def measure(number, cases):
+        return [
+            msgspec.structs.replace(
+                record,
+                turns=[late(turn, at) if turn.side == "base" else turn for at, turn in enumerate(record.turns)],
+            )
+            for record in SLOWER.pairs(number)(number, cases)
+        ]
+
+    records, _ = conduct(measure)
+    decode = [found for found in trial.verdicts(records, CASES, 0.03) if found.phase == "decode"]
+    assert {found.kind for found in decode} == {"regression"}
+
+
 def test_without_any_pair_nothing_is_said():
     assert {verdict.kind for verdict in trial.verdicts([], CASES, 0.03)} == {"inconclusive"}
