@@ -26,8 +26,8 @@ from bench.workbench import Nurseries, Records, Told, Workbench, litter
 
 MANIFEST, PAIRS = "ab.json", "pairs.jsonl"
 
-AB_VERSION = 2
-"""Of what is stored. Version 1 had each turn's mean step, not its steps."""
+AB_VERSION = 3
+"""Of what is stored. Version 1 had each turn's mean step, not its steps, version 2 no turns in lockstep."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

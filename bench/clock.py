@@ -121,6 +121,31 @@ class CudaClock:
         return event
 
 
+class Pausing:
+    """Another clock, with a pause after every token: each interval is timed by itself, so that none has the pauses."""
+
+    def __init__(self, clock: Clock, pause: Callable[[], None]) -> None:
+        self._clock, self._pause = clock, pause
+        self._taken: list[Times] = []
+
+    def start(self) -> None:
+        """Forget earlier stamps and begin."""
+        self._taken = []
+        self._clock.start()
+
+    def stamp(self, *, end_of_phase: bool = False) -> None:
+        """Mark that a token is done, pause, and begin anew. Each token ends a phase: the device must be idle then."""
+        self._clock.stamp(end_of_phase=True)
+        self._taken.append(self._clock.stop())
+        self._pause()
+        self._clock.start()
+
+    def stop(self) -> Times:
+        """Give the times of all stamps."""
+        events = [ns for times in self._taken for ns in times.event_ns or []]
+        return Times(host_ns=[ns for times in self._taken for ns in times.host_ns], event_ns=events or None)
+
+
 def make_clock(device: str | torch.device) -> Clock:
     """The clock for `device`: `cpu`, or `cuda` with an optional index."""
     kind = str(device).partition(":")[0]

@@ -1,26 +1,25 @@
-"""One pair of fresh processes, base and head: both checked, both warmed up, and timed in blocks A A B B, B B A A, ...
+"""One pair of fresh processes, base and head: both checked, both warmed up, and timed in turns.
 
-Where turns are so long that one block is all, it is A B B A, or A B. Which side is A changes from pair to pair, so that
-a drift cancels. Sides of one thread have the same core in a block, and the next core in the next: a core that another
-program uses is then in the way of both, and of no whole pair.
+Short steps: whole turns in blocks A A B B, B B A A, ...; A B B A where one block is all, A B where a turn is long. Long
+steps: both take a turn at once, in lockstep, a step of one and then the same step of the other, so that a moment in
+which the machine is slow is in both. Which side is A changes from pair to pair, so that a drift cancels. Sides of one
+thread have the same core in a block, and the next core in the next: a core that another program uses is then in the way
+of both, and of no whole pair.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from bench import cores
 from bench.arm import Arm, ArmFailed
-from bench.case import Case, Phase
+from bench.case import Case
 from bench.environment import usable_cores
-from bench.protocol import CheckCase, Checked, Load, Loaded, Reply, Request, TakeTurn, TurnTaken
-from bench.rounds import CLOCK_TICK_NS, STEAL_SHARE
+from bench.protocol import CheckCase, Checked, GoOn, Load, Loaded, Reply, Request, TakeTurn, TurnTaken
 from bench.schedule import LOAD_TIMEOUT_S, turn_ns
 from bench.sides import SideName
 from bench.store import DataError
@@ -35,6 +34,13 @@ MOST_BLOCKS = 4
 LONG_TURN_S = 0.5
 """From here on a turn averages over many steps, and a pair has one turn of each side, no block."""
 
+LOCKSTEP_FROM_S = 0.005
+"""Mean time of a token from which turns are taken in lockstep. Below it, finding the core's caches as the other side
+left them would be much of a step."""
+
+LEAST_LOCKSTEP = 2
+"""Blocks in lockstep, of one turn of each side: so that either side is first in one."""
+
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """One turn of one side."""
@@ -45,7 +51,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     step_ns: list[int]
     """Of each timed decode step."""
     wall_ns: int
-    """Of both phases."""
+    """Of both phases; in lockstep of the other side's turn too."""
     waited_ns: int | None
     """Time that the worker's threads waited for a core, all of them together (Linux)."""
     steal_ns: int | None
@@ -57,6 +63,8 @@ class PairTimes(msgspec.Struct, frozen=True, kw_only=True, tag="pair"):
     case: str
     pair: int
     turns: list[Turn]
+    lockstep: bool = False
+    """Whether base's and head's turns were taken at once, a step of one and then the same step of the other."""
 
 
 class PairFailure(msgspec.Struct, frozen=True, kw_only=True, tag="pair-failure"):
@@ -84,13 +92,17 @@ class Pair:
         self.number, self.timeout_s = number, timeout_s
         self.workers: dict[SideName, Arm] = {"base": base, "head": head}
         self.first, self.second = sides_of(number)
+        self.can_lockstep = False
 
     def load(self, case: Case) -> None:
         """Have both load the model, side by side."""
         request = Load(group=case.group, strategy=case.strategy, naive_logits=case.naive_logits, seed=case.seed)
-        for name, reply in self._both(request, LOAD_TIMEOUT_S).items():
+        replies = self._both(request, LOAD_TIMEOUT_S)
+        for name, reply in replies.items():
             if not isinstance(reply, Loaded):
                 raise SideFailed({name: ("failed", f"answered {type(reply).__name__} to Load")})
+        # A base of some weeks ago does not know it yet.
+        self.can_lockstep = all(isinstance(reply, Loaded) and reply.lockstep for reply in replies.values())
 
     def measure(self, key: str, case: Case, reference: Path) -> PairTimes:
         """Check both, warm both up, and time them. `case` has this pair's seed, `key` names it over all pairs.
@@ -107,26 +119,43 @@ class Pair:
         wrong = [name for name, check in checks.items() if check.tokens_match == "false"]
         if wrong:
             raise SideFailed(dict.fromkeys(wrong, ("failed", "emitted other tokens than naive re-feed")))
-        # The last warm-up turn is the first side's, so that its first timed one follows its own as in later blocks.
-        warm_ups = [(name, self._turn(name, -1)[0].wall_ns) for name in turn_order(self.number, -1, 1)]
-        # Each side's shorter one: where the machine is slow for a moment, it takes more turns, not fewer.
-        turn_s = max(min(ns for side, ns in warm_ups if side == name) for name in NAMES) / 1e9
-        blocks = max(1, min(MOST_BLOCKS, round(PAIR_S / (4 * turn_s))))
+        turn_s, token_s = self._warm_up()
+        lockstep = self.can_lockstep and case.device == "cpu" and token_s >= LOCKSTEP_FROM_S
+        turns_a_block = 2 if lockstep else 4
+        blocks = max(1, min(MOST_BLOCKS, round(PAIR_S / (turns_a_block * turn_s))))
+        blocks = max(LEAST_LOCKSTEP, blocks) if lockstep else blocks
         self._equal_terms()
         own = self._choice_of_cores(case) if blocks > 1 else []
-        taken = []
+        taken: list[tuple[Turn, list[int]]] = []
         for block in range(blocks):
             if own:
                 # Two pairs after one another, which differ in who is first, have the same cores.
                 self._give({own[(self.number // 2 + block) % len(own)]})
-            order = turn_order(self.number, block, blocks) if turn_s <= LONG_TURN_S else sides_of(self.number)
-            taken += [self._turn(name, block) for name in order]
+            if lockstep:
+                taken += self._turns_in_lockstep(block)
+            else:
+                order = turn_order(self.number, block, blocks) if turn_s <= LONG_TURN_S else sides_of(self.number)
+                taken += [self._turn(name, block) for name in order]
             self._equal_terms()
         if own:
             self._give(own)
         if len({tuple(steps) for _, steps in taken}) > 1:
             raise DataError(f"{key}: base and head time different decode steps: not comparable")
-        return PairTimes(case=key, pair=self.number, turns=[turn for turn, _ in taken])
+        return PairTimes(case=key, pair=self.number, turns=[turn for turn, _ in taken], lockstep=lockstep)
+
+    def _warm_up(self) -> tuple[float, float]:
+        """Seconds of a turn, and of a token in it, of the slower side: two turns of each, one where it is long."""
+        first, second = sides_of(self.number)
+        found: dict[SideName, list[Turn]] = {first: [], second: []}
+        # The last turn is the first side's, so that its first timed one follows its own as in later blocks.
+        for name in (first, second, second, first):
+            if all(own and own[0].wall_ns > LONG_TURN_S * 1e9 for own in found.values()):
+                break  # the check was a turn already
+            found[name].append(self._turn(name, -1)[0])
+        # Each side's shorter one: where the machine is slow for a moment, it takes more turns, not fewer.
+        shortest = {name: min(own, key=lambda turn: turn.wall_ns) for name, own in found.items()}
+        slower = max(shortest.values(), key=lambda turn: turn.wall_ns)
+        return slower.wall_ns / 1e9, slower.wall_ns / (1 + len(slower.step_ns)) / 1e9
 
     def _choice_of_cores(self, case: Case) -> list[int]:
         """The cores that both sides may use, if they are to take turns on one at a time.
@@ -158,26 +187,33 @@ class Pair:
             raise SideFailed({name: (failure.status, failure.error)}) from error
 
     def _turn(self, name: SideName, block: int) -> tuple[Turn, list[int]]:
-        worker = self.workers[name]
-        before = cores.waited_ns(worker.pid)
+        """A turn of one side, and which steps it timed."""
+        before = self._waited_ns(name)
+        reply = self._ask(name, TakeTurn())
+        assert isinstance(reply, TurnTaken)
+        return _turn_of(name, block, reply, before, self._waited_ns(name), turn_ns(reply)), reply.steps
+
+    def _turns_in_lockstep(self, block: int) -> list[tuple[Turn, list[int]]]:
+        """A turn of each side, and which steps it timed. Who is first changes with every step, and with every block."""
+        before, finished, n_tokens = self._waited_ns(*NAMES), dict[SideName, TurnTaken](), 0
+        while len(finished) < len(NAMES):
+            for name in sides_of(self.number + block + n_tokens):
+                if name not in finished:
+                    reply = self._ask(name, GoOn() if n_tokens else TakeTurn(lockstep=True))
+                    if isinstance(reply, TurnTaken):
+                        finished[name] = reply
+            n_tokens += 1
+        after, wall_ns = self._waited_ns(*NAMES), sum(map(turn_ns, finished.values()))
+        return [(_turn_of(name, block, finished[name], before, after, wall_ns), finished[name].steps) for name in NAMES]
+
+    def _ask(self, name: SideName, request: Request) -> Reply:
         try:
-            reply = worker.ask(TakeTurn(), self.timeout_s)
+            return self.workers[name].ask(request, self.timeout_s)
         except ArmFailed as failure:
             raise SideFailed({name: (failure.status, failure.error)}) from failure
-        after = cores.waited_ns(worker.pid)
-        assert isinstance(reply, TurnTaken)
-        steps = reply.step_event_ns if reply.step_event_ns is not None else reply.step_ns
-        prefill_ns = reply.prefill_event_ns if reply.prefill_event_ns is not None else reply.prefill_ns
-        turn = Turn(
-            side=name,
-            block=block,
-            prefill_ns=prefill_ns,
-            step_ns=steps,
-            wall_ns=turn_ns(reply),
-            waited_ns=None if before is None or after is None else after - before,
-            steal_ns=reply.covariates.steal_ns,
-        )
-        return turn, reply.steps
+
+    def _waited_ns(self, *names: SideName) -> dict[SideName, int | None]:
+        return {name: cores.waited_ns(self.workers[name].pid) for name in names}
 
     def _both(self, request: Request, timeout_s: float, *, at_once: bool = True) -> dict[SideName, Reply]:
         replies: dict[SideName, Reply] = {}
@@ -223,40 +259,22 @@ def turn_order(number: int, block: int, blocks: int) -> list[SideName]:
     return order if block % 2 == 0 else order[::-1]
 
 
-def figure(times: PairTimes, phase: Phase, n_threads: int) -> float | None:
-    """The pair's one figure: log of head's time / base's, both by `fastest_ns`; None where the machine let none count.
-
-    Other programs only ever add to a time, and on a shared machine they add to many, a different share on each side.
-    What a change adds to every step, or to the same step of every turn, shows in the fastest; a cost whose place
-    differs from turn to turn does not, however regular it is.
-    """
-    turns = undisturbed(times, n_threads)
-    base, head = (fastest_ns(turns[name], phase) for name in NAMES)
-    return math.log(head / base) if base and head else None
-
-
-def undisturbed(times: PairTimes, n_threads: int) -> dict[SideName, list[Turn]]:
-    """Each side's turns, but for those in which the hypervisor took a share of the CPU time, and their opposites.
-
-    That share is the one of `rounds.measured_turns`. The other side's turn goes too, so that both have as many: of
-    more, the fastest is faster.
-    """
-    both = zip(*([turn for turn in times.turns if turn.side == name] for name in NAMES), strict=True)
-    kept = [pair for pair in both if not any(_was_stolen_from(turn, n_threads) for turn in pair)]
-    return {name: [pair[at] for pair in kept] for at, name in enumerate(NAMES)}
-
-
-def fastest_ns(turns: Sequence[Turn], phase: Phase) -> float | None:
-    """TTFT of the fastest prefill, or TPOT of a decode with each of its steps as fast as in the fastest of `turns`.
-
-    None without turns. Step by step, because a turn of many steps is seldom undisturbed as a whole.
-    """
-    if not turns:
-        return None
-    if phase == "prefill":
-        return min(turn.prefill_ns for turn in turns)
-    return float(np.min([turn.step_ns for turn in turns], axis=0).mean())
-
-
-def _was_stolen_from(turn: Turn, n_threads: int) -> bool:
-    return turn.steal_ns is not None and turn.steal_ns > max(CLOCK_TICK_NS, STEAL_SHARE * turn.wall_ns * n_threads)
+def _turn_of(
+    name: SideName,
+    block: int,
+    taken: TurnTaken,
+    before: Mapping[SideName, int | None],
+    after: Mapping[SideName, int | None],
+    wall_ns: int,
+) -> Turn:
+    """What is kept of a turn; `before` and `after` it the workers had waited so long for a core."""
+    began_ns, ended_ns = before[name], after[name]
+    return Turn(
+        side=name,
+        block=block,
+        prefill_ns=taken.prefill_event_ns if taken.prefill_event_ns is not None else taken.prefill_ns,
+        step_ns=taken.step_event_ns if taken.step_event_ns is not None else taken.step_ns,
+        wall_ns=wall_ns,
+        waited_ns=None if began_ns is None or ended_ns is None else ended_ns - began_ns,
+        steal_ns=taken.covariates.steal_ns,
+    )

@@ -39,6 +39,13 @@ class CheckCase(msgspec.Struct, frozen=True, kw_only=True, tag="check"):
 class TakeTurn(msgspec.Struct, frozen=True, kw_only=True, tag="turn"):
     """Time one prefill and its decode steps of the case that was checked last; answered by `TurnTaken`."""
 
+    lockstep: bool = False
+    """Stop after each token with `Paused`, and go on at `GoOn`; only for a worker that `Loaded` says can."""
+
+
+class GoOn(msgspec.Struct, frozen=True, kw_only=True, tag="go-on"):
+    """Go on with the turn, after `Paused`; answered by the next `Paused`, or by `TurnTaken` after the last token."""
+
 
 class TimeFramework(msgspec.Struct, frozen=True, kw_only=True, tag="framework"):
     """Time decode steps without arithmetic, for the case that was checked last; answered by `FrameworkTimed`."""
@@ -58,7 +65,7 @@ class TakeCeilingTurn(msgspec.Struct, frozen=True, kw_only=True, tag="ceiling-tu
     ceiling: CeilingName
 
 
-Request = Load | MakeReference | CheckCase | TakeTurn | TimeFramework | ChooseCeilings | TakeCeilingTurn
+Request = Load | MakeReference | CheckCase | TakeTurn | GoOn | TimeFramework | ChooseCeilings | TakeCeilingTurn
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
@@ -67,6 +74,8 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
     version: int
     code: str
     """The folder that the worker's own code was imported from."""
+    lockstep: bool = False
+    """Whether it knows `TakeTurn.lockstep`."""
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
@@ -84,6 +93,10 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True, tag="checked"):
     peak_memory_bytes: int | None
     compile_s: float | None
     counters: dict[Phase, Counters] | None = None
+
+
+class Paused(msgspec.Struct, frozen=True, kw_only=True, tag="paused"):
+    """A token of a turn in lockstep is done; the worker waits for `GoOn`, and that time is no step's."""
 
 
 class TurnTaken(msgspec.Struct, frozen=True, kw_only=True, tag="turn-taken"):
@@ -127,4 +140,4 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
     tokens_match: TokensMatch | None = None
 
 
-Reply = Loaded | Done | Checked | TurnTaken | FrameworkTimed | CeilingsChosen | CeilingTurnTaken | Refused
+Reply = Loaded | Done | Checked | Paused | TurnTaken | FrameworkTimed | CeilingsChosen | CeilingTurnTaken | Refused

@@ -13,7 +13,8 @@ import numpy as np
 
 from bench import sequential
 from bench.case import Case, Phase
-from bench.pairs import NAMES, PairFailure, PairTimes, fastest_ns, figure, undisturbed
+from bench.pair_figures import figure, side_ns, undisturbed
+from bench.pairs import NAMES, PairFailure, PairTimes
 from bench.record import Verdict, VerdictKind
 from bench.sequential import CONFIRMATION_LOOKS, SCREENING_PAIRS, Call, Figures
 from bench.sides import SideName
@@ -220,15 +221,19 @@ def _quantities(cases: Iterable[Case]) -> list[Quantity]:
 
 def _median_ms(own: Sequence[PairTimes], quantity: Quantity, side: SideName) -> float | None:
     """The median over pairs of the times that the figures are made of."""
-    turns = [undisturbed(record, quantity.case.n_threads)[side] for record in own]
-    times = [time for time in (fastest_ns(of_side, quantity.phase) for of_side in turns) if time is not None]
-    return float(np.median(times)) / 1e6 if times else None
+    times = [
+        side_ns(undisturbed(record, quantity.case.n_threads)[side], quantity.phase, lockstep=record.lockstep)
+        for record in own
+    ]
+    found = [time for time in times if time is not None]
+    return float(np.median(found)) / 1e6 if found else None
 
 
 def _is_waiting(own: Sequence[PairTimes], quantity: Quantity) -> bool:
     """Whether most of what head is slower by, it waited longer for a core than base (medians over pairs).
 
-    What the fastest steps are slower by is in every turn, so the shortest wait of each side's turns is what counts.
+    What the fastest steps are slower by is in every turn, so the shortest wait of each side's turns is what counts; in
+    lockstep every turn counts, and so does its wait.
     """
     slower, waited = [], []
     for record in own:
@@ -237,10 +242,10 @@ def _is_waiting(own: Sequence[PairTimes], quantity: Quantity) -> bool:
             waits = [turn.waited_ns for turn in turns if turn.waited_ns is not None]
             if turns and len(waits) < len(turns):
                 return False
-            fastest = fastest_ns(turns, quantity.phase)
-            if fastest is not None:
-                times_ns.append(fastest * (len(turns[0].step_ns) if quantity.phase == "decode" else 1))
-                waits_ns.append(min(waits))
+            time_ns = side_ns(turns, quantity.phase, lockstep=record.lockstep)
+            if time_ns is not None:
+                times_ns.append(time_ns * (len(turns[0].step_ns) if quantity.phase == "decode" else 1))
+                waits_ns.append(float(np.mean(waits)) if record.lockstep else min(waits))
         if len(times_ns) == len(NAMES):
             slower.append(times_ns[1] - times_ns[0])
             waited.append(waits_ns[1] - waits_ns[0])

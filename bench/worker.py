@@ -11,6 +11,7 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -23,7 +24,7 @@ from torch import Tensor
 from bench import framework
 from bench.case import Case, DeviceName, naive_steps
 from bench.ceilings import Ceilings
-from bench.clock import make_clock, stamping
+from bench.clock import Pausing, make_clock, stamping
 from bench.counting import PhaseCounter
 from bench.environment import CovariateReader, last_level_cache_bytes, peak_memory_bytes, reset_peak_memory
 from bench.protocol import (
@@ -35,9 +36,11 @@ from bench.protocol import (
     ChooseCeilings,
     Done,
     FrameworkTimed,
+    GoOn,
     Load,
     Loaded,
     MakeReference,
+    Paused,
     Refused,
     Reply,
     Request,
@@ -72,6 +75,8 @@ def token_ids(case: Case, vocab_size: int) -> tuple[Tensor | None, Tensor]:
 class Worker:
     """Carries out requests, one at a time; between them it holds a model, a strategy and the case checked last."""
 
+    pause: Callable[[], None]
+    """Returns when the driver wants the next token of a turn in lockstep."""
     strategy: Strategy
     poisoned = False
     """Whether this process can do nothing more, and must end after its answer."""
@@ -106,7 +111,9 @@ class Worker:
             case CheckCase():
                 return self.check(request.case, Path(request.path))
             case TakeTurn():
-                return self.take_turn()
+                return self.take_turn(lockstep=request.lockstep)
+            case GoOn():
+                return Refused(status="failed", error="no turn is paused")
             case TimeFramework():
                 return FrameworkTimed(step_ns=framework.time_steps(self.strategy, self.case, self.clock))
             case ChooseCeilings():
@@ -133,7 +140,7 @@ class Worker:
         gc.collect()
         gc.freeze()
         gc.disable()
-        return Loaded(version=VERSION, code=str(Path(__file__).resolve().parent.parent))
+        return Loaded(version=VERSION, code=str(Path(__file__).resolve().parent.parent), lockstep=True)
 
     def make_reference(self, case: Case, path: Path) -> Done:
         context, prompt = self._ids(case)
@@ -172,15 +179,16 @@ class Worker:
             counters=phases.counters,
         )
 
-    def take_turn(self) -> TurnTaken:
+    def take_turn(self, *, lockstep: bool) -> TurnTaken:
         steps = self._steps()
         forced = self.expected.tokens if steps is not None else None
         self.strategy.reset()
-        stamp = stamping(self.clock)
+        clock = Pausing(self.clock, self.pause) if lockstep else self.clock
+        stamp = stamping(clock)
         self.covariates.start()
-        self.clock.start()
+        clock.start()
         tokens = self.strategy.generate(self.prompt, self.case.n_gen, stamp, forced=forced, steps=steps)
-        times = self.clock.stop()
+        times = clock.stop()
         covariates = self.covariates.stop()
         self._refuse_other_tokens(tokens, steps)
         timed = steps if steps is not None else range(1, self.case.n_gen)
@@ -251,10 +259,22 @@ def die_with_parent() -> None:
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:
     """Answer requests, a line each, until there are no more."""
     decode = msgspec.json.Decoder(Request).decode
-    worker = Worker()
-    for line in requests:
-        replies.write(msgspec.json.encode(worker.answer(decode(line))) + b"\n")
+
+    def tell(reply: Reply) -> None:
+        replies.write(msgspec.json.encode(reply) + b"\n")
         replies.flush()
+
+    def pause() -> None:
+        tell(Paused())
+        line = requests.readline()
+        if not line:
+            raise SystemExit  # the driver is gone
+        assert isinstance(decode(line), GoOn)
+
+    worker = Worker()
+    worker.pause = pause
+    for line in requests:
+        tell(worker.answer(decode(line)))
         if worker.poisoned:
             return
 

@@ -59,8 +59,8 @@ def test_the_same_revision_twice(copy):
     assert len(git(copy, "worktree", "list").splitlines()) == 1
 
     stored = folder / ab.MANIFEST
-    stored.write_text(stored.read_text().replace('"schema_version": 2', '"schema_version": 1'))
-    with pytest.raises(DataError, match="stored in version 1 of the form, and this kvbench reads 2"):
+    stored.write_text(stored.read_text().replace('"schema_version": 3', '"schema_version": 1'))
+    with pytest.raises(DataError, match="stored in version 1 of the form, and this kvbench reads 3"):
         ab.read(folder)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench import clock as clock_module
-from bench.clock import Clock, CudaClock, HostClock, Times, make_clock
+from bench.clock import Clock, CudaClock, HostClock, Pausing, Times, make_clock, stamping
 from tests.fake_clock import FakeClock
 
 
@@ -174,3 +174,14 @@ def test_cuda_clock_on_a_gpu():
     assert times.event_ns is not None
     assert sum(times.host_ns[1:]) == pytest.approx(sum(times.event_ns[1:]), rel=0.2)
     assert min(times.event_ns[1:]) > times.host_ns[1]
+
+
+def test_no_pause_lies_within_an_interval() -> None:
+    calls: list[str] = []
+    clock = Pausing(FakeClock([30, 5, 7], calls), lambda: calls.append("pause"))
+    stamp, nothing = stamping(clock), torch.empty(0)
+    clock.start()
+    for _ in range(3):
+        stamp(nothing, nothing)
+    assert clock.stop() == Times(host_ns=[30, 5, 7], event_ns=None)
+    assert calls == ["start", *["stamp end of phase", "stop", "pause", "start"] * 3]

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from bench import pairs
 from bench.arm import ArmFailed
-from bench.pairs import Pair, PairTimes, SideFailed, Turn, figure
-from bench.protocol import CheckCase, Checked, Load, Loaded, TakeTurn, TurnTaken
+from bench.pair_figures import figure, undisturbed
+from bench.pairs import Pair, PairTimes, SideFailed, Turn
+from bench.protocol import CheckCase, Checked, GoOn, Load, Loaded, Paused, TakeTurn, TurnTaken
 from bench.record import Covariates
 from bench.store import DataError
 from tests.handmade import make_case
@@ -26,8 +27,10 @@ CASE = make_case(n_gen=3)
 class FakeWorker:
     """Answers at once; `log` has who was asked what, in order."""
 
-    def __init__(self, name, log, turn_ns=1_000_000, match="true", steps=(1, 2), failure=None, first_ns=None):
-        self.name, self.log, self.match = name, log, match
+    def __init__(
+        self, name, log, turn_ns=1_000_000, match="true", steps=(1, 2), failure=None, first_ns=None, lockstep=False
+    ):
+        self.name, self.log, self.match, self.lockstep = name, log, match, lockstep
         self.steps, self.failure, self.pid = list(steps), failure, os.getpid()
         self.turns_ns = itertools.chain([first_ns or turn_ns], itertools.repeat(turn_ns))
 
@@ -47,7 +50,7 @@ class FakeWorker:
             raise ArmFailed("oom", "not enough memory", alive=False)
         match self.request:
             case Load():
-                return Loaded(version=1, code="")
+                return Loaded(version=1, code="", lockstep=self.lockstep)
             case CheckCase():
                 self.log.append(("CheckCase answered", self.name))
                 return Checked(
@@ -59,7 +62,13 @@ class FakeWorker:
                     peak_memory_bytes=None,
                     compile_s=None,
                 )
-            case TakeTurn():
+            case TakeTurn(lockstep=True):
+                self.left = 1 + len(self.steps)
+                return Paused()
+            case GoOn() if self.left > 1:
+                self.left -= 1
+                return Paused()
+            case TakeTurn() | GoOn():
                 turn_ns = next(self.turns_ns)
                 return TurnTaken(
                     prefill_ns=turn_ns,
@@ -74,6 +83,8 @@ class FakeWorker:
 def measured(number=0, base=None, head=None, case=CASE):
     log: list[tuple[str, str]] = []
     pair = Pair(number, FakeWorker("base", log, **(base or {})), FakeWorker("head", log, **(head or {})), 60.0)
+    pair.load(case)
+    log.clear()
     return pair.measure("key", case, Path("reference")), log
 
 
@@ -98,7 +109,7 @@ def test_a_single_block_has_both_sides_in_its_middle(number, order):
 
 def test_each_sides_shorter_warm_up_says_how_many_turns_there_are():
     assert turns(measured(0, {"turn_ns": 10**6}, {"turn_ns": 10**9})[0]) == "BH"
-    a_slow_moment = {"turn_ns": 10**6, "first_ns": 10**9}
+    a_slow_moment = {"turn_ns": 10**6, "first_ns": 10**8}
     assert len(measured(0, a_slow_moment, a_slow_moment)[0].turns) == 4 * pairs.MOST_BLOCKS
 
 
@@ -167,6 +178,46 @@ def test_a_long_turn_is_taken_once():
     slow = {"turn_ns": 10**9}
     assert turns(measured(0, slow, slow)[0]) == "BH"
     assert turns(measured(1, slow, slow)[0]) == "HB"
+
+
+LONG_STEPS = {"turn_ns": 10**8, "lockstep": True}
+
+
+@pytest.mark.parametrize(("number", "order"), [(0, "BHHBBHHBHBBHHBBH"), (1, "HBBHHBBHBHHBBHHB")])
+def test_long_steps_are_taken_in_lockstep_and_who_is_first_alternates(number, order):
+    times, log = measured(number, LONG_STEPS, LONG_STEPS)
+    assert times.lockstep
+    assert turns(times) == "BH" * pairs.LEAST_LOCKSTEP
+    asked = [(name, who[0].upper()) for name, who in log if name in {"TakeTurn", "GoOn"}][4:]
+    assert "".join(who for _, who in asked) == order  # the prefill, two steps, and the end of the turn; twice
+    assert [name for name, _ in asked] == [*["TakeTurn"] * 2, *["GoOn"] * 6] * 2
+
+
+def test_who_cannot_pause_or_has_short_steps_or_a_gpu_takes_whole_turns():
+    cannot = LONG_STEPS | {"lockstep": False}
+    for base, head, case in [
+        (cannot, LONG_STEPS, CASE),
+        (LONG_STEPS, cannot, CASE),
+        (LONG_STEPS | {"turn_ns": 10**6}, LONG_STEPS | {"turn_ns": 10**6}, CASE),
+        (LONG_STEPS, LONG_STEPS, make_case(n_gen=3, device="cuda")),
+    ]:
+        times, log = measured(0, base, head, case)
+        assert not times.lockstep
+        assert not [name for name, _ in log if name == "GoOn"]
+
+
+def test_in_lockstep_too_a_side_that_fails_is_named_and_other_steps_are_not_comparable():
+    with pytest.raises(SideFailed, match="not enough memory") as told:
+        measured(0, LONG_STEPS, LONG_STEPS | {"failure": "GoOn"})
+    assert set(told.value.failures) == {"head"}
+    for other in ((1,), (1, 2, 3)):
+        with pytest.raises(DataError, match="different decode steps"):
+            measured(0, LONG_STEPS, LONG_STEPS | {"steps": other})
+
+
+def test_in_lockstep_one_thread_has_the_same_core_on_both_sides(given):
+    measured(0, LONG_STEPS, LONG_STEPS, ONE_THREAD)
+    assert given == [[0], [0], [1], [1], [0, 1, 2, 3], [0, 1, 2, 3]]
 
 
 @pytest.mark.parametrize("side", ["base", "head"])
@@ -262,8 +313,23 @@ def test_a_cost_whose_place_differs_from_turn_to_turn_is_not_seen():
     assert figure(PairTimes(case="key", pair=0, turns=quiet), "decode", 1) == 0
 
 
+@hypothesis.given(st.lists(st.floats(1.0, 10.0), min_size=4, max_size=4), st.floats(0.5, 2.0))
+def test_in_lockstep_a_slow_machine_is_in_both_and_every_cost_is_seen(slow, slowdown):
+    taken = [
+        Turn(side=side, block=at, prefill_ns=ns, step_ns=[ns, 3 * ns], wall_ns=1, waited_ns=0, steal_ns=None)
+        for at, by in enumerate(slow)
+        for side, ns in (("base", round(10**8 * by)), ("head", round(10**8 * by * slowdown)))
+    ]
+    times = PairTimes(case="key", pair=0, turns=taken, lockstep=True)
+    for phase in ("prefill", "decode"):
+        assert figure(times, phase, 1) == pytest.approx(math.log(slowdown), abs=1e-6)
+    ones = msgspec.structs.replace(taken[1], step_ns=[2 * taken[1].step_ns[0], taken[1].step_ns[1]])  # 4 to 5 in a turn
+    found = figure(msgspec.structs.replace(times, turns=[taken[0], ones, *taken[2:]]), "decode", 1)
+    assert found == pytest.approx(math.log(slowdown) + math.log(5 / 4) / 4, abs=1e-6)
+
+
 def test_a_stolen_turn_takes_its_opposite_along():
     quiet, stolen = block(0, 10**6, 10**6), block(1, 10**5, 10**5)
     stolen[0] = msgspec.structs.replace(stolen[0], steal_ns=10**9)
-    left = pairs.undisturbed(PairTimes(case="key", pair=0, turns=[*quiet, *stolen]), 1)
+    left = undisturbed(PairTimes(case="key", pair=0, turns=[*quiet, *stolen]), 1)
     assert {name: len(own) for name, own in left.items()} == {"base": 3, "head": 3}

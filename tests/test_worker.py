@@ -12,7 +12,21 @@ import torch
 from torch import Tensor
 
 from bench.case import Case, naive_steps
-from bench.protocol import CheckCase, Checked, Done, Load, Loaded, MakeReference, Refused, Reply, TakeTurn, TurnTaken
+from bench.protocol import (
+    CheckCase,
+    Checked,
+    Done,
+    GoOn,
+    Load,
+    Loaded,
+    MakeReference,
+    Paused,
+    Refused,
+    Reply,
+    Request,
+    TakeTurn,
+    TurnTaken,
+)
 from bench.worker import Worker, serve, token_ids
 from kvcache.cached import Dynamic
 from kvcache.skeletons import is_out_of_memory
@@ -104,8 +118,41 @@ def test_serve_answers_line_by_line() -> None:
     case = tiny_case()
     load = Load(group=case.group, strategy="dynamic", naive_logits="last", seed=0)
     bad = msgspec.structs.replace(load, group=msgspec.structs.replace(case.group, model="random:nothing"))
-    replies = io.BytesIO()
-    serve(io.BytesIO(b"".join(msgspec.json.encode(request) + b"\n" for request in (bad, load))), replies)
-    first, second = (msgspec.json.decode(line, type=Reply) for line in replies.getvalue().splitlines())
+    first, second = answers(bad, load)
     assert isinstance(first, Refused)
     assert isinstance(second, Loaded)
+
+
+def answers(*requests: Request) -> list[Reply]:
+    """What `serve` says to these lines."""
+    replies = io.BytesIO()
+    serve(io.BytesIO(b"".join(msgspec.json.encode(request) + b"\n" for request in requests)), replies)
+    return [msgspec.json.decode(line, type=Reply) for line in replies.getvalue().splitlines()]
+
+
+def until_checked(case: Case, folder: Path) -> list[Request]:
+    path = str(folder / "reference.safetensors")
+    load = Load(group=case.group, strategy=case.strategy, naive_logits=case.naive_logits, seed=0)
+    return [load, MakeReference(case=case, path=path), CheckCase(case=case, path=path)]
+
+
+@pytest.mark.parametrize("strategy", ["naive", "dynamic"])
+def test_a_turn_in_lockstep_pauses_after_every_token(strategy: str, tmp_path: Path) -> None:
+    case = tiny_case(strategy)
+    told = answers(*until_checked(case, tmp_path), TakeTurn(lockstep=True), *[GoOn()] * case.n_gen, TakeTurn())
+    *pauses, taken, whole = told[3:]
+    assert pauses == [Paused()] * case.n_gen
+    assert isinstance(taken, TurnTaken)
+    assert isinstance(whole, TurnTaken)
+    assert taken.steps == whole.steps
+    assert len(taken.step_ns) == len(taken.steps)
+    assert min([taken.prefill_ns, *taken.step_ns]) > 0
+
+
+def test_a_worker_whose_driver_is_gone_in_a_pause_ends(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        answers(*until_checked(tiny_case(), tmp_path), TakeTurn(lockstep=True))
+
+
+def test_going_on_with_no_turn_is_refused() -> None:
+    assert answers(GoOn()) == [Refused(status="failed", error="no turn is paused")]
