@@ -14,49 +14,22 @@ from typing import NamedTuple
 import msgspec
 
 from bench import trial, worktrees
+from bench.ab_record import AB_VERSION, MANIFEST, PAIRS, AbManifest, Settings
 from bench.case import Case, Sweep, UsageError
 from bench.environment import TorchFacts, read_environment
 from bench.jobs import noting
-from bench.pairs import PairFailure, PairTimes
 from bench.plan import refuse_too_long
 from bench.record import Environment, Verdict
-from bench.sides import Introduction, Side, SideName
+from bench.sides import Side, SideName
 from bench.store import DataError, check_name, write_atomically
-from bench.workbench import Nurseries, Records, Told, Workbench, litter
-
-MANIFEST, PAIRS = "ab.json", "pairs.jsonl"
-
-AB_VERSION = 3
-"""Of what is stored. Version 1 had each turn's mean step, not its steps, version 2 no turns in lockstep."""
-
-
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """How much is measured, and what counts as a change."""
-
-    threshold: float = 0.03
-    budget_s: float = 600.0
-    timeout_s: float = 900.0
-
-
-class AbManifest(msgspec.Struct, frozen=True, kw_only=True):
-    """`ab.json`: what was compared with what, where. Beside it, `pairs.jsonl` has every turn."""
-
-    schema_version: int
-    created_utc: str
-    command: list[str]
-    settings: Settings
-    base: Side
-    head: Side
-    introductions: dict[str, Introduction]
-    """What each side's processes said of themselves."""
-    environment: Environment
-    cases: list[Case]
+from bench.workbench import Nurseries, Told, Workbench, litter
 
 
 class Finished(NamedTuple):
-    """Where an A/B is stored, and what it found."""
+    """Where an A/B is stored, what was compared with what, and what was found."""
 
     folder: Path
+    title: str
     verdicts: list[Verdict]
 
 
@@ -100,7 +73,8 @@ def sides(
             if base is not None:
                 top = worktrees.repository(here)
                 if revision is None:
-                    tree, label = stack.enter_context(worktrees.snapshot(top)), "working tree"
+                    tree = stack.enter_context(worktrees.snapshot(top))
+                    label = worktrees.describe(top, tree)
                 else:
                     sha = worktrees.commit(top, revision, name.upper())
                     tree, label = stack.enter_context(worktrees.checkout(top, sha)), sha[:12]
@@ -165,28 +139,10 @@ def compare(
             threshold=settings.threshold,
             budget_s=settings.budget_s - (time.monotonic() - started),
             clock=time.monotonic,
+            tell=tell,
             get_ready=bench.get_ready,
         )
-    return Finished(folder, trial.verdicts(records, cases, settings.threshold))
-
-
-def read(folder: Path) -> tuple[AbManifest, Records]:
-    """A stored A/B, from which `trial.verdicts` says again what was said.
-
-    Raises:
-        DataError: it is missing or damaged, or of another version.
-    """
-    try:
-        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=AbManifest)
-        if manifest.schema_version != AB_VERSION:
-            version = manifest.schema_version
-            raise DataError(f"{folder}: stored in version {version} of the form, and this kvbench reads {AB_VERSION}")
-        lines = (folder / PAIRS).read_bytes().splitlines()
-        return manifest, [msgspec.json.decode(line, type=PairTimes | PairFailure) for line in lines]
-    except OSError as error:
-        raise DataError(f"{error.filename}: {error.strerror}") from error
-    except msgspec.MsgspecError as error:
-        raise DataError(f"{folder}: damaged ({error})") from error
+    return Finished(folder, manifest.title, trial.verdicts(records, cases, settings.threshold))
 
 
 def _settled(sweeps: Sequence[Sweep], told: Told) -> list[Case]:

@@ -171,11 +171,17 @@ def report(
 ) -> None:
     """Redraw the tables and plots of a run from its samples, and print its summary table.
 
-    RUN is a run folder, or a name under --out. Works without torch and transformers.
+    RUN is a run folder, or a name under --out. Of an A/B's folder, also of one that was interrupted, it prints the
+    verdicts, and leaves with their exit code. Works without torch and transformers.
     """
-    from bench import options, tables
-    from bench.store import find_run, read_run
+    from bench import ab_record, options, tables, verdicts
+    from bench.store import find_run, folders_named, read_run
 
+    for folder in folders_named(run, out):
+        if ab_record.is_record(folder):
+            verdict_form = options.one("--format", output_format, verdicts.VERDICT_FORMATS)
+            title, found = ab_record.verdicts(folder)
+            _print_verdicts(found, verdict_form, command="ab", title=title)
     form = options.one("--format", output_format, tables.FORMATS)
     _print_summary(read_run(find_run(run, out)), form)
 
@@ -311,7 +317,7 @@ def ab(
     threshold: Annotated[
         float, typer.Option("--threshold", help="A change up to this share counts as none: 0.03 is three percent.")
     ] = 0.03,
-    budget: Annotated[float, typer.Option("--budget", help="Minutes that it may take in all.")] = 10.0,
+    budget: Annotated[float, typer.Option("--budget", help="Minutes that it should take in all.")] = 10.0,
     seed: Annotated[int | None, typer.Option("--seed", help="Of prompts and random weights [default: 0].")] = None,
     timeout: Annotated[float | None, typer.Option("--timeout", help="Seconds a request may take.")] = None,
     out: OutFolder = RESULTS,
@@ -349,10 +355,9 @@ def ab(
     )
     pythons, variables = {"base": base_python, "head": head_python}, {"base": base_env or [], "head": head_env or []}
     with abtest.sides(base, head, pythons=pythons, variables=variables, here=Path.cwd()) as (old, new):
-        title = f"kvbench ab: {new.label} against {old.label}"
         found = abtest.compare(old, new, sweeps, settings, out, name, _tell)
     print(found.folder, file=sys.stderr)
-    _print_verdicts(found.verdicts, form, command="ab", title=title)
+    _print_verdicts(found.verdicts, form, command="ab", title=found.title)
 
 
 @app.command()
@@ -606,14 +611,14 @@ def _print_verdicts(
     page = verdicts.markdown(found, title=title, require_time=require_time, command=command)
     sentence = verdicts.sentence(found, require_time=require_time, command=command)
     if form == "json":
-        _emit(verdicts.document(found, require_time=require_time, command=command))
+        _emit(verdicts.document(found, title=title, require_time=require_time, command=command))
         print(sentence, file=sys.stderr)
     elif sys.stdout.isatty():
         from rich.console import Console
 
-        Console().print(verdicts.terminal(found), sentence, sep="\n\n", markup=False, highlight=False)
+        Console().print(title, verdicts.terminal(found), sentence, sep="\n\n", markup=False, highlight=False)
     else:
-        _emit(f"{verdicts.table(found)}\n{sentence}\n")
+        _emit(f"{title}\n\n{verdicts.table(found)}\n{sentence}\n")
     try:
         report.append_step_summary(page)
     except UsageError as error:  # the verdict stands

@@ -9,9 +9,11 @@ of both, and of no whole pair.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -37,6 +39,9 @@ LONG_TURN_S = 0.5
 LOCKSTEP_FROM_S = 0.005
 """Mean time of a token from which turns are taken in lockstep. Below it, finding the core's caches as the other side
 left them would be much of a step."""
+
+NO_WARM_UP_FROM_S = 0.02
+"""The same of the check, from which the check is all the warm-up that a pair has: it was a turn of each already."""
 
 LEAST_LOCKSTEP = 2
 """Blocks in lockstep, of one turn of each side: so that either side is first in one."""
@@ -77,6 +82,14 @@ class PairFailure(msgspec.Struct, frozen=True, kw_only=True, tag="pair-failure")
     error: str
 
 
+class Pace(NamedTuple):
+    """How long something takes, in seconds."""
+
+    turn_s: float
+    token_s: float
+    """On average, the first one's prefill included."""
+
+
 class SideFailed(Exception):
     """One or both of the sides' workers did not do what they were asked: the status and the error of each such side."""
 
@@ -112,15 +125,11 @@ class Pair:
             DataError: the sides cannot be compared: they may not use the same cores, or time other steps.
         """
         self._equal_terms()
-        # More threads than cores, and those that wait for one another at a product's end spin away what the rest needs.
-        at_once = len(NAMES) * case.n_threads <= usable_cores()
-        replies = self._both(CheckCase(case=case, path=str(reference)), self.timeout_s, at_once=at_once)
-        checks = {name: reply for name, reply in replies.items() if isinstance(reply, Checked)}
-        wrong = [name for name, check in checks.items() if check.tokens_match == "false"]
-        if wrong:
-            raise SideFailed(dict.fromkeys(wrong, ("failed", "emitted other tokens than naive re-feed")))
-        turn_s, token_s = self._warm_up()
-        lockstep = self.can_lockstep and case.device == "cpu" and token_s >= LOCKSTEP_FROM_S
+        may_lockstep = self.can_lockstep and case.device == "cpu"
+        turn_s, token_s = self._check(case, reference)
+        if not (may_lockstep and token_s >= NO_WARM_UP_FROM_S):
+            turn_s, token_s = self._warm_up()
+        lockstep = may_lockstep and token_s >= LOCKSTEP_FROM_S
         turns_a_block = 2 if lockstep else 4
         blocks = max(1, min(MOST_BLOCKS, round(PAIR_S / (turns_a_block * turn_s))))
         blocks = max(LEAST_LOCKSTEP, blocks) if lockstep else blocks
@@ -143,19 +152,29 @@ class Pair:
             raise DataError(f"{key}: base and head time different decode steps: not comparable")
         return PairTimes(case=key, pair=self.number, turns=[turn for turn, _ in taken], lockstep=lockstep)
 
-    def _warm_up(self) -> tuple[float, float]:
-        """Seconds of a turn, and of a token in it, of the slower side: two turns of each, one where it is long."""
-        first, second = sides_of(self.number)
-        found: dict[SideName, list[Turn]] = {first: [], second: []}
-        # The last turn is the first side's, so that its first timed one follows its own as in later blocks.
-        for name in (first, second, second, first):
-            if all(own and own[0].wall_ns > LONG_TURN_S * 1e9 for own in found.values()):
-                break  # the check was a turn already
-            found[name].append(self._turn(name, -1)[0])
+    def _check(self, case: Case, reference: Path) -> Pace:
+        """Have both prove their tokens; how long that took a side, nothing if it compiled on the way."""
+        # More threads than cores, and those that wait for one another at a product's end spin away what the rest needs.
+        at_once = len(NAMES) * case.n_threads <= usable_cores()
+        request, began = CheckCase(case=case, path=str(reference), count=False), time.monotonic()
+        replies = self._both(request, self.timeout_s, at_once=at_once)
+        seconds = (time.monotonic() - began) / (1 if at_once else len(NAMES))
+        checks = {name: reply for name, reply in replies.items() if isinstance(reply, Checked)}
+        wrong = [name for name, check in checks.items() if check.tokens_match == "false"]
+        if wrong:
+            raise SideFailed(dict.fromkeys(wrong, ("failed", "emitted other tokens than naive re-feed")))
+        if any(check.compile_s is not None for check in checks.values()):
+            return Pace(0.0, 0.0)
+        return Pace(seconds, seconds / max(check.positions_checked for check in checks.values()))
+
+    def _warm_up(self) -> Pace:
+        """Two turns of each; how long the slower side's were."""
+        # The last one is the first side's, so that its first timed one follows its own as in later blocks.
+        turns = [self._turn(name, -1)[0] for name in turn_order(self.number, -1, 1)]
         # Each side's shorter one: where the machine is slow for a moment, it takes more turns, not fewer.
-        shortest = {name: min(own, key=lambda turn: turn.wall_ns) for name, own in found.items()}
-        slower = max(shortest.values(), key=lambda turn: turn.wall_ns)
-        return slower.wall_ns / 1e9, slower.wall_ns / (1 + len(slower.step_ns)) / 1e9
+        own = [min((turn for turn in turns if turn.side == name), key=lambda turn: turn.wall_ns) for name in NAMES]
+        slower = max(own, key=lambda turn: turn.wall_ns)
+        return Pace(slower.wall_ns / 1e9, slower.wall_ns / (1 + len(slower.step_ns)) / 1e9)
 
     def _choice_of_cores(self, case: Case) -> list[int]:
         """The cores that both sides may use, if they are to take turns on one at a time.
@@ -194,10 +213,10 @@ class Pair:
         return _turn_of(name, block, reply, before, self._waited_ns(name), turn_ns(reply)), reply.steps
 
     def _turns_in_lockstep(self, block: int) -> list[tuple[Turn, list[int]]]:
-        """A turn of each side, and which steps it timed. Who is first changes with every step, and with every block."""
+        """A turn of each side, and which steps it timed. Who is first changes with every block."""
         before, finished, n_tokens = self._waited_ns(*NAMES), dict[SideName, TurnTaken](), 0
         while len(finished) < len(NAMES):
-            for name in sides_of(self.number + block + n_tokens):
+            for name in sides_of(self.number + block):
                 if name not in finished:
                     reply = self._ask(name, GoOn() if n_tokens else TakeTurn(lockstep=True))
                     if isinstance(reply, TurnTaken):

@@ -34,6 +34,8 @@ class CheckCase(msgspec.Struct, frozen=True, kw_only=True, tag="check"):
 
     case: Case
     path: str
+    count: bool = True
+    """Count operations too, which takes longer; without it `Checked.counters` is None."""
 
 
 class TakeTurn(msgspec.Struct, frozen=True, kw_only=True, tag="turn"):

@@ -193,18 +193,26 @@ def read_run(folder: Path) -> Run:
     )
 
 
+def folders_named(run: str, out: Path) -> list[Path]:
+    """Where a user may mean by `run`: a path, or a bare name under `out`."""
+    return [Path(run), *([out / run] if run == Path(run).name else [])]
+
+
 def find_run(run: str, out: Path) -> Path:
-    """The folder that `run` means: a path, or a bare name under `out`.
+    """The folder of the run that `run` means.
 
     Raises:
         DataError: there is no such folder, or it holds no manifest.
     """
-    for folder in (Path(run), out / run):
+    for folder in folders_named(run, out):
         if (folder / "manifest.json").is_file():
             return folder
+        if (folder / "ab.json").is_file():
+            raise DataError(f"{folder}: the record of an A/B, no run; `kvbench report {folder}` tells its verdicts")
     known = sorted((path.parent.name for path in out.glob("*/manifest.json")), reverse=True)
     hint = f"the latest there are {', '.join(known[:3])}" if known else "there is none yet: `kvbench run` makes one"
-    raise DataError(f"{run}: no run folder (looked for manifest.json in {run} and {out / run}); {hint}")
+    places = " and ".join(map(str, folders_named(run, out)))
+    raise DataError(f"{run}: no run folder (looked for manifest.json in {places}); {hint}")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -58,6 +58,7 @@ def conduct(
     threshold: float,
     budget_s: float,
     clock: Callable[[], float],
+    tell: Callable[[str], None],
     get_ready: Callable[[int], None] | None = None,
 ) -> list[PairTimes | PairFailure]:
     """Measure pair after pair (`measure(number, cases)`) of what is still open, until all is decided or time is up.
@@ -84,12 +85,20 @@ def conduct(
             if is_too_late(number, len(wanted)):
                 break
         began = clock()
+        tell(_progress(number, wanted, len(left.open), len(quantities), budget_s - (began - started)))
         taken = measure(number, wanted)
         spent_s = (clock() - began) / len(wanted)
         records += taken
         note(logs, quantities, taken)
         failed |= {record.case for record in taken if isinstance(record, PairFailure)}
     return records
+
+
+def _progress(number: int, cases: Sequence[Case], n_open: int, n_all: int, left_s: float) -> str:
+    """What is measured next, as in `process pair 5, confirming: 3 of 8 times open, in 2 cases; 4.2 min left`."""
+    what = "screening" if number < SCREENING_PAIRS else "confirming"
+    in_cases = f"in {len(cases)} case{'s' * (len(cases) != 1)}"
+    return f"process pair {number + 1}, {what}: {n_open} of {n_all} times open, {in_cases}; {left_s / 60:.1f} min left"
 
 
 def note(logs: Logs, quantities: Sequence[Quantity], records: Sequence[PairTimes | PairFailure]) -> None:

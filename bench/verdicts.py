@@ -26,11 +26,13 @@ _ADVICE: dict[Command, dict[str, str]] = {
         "regression": "undo it, or accept it with `kvbench baseline promote`",
         "missing": "measure it, or promote a run without it under another --name",
         "nothing": "no case lies on both sides; measure the cases of the baseline",
+        "inconclusive": "measure again on a quieter machine, or for longer",
     },
     "ab": {
         "regression": "undo it, or merge it knowing what it costs",
         "missing": "mend the side that fails, or leave the case out",
         "nothing": "nothing was compared; see why below the table",
+        "inconclusive": "give it a longer --budget, fewer cases, or a quieter machine",
     },
 }
 
@@ -41,6 +43,8 @@ PAIRED_TIMES = "times in ms; a change above zero is slower, and is paired by pro
 HEADERS = ["verdict", "case", "phase", "quantity", "base", "head", "change", "detectable"]
 
 _KINDS: tuple[VerdictKind, ...] = get_args(VerdictKind)
+_TOLD_TOGETHER: frozenset[VerdictKind] = frozenset({"not-comparable", "inconclusive"})
+"""Whose details are told once for all that share one."""
 _COMPARED = frozenset({"regression", "inconclusive", "faster", "same"})
 _STYLES = {
     "failed": "bold red",
@@ -96,7 +100,7 @@ def sentence(verdicts: Iterable[Verdict], *, require_time: bool = False, command
         case 3:
             return f"NOT COMPARABLE: {advice['nothing']}."
         case 4:
-            return f"INCONCLUSIVE: {told('inconclusive')}; measure again on a quieter machine, or for longer."
+            return f"INCONCLUSIVE: {told('inconclusive')}; {advice['inconclusive']}."
     compared = [verdict for verdict in ordered if verdict.kind in _COMPARED]
     n_times = sum(verdict.quantity in TIMES for verdict in compared)
     found = f"{len(compared) - n_times} exact figures and {n_times} times compared, none worse"
@@ -135,10 +139,11 @@ def table(verdicts: Iterable[Verdict]) -> str:
     return "\n".join([*parts, *([notes] if notes else [])])
 
 
-def document(verdicts: Iterable[Verdict], *, require_time: bool = False, command: Command = "gate") -> str:
-    """Exit code, sentence and every verdict (worst first) as one JSON object; an unknown figure is null."""
+def document(verdicts: Iterable[Verdict], *, title: str, require_time: bool = False, command: Command = "gate") -> str:
+    """Title, exit code, sentence and every verdict (worst first) as one JSON object; an unknown figure is null."""
     ordered = worst_first(verdicts)
     told = {
+        "title": title,
         "exit_code": exit_code(ordered, require_time=require_time),
         "sentence": sentence(ordered, require_time=require_time, command=command),
         "verdicts": ordered,
@@ -193,11 +198,11 @@ def _notes(ordered: Sequence[Verdict]) -> list[str]:
     names = short_names(verdict.case for verdict in ordered)
     equal = sum(verdict.kind == "same" and _is_dull(verdict) for verdict in ordered)
     paired = any(verdict.quantity == "time" and verdict.effect is not None for verdict in ordered)
-    told = [verdict for verdict in ordered if verdict.detail and verdict.kind not in {"same", "not-comparable"}]
-    reasons = Counter(verdict.detail for verdict in ordered if verdict.kind == "not-comparable")
+    told = [verdict for verdict in ordered if verdict.detail and verdict.kind not in {"same", *_TOLD_TOGETHER}]
+    reasons = Counter((verdict.kind, verdict.detail) for verdict in ordered if verdict.kind in _TOLD_TOGETHER)
     return [
         *(f"{names[verdict.case]} {verdict.phase}, {verdict.quantity}: {verdict.detail}" for verdict in told),
-        *(f"not comparable ({count}): {reason}" for reason, count in reasons.items()),
+        *(f"{kind.replace('-', ' ')} ({count}): {reason}" for (kind, reason), count in reasons.items() if reason),
         *([f"exact figures that are equal: {equal}"] if equal else []),
         *([PAIRED_TIMES] if paired else []),
     ]
@@ -223,7 +228,7 @@ def _what(verdict: Verdict) -> str:
     """The quantity and its change, for the sentence: `, time +12.3% [+8.1 to +16.0]`."""
     change = _change(verdict)
     parts = [f", {verdict.quantity} {change}"] if change else []
-    parts += [f" ({verdict.detail})"] if verdict.detail else []
+    parts += [f" ({verdict.detail})"] if verdict.detail and verdict.kind not in _TOLD_TOGETHER else []
     return "".join(parts)
 
 

@@ -112,8 +112,6 @@ class Workbench:
 
     def measure(self, number: int, cases: Sequence[Case]) -> Records:
         """One pair of every one of `cases`, with prompts of its own; stored before this returns."""
-        what = "screening" if number < SCREENING_PAIRS else "confirming"
-        self.tell(f"{what}: process pair {number + 1}, {len(cases)} case{'s' if len(cases) > 1 else ''}")
         records: Records = []
         for record in (record for members in _by_worker(cases) for record in self._measure_workers(number, members)):
             records.append(record)

@@ -109,7 +109,7 @@ class Worker:
             case MakeReference():
                 return self.make_reference(request.case, Path(request.path))
             case CheckCase():
-                return self.check(request.case, Path(request.path))
+                return self.check(request.case, Path(request.path), count=request.count)
             case TakeTurn():
                 return self.take_turn(lockstep=request.lockstep)
             case GoOn():
@@ -150,7 +150,7 @@ class Worker:
         give_back_memory(case.device)
         return Done()
 
-    def check(self, case: Case, path: Path) -> Checked:
+    def check(self, case: Case, path: Path, *, count: bool) -> Checked:
         self.case = case
         context, self.prompt = self._ids(case)
         stored = load_file(path, device=str(self.device))
@@ -161,12 +161,12 @@ class Worker:
         self.strategy.prepare(case.batch_size, case.capacity, context)
         phases = PhaseCounter(self.strategy)
         compiles = self.strategy.compile_s is not None
-        with nullcontext() if compiles else phases.counted():
+        with phases.counted() if count and not compiles else nullcontext():
             found = agreement(self.strategy, self.prompt, self.expected, self._steps(), phases.apart)
         self.tokens_match = found.tokens_match
         self.expected = Reference(stored["tokens"], torch.empty(0))  # the logits are no longer needed
         peak_bytes = peak_memory_bytes(case.device) if has_peak else None
-        if compiles:
+        if count and compiles:
             phases.count_eager(self.prompt, stored["tokens"])
         return Checked(
             tokens_match=found.tokens_match,
@@ -176,7 +176,7 @@ class Worker:
             kv_bytes_after_decode=found.kv_bytes_after_decode,
             peak_memory_bytes=peak_bytes,
             compile_s=self.strategy.compile_s - compiled_before_s if self.strategy.compile_s is not None else None,
-            counters=phases.counters,
+            counters=phases.counters if count else None,
         )
 
     def take_turn(self, *, lockstep: bool) -> TurnTaken:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
@@ -83,6 +84,21 @@ def snapshot(top: Path) -> Iterator[Path]:
             else:
                 shutil.copy2(source, target, follow_symlinks=False)
         yield tree
+
+
+def describe(top: Path, tree: Path) -> str:
+    """The name of `tree`, a `snapshot` of the repository `top`: the commit, and what tells its changed content."""
+    try:
+        on = f" on {_git(top, 'rev-parse', '--verify', '--quiet', 'HEAD')[:12]}"
+    except subprocess.CalledProcessError:  # no commit yet
+        on = ""
+    if on and not _git(top, "status", "--porcelain"):
+        return f"working tree{on}, unchanged"
+    digest = hashlib.sha256()
+    for path in sorted(path for path in tree.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(tree)}\0".encode(errors="surrogateescape"))
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return f"working tree{on}, changed (content {digest.hexdigest()[:12]})"
 
 
 def remove_abandoned() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import ab, trial
+from bench import ab, ab_record
 from bench.arm import TREE
 from bench.case import UsageError
 from bench.store import DataError
@@ -49,19 +49,29 @@ def test_the_same_revision_twice(copy):
     told = json.loads(done.stdout)
     assert {verdict["phase"] for verdict in told["verdicts"]} == {"prefill", "decode"}
     (folder,) = (copy / "runs").iterdir()
-    manifest, records = ab.read(folder)
+    manifest, records = ab_record.read(folder)
     trees = [manifest.base.tree, manifest.head.tree]
     assert trees[0] != trees[1]
     assert sorted(found.code for found in manifest.introductions.values()) == sorted(trees)
     assert not any(Path(tree).exists() for tree in trees)
-    again = trial.verdicts(records, manifest.cases, manifest.settings.threshold)
-    assert [verdict.kind for verdict in again] == [verdict["kind"] for verdict in told["verdicts"]]
+    assert {record.case for record in records} == {case.key for case in manifest.cases}
+    assert f"against {manifest.base.label}; a change up to 3 % counts as none" in told["title"]
+    said = [sys.executable, "-m", "bench.cli", "report", str(folder), "-o", "json"]
+    with (folder / ab_record.PAIRS).open("ab") as file:
+        file.write(b'{"type": "pair", "ca')  # as a kill leaves it
+    again = subprocess.run(said, cwd=TREE, capture_output=True, text=True, check=False)
+    assert again.returncode == done.returncode
+    assert json.loads(again.stdout) == told
+    compare = [*said[:3], "compare", str(folder), str(folder)]
+    refused = subprocess.run(compare, cwd=TREE, capture_output=True, text=True, check=False)
+    assert refused.returncode == 3
+    assert "the record of an A/B, no run; `kvbench report" in refused.stderr
     assert len(git(copy, "worktree", "list").splitlines()) == 1
 
-    stored = folder / ab.MANIFEST
+    stored = folder / ab_record.MANIFEST
     stored.write_text(stored.read_text().replace('"schema_version": 3', '"schema_version": 1'))
     with pytest.raises(DataError, match="stored in version 1 of the form, and this kvbench reads 3"):
-        ab.read(folder)
+        ab_record.read(folder)
 
 
 def test_a_revision_without_the_worker_protocol_is_not_comparable(copy):
@@ -82,7 +92,8 @@ def test_another_protocol_is_not_comparable(copy):
         protocol.write_text(whole)
     assert done.returncode == 3
     assert done.stderr.count("\n") == 1
-    assert "head (working tree) speaks worker protocol 99" in done.stderr
+    assert "head (working tree on " in done.stderr
+    assert "speaks worker protocol 99" in done.stderr
 
 
 def test_a_head_that_emits_other_tokens_fails(tmp_path):
@@ -150,10 +161,10 @@ def test_a_repository_of_other_code_can_differ_only_in_its_model(tmp_path):
 
 def test_a_stored_ab_that_is_damaged_or_gone_is_refused(tmp_path):
     with pytest.raises(DataError):
-        ab.read(tmp_path)
-    (tmp_path / ab.MANIFEST).write_text("{}")
+        ab_record.read(tmp_path)
+    (tmp_path / ab_record.MANIFEST).write_text("{}")
     with pytest.raises(DataError, match="damaged"):
-        ab.read(tmp_path)
+        ab_record.read(tmp_path)
 
 
 @pytest.mark.parametrize(("threshold", "minutes"), [(float("nan"), 1.0), (1.0, 1.0), (0.03, 0.0)])

@@ -28,8 +28,18 @@ class FakeWorker:
     """Answers at once; `log` has who was asked what, in order."""
 
     def __init__(
-        self, name, log, turn_ns=1_000_000, match="true", steps=(1, 2), failure=None, first_ns=None, lockstep=False
+        self,
+        name,
+        log,
+        turn_ns=1_000_000,
+        match="true",
+        steps=(1, 2),
+        failure=None,
+        first_ns=None,
+        lockstep=False,
+        compile_s=None,
     ):
+        self.compile_s = compile_s
         self.name, self.log, self.match, self.lockstep = name, log, match, lockstep
         self.steps, self.failure, self.pid = list(steps), failure, os.getpid()
         self.turns_ns = itertools.chain([first_ns or turn_ns], itertools.repeat(turn_ns))
@@ -60,7 +70,7 @@ class FakeWorker:
                     kv_bytes_after_prefill=0,
                     kv_bytes_after_decode=0,
                     peak_memory_bytes=None,
-                    compile_s=None,
+                    compile_s=self.compile_s,
                 )
             case TakeTurn(lockstep=True):
                 self.left = 1 + len(self.steps)
@@ -183,7 +193,7 @@ def test_a_long_turn_is_taken_once():
 LONG_STEPS = {"turn_ns": 10**8, "lockstep": True}
 
 
-@pytest.mark.parametrize(("number", "order"), [(0, "BHHBBHHBHBBHHBBH"), (1, "HBBHHBBHBHHBBHHB")])
+@pytest.mark.parametrize(("number", "order"), [(0, "BHBHBHBHHBHBHBHB"), (1, "HBHBHBHBBHBHBHBH")])
 def test_long_steps_are_taken_in_lockstep_and_who_is_first_alternates(number, order):
     times, log = measured(number, LONG_STEPS, LONG_STEPS)
     assert times.lockstep
@@ -191,6 +201,16 @@ def test_long_steps_are_taken_in_lockstep_and_who_is_first_alternates(number, or
     asked = [(name, who[0].upper()) for name, who in log if name in {"TakeTurn", "GoOn"}][4:]
     assert "".join(who for _, who in asked) == order  # the prefill, two steps, and the end of the turn; twice
     assert [name for name, _ in asked] == [*["TakeTurn"] * 2, *["GoOn"] * 6] * 2
+
+
+@pytest.mark.parametrize(("compile_s", "warm_ups"), [(None, 0), (0.0, 4)])
+def test_a_long_check_is_all_the_warm_up_unless_it_compiled(compile_s, warm_ups, monkeypatch):
+    monkeypatch.setattr(pairs, "NO_WARM_UP_FROM_S", 1e-12)  # the fake one's check takes no time
+    monkeypatch.setattr(pairs, "LOCKSTEP_FROM_S", 1e-12)
+    sides = LONG_STEPS | {"compile_s": compile_s}
+    times, log = measured(0, sides, sides)
+    assert times.lockstep
+    assert [name for name, _ in log].count("TakeTurn") == warm_ups + len(times.turns)
 
 
 def test_who_cannot_pause_or_has_short_steps_or_a_gpu_takes_whole_turns():

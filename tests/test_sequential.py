@@ -29,7 +29,12 @@ def run(machine: Machine, seed: int, cases: int = 2) -> dict[str, str]:
     """Kind by quantity, of a whole A/B on a synthetic machine; the slow-down is in every decode."""
     tried = grid(["dynamic"], [128, 256, 512][:cases])
     records = trial.conduct(
-        tried, machine.pairs(seed), threshold=THRESHOLD, budget_s=math.inf, clock=iter(range(10**6)).__next__
+        tried,
+        machine.pairs(seed),
+        threshold=THRESHOLD,
+        budget_s=math.inf,
+        clock=iter(range(10**6)).__next__,
+        tell=lambda text: None,
     )
     found = trial.verdicts(records, tried, THRESHOLD)
     return {f"{verdict.case} {verdict.phase}": verdict.kind for verdict in found}

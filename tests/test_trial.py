@@ -28,6 +28,10 @@ class Clock:
         return self.now
 
 
+TOLD: list[str] = []
+"""What `conduct` said of its progress."""
+
+
 def conduct(measure, budget_s=math.inf, seconds_per_case=1.0):
     clock, asked = Clock(), []
 
@@ -36,7 +40,7 @@ def conduct(measure, budget_s=math.inf, seconds_per_case=1.0):
         clock.now += seconds_per_case * len(cases)
         return measure(number, cases)
 
-    return trial.conduct(CASES, timed, threshold=0.03, budget_s=budget_s, clock=clock), asked
+    return trial.conduct(CASES, timed, threshold=0.03, budget_s=budget_s, clock=clock, tell=TOLD.append), asked
 
 
 def only(key, slow, still):
@@ -64,8 +68,10 @@ def test_only_what_is_flagged_is_measured_on():
 
 
 def test_the_budget_ends_it_before_a_pair_that_would_not_fit():
+    TOLD.clear()
     records, asked = conduct(SLOWER.pairs(0), budget_s=7.0)
     assert len(asked) == 3
+    assert TOLD[0] == "process pair 1, screening: 4 of 4 times open, in 2 cases; 0.1 min left"
     found = trial.verdicts(records, CASES, 0.03)
     assert {verdict.kind for verdict in found} == {"inconclusive"}
     assert "--budget is spent" in found[0].detail
@@ -83,7 +89,7 @@ def test_what_comes_before_a_pair_is_no_part_of_the_pace():
         clock.now += 1.0
         return SLOWER.pairs(0)(number, cases)
 
-    trial.conduct(CASES, measure, threshold=0.03, budget_s=6.5, clock=clock, get_ready=get_ready)
+    trial.conduct(CASES, measure, threshold=0.03, budget_s=6.5, clock=clock, tell=TOLD.append, get_ready=get_ready)
     assert numbers == [0, 1, 2]  # with the first pair's three seconds in the pace it would end after one
 
 
@@ -98,7 +104,7 @@ def test_no_pair_is_begun_after_a_preparation_that_used_the_budget_up():
         measured.append(number)
         return SLOWER.pairs(0)(number, cases)
 
-    trial.conduct(CASES, measure, threshold=0.03, budget_s=12.0, clock=clock, get_ready=get_ready)
+    trial.conduct(CASES, measure, threshold=0.03, budget_s=12.0, clock=clock, tell=TOLD.append, get_ready=get_ready)
     assert measured == list(range(SCREENING_PAIRS))
 
 

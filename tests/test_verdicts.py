@@ -60,7 +60,8 @@ def test_a_terminal_shows_the_same_rows():
 
 
 def test_json_holds_every_verdict_worst_first():
-    told = json.loads(verdicts.document([EQUAL, SAME, SLOWER]))
+    told = json.loads(verdicts.document([EQUAL, SAME, SLOWER], title="head against base"))
+    assert told["title"] == "head against base"
     assert told["exit_code"] == 1
     assert [verdict["kind"] for verdict in told["verdicts"]] == ["regression", "same", "same"]
     assert told["verdicts"][0]["effect"] == 0.15
@@ -89,6 +90,13 @@ def test_less_work_is_not_called_faster():
 )
 def test_exit_codes(kinds, code):
     assert verdicts.exit_code([make(kind) for kind in kinds]) == code
+
+
+def test_a_reason_that_many_share_is_told_once():
+    undecided = [make("inconclusive", case, effect=0.01, detail="undecided after 8") for case in (NAIVE, DYNAMIC)]
+    text = verdicts.markdown(undecided, title="kvbench ab", command="ab")
+    assert text.count("undecided after 8") == 1
+    assert "- inconclusive (2): undecided after 8" in text
 
 
 def test_required_times_must_be_compared():

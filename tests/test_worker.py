@@ -149,6 +149,15 @@ def test_a_turn_in_lockstep_pauses_after_every_token(strategy: str, tmp_path: Pa
     assert min([taken.prefill_ns, *taken.step_ns]) > 0
 
 
+def test_a_check_counts_operations_unless_told_not_to(tmp_path: Path) -> None:
+    *requests, check = until_checked(tiny_case(), tmp_path)
+    *_, counted, plain = answers(*requests, check, msgspec.structs.replace(check, count=False))
+    assert isinstance(counted, Checked)
+    assert isinstance(plain, Checked)
+    assert counted.counters
+    assert plain == msgspec.structs.replace(counted, counters=None, peak_memory_bytes=plain.peak_memory_bytes)
+
+
 def test_a_worker_whose_driver_is_gone_in_a_pause_ends(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         answers(*until_checked(tiny_case(), tmp_path), TakeTurn(lockstep=True))

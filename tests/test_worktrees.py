@@ -93,3 +93,25 @@ def test_no_revision_is_a_usage_error(repository, revision):
 def test_no_repository_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match="no git repository"):
         worktrees.repository(tmp_path)
+
+
+def test_the_working_tree_is_named_by_its_commit_and_by_what_changed(repository):
+    sha = git(repository, "rev-parse", "HEAD")[:12]
+
+    def name() -> str:
+        with worktrees.snapshot(repository) as tree:
+            return worktrees.describe(repository, tree)
+
+    assert name() == f"working tree on {sha}, unchanged"
+    (repository / "file").write_text("changed")
+    changed = name()
+    assert changed.startswith(f"working tree on {sha}, changed (content ")
+    assert name() == changed
+    (repository / "new").write_text("")
+    assert name() not in {changed, f"working tree on {sha}, unchanged"}
+
+
+def test_a_repository_without_a_commit_has_a_working_tree_too(tmp_path):
+    git(tmp_path, "init", "-q")
+    with worktrees.snapshot(tmp_path) as tree:
+        assert worktrees.describe(tmp_path, tree).startswith("working tree, changed (content ")
