@@ -43,6 +43,9 @@ left them would be much of a step."""
 NO_WARM_UP_FROM_S = 0.02
 """The same of the check, from which the check is all the warm-up that a pair has: it was a turn of each already."""
 
+IDLE_SHARE, IDLE_S = 0.25, 0.05
+"""What a waiting side may use of a core: threads that wait for work spin for some milliseconds before they sleep."""
+
 LEAST_LOCKSTEP = 2
 """Blocks in lockstep, of one turn of each side: so that either side is first in one."""
 
@@ -104,7 +107,6 @@ class Pair:
     def __init__(self, number: int, base: Arm, head: Arm, timeout_s: float) -> None:
         self.number, self.timeout_s = number, timeout_s
         self.workers: dict[SideName, Arm] = {"base": base, "head": head}
-        self.first, self.second = sides_of(number)
         self.can_lockstep = False
 
     def load(self, case: Case) -> None:
@@ -157,7 +159,7 @@ class Pair:
         # More threads than cores, and those that wait for one another at a product's end spin away what the rest needs.
         at_once = len(NAMES) * case.n_threads <= usable_cores()
         request, began = CheckCase(case=case, path=str(reference), count=False), time.monotonic()
-        replies = self._both(request, self.timeout_s, at_once=at_once)
+        replies = self._both(request, self.timeout_s) if at_once else self._in_turn(request)
         seconds = (time.monotonic() - began) / (1 if at_once else len(NAMES))
         checks = {name: reply for name, reply in replies.items() if isinstance(reply, Checked)}
         wrong = [name for name, check in checks.items() if check.tokens_match == "false"]
@@ -234,20 +236,43 @@ class Pair:
     def _waited_ns(self, *names: SideName) -> dict[SideName, int | None]:
         return {name: cores.waited_ns(self.workers[name].pid) for name in names}
 
-    def _both(self, request: Request, timeout_s: float, *, at_once: bool = True) -> dict[SideName, Reply]:
+    def _both(self, request: Request, timeout_s: float) -> dict[SideName, Reply]:
+        """What both answer, side by side."""
         replies: dict[SideName, Reply] = {}
         failures: dict[SideName, tuple[str, str]] = {}
-        if at_once:
-            for worker in self.workers.values():
-                worker.send(request)
-        for name in (self.first, self.second):
-            worker = self.workers[name]
+        for worker in self.workers.values():
+            worker.send(request)
+        for name in sides_of(self.number):
             try:
-                if not at_once:
-                    worker.send(request)
-                replies[name] = worker.receive(timeout_s)
+                replies[name] = self.workers[name].receive(timeout_s)
             except ArmFailed as failure:
                 failures[name] = failure.status, failure.error
+        if failures:
+            raise SideFailed(failures)
+        return replies
+
+    def _in_turn(self, request: Request) -> dict[SideName, Reply]:
+        """What each answers while the other waits, which it has to do without using the cores.
+
+        Raises:
+            SideFailed: a side crashed.
+            DataError: a waiting side computes, and so would be in the way of the other's times.
+        """
+        replies: dict[SideName, Reply] = {}
+        failures: dict[SideName, tuple[str, str]] = {}
+        first, second = sides_of(self.number)
+        for name, idle in ((first, second), (second, first)):
+            began, before_ns = time.monotonic(), self.workers[idle].cpu_ns
+            try:
+                replies[name] = self.workers[name].ask(request, self.timeout_s)
+            except ArmFailed as failure:
+                failures[name] = failure.status, failure.error
+            used_s, seconds = (self.workers[idle].cpu_ns - before_ns) / 1e9, time.monotonic() - began
+            if idle not in failures and used_s > max(IDLE_S, IDLE_SHARE * seconds):
+                raise DataError(
+                    f"{idle}'s worker keeps a core busy while it waits (as with OMP_WAIT_POLICY=active), and there are "
+                    "not enough for both: not comparable; give fewer --threads"
+                )
         if failures:
             raise SideFailed(failures)
         return replies

@@ -39,7 +39,7 @@ class FakeWorker:
         lockstep=False,
         compile_s=None,
     ):
-        self.compile_s = compile_s
+        self.compile_s, self.cpu_ns = compile_s, 0
         self.name, self.log, self.match, self.lockstep = name, log, match, lockstep
         self.steps, self.failure, self.pid = list(steps), failure, os.getpid()
         self.turns_ns = itertools.chain([first_ns or turn_ns], itertools.repeat(turn_ns))
@@ -182,6 +182,32 @@ def test_both_check_at_once_only_where_each_of_their_threads_has_a_core(cores, a
     alternately = [(sent, first), (got, first), (sent, second), (got, second)]
     found = [entry for entry in log if entry[0].startswith("CheckCase")]
     assert found == ([(sent, "base"), (sent, "head"), (got, first), (got, second)] if at_once else alternately)
+
+
+@pytest.mark.parametrize(("idle_ns", "refused"), [(40_000_000, False), (60_000_000, True)])
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("spinning", ["base", "head"])
+def test_a_side_that_computes_while_it_waits_is_in_the_others_way(idle_ns, refused, number, spinning, monkeypatch):
+    """Its threads spin; what it uses in its own check is no matter."""
+    monkeypatch.setattr(pairs, "usable_cores", lambda: 3)
+    log: list[tuple[str, str]] = []
+    workers = {name: FakeWorker(name, log) for name in pairs.NAMES}
+
+    def ask(self, request, timeout_s):
+        if isinstance(request, CheckCase):
+            workers[self.name].cpu_ns += 10**9
+            if self.name != spinning:
+                workers[spinning].cpu_ns += idle_ns
+        self.send(request)
+        return self.receive(timeout_s)
+
+    monkeypatch.setattr(FakeWorker, "ask", ask)
+    pair = Pair(number, workers["base"], workers["head"], 60.0)
+    if refused:
+        with pytest.raises(DataError, match=f"{spinning}'s worker keeps a core busy while it waits"):
+            pair.measure("key", CASE, Path("reference"))
+    else:
+        pair.measure("key", CASE, Path("reference"))
 
 
 def test_a_long_turn_is_taken_once():

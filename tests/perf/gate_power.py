@@ -37,6 +37,8 @@ FOLDER = ROOT / "results" / "examples" / "gate-power"
 
 SHORT = ["-m", "random:tiny", "--strategies", "dynamic", "-p", "128", "-n", "32", "-t", "1"]
 PLANTED = ["-m", "py:planted:factory", *SHORT[2:]]
+TWELVE = [*SHORT[2:], "--strategies", "naive,dynamic,static", "-p", "32,64,128,256"]
+"""Twelve cases; what is planted into steps of one token slows eight of them, naive's feed more."""
 FULL = ["-m", "smollm2-135m", "--strategies", "naive,dynamic,static", "-p", "32,128,256,512", "-n", "16"]
 
 SIZES = (0.0, 0.02, 0.03, 0.05, 0.10, 0.20)
@@ -149,6 +151,8 @@ def runs_of(part: str, short_min: float) -> list[tuple[str, list[str], float, Di
             return [("random:tiny", ["HEAD", "HEAD", *SHORT], short_min, None)]
         case "full":
             return [("smollm2-135m, 12 cases", ["HEAD", "HEAD", *FULL], 6.0, None)]
+        case "twelve":
+            return [("0.05 in 8 of 12 cases", [*planted("busy:0.05"), *TWELVE], 6.0, None)]
         case "busy":
             return [(f"{size:g}", planted(f"busy:{size:g}"), short_min, None) for size in SIZES]
         case "real":
@@ -157,7 +161,9 @@ def runs_of(part: str, short_min: float) -> list[tuple[str, list[str], float, Di
             return [(name, ["HEAD", "HEAD", *SHORT], short_min, found) for name, found in DISTURBANCES.items()]
 
 
-PARTS = ("aa", "full", "busy", "real", "disturbed")
+PARTS = ("aa", "full", "busy", "twelve", "real", "disturbed")
+ASKED_FOR = frozenset({"full", "twelve"})
+"""Parts of minutes a run, which run only where they are named."""
 
 
 def found_slower(run: Run) -> bool:
@@ -166,7 +172,7 @@ def found_slower(run: Run) -> bool:
 
 
 def table(runs: Sequence[Run]) -> str:
-    """One row per part, setting and budget: how often each exit code, and the bounds of the share of alarms."""
+    """One row per part, setting and budget: how often each exit code, the bounds of the share of alarms, and decisions."""
 
     def key(run: Run) -> tuple[str, str, float]:
         return run["part"], run["what"], run["budget_min"]
@@ -182,10 +188,17 @@ def table(runs: Sequence[Run]) -> str:
         seconds = sorted(run["seconds"] for run in own)
         share = f"{alarms / len(own):.1%} [{bounds.low:.1%}-{bounds.high:.1%}]"
         lengths = [f"{60 * budget_min:.0f}", f"{seconds[len(own) // 2]:.0f}", f"{seconds[-1]:.0f}"]
-        rows.append([part, what, len(own), alarms, share, codes, *lengths])
+        decided = [_decided(own, phase) for phase in ("decode", "prefill")]
+        rows.append([part, what, len(own), alarms, share, codes, *decided, *lengths])
     headers = ["part", "what", "runs", "exit 1", "share [95 % Clopper-Pearson]", "exit codes"]
-    headers += ["budget s", "median s", "longest s"]
+    headers += ["decode decided", "prefill decided", "budget s", "median s", "longest s"]
     return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True) + "\n"
+
+
+def _decided(runs: Sequence[Run], phase: str) -> str:
+    """Of how many times of a phase the runs said something."""
+    kinds = [verdict["kind"] for run in runs for verdict in run["verdicts"] if verdict["phase"] == phase]
+    return f"{sum(kind in {'same', 'regression', 'faster'} for kind in kinds)} of {len(kinds)}"
 
 
 def power_plot(runs: Sequence[Run]) -> Figure:
@@ -231,7 +244,7 @@ def line(run: Run) -> str:
 def main() -> None:
     """Run rounds of the parts asked for, then draw all that is stored."""
     parser = argparse.ArgumentParser(prog="nox -s gate_power --", description=__doc__)
-    parser.add_argument("--part", choices=PARTS, action="append", help="repeatable [default: all but full]")
+    parser.add_argument("--part", choices=PARTS, action="append", help="repeatable [default: all but full, twelve]")
     parser.add_argument("--runs", type=int, default=20, help="of each setting [default: 20]")
     parser.add_argument("--budget", type=float, default=0.25, help="minutes of a short run [default: 0.25]")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where runs.jsonl is added to")
@@ -239,7 +252,7 @@ def main() -> None:
     asked.folder.mkdir(parents=True, exist_ok=True)
     log = asked.folder / "runs.jsonl"
     for number in range(asked.runs):
-        for part in asked.part or [part for part in PARTS if part != "full"]:
+        for part in asked.part or [part for part in PARTS if part not in ASKED_FOR]:
             for what, words, minutes, disturbance in runs_of(part, asked.budget):
                 found = ab(part, what, words, minutes, disturbance)
                 with log.open("a", encoding="utf-8") as file:
