@@ -172,7 +172,7 @@ def found_slower(run: Run) -> bool:
 
 
 def table(runs: Sequence[Run]) -> str:
-    """One row per part, setting and budget: how often each exit code, the share of alarms with its bounds, and decisions."""
+    """One row per part, setting and budget: exit codes, the share of alarms with its bounds, and decisions."""
 
     def key(run: Run) -> tuple[str, str, float]:
         return run["part"], run["what"], run["budget_min"]
