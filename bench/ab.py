@@ -14,8 +14,9 @@ from typing import NamedTuple
 import msgspec
 
 from bench import trial, worktrees
-from bench.ab_record import AB_VERSION, MANIFEST, PAIRS, AbManifest, Settings
+from bench.ab_record import AB_VERSION, MANIFEST, PAIRS, AbManifest, Settings, signed
 from bench.case import Case, Sweep, UsageError
+from bench.checked_lines import Appender
 from bench.environment import TorchFacts, read_environment
 from bench.jobs import noting
 from bench.plan import refuse_too_long
@@ -119,7 +120,7 @@ def compare(
         nurseries = stack.enter_context(Nurseries((base, head), list(keys)))
         told = nurseries.wait()
         cases = _settled(sweeps, told)
-        manifest = AbManifest(
+        unsigned = AbManifest(
             schema_version=AB_VERSION,
             created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
             command=["kvbench", *sys.argv[1:]],
@@ -130,9 +131,12 @@ def compare(
             environment=_environment(cases, told),
             cases=cases,
         )
+        manifest = signed(unsigned)
         folder = _make_folder(out, run_name, manifest)
         stack.enter_context(noting(f"what was measured is kept in {folder}"))
-        bench = stack.enter_context(Workbench(nurseries, cases[0].seed, settings.timeout_s, folder / PAIRS, tell))
+        appender = Appender((folder / PAIRS).open("xb"), manifest.digest)
+        stack.push(lambda kind, *_: appender.close(finished=kind is None))
+        bench = stack.enter_context(Workbench(nurseries, cases[0].seed, settings.timeout_s, appender, tell))
         records = trial.conduct(
             cases,
             bench.measure,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
-from bench import trial
+from bench import checked_lines, trial
 from bench.case import Case
 from bench.pairs import PairFailure, PairTimes
 from bench.record import Environment, Verdict
@@ -16,7 +18,9 @@ from bench.store import DataError
 MANIFEST, PAIRS = "ab.json", "pairs.jsonl"
 
 AB_VERSION = 3
-"""Of what is stored. Version 1 had each turn's mean step, not its steps, version 2 no turns in lockstep."""
+"""Of what is stored. Version 1 had each turn's mean step, not its steps, 2 neither turns in lockstep nor checksums."""
+
+_decode_record = msgspec.json.Decoder(PairTimes | PairFailure | checked_lines.Closing).decode
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +44,8 @@ class AbManifest(msgspec.Struct, frozen=True, kw_only=True):
     """What each side's processes said of themselves."""
     environment: Environment
     cases: list[Case]
+    digest: str = ""
+    """SHA-256 of this manifest with an empty digest."""
 
     @property
     def title(self) -> str:
@@ -48,31 +54,63 @@ class AbManifest(msgspec.Struct, frozen=True, kw_only=True):
         return f"kvbench ab: {self.head.label} against {self.base.label}; a change up to {threshold} counts as none"
 
 
+def signed(manifest: AbManifest) -> AbManifest:
+    """The same, with its digest."""
+    blank = msgspec.structs.replace(manifest, digest="")
+    return msgspec.structs.replace(manifest, digest=hashlib.sha256(msgspec.json.encode(blank)).hexdigest())
+
+
 def is_record(folder: Path) -> bool:
     """Whether an A/B is stored there."""
     return (folder / MANIFEST).is_file()
 
 
-def read(folder: Path) -> tuple[AbManifest, list[PairTimes | PairFailure]]:
+class Ab(NamedTuple):
+    """A stored A/B."""
+
+    manifest: AbManifest
+    records: list[PairTimes | PairFailure]
+    finished: bool
+    """Otherwise it was interrupted, or still measures."""
+
+    @property
+    def title(self) -> str:
+        """Its manifest's, and whether that is all."""
+        return self.manifest.title + ("" if self.finished else " (unfinished)")
+
+    def verdicts(self) -> list[Verdict]:
+        """What its pairs say."""
+        return trial.verdicts(
+            self.records, self.manifest.cases, self.manifest.settings.threshold, finished=self.finished
+        )
+
+
+def read(folder: Path) -> Ab:
     """A stored A/B; of one that was killed, what it had finished.
 
     Raises:
         DataError: it is missing or damaged, or of another version.
     """
+    manifest = _read_manifest(folder / MANIFEST)
+    if not (folder / PAIRS).exists():  # killed before it could make it
+        return Ab(manifest, [], finished=False)
     try:
-        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=AbManifest)
-        if manifest.schema_version != AB_VERSION:
-            version = manifest.schema_version
-            raise DataError(f"{folder}: stored in version {version} of the form, and this kvbench reads {AB_VERSION}")
-        *lines, _torn = (folder / PAIRS).read_bytes().split(b"\n")
-        return manifest, [msgspec.json.decode(line, type=PairTimes | PairFailure) for line in lines]
+        return Ab(manifest, *checked_lines.read(folder / PAIRS, manifest.digest, _decode_record))
+    except checked_lines.Damaged as error:
+        raise DataError(str(error)) from error
+
+
+def _read_manifest(path: Path) -> AbManifest:
+    try:
+        content = path.read_bytes()
+        version = msgspec.json.decode(content, type=dict[str, object]).get("schema_version")
+        if isinstance(version, int) and version != AB_VERSION:
+            raise DataError(f"{path}: stored in version {version} of the form, and this kvbench reads {AB_VERSION}")
+        manifest = msgspec.json.decode(content, type=AbManifest)
     except OSError as error:
-        raise DataError(f"{error.filename}: {error.strerror}") from error
-    except msgspec.MsgspecError as error:
-        raise DataError(f"{folder}: damaged ({error})") from error
-
-
-def verdicts(folder: Path) -> tuple[str, list[Verdict]]:
-    """The title of a stored A/B, and what its pairs say; raises as `read`."""
-    manifest, records = read(folder)
-    return manifest.title, trial.verdicts(records, manifest.cases, manifest.settings.threshold)
+        raise DataError(f"{path}: {error.strerror}") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: damaged ({error})") from error
+    if manifest != signed(manifest):
+        raise DataError(f"{path}: damaged (its digest does not fit its content)")
+    return manifest

@@ -180,8 +180,8 @@ def report(
     for folder in folders_named(run, out):
         if ab_record.is_record(folder):
             verdict_form = options.one("--format", output_format, verdicts.VERDICT_FORMATS)
-            title, found = ab_record.verdicts(folder)
-            _print_verdicts(found, verdict_form, command="ab", title=title)
+            found = ab_record.read(folder)
+            _print_verdicts(found.verdicts(), verdict_form, command="ab", title=found.title)
     form = options.one("--format", output_format, tables.FORMATS)
     _print_summary(read_run(find_run(run, out)), form)
 

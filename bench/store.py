@@ -1,19 +1,16 @@
 """A run folder on disk: a manifest, and samples files that are only ever appended to. Nothing stored is written again.
 
-Every line of a samples file is one record with a checksum that continues the checksum of the line before it (the
-first continues the manifest's digest), so that a changed, lost, doubled or swapped line is found. A line is flushed
-and synced before the next turn starts: a kill loses at most the line being written, which is recognised and dropped.
+A samples file is of checked lines (checked_lines.py), the first of which continues the manifest's digest; each is on
+the disk before the next turn starts.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import os
 import re
 import tempfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +18,7 @@ from typing import BinaryIO
 
 import msgspec
 
+from bench import checked_lines
 from bench.case import UsageError
 from bench.record import SCHEMA_VERSION, CeilingSample, Check, Failure, Manifest, Record, Run, Sample
 
@@ -35,19 +33,7 @@ class FailedRun(Exception):
     """A run cannot be used as asked because a case of it failed; the message is one line."""
 
 
-class _Line(msgspec.Struct):
-    crc32: int
-    record: msgspec.Raw
-
-
-class _Closing(msgspec.Struct, tag="closing", frozen=True):
-    """The last line of a finished samples file: how many records lie before it."""
-
-    records: int
-
-
-_decode_line = msgspec.json.Decoder(_Line).decode
-_decode_record = msgspec.json.Decoder(Record | _Closing).decode
+_decode_record = msgspec.json.Decoder(Record | checked_lines.Closing).decode
 _decode_manifest = msgspec.json.Decoder(Manifest).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -74,30 +60,17 @@ class RunWriter:
 
     def __init__(self, folder: Path, digest: str) -> None:
         self.folder = folder
-        self._crc = zlib.crc32(digest.encode())
-        self._records = 0
-        self._file = _new_samples_file(folder)
+        self._lines = checked_lines.Appender(_new_samples_file(folder), digest)
 
     def append(self, record: Record) -> None:
         """Write `record` and wait until it is on the disk."""
-        self._write(_encode(record))
-        self._records += 1
+        self._lines.append(record)
 
     def __enter__(self) -> RunWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._write(_encode(_Closing(self._records)))
-        finally:
-            self._file.close()
-
-    def _write(self, record: bytes) -> None:
-        self._crc = zlib.crc32(record, self._crc)
-        self._file.write(_encode(_Line(self._crc, msgspec.Raw(record))) + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._lines.close(finished=kind is None)
 
 
 def create_run(out: Path, manifest: Manifest) -> tuple[Path, Manifest]:
@@ -273,35 +246,15 @@ def _read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def _records(path: Path, digest: str) -> Iterator[Record]:
-    """The records of one samples file; the torn last line of a killed writer is left out."""
-    crc = zlib.crc32(digest.encode())
+def _records(path: Path, digest: str) -> list[Record]:
+    """The records of one samples file."""
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: {os.strerror(error.errno or errno.EIO)}") from error
-    *lines, torn = content.split(b"\n")
-    closed = False
-    for number, text in enumerate(lines, start=1):
-        try:
-            line = _decode_line(text)
-            crc = zlib.crc32(bytes(line.record), crc)
-            if crc != line.crc32:
-                raise DataError(f"{path}, line {number}: damaged (its checksum does not fit)")
-            record = _decode_record(line.record)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}, line {number}: damaged ({error})") from error
-        if closed:
-            raise DataError(f"{path}, line {number}: stands after the closing line")
-        if isinstance(record, _Closing):
-            if record.records != number - 1:
-                raise DataError(f"{path}, line {number}: counts {record.records} records, {number - 1} are there")
-            closed = True
-            continue
+        found = checked_lines.read(path, digest, _decode_record)
+    except checked_lines.Damaged as error:
+        raise DataError(str(error)) from error
+    for number, record in enumerate(found.records, start=1):
         _refuse_impossible(record, path, number)
-        yield record
-    if closed and torn:
-        raise DataError(f"{path}: bytes stand after the closing line")
+    return found.records
 
 
 def _refuse_impossible(record: Record, path: Path, number: int) -> None:

@@ -145,29 +145,43 @@ def standing(
     return Standing(seen(pairs) | figures, flagged, calls, [item for item in quantities if item.name not in calls])
 
 
-def verdicts(records: Sequence[PairTimes | PairFailure], cases: Sequence[Case], threshold: float) -> list[Verdict]:
-    """The verdict on every case and phase: what was decided before base failed stands."""
-    pairs = 1 + max((record.pair for record in records), default=-1)
+def verdicts(
+    records: Sequence[PairTimes | PairFailure], cases: Sequence[Case], threshold: float, *, finished: bool = True
+) -> list[Verdict]:
+    """The verdict on every case and phase: what was decided before base failed stands.
+
+    Of an A/B that was not `finished` the last pair may lack cases, and its end was nobody's choice of a look: it says
+    what it had said when it began that pair.
+    """
+    last = max((record.pair for record in records), default=-1 if finished else 0)
+    pairs = last + 1 if finished else last
     failures: dict[str, dict[SideName, PairFailure]] = {}
     for record in records:
         if isinstance(record, PairFailure):
             failures.setdefault(record.case, {})[record.side] = record
     quantities, logs = _quantities(cases), Logs()
     note(logs, quantities, records)
-    found = standing(logs, quantities, pairs, threshold, final=True)
+    found = standing(logs, quantities, pairs, threshold, final=finished)
     nothing_ran = all(_is_unsupported(failures.get(case.key, {})) for case in cases)
     said = []
     for quantity in quantities:
         sides = failures.get(quantity.case.key, {})
         kind = "failed" if nothing_ran else _kind_of_failure(sides)
         if kind is None or (kind == "missing" and quantity.name in found.calls):
-            said.append(_verdict(quantity, found, records, pairs))
+            said.append(_verdict(quantity, found, records, pairs, finished=finished))
         else:
             said.append(_failed(quantity, kind, sides))
     return said
 
 
-def _verdict(quantity: Quantity, found: Standing, records: Sequence[PairTimes | PairFailure], pairs: int) -> Verdict:
+def _verdict(
+    quantity: Quantity,
+    found: Standing,
+    records: Sequence[PairTimes | PairFailure],
+    pairs: int,
+    *,
+    finished: bool,
+) -> Verdict:
     figures, call = found.figures[quantity.name], found.calls.get(quantity.name)
     own = [record for record in records if isinstance(record, PairTimes) and record.case == quantity.case.key]
     base_ms, head_ms = (_median_ms(own, quantity, side) for side in NAMES)
@@ -179,7 +193,8 @@ def _verdict(quantity: Quantity, found: Standing, records: Sequence[PairTimes | 
     detail = ""
     if call is None:
         detail = f"undecided after {len(own)} process pair{'s' * (len(own) != 1)}"
-        detail += "" if pairs == MOST_PAIRS else ", --budget is spent"
+        if pairs < MOST_PAIRS:
+            detail += ", --budget is spent" if finished else ", unfinished"
     elif call == "regression" and _is_waiting(own[SCREENING_PAIRS:], quantity):
         call, detail = None, "head's worker waited for a core while base's did not"
     verdict = Verdict(

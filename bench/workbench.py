@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO
 
 import msgspec
 
 from bench.arm import Arm, ArmFailed
 from bench.case import Case, Group
+from bench.checked_lines import Appender
 from bench.pairs import Pair, PairFailure, PairTimes, SideFailed
 from bench.protocol import Load, MakeReference
 from bench.schedule import LOAD_TIMEOUT_S
@@ -87,18 +86,17 @@ class Workbench:
         nurseries: Nurseries,
         weights_seed: int,
         timeout_s: float,
-        path: Path,
+        appender: Appender,
         tell: Callable[[str], None],
     ) -> None:
         self.nurseries, self.weights_seed, self.timeout_s = nurseries, weights_seed, timeout_s
-        self.path, self.tell = path, tell
+        self.appender, self.tell = appender, tell
         self.references: dict[Group, Arm] = {}
         self.made: dict[Case, Path] = {}
 
     def __enter__(self) -> Workbench:
         self._stack = ExitStack()
         self._scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="kvbench-ab-")))
-        self._file: IO[bytes] = self._stack.enter_context(self.path.open("xb"))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -115,9 +113,7 @@ class Workbench:
         records: Records = []
         for record in (record for members in _by_worker(cases) for record in self._measure_workers(number, members)):
             records.append(record)
-            self._file.write(msgspec.json.encode(record) + b"\n")
-            self._file.flush()  # an interruption keeps it
-        os.fsync(self._file.fileno())
+            self.appender.append(record)  # an interruption keeps it
         for path in self.made.values():
             path.unlink()
         self.made.clear()

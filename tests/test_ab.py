@@ -49,7 +49,8 @@ def test_the_same_revision_twice(copy):
     told = json.loads(done.stdout)
     assert {verdict["phase"] for verdict in told["verdicts"]} == {"prefill", "decode"}
     (folder,) = (copy / "runs").iterdir()
-    manifest, records = ab_record.read(folder)
+    manifest, records, finished = ab_record.read(folder)
+    assert finished
     trees = [manifest.base.tree, manifest.head.tree]
     assert trees[0] != trees[1]
     assert sorted(found.code for found in manifest.introductions.values()) == sorted(trees)
@@ -57,11 +58,16 @@ def test_the_same_revision_twice(copy):
     assert {record.case for record in records} == {case.key for case in manifest.cases}
     assert f"against {manifest.base.label}; a change up to 3 % counts as none" in told["title"]
     said = [sys.executable, "-m", "bench.cli", "report", str(folder), "-o", "json"]
-    with (folder / ab_record.PAIRS).open("ab") as file:
-        file.write(b'{"type": "pair", "ca')  # as a kill leaves it
     again = subprocess.run(said, cwd=TREE, capture_output=True, text=True, check=False)
     assert again.returncode == done.returncode
     assert json.loads(again.stdout) == told
+    path = folder / ab_record.PAIRS
+    path.write_bytes(
+        b"".join(path.read_bytes().splitlines(keepends=True)[:-2]) + b'{"crc32": 12'
+    )  # as a kill leaves it
+    killed = subprocess.run(said, cwd=TREE, capture_output=True, text=True, check=False)
+    assert killed.returncode in {1, 4}
+    assert json.loads(killed.stdout)["title"] == f"{told['title']} (unfinished)"
     compare = [*said[:3], "compare", str(folder), str(folder)]
     refused = subprocess.run(compare, cwd=TREE, capture_output=True, text=True, check=False)
     assert refused.returncode == 3
@@ -160,7 +166,7 @@ def test_a_repository_of_other_code_can_differ_only_in_its_model(tmp_path):
 
 
 def test_a_stored_ab_that_is_damaged_or_gone_is_refused(tmp_path):
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match="No such file"):
         ab_record.read(tmp_path)
     (tmp_path / ab_record.MANIFEST).write_text("{}")
     with pytest.raises(DataError, match="damaged"):

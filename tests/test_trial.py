@@ -67,6 +67,15 @@ def test_only_what_is_flagged_is_measured_on():
     assert verdicts.exit_code(found.values()) == 1
 
 
+def test_an_interrupted_one_says_what_it_knew_when_it_began_its_last_pair():
+    records, _ = conduct(only(KEYS[1], SLOWER.pairs(1), STILL.pairs(2)))
+    at_the_end = [verdict.kind for verdict in trial.verdicts(records, CASES, 0.03)]
+    for stored in range(len(records) + 1):
+        found = trial.verdicts(records[:stored], CASES, 0.03, finished=False)
+        assert all(verdict.kind in {"inconclusive", last} for verdict, last in zip(found, at_the_end, strict=True))
+        assert all(", unfinished" in verdict.detail for verdict in found if verdict.kind == "inconclusive")
+
+
 def test_the_budget_ends_it_before_a_pair_that_would_not_fit():
     TOLD.clear()
     records, asked = conduct(SLOWER.pairs(0), budget_s=7.0)

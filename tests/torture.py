@@ -7,13 +7,20 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
-from bench.baseline import Session, promote, read_sessions
+from bench import ab_record
+from bench.ab_record import AbManifest, Settings
+from bench.baseline import promote, read_sessions
+from bench.checked_lines import Appender
+from bench.outcomes import unfinished
 from bench.record import Run
+from bench.sides import Side
 from bench.store import DataError, RunWriter, create_run, read_run
 from tests.handmade import grid, make_run
+from tests.synthetic import Machine
 
 CASES = grid(["naive", "dynamic"], [16, 64], n_gen=4)
 
@@ -81,21 +88,46 @@ def damage(content: bytes, chance: random.Random) -> tuple[str, bytes]:
     return f"lines {one + 1} and {other + 1} swapped", b"".join(lines)
 
 
+def store_ab(out: Path) -> Path:
+    """Write an A/B that was never measured to a folder."""
+    manifest = ab_record.signed(
+        AbManifest(
+            schema_version=ab_record.AB_VERSION,
+            created_utc="2026-01-01T00:00:00+00:00",
+            command=["kvbench", "ab", "main"],
+            settings=Settings(),
+            base=Side(name="base", label="main"),
+            head=Side(name="head", label="mine", variables={"A": "1"}),
+            introductions={},
+            environment=make_run([]).manifest.environment,
+            cases=CASES,
+        )
+    )
+    measure = Machine().pairs(0)
+    out.mkdir(parents=True)
+    (out / ab_record.MANIFEST).write_bytes(msgspec.json.encode(manifest))
+    lines = Appender((out / ab_record.PAIRS).open("xb"), manifest.digest)
+    for record in (record for number in range(3) for record in measure(number, CASES)):
+        lines.append(record)
+    lines.close(finished=True)
+    return out
+
+
 class Damaged:
-    """A run folder and a baseline whose files are damaged one at a time, and mended again."""
+    """A run folder, an A/B and a baseline whose files are damaged one at a time, and mended again."""
 
     def __init__(self, out: Path) -> None:
         run = make_run(CASES, rounds=3)
-        self.folder = store(run, out / "runs")
+        self.folder, self.ab = store(run, out / "runs"), store_ab(out / "ab")
         self.baseline = promote(run, out / "baselines", "b").parent
-        self.run, self.sessions = read_run(self.folder), read_sessions(self.baseline)
-        self.files = [*self.folder.glob("*.json*"), *self.baseline.glob("*.json")]
+        self.before = {folder: _content(folder) for folder in (self.folder, self.ab, self.baseline)}
+        self.files = [path for folder in self.before for path in folder.glob("*.json*")]
 
     def once(self, chance: random.Random) -> str:
         """Damage one file at random; "refused", "same" or "shorter", never another value.
 
-        "shorter": the samples file was cut, so that the run reads like one that was killed there. Its records are the
-        first ones of the run, unchanged, and it is no baseline: rounds are missing.
+        "shorter": a file of lines was cut, so that it reads like one whose writer was killed there. Its records are the
+        first ones, unchanged, and it counts as unfinished: a run is no baseline, an A/B says that it is not all.
 
         Raises:
             AssertionError: a damaged value was accepted.
@@ -111,20 +143,35 @@ class Damaged:
 
     def _read(self, path: Path, what: str) -> str:
         try:
-            if path.parent == self.baseline:
-                sessions: list[Session] = read_sessions(self.baseline)
-                assert sessions == self.sessions, f"{path}, {what}: read as another session"
-                return "same"
-            run = read_run(self.folder)
+            found = _content(path.parent)
         except DataError as refusal:
             return "refused" if len(str(refusal).splitlines()) == 1 else f"several lines: {refusal}"
-        if run == self.run:
+        before = self.before[path.parent]
+        if found == before:
             return "same"
-        assert "cut" in what, f"{path}, {what}: read as another run"
-        records, before = ([*each.checks, *each.samples] for each in (run, self.run))
-        assert records == before[: len(records)], f"{path}, {what}: read as other records"
-        assert run.manifest == self.run.manifest
+        assert "cut" in what, f"{path}, {what}: read as another value"
+        assert path.suffix == ".jsonl", f"{path}, {what}: read as another value"
+        assert found.manifest == before.manifest
+        assert found.records == before.records[: len(found.records)], f"{path}, {what}: read as other records"
+        assert not found.finished or found.records != before.records, f"{path}, {what}: counts as finished"
         return "shorter"
+
+
+class Content(NamedTuple):
+    """What is read from a folder."""
+
+    manifest: object
+    records: list
+    finished: bool
+
+
+def _content(folder: Path) -> Content:
+    if ab_record.is_record(folder):
+        return Content(*ab_record.read(folder))
+    if (folder / "manifest.json").exists():
+        run = read_run(folder)
+        return Content(run.manifest, [*run.checks, *run.samples], finished=not unfinished(run))
+    return Content(None, read_sessions(folder), finished=True)
 
 
 def other_run(name: str) -> Run:

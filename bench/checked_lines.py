@@ -1,0 +1,113 @@
+"""Files of records that are only ever appended to, one a line.
+
+Every line has a checksum that continues the checksum of the line before it (the first continues a digest that the
+caller has), so that a changed, lost, doubled or swapped line is found. A line is flushed and synced before `append`
+returns: a kill loses at most the line being written, which is recognised and dropped.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, Generic, NamedTuple, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+
+class Damaged(Exception):
+    """A file does not hold what was written to it; the message is one line, which names it."""
+
+
+class Closing(msgspec.Struct, tag="closing", frozen=True):
+    """The last line of a file that its writer has finished: how many records lie before it."""
+
+    records: int
+
+
+class _Line(msgspec.Struct):
+    crc32: int
+    record: msgspec.Raw
+
+
+_decode_line = msgspec.json.Decoder(_Line).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class Appender:
+    """Appends records to `file`, which is new and now this object's."""
+
+    def __init__(self, file: BinaryIO, digest: str) -> None:
+        self._file, self._crc, self._records = file, zlib.crc32(digest.encode()), 0
+
+    def append(self, record: msgspec.Struct) -> None:
+        """Write `record` and wait until it is on the disk.
+
+        Raises:
+            OSError: the disk is full or the folder cannot be written; earlier records are safe.
+        """
+        self._write(record)
+        self._records += 1
+
+    def close(self, *, finished: bool) -> None:
+        """Close the file; with a closing line if it is `finished`."""
+        try:
+            if finished:
+                self._write(Closing(self._records))
+        finally:
+            self._file.close()
+
+    def _write(self, record: msgspec.Struct) -> None:
+        encoded = _encode(record)
+        self._crc = zlib.crc32(encoded, self._crc)
+        self._file.write(_encode(_Line(self._crc, msgspec.Raw(encoded))) + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+class Content(NamedTuple, Generic[T]):
+    """What a file holds."""
+
+    records: list[T]
+    """Each on the line of its place: the first on line 1."""
+    finished: bool
+    """Whether the writer finished it; otherwise it was interrupted, or still writes."""
+
+
+def read(path: Path, digest: str, decode: Callable[[msgspec.Raw], T | Closing]) -> Content[T]:
+    """The records of a file; the torn last line of a killed writer is left out.
+
+    Raises:
+        Damaged: it cannot be read, or holds what was not written so.
+    """
+    crc = zlib.crc32(digest.encode())
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise Damaged(f"{path}: {error.strerror}") from error
+    *lines, torn = content.split(b"\n")
+    records: list[T] = []
+    finished = False
+    for number, text in enumerate(lines, start=1):
+        try:
+            line = _decode_line(text)
+            crc = zlib.crc32(bytes(line.record), crc)
+            if crc != line.crc32:
+                raise Damaged(f"{path}, line {number}: damaged (its checksum does not fit)")
+            record = decode(line.record)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise Damaged(f"{path}, line {number}: damaged ({error})") from error
+        if finished:
+            raise Damaged(f"{path}, line {number}: stands after the closing line")
+        if not isinstance(record, Closing):
+            records.append(record)
+        elif record.records == len(records):
+            finished = True
+        else:
+            raise Damaged(f"{path}, line {number}: counts {record.records} records, {len(records)} are there")
+    if finished and torn:
+        raise Damaged(f"{path}: bytes stand after the closing line")
+    return Content(records, finished)
