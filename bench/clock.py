@@ -121,29 +121,27 @@ class CudaClock:
         return event
 
 
-class Pausing:
-    """Another clock, with a pause after every token: each interval is timed by itself, so that none has the pauses."""
+class PausingClock:
+    """The host's clock with a pause after every token. Each interval is timed by itself: none has the pauses."""
 
-    def __init__(self, clock: Clock, pause: Callable[[], None]) -> None:
-        self._clock, self._pause = clock, pause
-        self._taken: list[Times] = []
+    def __init__(self, pause: Callable[[], None], now_ns: Callable[[], int] = perf_counter_ns) -> None:
+        self._pause, self._now_ns = pause, now_ns
+        self._intervals: list[int] = []
 
     def start(self) -> None:
         """Forget earlier stamps and begin."""
-        self._taken = []
-        self._clock.start()
+        self._intervals = []
+        self._began = self._now_ns()
 
     def stamp(self, *, end_of_phase: bool = False) -> None:
-        """Mark that a token is done, pause, and begin anew. Each token ends a phase: the device must be idle then."""
-        self._clock.stamp(end_of_phase=True)
-        self._taken.append(self._clock.stop())
+        """Mark that a token is done, pause, and begin anew."""
+        self._intervals.append(self._now_ns() - self._began)
         self._pause()
-        self._clock.start()
+        self._began = self._now_ns()
 
     def stop(self) -> Times:
         """Give the times of all stamps."""
-        events = [ns for times in self._taken for ns in times.event_ns or []]
-        return Times(host_ns=[ns for times in self._taken for ns in times.host_ns], event_ns=events or None)
+        return Times(host_ns=self._intervals, event_ns=None)
 
 
 def make_clock(device: str | torch.device) -> Clock:

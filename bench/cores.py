@@ -1,4 +1,4 @@
-"""Which cores the threads of a process may use, and how long they have waited for one (Linux).
+"""Which cores the threads of a process may use, whether they compute, and how long they have waited for one (Linux).
 
 Every function but `waited_ns` raises FileNotFoundError where the process is gone.
 """
@@ -43,6 +43,19 @@ def terms(pid: int) -> str:
             cores = ",".join(map(str, sorted(os.sched_getaffinity(thread))))
             found.add(f"cores {cores} at nice {os.getpriority(os.PRIO_PROCESS, thread)}")
     return " and ".join(sorted(found))
+
+
+def at_rest(pid: int) -> bool:
+    """Whether no thread of `pid` is on a core or waits for one (proc(5), the state in stat).
+
+    It tells the moment, where the CPU time that a process has used is brought up to date by the scheduler's tick alone.
+    """
+    for thread in _threads(pid):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            stat = Path(f"/proc/{pid}/task/{thread}/stat").read_text(encoding="utf-8", errors="replace")
+            if stat.rpartition(")")[2].split()[0] == "R":  # the name before it may hold anything
+                return False
+    return True
 
 
 def waited_ns(pid: int) -> int | None:

@@ -33,25 +33,25 @@ def undisturbed(times: PairTimes, n_threads: int) -> dict[SideName, list[Turn]]:
 def side_ns(turns: Sequence[Turn], phase: Phase, *, lockstep: bool) -> float | None:
     """A side's TTFT or TPOT over its `turns`; None without any.
 
-    Of turns that followed one another it is the fastest prefill, and the decode with each of its steps as fast as in
-    the fastest turn: other programs only ever add to a time, and on a shared machine they add to many, a different
-    share on each side. What a change adds to every step, or to the same step of every turn, shows in the fastest; a
-    cost whose place differs from turn to turn does not, however regular it is.
+    The decode has each of its steps as fast as in the fastest turn, and of prefills it is the fastest: other programs
+    only ever add to a time, and on a shared machine they add to many, a different share on each side. What a change
+    adds to every step, or to the same step of every turn, shows in the fastest; a cost whose place differs from turn to
+    turn does not, however regular it is.
 
-    Turns in lockstep saw the same machine, a step apart, so that what it added is in both, and all of it counts: the
-    geometric mean over the turns.
+    Prefills in lockstep are too few for that, and each saw the same machine as the other side's, so that what it added
+    is in both: their geometric mean.
     """
     if not turns:
         return None
-    if lockstep:
-        return float(np.exp(np.mean(np.log([_of_one_ns(turn, phase) for turn in turns]))))
-    if phase == "prefill":
-        return min(turn.prefill_ns for turn in turns)
-    return float(np.min([turn.step_ns for turn in turns], axis=0).mean())
+    if phase == "decode":
+        return float(np.min([turn.step_ns for turn in turns], axis=0).mean())
+    prefills_ns = [turn.prefill_ns for turn in turns]
+    return float(np.exp(np.mean(np.log(prefills_ns)))) if averages(phase, lockstep=lockstep) else min(prefills_ns)
 
 
-def _of_one_ns(turn: Turn, phase: Phase) -> float:
-    return turn.prefill_ns if phase == "prefill" else float(np.mean(turn.step_ns))
+def averages(phase: Phase, *, lockstep: bool) -> bool:
+    """Whether every turn counts for a side's time, not the fastest alone."""
+    return lockstep and phase == "prefill"
 
 
 def _was_stolen_from(turn: Turn, n_threads: int) -> bool:

@@ -4,13 +4,15 @@ Short steps: whole turns in blocks A A B B, B B A A, ...; A B B A where one bloc
 steps: both take a turn at once, in lockstep, a step of one and then the same step of the other, so that a moment in
 which the machine is slow is in both. Which side is A changes from pair to pair, so that a drift cancels. Sides of one
 thread have the same core in a block, and the next core in the next: a core that another program uses is then in the way
-of both, and of no whole pair.
+of both, and of no whole pair. Where the cores are too few for the threads of both, a side begins only when the other
+rests: threads that wait for work spin for some milliseconds before they sleep.
 """
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +23,7 @@ from bench import cores
 from bench.arm import Arm, ArmFailed
 from bench.case import Case
 from bench.environment import usable_cores
-from bench.protocol import CheckCase, Checked, GoOn, Load, Loaded, Reply, Request, TakeTurn, TurnTaken
+from bench.protocol import CheckCase, Checked, GoOn, Load, Loaded, Paused, Reply, Request, TakeTurn, TurnTaken
 from bench.schedule import LOAD_TIMEOUT_S, turn_ns
 from bench.sides import SideName
 from bench.store import DataError
@@ -37,17 +39,17 @@ LONG_TURN_S = 0.5
 """From here on a turn averages over many steps, and a pair has one turn of each side, no block."""
 
 LOCKSTEP_FROM_S = 0.005
-"""Mean time of a token from which turns are taken in lockstep. Below it, finding the core's caches as the other side
-left them would be much of a step."""
+"""Mean time of a decode step from which turns are taken in lockstep. Below it, finding the core's caches as the other
+side left them would be much of a step."""
 
-NO_WARM_UP_FROM_S = 0.02
-"""The same of the check, from which the check is all the warm-up that a pair has: it was a turn of each already."""
+CHECK_IS_WARM_UP_FROM_S = 0.02
+"""Mean time of a token in the check from which that is all the warm-up: it was a turn of each already."""
 
-IDLE_SHARE, IDLE_S = 0.25, 0.05
-"""What a waiting side may use of a core: threads that wait for work spin for some milliseconds before they sleep."""
+MOST_SPIN_S, SPIN_POLL_S = 0.3, 0.0005
+"""For how long a waiting side's threads may go on computing, and how often that is looked at."""
 
-LEAST_LOCKSTEP = 2
-"""Blocks in lockstep, of one turn of each side: so that either side is first in one."""
+LEAST_LOCKSTEP_BLOCKS = 2
+"""Of one turn of each side: so that either side is first in one."""
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +63,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     wall_ns: int
     """Of both phases; in lockstep of the other side's turn too."""
     waited_ns: int | None
-    """Time that the worker's threads waited for a core, all of them together (Linux)."""
+    """Time that the worker's threads waited for a core during it, all of them together (Linux)."""
     steal_ns: int | None
 
 
@@ -71,7 +73,7 @@ class PairTimes(msgspec.Struct, frozen=True, kw_only=True, tag="pair"):
     case: str
     pair: int
     turns: list[Turn]
-    lockstep: bool = False
+    lockstep: bool
     """Whether base's and head's turns were taken at once, a step of one and then the same step of the other."""
 
 
@@ -85,12 +87,29 @@ class PairFailure(msgspec.Struct, frozen=True, kw_only=True, tag="pair-failure")
     error: str
 
 
+class Manner(NamedTuple):
+    """How a case is measured: found in its first pair, and the same in all."""
+
+    lockstep: bool
+    warm_up: bool
+    """Whether the check is not warm-up enough."""
+
+
 class Pace(NamedTuple):
     """How long something takes, in seconds."""
 
     turn_s: float
     token_s: float
-    """On average, the first one's prefill included."""
+    """On average: of a check with the prefill's, of a turn a decode step."""
+
+
+class Answer(NamedTuple):
+    """What a worker answered to one request."""
+
+    reply: Reply
+    seconds: float
+    waited_ns: int | None
+    """Time that its threads waited for a core meanwhile (Linux)."""
 
 
 class SideFailed(Exception):
@@ -104,20 +123,22 @@ class SideFailed(Exception):
 class Pair:
     """Both sides' workers of one strategy."""
 
-    def __init__(self, number: int, base: Arm, head: Arm, timeout_s: float) -> None:
-        self.number, self.timeout_s = number, timeout_s
+    def __init__(self, number: int, base: Arm, head: Arm, timeout_s: float, manners: dict[str, Manner]) -> None:
+        """`manners` has those of the cases of earlier pairs, by key, and gets those of this one."""
+        self.number, self.timeout_s, self.manners = number, timeout_s, manners
         self.workers: dict[SideName, Arm] = {"base": base, "head": head}
         self.can_lockstep = False
 
     def load(self, case: Case) -> None:
         """Have both load the model, side by side."""
         request = Load(group=case.group, strategy=case.strategy, naive_logits=case.naive_logits, seed=case.seed)
-        replies = self._both(request, LOAD_TIMEOUT_S)
-        for name, reply in replies.items():
+        known = []
+        for name, reply in self._both(request, LOAD_TIMEOUT_S).items():
             if not isinstance(reply, Loaded):
                 raise SideFailed({name: ("failed", f"answered {type(reply).__name__} to Load")})
-        # A base of some weeks ago does not know it yet.
-        self.can_lockstep = all(isinstance(reply, Loaded) and reply.lockstep for reply in replies.values())
+            known.append(reply.lockstep)
+        # A base of some weeks ago does not know it yet. And off Linux nothing tells when a side rests.
+        self.can_lockstep = all(known) and sys.platform == "linux"
 
     def measure(self, key: str, case: Case, reference: Path) -> PairTimes:
         """Check both, warm both up, and time them. `case` has this pair's seed, `key` names it over all pairs.
@@ -126,15 +147,11 @@ class Pair:
             SideFailed: a side crashed, or emitted other tokens.
             DataError: the sides cannot be compared: they may not use the same cores, or time other steps.
         """
+        self.crowded = len(NAMES) * case.n_threads > usable_cores()
         self._equal_terms()
-        may_lockstep = self.can_lockstep and case.device == "cpu"
-        turn_s, token_s = self._check(case, reference)
-        if not (may_lockstep and token_s >= NO_WARM_UP_FROM_S):
-            turn_s, token_s = self._warm_up()
-        lockstep = may_lockstep and token_s >= LOCKSTEP_FROM_S
-        turns_a_block = 2 if lockstep else 4
-        blocks = max(1, min(MOST_BLOCKS, round(PAIR_S / (turns_a_block * turn_s))))
-        blocks = max(LEAST_LOCKSTEP, blocks) if lockstep else blocks
+        turn_s, lockstep = self._get_ready(key, case, reference)
+        turns_a_block, least = (2, LEAST_LOCKSTEP_BLOCKS) if lockstep else (4, 1)
+        blocks = max(least, min(MOST_BLOCKS, round(PAIR_S / (turns_a_block * turn_s))))
         self._equal_terms()
         own = self._choice_of_cores(case) if blocks > 1 else []
         taken: list[tuple[Turn, list[int]]] = []
@@ -154,19 +171,30 @@ class Pair:
             raise DataError(f"{key}: base and head time different decode steps: not comparable")
         return PairTimes(case=key, pair=self.number, turns=[turn for turn, _ in taken], lockstep=lockstep)
 
-    def _check(self, case: Case, reference: Path) -> Pace:
-        """Have both prove their tokens; how long that took a side, nothing if it compiled on the way."""
+    def _get_ready(self, key: str, case: Case, reference: Path) -> tuple[float, bool]:
+        """Check both and warm both up; how long a turn takes, in seconds, and whether it is to be in lockstep."""
+        check, known = self._check(case, reference), self.manners.get(key)
+        warm_up = known.warm_up if known else check is None or check.token_s < CHECK_IS_WARM_UP_FROM_S
+        pace = self._warm_up() if warm_up or check is None else check
+        if known is None:
+            may = self.can_lockstep and case.device == "cpu"
+            known = self.manners[key] = Manner(may and pace.token_s >= LOCKSTEP_FROM_S, warm_up)
+        return pace.turn_s, known.lockstep
+
+    def _check(self, case: Case, reference: Path) -> Pace | None:
+        """Have both prove their tokens; how long that took a side, unless it compiled on the way."""
+        # A base that cannot pause counts operations in any check, so head does, too.
+        request = CheckCase(case=case, path=str(reference), count=not self.can_lockstep)
+        began = time.monotonic()
         # More threads than cores, and those that wait for one another at a product's end spin away what the rest needs.
-        at_once = len(NAMES) * case.n_threads <= usable_cores()
-        request, began = CheckCase(case=case, path=str(reference), count=False), time.monotonic()
-        replies = self._both(request, self.timeout_s) if at_once else self._in_turn(request)
-        seconds = (time.monotonic() - began) / (1 if at_once else len(NAMES))
+        replies = self._in_turn(request) if self.crowded else self._both(request, self.timeout_s)
+        seconds = (time.monotonic() - began) / (len(NAMES) if self.crowded else 1)
         checks = {name: reply for name, reply in replies.items() if isinstance(reply, Checked)}
         wrong = [name for name, check in checks.items() if check.tokens_match == "false"]
         if wrong:
             raise SideFailed(dict.fromkeys(wrong, ("failed", "emitted other tokens than naive re-feed")))
         if any(check.compile_s is not None for check in checks.values()):
-            return Pace(0.0, 0.0)
+            return None
         return Pace(seconds, seconds / max(check.positions_checked for check in checks.values()))
 
     def _warm_up(self) -> Pace:
@@ -176,7 +204,8 @@ class Pair:
         # Each side's shorter one: where the machine is slow for a moment, it takes more turns, not fewer.
         own = [min((turn for turn in turns if turn.side == name), key=lambda turn: turn.wall_ns) for name in NAMES]
         slower = max(own, key=lambda turn: turn.wall_ns)
-        return Pace(slower.wall_ns / 1e9, slower.wall_ns / (1 + len(slower.step_ns)) / 1e9)
+        tokens_ns = slower.step_ns or [slower.prefill_ns]
+        return Pace(slower.wall_ns / 1e9, sum(tokens_ns) / len(tokens_ns) / 1e9)
 
     def _choice_of_cores(self, case: Case) -> list[int]:
         """The cores that both sides may use, if they are to take turns on one at a time.
@@ -209,32 +238,56 @@ class Pair:
 
     def _turn(self, name: SideName, block: int) -> tuple[Turn, list[int]]:
         """A turn of one side, and which steps it timed."""
-        before = self._waited_ns(name)
-        reply = self._ask(name, TakeTurn())
-        assert isinstance(reply, TurnTaken)
-        return _turn_of(name, block, reply, before, self._waited_ns(name), turn_ns(reply)), reply.steps
+        answer = self._ask(name, TakeTurn(), self.timeout_s)
+        taken = _turn_taken(name, answer.reply)
+        return _turn_of(name, block, taken, turn_ns(taken), answer.waited_ns), taken.steps
 
     def _turns_in_lockstep(self, block: int) -> list[tuple[Turn, list[int]]]:
         """A turn of each side, and which steps it timed. Who is first changes with every block."""
-        before, finished, n_tokens = self._waited_ns(*NAMES), dict[SideName, TurnTaken](), 0
-        while len(finished) < len(NAMES):
-            for name in sides_of(self.number + block):
-                if name not in finished:
-                    reply = self._ask(name, GoOn() if n_tokens else TakeTurn(lockstep=True))
-                    if isinstance(reply, TurnTaken):
-                        finished[name] = reply
-            n_tokens += 1
-        after, wall_ns = self._waited_ns(*NAMES), sum(map(turn_ns, finished.values()))
-        return [(_turn_of(name, block, finished[name], before, after, wall_ns), finished[name].steps) for name in NAMES]
+        answers: dict[SideName, list[Answer]] = {name: [] for name in sides_of(self.number + block)}
+        under_way = list(answers)
+        while under_way:
+            for name in list(under_way):
+                own = answers[name]
+                request = GoOn() if own else TakeTurn(lockstep=True)
+                own.append(self._ask(name, request, max(0.0, self.timeout_s - sum(answer.seconds for answer in own))))
+                if not isinstance(own[-1].reply, Paused):
+                    under_way.remove(name)
+        taken = {name: _turn_taken(name, answers[name][-1].reply) for name in NAMES}
+        wall_ns = sum(map(turn_ns, taken.values()))
+        waited_ns = {name: _sum(answer.waited_ns for answer in answers[name]) for name in NAMES}
+        return [(_turn_of(name, block, taken[name], wall_ns, waited_ns[name]), taken[name].steps) for name in NAMES]
 
-    def _ask(self, name: SideName, request: Request) -> Reply:
+    def _ask(self, name: SideName, request: Request, timeout_s: float) -> Answer:
+        """What one side answers while the other rests, how long it took, and how much of that it waited for a core."""
+        worker = self.workers[name]
+        self._let_rest(NAMES[1 - NAMES.index(name)])
+        began, before_ns = time.monotonic(), cores.waited_ns(worker.pid)
         try:
-            return self.workers[name].ask(request, self.timeout_s)
+            reply = worker.ask(request, timeout_s)
         except ArmFailed as failure:
             raise SideFailed({name: (failure.status, failure.error)}) from failure
+        after_ns = cores.waited_ns(worker.pid)
+        waited_ns = None if before_ns is None or after_ns is None else after_ns - before_ns
+        return Answer(reply, time.monotonic() - began, waited_ns)
 
-    def _waited_ns(self, *names: SideName) -> dict[SideName, int | None]:
-        return {name: cores.waited_ns(self.workers[name].pid) for name in names}
+    def _let_rest(self, name: SideName) -> None:
+        """Wait until the threads of a side sleep, where they would be in the other's way.
+
+        Raises:
+            DataError: they go on computing.
+        """
+        if not self.crowded or sys.platform != "linux":
+            return
+        deadline = time.monotonic() + MOST_SPIN_S
+        with self._alive(name):
+            while not cores.at_rest(self.workers[name].pid):
+                if time.monotonic() > deadline:
+                    raise DataError(
+                        f"{name}'s worker computes while it waits (as with OMP_WAIT_POLICY=active), and there are not "
+                        "enough cores for both: not comparable; give fewer --threads"
+                    )
+                time.sleep(SPIN_POLL_S)
 
     def _both(self, request: Request, timeout_s: float) -> dict[SideName, Reply]:
         """What both answer, side by side."""
@@ -252,27 +305,14 @@ class Pair:
         return replies
 
     def _in_turn(self, request: Request) -> dict[SideName, Reply]:
-        """What each answers while the other waits, which it has to do without using the cores.
-
-        Raises:
-            SideFailed: a side crashed.
-            DataError: a waiting side computes, and so would be in the way of the other's times.
-        """
+        """What each answers while the other rests."""
         replies: dict[SideName, Reply] = {}
         failures: dict[SideName, tuple[str, str]] = {}
-        first, second = sides_of(self.number)
-        for name, idle in ((first, second), (second, first)):
-            began, before_ns = time.monotonic(), self.workers[idle].cpu_ns
+        for name in sides_of(self.number):
             try:
-                replies[name] = self.workers[name].ask(request, self.timeout_s)
-            except ArmFailed as failure:
-                failures[name] = failure.status, failure.error
-            used_s, seconds = (self.workers[idle].cpu_ns - before_ns) / 1e9, time.monotonic() - began
-            if idle not in failures and used_s > max(IDLE_S, IDLE_SHARE * seconds):
-                raise DataError(
-                    f"{idle}'s worker keeps a core busy while it waits (as with OMP_WAIT_POLICY=active), and there are "
-                    "not enough for both: not comparable; give fewer --threads"
-                )
+                replies[name] = self._ask(name, request, self.timeout_s).reply
+            except SideFailed as failed:
+                failures |= failed.failures
         if failures:
             raise SideFailed(failures)
         return replies
@@ -303,22 +343,30 @@ def turn_order(number: int, block: int, blocks: int) -> list[SideName]:
     return order if block % 2 == 0 else order[::-1]
 
 
-def _turn_of(
-    name: SideName,
-    block: int,
-    taken: TurnTaken,
-    before: Mapping[SideName, int | None],
-    after: Mapping[SideName, int | None],
-    wall_ns: int,
-) -> Turn:
-    """What is kept of a turn; `before` and `after` it the workers had waited so long for a core."""
-    began_ns, ended_ns = before[name], after[name]
+def _turn_taken(name: SideName, reply: Reply) -> TurnTaken:
+    if not isinstance(reply, TurnTaken):
+        raise SideFailed({name: ("failed", f"answered {type(reply).__name__} to TakeTurn")})
+    return reply
+
+
+def _turn_of(name: SideName, block: int, taken: TurnTaken, wall_ns: int, waited_ns: int | None) -> Turn:
+    """What is kept of a turn."""
     return Turn(
         side=name,
         block=block,
         prefill_ns=taken.prefill_event_ns if taken.prefill_event_ns is not None else taken.prefill_ns,
         step_ns=taken.step_event_ns if taken.step_event_ns is not None else taken.step_ns,
         wall_ns=wall_ns,
-        waited_ns=None if began_ns is None or ended_ns is None else ended_ns - began_ns,
+        waited_ns=waited_ns,
         steal_ns=taken.covariates.steal_ns,
     )
+
+
+def _sum(parts: Iterable[int | None]) -> int | None:
+    """None if a part is unknown."""
+    total = 0
+    for part in parts:
+        if part is None:
+            return None
+        total += part
+    return total

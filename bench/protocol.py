@@ -39,14 +39,15 @@ class CheckCase(msgspec.Struct, frozen=True, kw_only=True, tag="check"):
 
 
 class TakeTurn(msgspec.Struct, frozen=True, kw_only=True, tag="turn"):
-    """Time one prefill and its decode steps of the case that was checked last; answered by `TurnTaken`."""
+    """Time one prefill and its decode steps of the case that was checked last; answered by `TurnTaken`, or `Paused`."""
 
     lockstep: bool = False
-    """Stop after each token with `Paused`, and go on at `GoOn`; only for a worker that `Loaded` says can."""
+    """Stop after each token with `Paused`, the last one too, and go on at `GoOn`; only for a worker of which `Loaded`
+    says that it can."""
 
 
 class GoOn(msgspec.Struct, frozen=True, kw_only=True, tag="go-on"):
-    """Go on with the turn, after `Paused`; answered by the next `Paused`, or by `TurnTaken` after the last token."""
+    """Go on with the turn, after `Paused`; answered by the next `Paused`, or by `TurnTaken` after the last."""
 
 
 class TimeFramework(msgspec.Struct, frozen=True, kw_only=True, tag="framework"):
@@ -77,7 +78,7 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
     code: str
     """The folder that the worker's own code was imported from."""
     lockstep: bool = False
-    """Whether it knows `TakeTurn.lockstep`."""
+    """Whether it can pause (`TakeTurn.lockstep`), and knows `CheckCase.count`."""
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):

@@ -13,7 +13,7 @@ import numpy as np
 
 from bench import sequential
 from bench.case import Case, Phase
-from bench.pair_figures import figure, side_ns, undisturbed
+from bench.pair_figures import averages, figure, side_ns, undisturbed
 from bench.pairs import NAMES, PairFailure, PairTimes
 from bench.record import Verdict, VerdictKind
 from bench.sequential import CONFIRMATION_LOOKS, SCREENING_PAIRS, Call, Figures
@@ -85,7 +85,8 @@ def conduct(
             if is_too_late(number, len(wanted)):
                 break
         began = clock()
-        tell(_progress(number, wanted, len(left.open), len(quantities), budget_s - (began - started)))
+        n_open = sum(quantity.case in wanted for quantity in left.open)
+        tell(_progress(number, wanted, n_open, len(quantities), max(0.0, budget_s - (began - started))))
         taken = measure(number, wanted)
         spent_s = (clock() - began) / len(wanted)
         records += taken
@@ -256,8 +257,8 @@ def _median_ms(own: Sequence[PairTimes], quantity: Quantity, side: SideName) -> 
 def _is_waiting(own: Sequence[PairTimes], quantity: Quantity) -> bool:
     """Whether most of what head is slower by, it waited longer for a core than base (medians over pairs).
 
-    What the fastest steps are slower by is in every turn, so the shortest wait of each side's turns is what counts; in
-    lockstep every turn counts, and so does its wait.
+    What the fastest turn is slower by is in every turn, so the shortest wait of each side's turns is what counts; where
+    every turn counts, so does its wait.
     """
     slower, waited = [], []
     for record in own:
@@ -269,7 +270,9 @@ def _is_waiting(own: Sequence[PairTimes], quantity: Quantity) -> bool:
             time_ns = side_ns(turns, quantity.phase, lockstep=record.lockstep)
             if time_ns is not None:
                 times_ns.append(time_ns * (len(turns[0].step_ns) if quantity.phase == "decode" else 1))
-                waits_ns.append(float(np.mean(waits)) if record.lockstep else min(waits))
+                waits_ns.append(
+                    float(np.mean(waits)) if averages(quantity.phase, lockstep=record.lockstep) else min(waits)
+                )
         if len(times_ns) == len(NAMES):
             slower.append(times_ns[1] - times_ns[0])
             waited.append(waits_ns[1] - waits_ns[0])

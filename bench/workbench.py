@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,11 +13,12 @@ import msgspec
 from bench.arm import Arm, ArmFailed
 from bench.case import Case, Group
 from bench.checked_lines import Appender
-from bench.pairs import Pair, PairFailure, PairTimes, SideFailed
+from bench.pairs import Manner, Pair, PairFailure, PairTimes, SideFailed
 from bench.protocol import Load, MakeReference
 from bench.schedule import LOAD_TIMEOUT_S
 from bench.sequential import SCREENING_PAIRS
 from bench.sides import Introduction, Nursery, Side, SideName
+from bench.store import DataError
 
 Litter = tuple[str, int]
 """Model and threads: the processes that fork the workers are set up for both."""
@@ -30,8 +31,12 @@ Records = list[PairTimes | PairFailure]
 RENEW_AFTER = 4
 """A fifth of the time goes into fresh imports."""
 
+PAIRS_A_PROMPT = SCREENING_PAIRS
+"""Then the prompts change: what is confirmed is none of the prompts that it was found with. Not with every pair, for
+where a prompt is long, naive re-feed for its reference takes longer than all the rest."""
+
 SEED_STEP = 1_000_003
-"""Between the seeds of the prompts of two pairs."""
+"""Between the seeds of two prompts of a case."""
 
 
 class Nurseries:
@@ -93,6 +98,7 @@ class Workbench:
         self.appender, self.tell = appender, tell
         self.references: dict[Group, Arm] = {}
         self.made: dict[Case, Path] = {}
+        self.manners: dict[str, Manner] = {}
 
     def __enter__(self) -> Workbench:
         self._stack = ExitStack()
@@ -109,14 +115,15 @@ class Workbench:
             self._end_references()  # they were forks of the old ones
 
     def measure(self, number: int, cases: Sequence[Case]) -> Records:
-        """One pair of every one of `cases`, with prompts of its own; stored before this returns."""
+        """One pair of every one of `cases`; stored before this returns."""
         records: Records = []
         for record in (record for members in _by_worker(cases) for record in self._measure_workers(number, members)):
             records.append(record)
             self.appender.append(record)  # an interruption keeps it
-        for path in self.made.values():
-            path.unlink()
-        self.made.clear()
+        if (number + 1) % PAIRS_A_PROMPT == 0:
+            for path in self.made.values():
+                path.unlink()
+            self.made.clear()
         return records
 
     def _measure_workers(self, number: int, cases: Sequence[Case]) -> Iterator[PairTimes | PairFailure]:
@@ -124,17 +131,18 @@ class Workbench:
         with ExitStack() as stack:
             pair: Pair | None = None
             for case in cases:
-                fresh = msgspec.structs.replace(case, seed=(case.seed + SEED_STEP * number) % 2**63)
+                seed = (case.seed + SEED_STEP * (number // PAIRS_A_PROMPT)) % 2**63
+                fresh = msgspec.structs.replace(case, seed=seed)
                 try:
                     reference = self._reference(fresh)
                     if pair is None:
-                        pair = Pair(number, *self._fork(stack, case), self.timeout_s)
+                        pair = Pair(number, *self._fork(stack, case), self.timeout_s, self.manners)
                         pair.load(case)
                     yield pair.measure(case.key, fresh, reference)
-                except SideFailed as failure:
-                    for side, (status, error) in failure.failures.items():
-                        self.tell(f"{status} ({side}): {case.key}: {error}")
-                        yield PairFailure(case=case.key, pair=number, side=side, status=status, error=error)
+                except (SideFailed, DataError) as error:
+                    for side, (status, reason) in _failures(error).items():
+                        self.tell(f"{status} ({side}): {case.key}: {reason}")
+                        yield PairFailure(case=case.key, pair=number, side=side, status=status, error=reason)
                     stack.close()  # whatever state they are in, the next case gets new ones
                     pair = None
 
@@ -176,6 +184,11 @@ class Workbench:
     def _end_references(self) -> None:
         while self.references:
             self.references.popitem()[1].close()
+
+
+def _failures(error: SideFailed | DataError) -> Mapping[SideName, tuple[str, str]]:
+    """Whose they are. That two sides are not comparable is no fault of head's, whose failures are judged."""
+    return error.failures if isinstance(error, SideFailed) else {"base": ("not comparable", str(error))}
 
 
 def litter(case: Case) -> Litter:

@@ -24,7 +24,7 @@ from torch import Tensor
 from bench import framework
 from bench.case import Case, DeviceName, naive_steps
 from bench.ceilings import Ceilings
-from bench.clock import Pausing, make_clock, stamping
+from bench.clock import PausingClock, make_clock, stamping
 from bench.counting import PhaseCounter
 from bench.environment import CovariateReader, last_level_cache_bytes, peak_memory_bytes, reset_peak_memory
 from bench.protocol import (
@@ -75,8 +75,6 @@ def token_ids(case: Case, vocab_size: int) -> tuple[Tensor | None, Tensor]:
 class Worker:
     """Carries out requests, one at a time; between them it holds a model, a strategy and the case checked last."""
 
-    pause: Callable[[], None]
-    """Returns when the driver wants the next token of a turn in lockstep."""
     strategy: Strategy
     poisoned = False
     """Whether this process can do nothing more, and must end after its answer."""
@@ -84,6 +82,10 @@ class Worker:
     prompt: Tensor
     expected: Reference
     ceilings: Ceilings
+
+    def __init__(self, pause: Callable[[], None] | None = None) -> None:
+        """`pause` returns when the driver wants the next token of a turn in lockstep; without it there is none."""
+        self.pause = pause
 
     def answer(self, request: Request) -> Reply:
         """Carry out `request`; what goes wrong inside a model is answered, not raised."""
@@ -140,7 +142,7 @@ class Worker:
         gc.collect()
         gc.freeze()
         gc.disable()
-        return Loaded(version=VERSION, code=str(Path(__file__).resolve().parent.parent), lockstep=True)
+        return Loaded(version=VERSION, code=str(Path(__file__).resolve().parent.parent), lockstep=group.device == "cpu")
 
     def make_reference(self, case: Case, path: Path) -> Done:
         context, prompt = self._ids(case)
@@ -183,7 +185,7 @@ class Worker:
         steps = self._steps()
         forced = self.expected.tokens if steps is not None else None
         self.strategy.reset()
-        clock = Pausing(self.clock, self.pause) if lockstep else self.clock
+        clock = self._pausing_clock() if lockstep else self.clock
         stamp = stamping(clock)
         self.covariates.start()
         clock.start()
@@ -200,6 +202,11 @@ class Worker:
             step_event_ns=times.event_ns[1:] if times.event_ns else None,
             covariates=covariates,
         )
+
+    def _pausing_clock(self) -> PausingClock:
+        if self.pause is None or self.device.type != "cpu":
+            raise Unsupported("turns in lockstep are for workers of a driver, on the CPU")
+        return PausingClock(self.pause)
 
     def choose_ceilings(self, request: ChooseCeilings) -> CeilingsChosen:
         torch.set_num_threads(request.n_threads)
@@ -265,14 +272,18 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
         replies.flush()
 
     def pause() -> None:
-        tell(Paused())
-        line = requests.readline()
+        try:
+            tell(Paused())
+            line = requests.readline()
+        except BrokenPipeError:
+            line = b""
         if not line:
             raise SystemExit  # the driver is gone
-        assert isinstance(decode(line), GoOn)
+        request = decode(line)
+        if not isinstance(request, GoOn):
+            raise TypeError(f"{type(request).__name__} is no answer to Paused")
 
-    worker = Worker()
-    worker.pause = pause
+    worker = Worker(pause)
     for line in requests:
         tell(worker.answer(decode(line)))
         if worker.poisoned:

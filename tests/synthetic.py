@@ -13,6 +13,7 @@ import numpy as np
 
 from bench.case import Case
 from bench.pairs import NAMES, PairFailure, PairTimes, Turn, turn_order
+from bench.sides import SideName
 
 N_STEPS = 31
 
@@ -33,6 +34,8 @@ class Machine:
     drift: float = 0.1
     """By how much the machine slows down over a pair."""
     blocks: int = 4
+    lockstep: bool = False
+    """Whether turns are of both sides at once: two blocks of long steps, and what a step takes longer is in both."""
     hog_from: int | None = None
     """The pair from which on another process disturbs both sides at random: some turns, and some sides all through."""
 
@@ -48,6 +51,8 @@ class Machine:
         if random.random() < self.odd_pair:
             own[NAMES[random.integers(2)]] += abs(random.normal(0, 0.2))
         own["head"][1] += np.log1p(self.slowdown)
+        if self.lockstep:
+            return PairTimes(case=case.key, pair=number, turns=self._in_lockstep(random, own), lockstep=True)
         turns = []
         for block in range(self.blocks):
             for name in turn_order(number, block, self.blocks):
@@ -68,4 +73,26 @@ class Machine:
                         steal_ns=0,
                     )
                 )
-        return PairTimes(case=case.key, pair=number, turns=turns)
+        return PairTimes(case=case.key, pair=number, turns=turns, lockstep=False)
+
+    def _in_lockstep(self, random: np.random.Generator, own: dict[SideName, np.ndarray]) -> list[Turn]:
+        turns = []
+        for block in range(2):
+            common = random.exponential(3 * self.turn_noise, N_STEPS + 1) + self.drift * block / 2
+            for name in NAMES:
+                logs = common + own[name][[0] + [1] * N_STEPS] + random.exponential(self.turn_noise, N_STEPS + 1)
+                logs += np.log1p(2 * random.random(N_STEPS + 1)) * (random.random(N_STEPS + 1) < self.burst)
+                prefill_ns, *step_ns = (np.exp(logs) * 4e7).astype("int64").tolist()
+                wall_ns = prefill_ns + sum(step_ns)
+                turns.append(
+                    Turn(
+                        side=name,
+                        block=block,
+                        prefill_ns=prefill_ns,
+                        step_ns=step_ns,
+                        wall_ns=wall_ns,
+                        waited_ns=0,
+                        steal_ns=0,
+                    )
+                )
+        return turns

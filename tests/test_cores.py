@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +55,20 @@ def test_threads_with_other_cores_have_none_in_common(child, monkeypatch):
     monkeypatch.setattr(cores, "_threads", lambda pid: [1, 2])
     monkeypatch.setattr(os, "sched_getaffinity", lambda thread: next(one_each))
     assert not cores.common(child)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what a thread does is told by proc(5)")
+def test_a_process_is_at_rest_when_all_its_threads_sleep(child):
+    spins = "import threading\nthreading.Thread(target=input, daemon=True).start()\nprint(flush=True)\nwhile True: pass"
+    command = [sys.executable, "-c", spins]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as spinning:
+        assert spinning.stdout is not None
+        spinning.stdout.readline()
+        assert not any(cores.at_rest(spinning.pid) for _ in range(50))
+        spinning.kill()
+    deadline = time.monotonic() + 60
+    while not cores.at_rest(child):
+        assert time.monotonic() < deadline
 
 
 @linux

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from bench import pairs
 from bench.arm import ArmFailed
 from bench.pair_figures import figure, undisturbed
-from bench.pairs import Pair, PairTimes, SideFailed, Turn
+from bench.pairs import Manner, Pair, PairTimes, SideFailed, Turn
 from bench.protocol import CheckCase, Checked, GoOn, Load, Loaded, Paused, TakeTurn, TurnTaken
 from bench.record import Covariates
 from bench.store import DataError
@@ -90,9 +90,16 @@ class FakeWorker:
                 )
 
 
-def measured(number=0, base=None, head=None, case=CASE):
+@pytest.fixture(autouse=True)
+def resting(monkeypatch):
+    """The fake workers' process is this one, which is not at rest."""
+    monkeypatch.setattr(pairs.cores, "at_rest", lambda pid: True)
+
+
+def measured(number=0, base=None, head=None, case=CASE, manners=None, timeout_s=60.0):
     log: list[tuple[str, str]] = []
-    pair = Pair(number, FakeWorker("base", log, **(base or {})), FakeWorker("head", log, **(head or {})), 60.0)
+    workers = (FakeWorker(name, log, **(own or {})) for name, own in (("base", base), ("head", head)))
+    pair = Pair(number, *workers, timeout_s, {} if manners is None else manners)
     pair.load(case)
     log.clear()
     return pair.measure("key", case, Path("reference")), log
@@ -184,29 +191,55 @@ def test_both_check_at_once_only_where_each_of_their_threads_has_a_core(cores, a
     assert found == ([(sent, "base"), (sent, "head"), (got, first), (got, second)] if at_once else alternately)
 
 
-@pytest.mark.parametrize(("idle_ns", "refused"), [(40_000_000, False), (60_000_000, True)])
+@pytest.mark.parametrize("lockstep", [False, True])
 @pytest.mark.parametrize("number", [0, 1])
-@pytest.mark.parametrize("spinning", ["base", "head"])
-def test_a_side_that_computes_while_it_waits_is_in_the_others_way(idle_ns, refused, number, spinning, monkeypatch):
-    """Its threads spin; what it uses in its own check is no matter."""
+def test_where_cores_are_too_few_a_side_begins_when_the_other_rests(number, lockstep, monkeypatch):
+    """Whoever has just answered computes on until it has been looked at three times, as threads that spin do."""
     monkeypatch.setattr(pairs, "usable_cores", lambda: 3)
     log: list[tuple[str, str]] = []
+    sides = {name: FakeWorker(name, log, turn_ns=10**8 if lockstep else 10**6, lockstep=True) for name in pairs.NAMES}
+    looks = {}
+    for pid, worker in enumerate(sides.values()):
+        worker.pid, looks[pid] = pid, 0
+    receive = FakeWorker.receive
+
+    def at_rest(pid):
+        looks[pid] -= 1
+        return looks[pid] < 0
+
+    def received(self, timeout_s):
+        if not isinstance(self.request, Load):
+            other = 1 - self.pid
+            assert looks[other] < 0, "asked while the other side computes"
+            looks[self.pid] = 2
+        return receive(self, timeout_s)
+
+    monkeypatch.setattr(FakeWorker, "receive", received)
+    monkeypatch.setattr(pairs.cores, "at_rest", at_rest)
+    monkeypatch.setattr(pairs.cores, "waited_ns", lambda pid: 0)
+    monkeypatch.setattr(pairs.cores, "terms", lambda pid: "any core")
+    monkeypatch.setattr(pairs.cores, "common", lambda pid: frozenset())
+    pair = Pair(number, *sides.values(), 60.0, {})
+    pair.load(CASE)
+    assert pair.measure("key", CASE, Path("reference")).lockstep == lockstep
+
+
+@pytest.mark.parametrize("spinning", ["base", "head"])
+def test_a_side_that_computes_while_it_waits_is_in_the_others_way(spinning, monkeypatch):
+    monkeypatch.setattr(pairs, "MOST_SPIN_S", 0.01)
+    monkeypatch.setattr(pairs.cores, "terms", lambda pid: "any core")
+    monkeypatch.setattr(pairs.cores, "common", lambda pid: frozenset())
+    monkeypatch.setattr(pairs.cores, "waited_ns", lambda pid: 0)
+    monkeypatch.setattr(pairs.cores, "at_rest", lambda pid: pid != 1)
+    log: list[tuple[str, str]] = []
     workers = {name: FakeWorker(name, log) for name in pairs.NAMES}
-
-    def ask(self, request, timeout_s):
-        if isinstance(request, CheckCase):
-            workers[self.name].cpu_ns += 10**9
-            if self.name != spinning:
-                workers[spinning].cpu_ns += idle_ns
-        self.send(request)
-        return self.receive(timeout_s)
-
-    monkeypatch.setattr(FakeWorker, "ask", ask)
-    pair = Pair(number, workers["base"], workers["head"], 60.0)
-    if refused:
-        with pytest.raises(DataError, match=f"{spinning}'s worker keeps a core busy while it waits"):
-            pair.measure("key", CASE, Path("reference"))
-    else:
+    for name, worker in workers.items():
+        worker.pid = int(name == spinning)
+    pair = Pair(0, *workers.values(), 60.0, {})
+    monkeypatch.setattr(pairs, "usable_cores", lambda: 4)
+    pair.measure("key", CASE, Path("reference"))  # there is a core for each thread
+    monkeypatch.setattr(pairs, "usable_cores", lambda: 3)
+    with pytest.raises(DataError, match=f"{spinning}'s worker computes while it waits"):
         pair.measure("key", CASE, Path("reference"))
 
 
@@ -223,7 +256,7 @@ LONG_STEPS = {"turn_ns": 10**8, "lockstep": True}
 def test_long_steps_are_taken_in_lockstep_and_who_is_first_alternates(number, order):
     times, log = measured(number, LONG_STEPS, LONG_STEPS)
     assert times.lockstep
-    assert turns(times) == "BH" * pairs.LEAST_LOCKSTEP
+    assert turns(times) == "BH" * pairs.LEAST_LOCKSTEP_BLOCKS
     asked = [(name, who[0].upper()) for name, who in log if name in {"TakeTurn", "GoOn"}][4:]
     assert "".join(who for _, who in asked) == order  # the prefill, two steps, and the end of the turn; twice
     assert [name for name, _ in asked] == [*["TakeTurn"] * 2, *["GoOn"] * 6] * 2
@@ -231,12 +264,49 @@ def test_long_steps_are_taken_in_lockstep_and_who_is_first_alternates(number, or
 
 @pytest.mark.parametrize(("compile_s", "warm_ups"), [(None, 0), (0.0, 4)])
 def test_a_long_check_is_all_the_warm_up_unless_it_compiled(compile_s, warm_ups, monkeypatch):
-    monkeypatch.setattr(pairs, "NO_WARM_UP_FROM_S", 1e-12)  # the fake one's check takes no time
+    monkeypatch.setattr(pairs, "CHECK_IS_WARM_UP_FROM_S", 1e-12)  # the fake one's check takes no time
     monkeypatch.setattr(pairs, "LOCKSTEP_FROM_S", 1e-12)
     sides = LONG_STEPS | {"compile_s": compile_s}
     times, log = measured(0, sides, sides)
     assert times.lockstep
     assert [name for name, _ in log].count("TakeTurn") == warm_ups + len(times.turns)
+
+
+def test_what_the_first_pair_found_holds_for_all_pairs_of_a_case():
+    manners = {}
+    measured(0, LONG_STEPS, LONG_STEPS, manners=manners)
+    assert manners == {"key": Manner(lockstep=True, warm_up=True)}
+    quick = LONG_STEPS | {"turn_ns": 10**6}
+    assert measured(1, quick, quick, manners=manners)[0].lockstep
+    manners["key"] = Manner(lockstep=False, warm_up=False)
+    times, log = measured(2, LONG_STEPS, LONG_STEPS, manners=manners)
+    assert not times.lockstep
+    assert [name for name, _ in log].count("TakeTurn") == len(times.turns)
+
+
+@pytest.mark.parametrize("both_can", [True, False])
+def test_only_a_base_that_must_counts_operations_and_then_head_does_too(both_can, monkeypatch):
+    asked = []
+    send = FakeWorker.send
+    monkeypatch.setattr(FakeWorker, "send", lambda self, request: (asked.append(request), send(self, request)))
+    measured(0, LONG_STEPS | {"lockstep": both_can}, LONG_STEPS)
+    assert [request.count for request in asked if isinstance(request, CheckCase)] == [not both_can] * 2
+
+
+def test_a_turn_in_lockstep_has_one_time_limit(monkeypatch):
+    """Each token takes a second by the driver's clock, and every reading of it some more."""
+    now, given_s = itertools.count(), []
+    receive = FakeWorker.receive
+
+    def received(self, timeout_s):
+        if isinstance(self.request, TakeTurn | GoOn):
+            given_s.append((self.name, timeout_s))
+        return receive(self, timeout_s)
+
+    monkeypatch.setattr(FakeWorker, "receive", received)
+    monkeypatch.setattr(pairs.time, "monotonic", lambda: float(next(now)))
+    measured(0, LONG_STEPS, LONG_STEPS, manners={"key": Manner(lockstep=True, warm_up=False)}, timeout_s=2.5)
+    assert [seconds for name, seconds in given_s if name == "head"][:4] == [2.5, 1.5, 0.5, 0.0]
 
 
 def test_who_cannot_pause_or_has_short_steps_or_a_gpu_takes_whole_turns():
@@ -310,7 +380,7 @@ def block(number, base_ns, head_ns, steal_ns=0):
 
 @hypothesis.given(st.integers(10**5, 10**9), st.integers(10**5, 10**9))
 def test_the_figure_is_the_log_of_the_ratio(base_ns, head_ns):
-    times = PairTimes(case="key", pair=0, turns=block(0, base_ns, head_ns))
+    times = PairTimes(case="key", pair=0, turns=block(0, base_ns, head_ns), lockstep=False)
     for phase in ("prefill", "decode"):
         assert figure(times, phase, 1) == pytest.approx(math.log(head_ns / base_ns), abs=1e-9)
 
@@ -319,9 +389,9 @@ def test_stalls_and_stolen_turns_do_not_move_the_figure():
     quiet = [turn for number in range(3) for turn in block(number, 10**6, 11 * 10**5)]
     stalled = block(3, 10**6, 10**9)
     stolen = block(4, 10**5, 5 * 10**6, steal_ns=10**9)
-    found = figure(PairTimes(case="key", pair=0, turns=[*quiet, *stalled, *stolen]), "decode", 1)
+    found = figure(PairTimes(case="key", pair=0, turns=[*quiet, *stalled, *stolen], lockstep=False), "decode", 1)
     assert found == pytest.approx(math.log(1.1))
-    assert figure(PairTimes(case="key", pair=0, turns=stolen), "decode", 1) is None
+    assert figure(PairTimes(case="key", pair=0, turns=stolen, lockstep=False), "decode", 1) is None
 
 
 def test_every_step_is_the_fastest_of_its_place():
@@ -331,7 +401,7 @@ def test_every_step_is_the_fastest_of_its_place():
         )
 
     taken = [turn("base", 100, 900), turn("base", 900, 100), turn("head", 120, 900), turn("head", 900, 120)]
-    found = figure(PairTimes(case="key", pair=0, turns=taken), "decode", 1)
+    found = figure(PairTimes(case="key", pair=0, turns=taken, lockstep=False), "decode", 1)
     assert found == pytest.approx(math.log(1.2))
 
 
@@ -347,7 +417,7 @@ def test_what_every_step_costs_more_shows_whatever_is_added(added, slowdown):
         taken.append(
             Turn(side=side, block=at // 4, prefill_ns=1, step_ns=step_ns, wall_ns=1, waited_ns=0, steal_ns=None)
         )
-    found = figure(PairTimes(case="key", pair=0, turns=taken), "decode", 1)
+    found = figure(PairTimes(case="key", pair=0, turns=taken, lockstep=False), "decode", 1)
     assert found == pytest.approx(math.log(slowdown), abs=1e-5)
 
 
@@ -356,11 +426,11 @@ def test_a_cost_whose_place_differs_from_turn_to_turn_is_not_seen():
     quiet = block(0, 10**6, 10**6)
     quiet[1] = msgspec.structs.replace(quiet[1], step_ns=[10**6, 2 * 10**6])
     quiet[2] = msgspec.structs.replace(quiet[2], step_ns=[2 * 10**6, 10**6])
-    assert figure(PairTimes(case="key", pair=0, turns=quiet), "decode", 1) == 0
+    assert figure(PairTimes(case="key", pair=0, turns=quiet, lockstep=False), "decode", 1) == 0
 
 
 @hypothesis.given(st.lists(st.floats(1.0, 10.0), min_size=4, max_size=4), st.floats(0.5, 2.0))
-def test_in_lockstep_a_slow_machine_is_in_both_and_every_cost_is_seen(slow, slowdown):
+def test_in_lockstep_a_slow_machine_is_in_both(slow, slowdown):
     taken = [
         Turn(side=side, block=at, prefill_ns=ns, step_ns=[ns, 3 * ns], wall_ns=1, waited_ns=0, steal_ns=None)
         for at, by in enumerate(slow)
@@ -369,13 +439,18 @@ def test_in_lockstep_a_slow_machine_is_in_both_and_every_cost_is_seen(slow, slow
     times = PairTimes(case="key", pair=0, turns=taken, lockstep=True)
     for phase in ("prefill", "decode"):
         assert figure(times, phase, 1) == pytest.approx(math.log(slowdown), abs=1e-6)
-    ones = msgspec.structs.replace(taken[1], step_ns=[2 * taken[1].step_ns[0], taken[1].step_ns[1]])  # 4 to 5 in a turn
-    found = figure(msgspec.structs.replace(times, turns=[taken[0], ones, *taken[2:]]), "decode", 1)
-    assert found == pytest.approx(math.log(slowdown) + math.log(5 / 4) / 4, abs=1e-6)
+
+
+def test_of_prefills_in_lockstep_all_count_and_of_others_the_fastest():
+    taken = block(0, 10**6, 10**6)
+    taken[1] = msgspec.structs.replace(taken[1], prefill_ns=2 * 10**6)
+    for lockstep, log_ratio in ((True, math.log(2) / 2), (False, 0.0)):
+        times = PairTimes(case="key", pair=0, turns=taken, lockstep=lockstep)
+        assert figure(times, "prefill", 1) == pytest.approx(log_ratio)
 
 
 def test_a_stolen_turn_takes_its_opposite_along():
     quiet, stolen = block(0, 10**6, 10**6), block(1, 10**5, 10**5)
     stolen[0] = msgspec.structs.replace(stolen[0], steal_ns=10**9)
-    left = undisturbed(PairTimes(case="key", pair=0, turns=[*quiet, *stolen]), 1)
+    left = undisturbed(PairTimes(case="key", pair=0, turns=[*quiet, *stolen], lockstep=False), 1)
     assert {name: len(own) for name, own in left.items()} == {"base": 3, "head": 3}

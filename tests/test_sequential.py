@@ -146,15 +146,17 @@ def test_pairs_without_a_figure_decide_nothing():
     assert sequential.confirm(found, {}, THRESHOLD) == {}
 
 
-def test_an_unchanged_tree_raises_no_alarm():
-    kinds = [kind for seed in range(120) for kind in run(Machine(), seed).values()]
+@pytest.mark.parametrize(("lockstep", "decided"), [(False, 0.7), (True, 0.5)])
+def test_an_unchanged_tree_raises_no_alarm(lockstep, decided):
+    kinds = [kind for seed in range(120) for kind in run(Machine(lockstep=lockstep), seed).values()]
     assert "regression" not in kinds
-    assert kinds.count("same") > 0.7 * len(kinds)
+    assert kinds.count("same") > decided * len(kinds)
 
 
+@pytest.mark.parametrize("lockstep", [False, True])
 @pytest.mark.parametrize("slowdown", [0.05, 0.1])
-def test_a_real_slow_down_is_found_and_prefill_is_left_alone(slowdown):
-    found = [run(Machine(slowdown=slowdown), seed) for seed in range(40)]
+def test_a_real_slow_down_is_found_and_prefill_is_left_alone(slowdown, lockstep):
+    found = [run(Machine(slowdown=slowdown, lockstep=lockstep), seed) for seed in range(40)]
     decode = [kind for kinds in found for name, kind in kinds.items() if name.endswith("decode")]
     assert decode.count("regression") >= 0.95 * len(decode)
     assert all(kind != "regression" for kinds in found for name, kind in kinds.items() if name.endswith("prefill"))

@@ -163,5 +163,21 @@ def test_a_worker_whose_driver_is_gone_in_a_pause_ends(tmp_path: Path) -> None:
         answers(*until_checked(tiny_case(), tmp_path), TakeTurn(lockstep=True))
 
 
+def test_only_going_on_answers_a_pause(tmp_path: Path) -> None:
+    *_, paused, refused, whole = answers(
+        *until_checked(tiny_case(), tmp_path), *[TakeTurn(lockstep=True), TakeTurn()] * 2
+    )[:6]
+    assert paused == Paused()
+    assert refused == Refused(status="failed", error="TypeError: TakeTurn is no answer to Paused")
+    assert whole == Paused()  # the worker lives on
+
+
+def test_a_worker_without_a_driver_does_not_pause(tmp_path: Path) -> None:
+    worker, _ = checked(tiny_case(), tmp_path)
+    reply = worker.answer(TakeTurn(lockstep=True))
+    assert isinstance(reply, Refused)
+    assert reply.status == "unsupported"
+
+
 def test_going_on_with_no_turn_is_refused() -> None:
     assert answers(GoOn()) == [Refused(status="failed", error="no turn is paused")]
