@@ -196,7 +196,7 @@ def absolute_folders(models: Sequence[str], here: Path) -> tuple[str, ...]:
 def _variable(flag: str, text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise UsageError(f"{flag} {text}: give NAME=VALUE, as in OMP_WAIT_POLICY=active")
+        raise UsageError(f"{flag} {text}: give NAME=VALUE, as in ATEN_CPU_CAPABILITY=avx2")
     if name == "PYTHONPATH":
         raise UsageError(f"{flag} {text}: the sides' own folders stand there; set it for both, outside of kvbench")
     return name, value

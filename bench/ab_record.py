@@ -60,11 +60,6 @@ def signed(manifest: AbManifest) -> AbManifest:
     return msgspec.structs.replace(manifest, digest=hashlib.sha256(msgspec.json.encode(blank)).hexdigest())
 
 
-def is_record(folder: Path) -> bool:
-    """Whether an A/B is stored there."""
-    return (folder / MANIFEST).is_file()
-
-
 class Ab(NamedTuple):
     """A stored A/B."""
 

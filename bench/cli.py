@@ -172,18 +172,18 @@ def report(
     """Redraw the tables and plots of a run from its samples, and print its summary table.
 
     RUN is a run folder, or a name under --out. Of an A/B's folder, also of one that was interrupted, it prints the
-    verdicts, and leaves with their exit code. Works without torch and transformers.
+    verdicts (--format md or json), and leaves with their exit code. Works without torch and transformers.
     """
     from bench import ab_record, options, tables, verdicts
-    from bench.store import find_run, folders_named, read_run
+    from bench.store import find, read_run
 
-    for folder in folders_named(run, out):
-        if ab_record.is_record(folder):
-            verdict_form = options.one("--format", output_format, verdicts.VERDICT_FORMATS)
-            found = ab_record.read(folder)
-            _print_verdicts(found.verdicts(), verdict_form, command="ab", title=found.title)
+    folder, kind = find(run, out)
+    if kind == "ab":
+        verdict_form = options.one("--format", output_format, verdicts.VERDICT_FORMATS)
+        found = ab_record.read(folder)
+        _print_verdicts(found.verdicts(), verdict_form, command="ab", title=found.title, in_step_summary=False)
     form = options.one("--format", output_format, tables.FORMATS)
-    _print_summary(read_run(find_run(run, out)), form)
+    _print_summary(read_run(folder), form)
 
 
 @app.command()
@@ -603,12 +603,17 @@ def _print_summary(finished: Run, form: Format) -> None:
 
 
 def _print_verdicts(
-    found: Sequence[Verdict], form: VerdictFormat, *, command: Command, title: str, require_time: bool = False
+    found: Sequence[Verdict],
+    form: VerdictFormat,
+    *,
+    command: Command,
+    title: str,
+    require_time: bool = False,
+    in_step_summary: bool = True,
 ) -> NoReturn:
     """Print verdicts, the closing sentence last, add them to a workflow's summary, and leave with their exit code."""
     from bench import report, verdicts
 
-    page = verdicts.markdown(found, title=title, require_time=require_time, command=command)
     sentence = verdicts.sentence(found, require_time=require_time, command=command)
     if form == "json":
         _emit(verdicts.document(found, title=title, require_time=require_time, command=command))
@@ -620,7 +625,9 @@ def _print_verdicts(
     else:
         _emit(f"{title}\n\n{verdicts.table(found)}\n{sentence}\n")
     try:
-        report.append_step_summary(page)
+        if in_step_summary:
+            page = verdicts.markdown(found, title=title, require_time=require_time, command=command)
+            report.append_step_summary(page)
     except UsageError as error:  # the verdict stands
         _tell(f"kvbench: {error}")
     raise typer.Exit(verdicts.exit_code(found, require_time=require_time))

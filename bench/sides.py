@@ -32,7 +32,7 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
 
     name: SideName
     label: str
-    """A revision's commit, `working tree`, or the interpreter and variables."""
+    """Its commit, or the working tree and what tells its content; and the interpreter and variables, where given."""
     python: str = sys.executable
     variables: dict[str, str] = {}
     tree: str | None = None

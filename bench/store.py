@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import msgspec
 
@@ -111,7 +111,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     """
     manifest = msgspec.structs.replace(manifest, digest=_digest(manifest))
     try:
-        write_atomically(folder / "manifest.json", msgspec.json.format(_encode(manifest)))
+        write_atomically(folder / _MANIFESTS["run"], msgspec.json.format(_encode(manifest)))
     except OSError as error:
         raise UsageError(f"--out: {folder} cannot be written ({error.strerror})") from error
     return manifest
@@ -124,7 +124,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         UsageError: another process measures into it.
     """
-    with (folder / "manifest.json").open("rb") as file:
+    with (folder / _MANIFESTS["run"]).open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -166,26 +166,35 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def folders_named(run: str, out: Path) -> list[Path]:
-    """Where a user may mean by `run`: a path, or a bare name under `out`."""
-    return [Path(run), *([out / run] if run == Path(run).name else [])]
+RecordKind = Literal["run", "ab"]
+
+_MANIFESTS: dict[RecordKind, str] = {"run": "manifest.json", "ab": "ab.json"}
+
+
+def find(run: str, out: Path) -> tuple[Path, RecordKind]:
+    """The folder that `run` means, a path or a bare name under `out`, and whether it holds a run or an A/B.
+
+    Raises:
+        DataError: there is no such folder, or it holds neither.
+    """
+    places = [Path(run), *([out / run] if run == Path(run).name else [])]
+    for folder in places:
+        for kind, manifest in _MANIFESTS.items():
+            if (folder / manifest).is_file():
+                return folder, kind
+    known = sorted((path.parent.name for path in out.glob(f"*/{_MANIFESTS['run']}")), reverse=True)
+    hint = f"the latest there are {', '.join(known[:3])}" if known else "there is none yet: `kvbench run` makes one"
+    raise DataError(
+        f"{run}: no run folder (looked for {_MANIFESTS['run']} in {' and '.join(map(str, places))}); {hint}"
+    )
 
 
 def find_run(run: str, out: Path) -> Path:
-    """The folder of the run that `run` means.
-
-    Raises:
-        DataError: there is no such folder, or it holds no manifest.
-    """
-    for folder in folders_named(run, out):
-        if (folder / "manifest.json").is_file():
-            return folder
-        if (folder / "ab.json").is_file():
-            raise DataError(f"{folder}: the record of an A/B, no run; `kvbench report {folder}` tells its verdicts")
-    known = sorted((path.parent.name for path in out.glob("*/manifest.json")), reverse=True)
-    hint = f"the latest there are {', '.join(known[:3])}" if known else "there is none yet: `kvbench run` makes one"
-    places = " and ".join(map(str, folders_named(run, out)))
-    raise DataError(f"{run}: no run folder (looked for manifest.json in {places}); {hint}")
+    """The folder of the run that `run` means; raises as `find`, and where it is an A/B's."""
+    folder, kind = find(run, out)
+    if kind == "ab":
+        raise DataError(f"{folder}: the record of an A/B, no run; `kvbench report {folder}` tells its verdicts")
+    return folder
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -228,7 +237,7 @@ def _digest(manifest: Manifest) -> str:
 
 
 def _read_manifest(folder: Path) -> Manifest:
-    path = folder / "manifest.json"
+    path = folder / _MANIFESTS["run"]
     try:
         content = path.read_bytes()
         version = msgspec.json.decode(content, type=dict[str, object]).get("schema_version")

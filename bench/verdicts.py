@@ -44,7 +44,7 @@ HEADERS = ["verdict", "case", "phase", "quantity", "base", "head", "change", "de
 
 _KINDS: tuple[VerdictKind, ...] = get_args(VerdictKind)
 _TOLD_TOGETHER: frozenset[VerdictKind] = frozenset({"not-comparable", "inconclusive"})
-"""Whose details are told once for all that share one."""
+"""Whose details are told once for all that share one, if there are several."""
 _COMPARED = frozenset({"regression", "inconclusive", "faster", "same"})
 _STYLES = {
     "failed": "bold red",
@@ -198,14 +198,27 @@ def _notes(ordered: Sequence[Verdict]) -> list[str]:
     names = short_names(verdict.case for verdict in ordered)
     equal = sum(verdict.kind == "same" and _is_dull(verdict) for verdict in ordered)
     paired = any(verdict.quantity == "time" and verdict.effect is not None for verdict in ordered)
-    told = [verdict for verdict in ordered if verdict.detail and verdict.kind not in {"same", *_TOLD_TOGETHER}]
-    reasons = Counter((verdict.kind, verdict.detail) for verdict in ordered if verdict.kind in _TOLD_TOGETHER)
+    reasons = Counter((verdict.kind, verdict.detail) for verdict in ordered)
+    shared = {key: count for key, count in reasons.items() if key[0] in _TOLD_TOGETHER and count > 1}
+    told = [
+        verdict
+        for verdict in ordered
+        if verdict.detail and verdict.kind != "same" and (verdict.kind, verdict.detail) not in shared
+    ]
     return [
-        *(f"{names[verdict.case]} {verdict.phase}, {verdict.quantity}: {verdict.detail}" for verdict in told),
-        *(f"{kind.replace('-', ' ')} ({count}): {reason}" for (kind, reason), count in reasons.items() if reason),
+        *(
+            _lead(verdict) + f"{names[verdict.case]} {verdict.phase}, {verdict.quantity}: {verdict.detail}"
+            for verdict in told
+        ),
+        *(f"{kind.replace('-', ' ')} ({count}): {reason}" for (kind, reason), count in shared.items() if reason),
         *([f"exact figures that are equal: {equal}"] if equal else []),
         *([PAIRED_TIMES] if paired else []),
     ]
+
+
+def _lead(verdict: Verdict) -> str:
+    """The verdict, of which no row tells."""
+    return f"{_word(verdict)}, " if _is_dull(verdict) else ""
 
 
 def _is_compared(verdict: Verdict) -> bool:

@@ -15,6 +15,7 @@ import pytest
 
 from bench import explain
 from bench.cli import main
+from tests.torture import store_ab
 
 STRATEGIES = ["naive", "dynamic", "static", "hf-generate"]  # compiled would take its time
 TINY = ["-m", "random:tiny", "-t", "1", "-p", "8,16", "-n", "4", "-r", "6", "--strategies", ",".join(STRATEGIES)]
@@ -246,6 +247,20 @@ def test_unwritable_out_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize("command", [["report", "x"], ["compare", "x", "y"], ["run", "--resume", "x"]])
 def test_missing_run_is_code_3(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no run folder" in refused(capsys, *command, "--out", str(tmp_path), code=3)
+
+
+def test_an_ab_is_reported_by_name_in_its_own_forms(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary"))
+    store_ab(tmp_path / "mine")
+    with pytest.raises(SystemExit) as ended:
+        main(["report", "mine", "--out", str(tmp_path)])
+    assert ended.value.code == 4
+    assert capsys.readouterr().out.startswith("kvbench ab: mine against main; a change up to 3 % counts as none\n")
+    assert not (tmp_path / "summary").exists()  # the A/B itself has told it
+    assert "csv" in refused(capsys, "report", "mine", "--out", str(tmp_path), "-o", "csv")
+    assert "the record of an A/B" in refused(capsys, "compare", "mine", "mine", "--out", str(tmp_path), code=3)
 
 
 def test_timeout_is_a_result(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A stored run is read, summarised, drawn and compared where torch and transformers cannot be imported."""
+"""A stored run or A/B is read, summarised, drawn and compared where torch and transformers cannot be imported."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ class Blocker:
 sys.meta_path.insert(0, Blocker())
 
 from pathlib import Path
-from bench import cautions, compare, comparison_plots, frame, notes, plot_style, plots, rounds, slopes, summary, tables
+from bench import ab_record, cautions, compare, comparison_plots, frame, notes, plot_style, plots
+from bench import rounds, slopes, summary, tables
 from tests.handmade import grid, make_run
+from tests.torture import store_ab
 
+assert ab_record.read(store_ab(Path(sys.argv[1]) / "ab")).verdicts()
 run = make_run(grid(["naive", "dynamic"], [32, 128]))
 summarized, steps = summary.summarize(run), rounds.usable_steps(run)
 lines = slopes.slopes(steps)
@@ -31,10 +34,10 @@ print(" ".join(sorted(drawn)))
 """
 
 
-def test_a_run_is_read_drawn_and_compared(tmp_path):
+def test_a_run_and_an_ab_are_read_drawn_and_compared(tmp_path):
     root = Path(__file__).resolve().parent.parent
     command = [sys.executable, "-c", READ_AND_DRAW, str(tmp_path)]
     answer = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=False)
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout == "forest overlay speedup step_latency throughput\n"
-    assert len(list(tmp_path.iterdir())) == 10
+    assert len(list(tmp_path.glob("*.*"))) == 10

@@ -28,11 +28,7 @@ class Clock:
         return self.now
 
 
-TOLD: list[str] = []
-"""What `conduct` said of its progress."""
-
-
-def conduct(measure, budget_s=math.inf, seconds_per_case=1.0):
+def conduct(measure, budget_s=math.inf, seconds_per_case=1.0, tell=lambda text: None):
     clock, asked = Clock(), []
 
     def timed(number, cases):
@@ -40,7 +36,7 @@ def conduct(measure, budget_s=math.inf, seconds_per_case=1.0):
         clock.now += seconds_per_case * len(cases)
         return measure(number, cases)
 
-    return trial.conduct(CASES, timed, threshold=0.03, budget_s=budget_s, clock=clock, tell=TOLD.append), asked
+    return trial.conduct(CASES, timed, threshold=0.03, budget_s=budget_s, clock=clock, tell=tell), asked
 
 
 def only(key, slow, still):
@@ -77,10 +73,10 @@ def test_an_interrupted_one_says_what_it_knew_when_it_began_its_last_pair():
 
 
 def test_the_budget_ends_it_before_a_pair_that_would_not_fit():
-    TOLD.clear()
-    records, asked = conduct(SLOWER.pairs(0), budget_s=7.0)
+    told: list[str] = []
+    records, asked = conduct(SLOWER.pairs(0), budget_s=7.0, tell=told.append)
     assert len(asked) == 3
-    assert TOLD[0] == "process pair 1, screening: 4 of 4 times open, in 2 cases; 0.1 min left"
+    assert told[0] == "process pair 1, screening: 4 of 4 times open, in 2 cases; 0.1 min left"
     found = trial.verdicts(records, CASES, 0.03)
     assert {verdict.kind for verdict in found} == {"inconclusive"}
     assert "--budget is spent" in found[0].detail
@@ -98,7 +94,7 @@ def test_what_comes_before_a_pair_is_no_part_of_the_pace():
         clock.now += 1.0
         return SLOWER.pairs(0)(number, cases)
 
-    trial.conduct(CASES, measure, threshold=0.03, budget_s=6.5, clock=clock, tell=TOLD.append, get_ready=get_ready)
+    trial.conduct(CASES, measure, threshold=0.03, budget_s=6.5, clock=clock, tell=print, get_ready=get_ready)
     assert numbers == [0, 1, 2]  # with the first pair's three seconds in the pace it would end after one
 
 
@@ -113,7 +109,7 @@ def test_no_pair_is_begun_after_a_preparation_that_used_the_budget_up():
         measured.append(number)
         return SLOWER.pairs(0)(number, cases)
 
-    trial.conduct(CASES, measure, threshold=0.03, budget_s=12.0, clock=clock, tell=TOLD.append, get_ready=get_ready)
+    trial.conduct(CASES, measure, threshold=0.03, budget_s=12.0, clock=clock, tell=print, get_ready=get_ready)
     assert measured == list(range(SCREENING_PAIRS))
 
 

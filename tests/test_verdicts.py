@@ -4,6 +4,7 @@ import itertools
 import json
 from typing import get_args
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,7 +40,7 @@ smollm2-135m cpu float32 sdpa t2 b1 p16 n8 d0 s0
 | REGRESSION | dynamic | decode  | time              |   40.0 |   46.0 | +15.0% [+11.0 to +19.0] |             +4.0% |
 | REGRESSION | naive   | prefill | lm_head_positions |      1 |     16 |                      +15 |                 - |
 
-- not comparable (1): no session of this machine
+- not comparable, naive decode, time: no session of this machine
 - exact figures that are equal: 1
 - times in ms; a change above zero is slower, and is paired by process, so it need not be head / base
 """
@@ -49,6 +50,11 @@ def test_the_page_of_a_pull_request():
     page = verdicts.markdown([EQUAL, MORE, OTHER_MACHINE, SLOWER], title="kvbench gate")
     assert page.replace("-", "").replace(" ", "") == MARKDOWN.replace("-", "").replace(" ", "")
     assert page.index("time") < page.index("lm_head_positions")
+
+
+def test_a_reason_that_several_share_is_told_once():
+    page = verdicts.table([OTHER_MACHINE, msgspec.structs.replace(OTHER_MACHINE, phase="prefill"), MORE])
+    assert "not comparable (2): no session of this machine" in page
 
 
 def test_a_terminal_shows_the_same_rows():

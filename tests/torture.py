@@ -166,7 +166,7 @@ class Content(NamedTuple):
 
 
 def _content(folder: Path) -> Content:
-    if ab_record.is_record(folder):
+    if (folder / ab_record.MANIFEST).exists():
         return Content(*ab_record.read(folder))
     if (folder / "manifest.json").exists():
         run = read_run(folder)
