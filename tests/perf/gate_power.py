@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,11 +38,14 @@ FOLDER = ROOT / "results" / "examples" / "gate-power"
 
 SHORT = ["-m", "random:tiny", "--strategies", "dynamic", "-p", "128", "-n", "32", "-t", "1"]
 PLANTED = ["-m", "py:planted:factory", *SHORT[2:]]
+LONG_STEPS = ["-m", "py:planted:smollm2", "--strategies", "dynamic", "-p", "128", "-n", "16"]
+"""On every core, so that the threads of both sides outnumber them; steps long enough for turns in lockstep."""
 TWELVE = [*SHORT[2:], "--strategies", "naive,dynamic,static", "-p", "32,64,128,256"]
 """Twelve cases; what is planted into steps of one token slows eight of them, naive's feed more."""
 FULL = ["-m", "smollm2-135m", "--strategies", "naive,dynamic,static", "-p", "32,128,256,512", "-n", "16"]
 
 SIZES = (0.0, 0.02, 0.03, 0.05, 0.10, 0.20)
+LONG_SIZES = (0.0, 0.05, 0.10)
 REAL = {"cache-dropped": 128, "kv-clone": 1024, "all-logits": 1024, "item": 1024}
 """At which length of the prompt: of 128 tokens the cache is a quarter of a megabyte, which costs nothing to clone; of
 1,024 a step without cache takes so long that 30 s have too few pairs."""
@@ -139,9 +143,9 @@ def ab(part: str, what: str, words: Sequence[str], budget_min: float, disturbanc
 KEPT = ("case", "phase", "kind", "effect", "low", "high", "detectable")
 
 
-def planted(kind: str) -> list[str]:
+def planted(kind: str, words: Sequence[str] = PLANTED) -> list[str]:
     """The arguments of a run with this slow-down in head."""
-    return [*PLANTED, "--base-env", f"{VARIABLE}={BASE}", "--head-env", f"{VARIABLE}={kind}"]
+    return [*words, "--base-env", f"{VARIABLE}={BASE}", "--head-env", f"{VARIABLE}={kind}"]
 
 
 def runs_of(part: str, short_min: float) -> list[tuple[str, list[str], float, Disturbance | None]]:
@@ -155,14 +159,18 @@ def runs_of(part: str, short_min: float) -> list[tuple[str, list[str], float, Di
             return [("0.05 in 8 of 12 cases", [*planted("busy:0.05"), *TWELVE], 6.0, None)]
         case "busy":
             return [(f"{size:g}", planted(f"busy:{size:g}"), short_min, None) for size in SIZES]
+        case "long-steps":
+            return [
+                (f"smollm2-135m, {size:g}", planted(f"busy:{size:g}", LONG_STEPS), 2.0, None) for size in LONG_SIZES
+            ]
         case "real":
             return [(f"{kind}, p{n}", [*planted(kind), "-p", str(n)], short_min, None) for kind, n in REAL.items()]
         case _:
             return [(name, ["HEAD", "HEAD", *SHORT], short_min, found) for name, found in DISTURBANCES.items()]
 
 
-PARTS = ("aa", "full", "busy", "twelve", "real", "disturbed")
-ASKED_FOR = frozenset({"full", "twelve"})
+PARTS = ("aa", "full", "busy", "long-steps", "twelve", "real", "disturbed")
+ASKED_FOR = frozenset({"full", "long-steps", "twelve"})
 """Parts of minutes a run, which run only where they are named."""
 
 
@@ -172,7 +180,7 @@ def found_slower(run: Run) -> bool:
 
 
 def table(runs: Sequence[Run]) -> str:
-    """One row per part, setting and budget: exit codes, the share of alarms with its bounds, and decisions."""
+    """One row per part, setting and budget: exit codes, the share of alarms with its bounds, and the verdicts."""
 
     def key(run: Run) -> tuple[str, str, float]:
         return run["part"], run["what"], run["budget_min"]
@@ -188,17 +196,21 @@ def table(runs: Sequence[Run]) -> str:
         seconds = sorted(run["seconds"] for run in own)
         share = f"{alarms / len(own):.1%} [{bounds.low:.1%}-{bounds.high:.1%}]"
         lengths = [f"{60 * budget_min:.0f}", f"{seconds[len(own) // 2]:.0f}", f"{seconds[-1]:.0f}"]
-        decided = [_decided(own, phase) for phase in ("decode", "prefill")]
-        rows.append([part, what, len(own), alarms, share, codes, *decided, *lengths])
+        said = [_said(own, phase) for phase in ("decode", "prefill")]
+        rows.append([part, what, len(own), alarms, share, codes, *said, *lengths])
     headers = ["part", "what", "runs", "exit 1", "share [95 % Clopper-Pearson]", "exit codes"]
-    headers += ["decode decided", "prefill decided", "budget s", "median s", "longest s"]
-    return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True) + "\n"
+    headers += ["decode: slower / same / open", "prefill: slower / same / open", "budget s", "median s", "longest s"]
+    revisions = ", ".join(f"{sha[:7]} ({n})" for sha, n in Counter(run["commit"] for run in runs).items())
+    drawn = tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
+    return f"{drawn}\n\nVerdicts are counted by case and phase. Revisions, and how many runs: {revisions}.\n"
 
 
-def _decided(runs: Sequence[Run], phase: str) -> str:
-    """Of how many times of a phase the runs said something."""
-    kinds = [verdict["kind"] for run in runs for verdict in run["verdicts"] if verdict["phase"] == phase]
-    return f"{sum(kind in {'same', 'regression', 'faster'} for kind in kinds)} of {len(kinds)}"
+def _said(runs: Sequence[Run], phase: str) -> str:
+    """How many verdicts of a phase there are of each kind."""
+    found = Counter(verdict["kind"] for run in runs for verdict in run["verdicts"] if verdict["phase"] == phase)
+    counts = [found[kind] for kind in ("regression", "same", "inconclusive")]
+    faster = f" ({found['faster']} faster)" if found["faster"] else ""
+    return " / ".join(map(str, counts)) + faster
 
 
 def power_plot(runs: Sequence[Run]) -> Figure:
@@ -244,7 +256,9 @@ def line(run: Run) -> str:
 def main() -> None:
     """Run rounds of the parts asked for, then draw all that is stored."""
     parser = argparse.ArgumentParser(prog="nox -s gate_power --", description=__doc__)
-    parser.add_argument("--part", choices=PARTS, action="append", help="repeatable [default: all but full, twelve]")
+    parser.add_argument(
+        "--part", choices=PARTS, action="append", help="repeatable [default: all but full, long-steps, twelve]"
+    )
     parser.add_argument("--runs", type=int, default=20, help="of each setting [default: 20]")
     parser.add_argument("--budget", type=float, default=0.25, help="minutes of a short run [default: 0.25]")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where runs.jsonl is added to")

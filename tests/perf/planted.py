@@ -1,4 +1,4 @@
-"""Slow-downs planted into `random:tiny` for `nox -s gate_power`: a model factory that reads KVBENCH_PLANTED.
+"""Slow-downs planted into a model for `nox -s gate_power`: model factories that read KVBENCH_PLANTED.
 
 `busy:0.05` is busy work, not sleep, after every decode step: 5 % of that step's own time. The real ones are what people
 do to a decode step by mistake. The tokens stay the same, the weights too, and `busy:0` is what they are compared with.
@@ -24,11 +24,21 @@ Forward = Callable[..., Any]
 
 def factory() -> PreTrainedModel:
     """`random:tiny` with the slow-down that the environment asks for."""
+    return planted("random:tiny")
+
+
+def smollm2() -> PreTrainedModel:
+    """The same of `smollm2-135m`, whose steps are long."""
+    return planted("smollm2-135m")
+
+
+def planted(name: str) -> PreTrainedModel:
+    """A model with the slow-down that the environment asks for."""
     kind, _, share = os.environ.get(VARIABLE, BASE).partition(":")
     if kind not in PLANTS:
         raise ValueError(f"{VARIABLE}={kind}: unknown; valid: {', '.join(PLANTS)}")
     plant = PLANTS[kind](float(share or 0))
-    model = kvcache.load("random:tiny")
+    model = kvcache.load(name)
     plain = type(model)
 
     class Planted(plain):  # type: ignore[misc, valid-type]
