@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import msgspec
 
@@ -132,9 +132,9 @@ def compare(
             cases=cases,
         )
         manifest = signed(unsigned)
-        folder = _make_folder(out, run_name, manifest)
+        folder, pairs = _make_folder(out, run_name, manifest)
         stack.enter_context(noting(f"what was measured is kept in {folder}"))
-        appender = Appender((folder / PAIRS).open("xb"), manifest.digest)
+        appender = Appender(pairs, manifest.digest)
         stack.push(lambda kind, *_: appender.close(finished=kind is None))
         bench = stack.enter_context(Workbench(nurseries, cases[0].seed, settings.timeout_s, appender, tell))
         records = trial.conduct(
@@ -202,11 +202,13 @@ def _variable(flag: str, text: str) -> tuple[str, str]:
     return name, value
 
 
-def _make_folder(out: Path, name: str, manifest: AbManifest) -> Path:
+def _make_folder(out: Path, name: str, manifest: AbManifest) -> tuple[Path, BinaryIO]:
+    """The folder of an A/B, and its file of pairs, which is there before the manifest is: without it one is damaged."""
     folder = out / name
     try:
         folder.mkdir(parents=True)
+        pairs = (folder / PAIRS).open("xb")
         write_atomically(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
     except OSError as error:
         raise UsageError(f"--out {folder}: cannot be written ({error.strerror})") from error
-    return folder
+    return folder, pairs

@@ -87,8 +87,6 @@ def read(folder: Path) -> Ab:
         DataError: it is missing or damaged, or of another version.
     """
     manifest = _read_manifest(folder / MANIFEST)
-    if not (folder / PAIRS).exists():  # killed before it could make it
-        return Ab(manifest, [], finished=False)
     try:
         return Ab(manifest, *checked_lines.read(folder / PAIRS, manifest.digest, _decode_record))
     except checked_lines.Damaged as error:

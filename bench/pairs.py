@@ -30,23 +30,26 @@ from bench.store import DataError
 
 NAMES: tuple[SideName, SideName] = ("base", "head")
 
-PAIR_S = 0.5
-"""How long a case is timed in a pair, if its turns are short. With twice the turns the fastest are hardly faster, and
-the pair is the unit."""
+PAIR_S = 1.5
+"""How long a case is timed in a pair, if its turns are short. A shared machine is of one speed for some tenths of a
+second and then of another: turns of 80 ms scattered by 14 % from pair to pair in a third of this time, by 5 % in it."""
 
 MOST_BLOCKS = 4
+"""With twice the turns the fastest are hardly faster, and the pair is the unit."""
+
 LONG_TURN_S = 0.5
-"""From here on a turn averages over many steps, and a pair has one turn of each side, no block."""
+"""From here on a turn averages over many steps, and a pair has one whole turn of each side, no block."""
 
 LOCKSTEP_FROM_S = 0.005
 """Mean time of a decode step from which turns are taken in lockstep. Below it, finding the core's caches as the other
 side left them would be much of a step."""
 
 CHECK_IS_WARM_UP_FROM_S = 0.02
-"""Mean time of a token in the check from which that is all the warm-up: it was a turn of each already."""
+"""The same from which the check is all the warm-up: it was a turn of each already."""
 
-MOST_SPIN_S, SPIN_POLL_S = 0.3, 0.0005
-"""For how long a waiting side's threads may go on computing, and how often that is looked at."""
+MOST_SPIN_S, SPIN_POLL_S = 5.0, 0.0005
+"""For how long a waiting side's threads may be seen computing, and how often that is looked at. They spin for some
+milliseconds of their own; where other programs have the cores, that takes longer."""
 
 LEAST_LOCKSTEP_BLOCKS = 2
 """Of one turn of each side: so that either side is first in one."""
@@ -64,6 +67,8 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """Of both phases; in lockstep of the other side's turn too."""
     waited_ns: int | None
     """Time that the worker's threads waited for a core during it, all of them together (Linux)."""
+    prefill_waited_ns: int | None = None
+    """What of that was before the first token, if the turn was in lockstep."""
     steal_ns: int | None
 
 
@@ -93,14 +98,8 @@ class Manner(NamedTuple):
     lockstep: bool
     warm_up: bool
     """Whether the check is not warm-up enough."""
-
-
-class Pace(NamedTuple):
-    """How long something takes, in seconds."""
-
     turn_s: float
-    token_s: float
-    """On average: of a check with the prefill's, of a turn a decode step."""
+    """How long a turn took there."""
 
 
 class Answer(NamedTuple):
@@ -127,7 +126,7 @@ class Pair:
         """`manners` has those of the cases of earlier pairs, by key, and gets those of this one."""
         self.number, self.timeout_s, self.manners = number, timeout_s, manners
         self.workers: dict[SideName, Arm] = {"base": base, "head": head}
-        self.can_lockstep = False
+        self.can_pause = self.crowded = False
 
     def load(self, case: Case) -> None:
         """Have both load the model, side by side."""
@@ -137,15 +136,15 @@ class Pair:
             if not isinstance(reply, Loaded):
                 raise SideFailed({name: ("failed", f"answered {type(reply).__name__} to Load")})
             known.append(reply.lockstep)
-        # A base of some weeks ago does not know it yet. And off Linux nothing tells when a side rests.
-        self.can_lockstep = all(known) and sys.platform == "linux"
+        self.can_pause = all(known)  # a base of some weeks ago does not know it yet
 
     def measure(self, key: str, case: Case, reference: Path) -> PairTimes:
-        """Check both, warm both up, and time them. `case` has this pair's seed, `key` names it over all pairs.
+        """Check both, warm both up, and time them. `case` has the seed of its prompt, `key` names it over all pairs.
 
         Raises:
             SideFailed: a side crashed, or emitted other tokens.
-            DataError: the sides cannot be compared: they may not use the same cores, or time other steps.
+            DataError: the sides cannot be compared: they may not use the same cores, time other steps, or compute while
+                they wait.
         """
         self.crowded = len(NAMES) * case.n_threads > usable_cores()
         self._equal_terms()
@@ -168,44 +167,48 @@ class Pair:
         if own:
             self._give(own)
         if len({tuple(steps) for _, steps in taken}) > 1:
-            raise DataError(f"{key}: base and head time different decode steps: not comparable")
+            raise DataError("base and head time different decode steps: not comparable")
         return PairTimes(case=key, pair=self.number, turns=[turn for turn, _ in taken], lockstep=lockstep)
 
     def _get_ready(self, key: str, case: Case, reference: Path) -> tuple[float, bool]:
         """Check both and warm both up; how long a turn takes, in seconds, and whether it is to be in lockstep."""
-        check, known = self._check(case, reference), self.manners.get(key)
-        warm_up = known.warm_up if known else check is None or check.token_s < CHECK_IS_WARM_UP_FROM_S
-        pace = self._warm_up() if warm_up or check is None else check
+        compiled, known = self._check(case, reference), self.manners.get(key)
+        if known and not known.warm_up and not compiled:
+            return known.turn_s, known.lockstep
+        warmest = self._warm_up()
+        turn_s = warmest.wall_ns / 1e9
         if known is None:
-            may = self.can_lockstep and case.device == "cpu"
-            known = self.manners[key] = Manner(may and pace.token_s >= LOCKSTEP_FROM_S, warm_up)
-        return pace.turn_s, known.lockstep
+            steps_ns = warmest.step_ns or [warmest.prefill_ns]
+            step_s = sum(steps_ns) / len(steps_ns) / 1e9
+            # Off Linux nothing tells when a side rests.
+            may = self.can_pause and case.device == "cpu" and sys.platform == "linux"
+            lockstep = may and step_s >= LOCKSTEP_FROM_S
+            warm_up = not lockstep or step_s < CHECK_IS_WARM_UP_FROM_S
+            known = self.manners[key] = Manner(lockstep, warm_up, turn_s)
+        return turn_s, known.lockstep
 
-    def _check(self, case: Case, reference: Path) -> Pace | None:
-        """Have both prove their tokens; how long that took a side, unless it compiled on the way."""
+    def _check(self, case: Case, reference: Path) -> bool:
+        """Have both prove their tokens; whether one compiled on the way."""
         # A base that cannot pause counts operations in any check, so head does, too.
-        request = CheckCase(case=case, path=str(reference), count=not self.can_lockstep)
-        began = time.monotonic()
+        request = CheckCase(case=case, path=str(reference), count=not self.can_pause)
         # More threads than cores, and those that wait for one another at a product's end spin away what the rest needs.
         replies = self._in_turn(request) if self.crowded else self._both(request, self.timeout_s)
-        seconds = (time.monotonic() - began) / (len(NAMES) if self.crowded else 1)
         checks = {name: reply for name, reply in replies.items() if isinstance(reply, Checked)}
         wrong = [name for name, check in checks.items() if check.tokens_match == "false"]
         if wrong:
             raise SideFailed(dict.fromkeys(wrong, ("failed", "emitted other tokens than naive re-feed")))
-        if any(check.compile_s is not None for check in checks.values()):
-            return None
-        return Pace(seconds, seconds / max(check.positions_checked for check in checks.values()))
+        return any(check.compile_s is not None for check in checks.values())
 
-    def _warm_up(self) -> Pace:
-        """Two turns of each; how long the slower side's were."""
-        # The last one is the first side's, so that its first timed one follows its own as in later blocks.
-        turns = [self._turn(name, -1)[0] for name in turn_order(self.number, -1, 1)]
+    def _warm_up(self) -> Turn:
+        """Two turns of each, or one if it is long; the slower side's shorter one."""
+        first, second = sides_of(self.number)
+        turns = [self._turn(name, -1)[0] for name in (first, second)]
+        if min(turn.wall_ns for turn in turns) <= LONG_TURN_S * 1e9:
+            # The last one is the first side's, so that its first timed one follows its own as in later blocks.
+            turns += [self._turn(name, -1)[0] for name in (second, first)]
         # Each side's shorter one: where the machine is slow for a moment, it takes more turns, not fewer.
         own = [min((turn for turn in turns if turn.side == name), key=lambda turn: turn.wall_ns) for name in NAMES]
-        slower = max(own, key=lambda turn: turn.wall_ns)
-        tokens_ns = slower.step_ns or [slower.prefill_ns]
-        return Pace(slower.wall_ns / 1e9, sum(tokens_ns) / len(tokens_ns) / 1e9)
+        return max(own, key=lambda turn: turn.wall_ns)
 
     def _choice_of_cores(self, case: Case) -> list[int]:
         """The cores that both sides may use, if they are to take turns on one at a time.
@@ -238,6 +241,7 @@ class Pair:
 
     def _turn(self, name: SideName, block: int) -> tuple[Turn, list[int]]:
         """A turn of one side, and which steps it timed."""
+        self._let_rest(_other(name))
         answer = self._ask(name, TakeTurn(), self.timeout_s)
         taken = _turn_taken(name, answer.reply)
         return _turn_of(name, block, taken, turn_ns(taken), answer.waited_ns), taken.steps
@@ -245,23 +249,28 @@ class Pair:
     def _turns_in_lockstep(self, block: int) -> list[tuple[Turn, list[int]]]:
         """A turn of each side, and which steps it timed. Who is first changes with every block."""
         answers: dict[SideName, list[Answer]] = {name: [] for name in sides_of(self.number + block)}
-        under_way = list(answers)
+        under_way, began_ns = list(answers), time.monotonic_ns()
         while under_way:
             for name in list(under_way):
                 own = answers[name]
                 request = GoOn() if own else TakeTurn(lockstep=True)
-                own.append(self._ask(name, request, max(0.0, self.timeout_s - sum(answer.seconds for answer in own))))
+                left_s = max(0.0, self.timeout_s - sum(answer.seconds for answer in own))
+                self._let_rest(_other(name))
+                own.append(self._ask(name, request, left_s))
                 if not isinstance(own[-1].reply, Paused):
                     under_way.remove(name)
-        taken = {name: _turn_taken(name, answers[name][-1].reply) for name in NAMES}
-        wall_ns = sum(map(turn_ns, taken.values()))
-        waited_ns = {name: _sum(answer.waited_ns for answer in answers[name]) for name in NAMES}
-        return [(_turn_of(name, block, taken[name], wall_ns, waited_ns[name]), taken[name].steps) for name in NAMES]
+        wall_ns = time.monotonic_ns() - began_ns
+        turns = []
+        for name in NAMES:
+            taken = _turn_taken(name, answers[name][-1].reply)
+            turn = _turn_of(name, block, taken, wall_ns, _sum(answer.waited_ns for answer in answers[name]))
+            prefill_waited_ns = answers[name][0].waited_ns
+            turns.append((msgspec.structs.replace(turn, prefill_waited_ns=prefill_waited_ns), taken.steps))
+        return turns
 
     def _ask(self, name: SideName, request: Request, timeout_s: float) -> Answer:
-        """What one side answers while the other rests, how long it took, and how much of that it waited for a core."""
+        """What one side answers, how long it took, and how much of that its threads waited for a core."""
         worker = self.workers[name]
-        self._let_rest(NAMES[1 - NAMES.index(name)])
         began, before_ns = time.monotonic(), cores.waited_ns(worker.pid)
         try:
             reply = worker.ask(request, timeout_s)
@@ -275,6 +284,7 @@ class Pair:
         """Wait until the threads of a side sleep, where they would be in the other's way.
 
         Raises:
+            SideFailed: its process is gone.
             DataError: they go on computing.
         """
         if not self.crowded or sys.platform != "linux":
@@ -310,6 +320,8 @@ class Pair:
         failures: dict[SideName, tuple[str, str]] = {}
         for name in sides_of(self.number):
             try:
+                if not failures:  # whose process may be gone
+                    self._let_rest(_other(name))
                 replies[name] = self._ask(name, request, self.timeout_s).reply
             except SideFailed as failed:
                 failures |= failed.failures
@@ -329,6 +341,10 @@ class Pair:
 def sides_of(number: int) -> tuple[SideName, SideName]:
     """First and second side of pair `number`."""
     return NAMES if number % 2 == 0 else (NAMES[1], NAMES[0])
+
+
+def _other(name: SideName) -> SideName:
+    return NAMES[1 - NAMES.index(name)]
 
 
 def turn_order(number: int, block: int, blocks: int) -> list[SideName]:

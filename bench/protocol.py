@@ -78,7 +78,7 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
     code: str
     """The folder that the worker's own code was imported from."""
     lockstep: bool = False
-    """Whether it can pause (`TakeTurn.lockstep`), and knows `CheckCase.count`."""
+    """Whether it knows `TakeTurn.lockstep` (which works on the CPU) and `CheckCase.count`."""
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):

@@ -184,9 +184,8 @@ def find(run: str, out: Path) -> tuple[Path, RecordKind]:
                 return folder, kind
     known = sorted((path.parent.name for path in out.glob(f"*/{_MANIFESTS['run']}")), reverse=True)
     hint = f"the latest there are {', '.join(known[:3])}" if known else "there is none yet: `kvbench run` makes one"
-    raise DataError(
-        f"{run}: no run folder (looked for {_MANIFESTS['run']} in {' and '.join(map(str, places))}); {hint}"
-    )
+    looked_for = f"{' or '.join(_MANIFESTS.values())} in {' and '.join(map(str, places))}"
+    raise DataError(f"{run}: no run folder (looked for {looked_for}); {hint}")
 
 
 def find_run(run: str, out: Path) -> Path:

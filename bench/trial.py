@@ -14,7 +14,7 @@ import numpy as np
 from bench import sequential
 from bench.case import Case, Phase
 from bench.pair_figures import averages, figure, side_ns, undisturbed
-from bench.pairs import NAMES, PairFailure, PairTimes
+from bench.pairs import NAMES, PairFailure, PairTimes, Turn
 from bench.record import Verdict, VerdictKind
 from bench.sequential import CONFIRMATION_LOOKS, SCREENING_PAIRS, Call, Figures
 from bench.sides import SideName
@@ -184,7 +184,8 @@ def _verdict(
     finished: bool,
 ) -> Verdict:
     figures, call = found.figures[quantity.name], found.calls.get(quantity.name)
-    own = [record for record in records if isinstance(record, PairTimes) and record.case == quantity.case.key]
+    measured = (record for record in records if isinstance(record, PairTimes) and record.pair < pairs)
+    own = [record for record in measured if record.case == quantity.case.key]
     base_ms, head_ms = (_median_ms(own, quantity, side) for side in NAMES)
     decided_on_fresh = call in sequential.DIRECTIONS
     used = figures.fresh if decided_on_fresh else (*figures.screening, *figures.fresh)
@@ -263,17 +264,23 @@ def _is_waiting(own: Sequence[PairTimes], quantity: Quantity) -> bool:
     slower, waited = [], []
     for record in own:
         times_ns, waits_ns = [], []
+        averaged = averages(quantity.phase, lockstep=record.lockstep)
         for turns in undisturbed(record, quantity.case.n_threads).values():
-            waits = [turn.waited_ns for turn in turns if turn.waited_ns is not None]
+            waits = [wait for wait in (_waited_ns(turn, quantity.phase) for turn in turns) if wait is not None]
             if turns and len(waits) < len(turns):
                 return False
             time_ns = side_ns(turns, quantity.phase, lockstep=record.lockstep)
             if time_ns is not None:
                 times_ns.append(time_ns * (len(turns[0].step_ns) if quantity.phase == "decode" else 1))
-                waits_ns.append(
-                    float(np.mean(waits)) if averages(quantity.phase, lockstep=record.lockstep) else min(waits)
-                )
+                waits_ns.append(float(np.mean(waits)) if averaged else min(waits))
         if len(times_ns) == len(NAMES):
             slower.append(times_ns[1] - times_ns[0])
             waited.append(waits_ns[1] - waits_ns[0])
     return bool(slower) and float(np.median(waited)) > WAITING_SHARE * max(0.0, float(np.median(slower)))
+
+
+def _waited_ns(turn: Turn, phase: Phase) -> int | None:
+    """How long a turn waited for a core: in this phase where that is known apart, otherwise in both."""
+    if turn.waited_ns is None or turn.prefill_waited_ns is None:
+        return turn.waited_ns
+    return turn.prefill_waited_ns if phase == "prefill" else turn.waited_ns - turn.prefill_waited_ns

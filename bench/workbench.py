@@ -32,8 +32,8 @@ RENEW_AFTER = 4
 """A fifth of the time goes into fresh imports."""
 
 PAIRS_A_PROMPT = SCREENING_PAIRS
-"""Then the prompts change: what is confirmed is none of the prompts that it was found with. Not with every pair, for
-where a prompt is long, naive re-feed for its reference takes longer than all the rest."""
+"""Then the prompts change: what is confirmed was found on others. Not with every pair, for a long prompt's reference
+takes a fifth of it."""
 
 SEED_STEP = 1_000_003
 """Between the seeds of two prompts of a case."""
@@ -161,7 +161,7 @@ class Workbench:
         return base, head
 
     def _reference(self, case: Case) -> Path:
-        """What naive re-feed emits for `case`, made by base's code, once per pair and cell."""
+        """What naive re-feed emits for `case`, made by base's code, once per cell and prompt."""
         if case.cell not in self.made:
             path = self._scratch / f"{len(self.made)}.safetensors"
             try:

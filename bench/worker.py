@@ -142,7 +142,7 @@ class Worker:
         gc.collect()
         gc.freeze()
         gc.disable()
-        return Loaded(version=VERSION, code=str(Path(__file__).resolve().parent.parent), lockstep=group.device == "cpu")
+        return Loaded(version=VERSION, code=str(Path(__file__).resolve().parent.parent), lockstep=True)
 
     def make_reference(self, case: Case, path: Path) -> Done:
         context, prompt = self._ids(case)

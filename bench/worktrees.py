@@ -92,12 +92,16 @@ def describe(top: Path, tree: Path) -> str:
         on = f" on {_git(top, 'rev-parse', '--verify', '--quiet', 'HEAD')[:12]}"
     except subprocess.CalledProcessError:  # no commit yet
         on = ""
-    if on and not _git(top, "status", "--porcelain"):
+    if on and not _git(top, "status", "--porcelain", "--untracked-files=normal"):
         return f"working tree{on}, unchanged"
     digest = hashlib.sha256()
-    for path in sorted(path for path in tree.rglob("*") if path.is_file()):
+    for path in sorted(path for path in tree.rglob("*") if path.is_symlink() or path.is_file()):
         digest.update(f"{path.relative_to(tree)}\0".encode(errors="surrogateescape"))
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        if path.is_symlink():  # where it leads may be no part of the tree
+            digest.update(f"-> {path.readlink()}".encode(errors="surrogateescape"))
+        else:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
     return f"working tree{on}, changed (content {digest.hexdigest()[:12]})"
 
 

@@ -39,7 +39,7 @@ class FakeWorker:
         lockstep=False,
         compile_s=None,
     ):
-        self.compile_s, self.cpu_ns = compile_s, 0
+        self.compile_s = compile_s
         self.name, self.log, self.match, self.lockstep = name, log, match, lockstep
         self.steps, self.failure, self.pid = list(steps), failure, os.getpid()
         self.turns_ns = itertools.chain([first_ns or turn_ns], itertools.repeat(turn_ns))
@@ -120,7 +120,7 @@ def test_both_are_checked_and_warmed_up_then_timed_in_blocks_whose_first_side_al
 
 @pytest.mark.parametrize(("number", "order"), [(0, "BHHB"), (1, "HBBH")])
 def test_a_single_block_has_both_sides_in_its_middle(number, order):
-    middling = {"turn_ns": 40_000_000}
+    middling = {"turn_ns": 100_000_000}
     assert turns(measured(number, middling, middling)[0]) == order
 
 
@@ -263,25 +263,51 @@ def test_long_steps_are_taken_in_lockstep_and_who_is_first_alternates(number, or
 
 
 @pytest.mark.parametrize(("compile_s", "warm_ups"), [(None, 0), (0.0, 4)])
-def test_a_long_check_is_all_the_warm_up_unless_it_compiled(compile_s, warm_ups, monkeypatch):
-    monkeypatch.setattr(pairs, "CHECK_IS_WARM_UP_FROM_S", 1e-12)  # the fake one's check takes no time
-    monkeypatch.setattr(pairs, "LOCKSTEP_FROM_S", 1e-12)
-    sides = LONG_STEPS | {"compile_s": compile_s}
-    times, log = measured(0, sides, sides)
+def test_from_the_second_pair_on_a_long_check_is_all_the_warm_up_unless_it_compiled(compile_s, warm_ups):
+    sides, manners = LONG_STEPS | {"compile_s": compile_s}, {}
+    times, log = measured(0, sides, sides, manners=manners)
+    assert times.lockstep
+    assert [name for name, _ in log].count("TakeTurn") == 4 + len(times.turns)
+    times, log = measured(1, sides, sides, manners=manners)
     assert times.lockstep
     assert [name for name, _ in log].count("TakeTurn") == warm_ups + len(times.turns)
+
+
+def test_a_long_turn_warms_up_once():
+    slow = {"turn_ns": 10**9}
+    times, log = measured(0, slow, slow)
+    assert [name for name, _ in log].count("TakeTurn") == 2 + len(times.turns)
+
+
+@pytest.mark.parametrize("sides", [{}, {"lockstep": True}])
+def test_whole_turns_always_have_a_warm_up(sides):
+    manners = {}
+    for number in (0, 1):
+        times, log = measured(number, sides, sides, manners=manners)
+        assert [name for name, _ in log].count("TakeTurn") == 4 + len(times.turns)
+
+
+def test_the_prefill_alone_does_not_make_steps_long():
+    """As with a long prompt and few steps."""
+    receive = FakeWorker.receive
+
+    def received(self, timeout_s):
+        reply = receive(self, timeout_s)
+        return msgspec.structs.replace(reply, prefill_ns=10**9) if isinstance(reply, TurnTaken) else reply
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeWorker, "receive", received)
+        assert not measured(0, {"lockstep": True}, {"lockstep": True})[0].lockstep
 
 
 def test_what_the_first_pair_found_holds_for_all_pairs_of_a_case():
     manners = {}
     measured(0, LONG_STEPS, LONG_STEPS, manners=manners)
-    assert manners == {"key": Manner(lockstep=True, warm_up=True)}
+    assert manners == {"key": Manner(lockstep=True, warm_up=False, turn_s=0.3)}
     quick = LONG_STEPS | {"turn_ns": 10**6}
     assert measured(1, quick, quick, manners=manners)[0].lockstep
-    manners["key"] = Manner(lockstep=False, warm_up=False)
-    times, log = measured(2, LONG_STEPS, LONG_STEPS, manners=manners)
-    assert not times.lockstep
-    assert [name for name, _ in log].count("TakeTurn") == len(times.turns)
+    manners["key"] = Manner(lockstep=False, warm_up=True, turn_s=0.3)
+    assert not measured(2, LONG_STEPS, LONG_STEPS, manners=manners)[0].lockstep
 
 
 @pytest.mark.parametrize("both_can", [True, False])
@@ -291,6 +317,40 @@ def test_only_a_base_that_must_counts_operations_and_then_head_does_too(both_can
     monkeypatch.setattr(FakeWorker, "send", lambda self, request: (asked.append(request), send(self, request)))
     measured(0, LONG_STEPS | {"lockstep": both_can}, LONG_STEPS)
     assert [request.count for request in asked if isinstance(request, CheckCase)] == [not both_can] * 2
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_where_cores_are_too_few_both_sides_failures_are_told(number, monkeypatch):
+    """Though nothing can be seen of a process that is gone."""
+    monkeypatch.setattr(pairs, "usable_cores", lambda: 3)
+    gone = set()
+
+    def at_rest(pid):
+        if pid in gone:
+            raise FileNotFoundError(f"/proc/{pid}/task")
+        return True
+
+    receive = FakeWorker.receive
+
+    def received(self, timeout_s):
+        try:
+            return receive(self, timeout_s)
+        except ArmFailed:
+            gone.add(self.pid)
+            raise
+
+    monkeypatch.setattr(FakeWorker, "receive", received)
+    monkeypatch.setattr(pairs.cores, "at_rest", at_rest)
+    with pytest.raises(SideFailed) as told:
+        measured(number, {"failure": "CheckCase"}, {"failure": "CheckCase"})
+    assert told.value.failures == dict.fromkeys(pairs.NAMES, ("oom", "not enough memory"))
+
+
+def test_what_was_waited_for_a_core_before_the_first_token_is_told_apart(monkeypatch):
+    waited = itertools.count(step=5)  # each request costs 5, as two readings of it tell
+    monkeypatch.setattr(pairs.cores, "waited_ns", lambda pid: next(waited))
+    times, _ = measured(0, LONG_STEPS, LONG_STEPS)
+    assert {(turn.prefill_waited_ns, turn.waited_ns) for turn in times.turns} == {(5, 20)}
 
 
 def test_a_turn_in_lockstep_has_one_time_limit(monkeypatch):
@@ -305,7 +365,9 @@ def test_a_turn_in_lockstep_has_one_time_limit(monkeypatch):
 
     monkeypatch.setattr(FakeWorker, "receive", received)
     monkeypatch.setattr(pairs.time, "monotonic", lambda: float(next(now)))
-    measured(0, LONG_STEPS, LONG_STEPS, manners={"key": Manner(lockstep=True, warm_up=False)}, timeout_s=2.5)
+    measured(
+        0, LONG_STEPS, LONG_STEPS, manners={"key": Manner(lockstep=True, warm_up=False, turn_s=0.3)}, timeout_s=2.5
+    )
     assert [seconds for name, seconds in given_s if name == "head"][:4] == [2.5, 1.5, 0.5, 0.0]
 
 

@@ -153,7 +153,7 @@ class Damaged:
         assert path.suffix == ".jsonl", f"{path}, {what}: read as another value"
         assert found.manifest == before.manifest
         assert found.records == before.records[: len(found.records)], f"{path}, {what}: read as other records"
-        assert not found.finished or found.records != before.records, f"{path}, {what}: counts as finished"
+        assert not found.finished, f"{path}, {what}: counts as finished"
         return "shorter"
 
 

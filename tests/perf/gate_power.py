@@ -46,9 +46,9 @@ FULL = ["-m", "smollm2-135m", "--strategies", "naive,dynamic,static", "-p", "32,
 
 SIZES = (0.0, 0.02, 0.03, 0.05, 0.10, 0.20)
 LONG_SIZES = (0.0, 0.05, 0.10)
-REAL = {"cache-dropped": 128, "kv-clone": 1024, "all-logits": 1024, "item": 1024}
-"""At which length of the prompt: of 128 tokens the cache is a quarter of a megabyte, which costs nothing to clone; of
-1,024 a step without cache takes so long that 30 s have too few pairs."""
+REAL = {"cache-dropped": (128, 0.5), "kv-clone": (1024, 1.0), "all-logits": (1024, 1.0), "item": (128, 0.25)}
+"""At which length of the prompt, and for how many minutes. Of 128 tokens the cache is a quarter of a megabyte, which
+costs nothing to clone; of 1,024 a step without cache takes so long that 30 s have too few pairs."""
 
 CHANCE = SystemRandom()
 
@@ -164,7 +164,9 @@ def runs_of(part: str, short_min: float) -> list[tuple[str, list[str], float, Di
                 (f"smollm2-135m, {size:g}", planted(f"busy:{size:g}", LONG_STEPS), 2.0, None) for size in LONG_SIZES
             ]
         case "real":
-            return [(f"{kind}, p{n}", [*planted(kind), "-p", str(n)], short_min, None) for kind, n in REAL.items()]
+            return [
+                (f"{kind}, p{n}", [*planted(kind), "-p", str(n)], minutes, None) for kind, (n, minutes) in REAL.items()
+            ]
         case _:
             return [(name, ["HEAD", "HEAD", *SHORT], short_min, found) for name, found in DISTURBANCES.items()]
 
@@ -200,7 +202,8 @@ def table(runs: Sequence[Run]) -> str:
         rows.append([part, what, len(own), alarms, share, codes, *said, *lengths])
     headers = ["part", "what", "runs", "exit 1", "share [95 % Clopper-Pearson]", "exit codes"]
     headers += ["decode: slower / same / open", "prefill: slower / same / open", "budget s", "median s", "longest s"]
-    revisions = ", ".join(f"{sha[:7]} ({n})" for sha, n in Counter(run["commit"] for run in runs).items())
+    counts = Counter(f"{(run['commit'] or 'unknown')[:7]}{'+' * str(run['commit']).endswith('+')}" for run in runs)
+    revisions = ", ".join(f"{revision} ({n})" for revision, n in counts.items())
     drawn = tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
     return f"{drawn}\n\nVerdicts are counted by case and phase. Revisions, and how many runs: {revisions}.\n"
 
@@ -257,7 +260,7 @@ def main() -> None:
     """Run rounds of the parts asked for, then draw all that is stored."""
     parser = argparse.ArgumentParser(prog="nox -s gate_power --", description=__doc__)
     parser.add_argument(
-        "--part", choices=PARTS, action="append", help="repeatable [default: all but full, long-steps, twelve]"
+        "--part", choices=PARTS, action="append", help=f"repeatable [default: all but {', '.join(sorted(ASKED_FOR))}]"
     )
     parser.add_argument("--runs", type=int, default=20, help="of each setting [default: 20]")
     parser.add_argument("--budget", type=float, default=0.25, help="minutes of a short run [default: 0.25]")
