@@ -184,6 +184,30 @@ def test_a_slow_down_that_is_all_waiting_for_a_core_is_none_of_the_code():
     assert "waited for a core" in decode[0].detail
 
 
+@pytest.mark.parametrize(("prefill_waited_ns", "kind"), [(0, "regression"), (8_000_000, "inconclusive")])
+def test_in_lockstep_a_phase_is_excused_by_its_own_waiting_alone(prefill_waited_ns, kind):
+    """Head's prefill is 4 ms slower than the 40 ms of base; its decode waits for a core, whatever its prefill does."""
+
+    def slowed(turn):
+        slower = turn.side == "head"
+        return msgspec.structs.replace(
+            turn,
+            prefill_ns=round(turn.prefill_ns * (1.1 if slower else 1)),
+            waited_ns=(prefill_waited_ns + 10**9) * slower,
+            prefill_waited_ns=prefill_waited_ns * slower,
+        )
+
+    machine = Machine(process_sd=0.001, turn_noise=0.001, burst=0.0, odd_pair=0.0, drift=0.0, lockstep=True)
+
+    def measure(number, cases):
+        records = machine.pairs(number)(number, cases)
+        return [msgspec.structs.replace(record, turns=list(map(slowed, record.turns))) for record in records]
+
+    records, _ = conduct(measure)
+    found = {verdict.kind for verdict in trial.verdicts(records, CASES, 0.03) if verdict.phase == "prefill"}
+    assert found == {kind}
+
+
 def test_a_regression_of_the_fastest_steps_is_no_waiting_if_nobody_waited():
     """Though something else makes a step of every turn of base late, so that as a whole its turns are slower."""
 

@@ -108,7 +108,12 @@ def test_the_working_tree_is_named_by_its_commit_and_by_what_changed(repository)
     assert changed.startswith(f"working tree on {sha}, changed (content ")
     assert name() == changed
     (repository / "new").write_text("")
-    assert name() not in {changed, f"working tree on {sha}, unchanged"}
+    assert (named := name()) not in {changed, f"working tree on {sha}, unchanged"}
+    (repository / "link").symlink_to("/nowhere")  # as to weights on another disk
+    linked = name()
+    (repository / "link").unlink()
+    (repository / "link").symlink_to("/nowhere/else")
+    assert len({named, linked, name()}) == 3
 
 
 def test_a_repository_without_a_commit_has_a_working_tree_too(tmp_path):
