@@ -181,7 +181,8 @@ def report(
     if kind == "ab":
         verdict_form = options.one("--format", output_format, verdicts.VERDICT_FORMATS)
         found = ab_record.read(folder)
-        _print_verdicts(found.verdicts(), verdict_form, command="ab", title=found.title, in_step_summary=False)
+        command: Command = "ab" if found.finished else "unfinished ab"
+        _print_verdicts(found.verdicts(), verdict_form, command=command, title=found.title, in_step_summary=False)
     form = options.one("--format", output_format, tables.FORMATS)
     _print_summary(read_run(folder), form)
 

@@ -182,7 +182,8 @@ def find(run: str, out: Path) -> tuple[Path, RecordKind]:
         for kind, manifest in _MANIFESTS.items():
             if (folder / manifest).is_file():
                 return folder, kind
-    known = sorted((path.parent.name for path in out.glob(f"*/{_MANIFESTS['run']}")), reverse=True)
+    stored = (path for manifest in _MANIFESTS.values() for path in out.glob(f"*/{manifest}"))
+    known = sorted((path.parent.name for path in stored), reverse=True)
     hint = f"the latest there are {', '.join(known[:3])}" if known else "there is none yet: `kvbench run` makes one"
     looked_for = f"{' or '.join(_MANIFESTS.values())} in {' and '.join(map(str, places))}"
     raise DataError(f"{run}: no run folder (looked for {looked_for}); {hint}")

@@ -5,6 +5,7 @@ Everything is worked out anew from the stored pairs, so a verdict can be recompu
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -20,7 +21,9 @@ from bench.sequential import CONFIRMATION_LOOKS, SCREENING_PAIRS, Call, Figures
 from bench.sides import SideName
 from bench.summary import phases
 
-MOST_PAIRS = SCREENING_PAIRS + CONFIRMATION_LOOKS[-1]
+LEAST_PAIRS, MOST_PAIRS = SCREENING_PAIRS + CONFIRMATION_LOOKS[0], SCREENING_PAIRS + CONFIRMATION_LOOKS[-1]
+"""What a verdict of a change takes, and after how many nothing more is measured."""
+
 WAITING_SHARE = 0.5
 """A slow-down of which head's workers spent more than this share waiting for a core is none of the code."""
 
@@ -63,17 +66,18 @@ def conduct(
 ) -> list[PairTimes | PairFailure]:
     """Measure pair after pair (`measure(number, cases)`) of what is still open, until all is decided or time is up.
 
-    No pair is begun that would end after `budget_s` if it took as long per case as the last. `get_ready(number)` comes
-    before each; what it takes is no part of that pace.
+    No pair is begun that would end after `budget_s` if it took as long per case as the slowest of the last four: among
+    so many is one that had new prompts, and made their references. `get_ready(number)` comes before each pair; what it
+    takes is no part of that pace.
     """
     started = clock()
     records: list[PairTimes | PairFailure] = []
     quantities, logs = _quantities(cases), Logs()
-    spent_s = 0.0
+    paces: deque[float] = deque(maxlen=SCREENING_PAIRS)
     failed: set[str] = set()
 
     def is_too_late(number: int, n_cases: int) -> bool:
-        return number > 0 and clock() - started + spent_s * n_cases > budget_s
+        return number > 0 and clock() - started + max(paces) * n_cases > budget_s
 
     for number in range(MOST_PAIRS):
         left = standing(logs, quantities, number, threshold)
@@ -88,7 +92,7 @@ def conduct(
         n_open = sum(quantity.case in wanted for quantity in left.open)
         tell(_progress(number, wanted, n_open, len(quantities), max(0.0, budget_s - (began - started))))
         taken = measure(number, wanted)
-        spent_s = (clock() - began) / len(wanted)
+        paces.append((clock() - began) / len(wanted))
         records += taken
         note(logs, quantities, taken)
         failed |= {record.case for record in taken if isinstance(record, PairFailure)}
@@ -195,6 +199,8 @@ def _verdict(
     detail = ""
     if call is None:
         detail = f"undecided after {len(own)} process pair{'s' * (len(own) != 1)}"
+        if len(own) < LEAST_PAIRS:
+            detail += f" (a change takes {LEAST_PAIRS} at least)"
         if pairs < MOST_PAIRS:
             detail += ", --budget is spent" if finished else ", unfinished"
     elif call == "regression" and _is_waiting(own[SCREENING_PAIRS:], quantity):
@@ -208,8 +214,8 @@ def _verdict(
         head=head_ms,
         detail=detail,
     )
-    if len(used) < 2:
-        return msgspec.structs.replace(verdict, effect=float(np.expm1(used[0])) if used else None)
+    if len(used) < SCREENING_PAIRS:  # too few for an interval that says anything
+        return msgspec.structs.replace(verdict, effect=float(np.expm1(np.median(used))) if used else None)
     shown = sequential.estimate(used, alpha)
     return msgspec.structs.replace(
         verdict, effect=shown.effect, low=shown.low, high=shown.high, detectable=shown.detectable

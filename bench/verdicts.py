@@ -18,8 +18,8 @@ from bench.record import Verdict, VerdictKind
 VerdictFormat = Literal["md", "json"]
 VERDICT_FORMATS: tuple[VerdictFormat, ...] = get_args(VerdictFormat)
 
-Command = Literal["gate", "ab"]
-"""What came to the verdicts: each has another way out."""
+Command = Literal["gate", "ab", "unfinished ab"]
+"""What came to the verdicts (`kvbench report` tells a stored A/B, too): each has another way out."""
 
 _ADVICE: dict[Command, dict[str, str]] = {
     "gate": {
@@ -35,6 +35,7 @@ _ADVICE: dict[Command, dict[str, str]] = {
         "inconclusive": "give it a longer --budget, fewer cases, or a quieter machine",
     },
 }
+_ADVICE["unfinished ab"] = _ADVICE["ab"] | {"inconclusive": "it did not come to its end, so run it again"}
 
 TIMES = frozenset({"time", "mfu", "mbu"})
 """Quantities that a clock gave; all others are exact."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bench.case import UsageError
 from bench.record import SCHEMA_VERSION, Manifest, Run
-from bench.store import DataError, RunWriter, check_name, create_run, find_run, read_run
+from bench.store import DataError, RunWriter, check_name, create_run, find, find_run, read_run
 from tests.handmade import grid, make_case, make_ceiling, make_run, steady_roofs
 
 HANDMADE = make_run(grid(["naive", "dynamic"], [8]), rounds=3, roofs=steady_roofs)
@@ -167,3 +167,13 @@ def test_runs_stored_before_there_were_ceilings_are_read() -> None:
     (plan,) = make_run([make_case()]).manifest.plan
     assert b"weights_bytes" not in msgspec.json.encode(plan)
     assert b"weights_bytes" in msgspec.json.encode(msgspec.structs.replace(plan, weights_bytes=5))
+
+
+def test_what_is_not_there_is_answered_with_what_is(tmp_path: Path) -> None:
+    for name, manifest in (("20260101-run", "manifest.json"), ("20260102-ab", "ab.json"), ("20260103-other", "x.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / manifest).touch()
+    with pytest.raises(DataError, match=r"the latest there are 20260102-ab, 20260101-run$"):
+        find("mistyped", tmp_path)
+    with pytest.raises(DataError, match="there is none yet"):
+        find("mistyped", tmp_path / "20260103-other")

@@ -79,8 +79,22 @@ def test_the_budget_ends_it_before_a_pair_that_would_not_fit():
     assert told[0] == "process pair 1, screening: 4 of 4 times open, in 2 cases; 0.1 min left"
     found = trial.verdicts(records, CASES, 0.03)
     assert {verdict.kind for verdict in found} == {"inconclusive"}
-    assert "--budget is spent" in found[0].detail
+    assert found[0].detail == "undecided after 3 process pairs (a change takes 8 at least), --budget is spent"
+    assert found[0].effect is not None
+    assert found[0].low is None, "an interval of three pairs says nothing"
     assert verdicts.exit_code(found) == 4
+
+
+def test_a_pair_is_expected_to_take_as_long_as_the_slowest_of_the_last_four():
+    clock, numbers = Clock(), []
+
+    def measure(number, cases):
+        numbers.append(number)
+        clock.now += 3.0 if number % SCREENING_PAIRS == 0 else 1.0  # new prompts come with every fourth
+        return SLOWER.pairs(0)(number, cases)
+
+    trial.conduct(CASES, measure, threshold=0.03, budget_s=8.0, clock=clock, tell=print)
+    assert numbers == [0, 1, 2, 3]  # at the pace of the last alone, the next would end after nine
 
 
 def test_what_comes_before_a_pair_is_no_part_of_the_pace():

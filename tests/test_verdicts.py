@@ -129,6 +129,13 @@ def test_an_ab_is_not_sent_to_a_baseline(kind):
     assert "promote" not in said
 
 
+def test_an_ab_that_was_interrupted_wants_no_longer_budget():
+    undecided = [make("inconclusive")]
+    assert "--budget" in verdicts.sentence(undecided, command="ab")
+    assert "run it again" in verdicts.sentence(undecided, command="unfinished ab")
+    assert "--budget" not in verdicts.sentence(undecided, command="unfinished ab")
+
+
 def test_right_tokens_alone_compare_nothing():
     assert verdicts.exit_code([make("same", quantity="tokens_match"), OTHER_MACHINE]) == 3
 
