@@ -205,7 +205,8 @@ def table(runs: Sequence[Run]) -> str:
     counts = Counter(f"{(run['commit'] or 'unknown')[:7]}{'+' * str(run['commit']).endswith('+')}" for run in runs)
     revisions = ", ".join(f"{revision} ({n})" for revision, n in counts.items())
     drawn = tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
-    return f"{drawn}\n\nVerdicts are counted by case and phase. Revisions, and how many runs: {revisions}.\n"
+    plus = "; +: of a tree with changes, were it only this count" if any("+" in revision for revision in counts) else ""
+    return f"{drawn}\n\nVerdicts are counted by case and phase. Revisions, and how many runs: {revisions}{plus}.\n"
 
 
 def _said(runs: Sequence[Run], phase: str) -> str:
