@@ -20,6 +20,7 @@ from bench.record import Verdict, VerdictKind
 from bench.sequential import CONFIRMATION_LOOKS, SCREENING_PAIRS, Call, Figures
 from bench.sides import SideName
 from bench.summary import phases
+from bench.workbench import PAIRS_A_PROMPT
 
 LEAST_PAIRS, MOST_PAIRS = SCREENING_PAIRS + CONFIRMATION_LOOKS[0], SCREENING_PAIRS + CONFIRMATION_LOOKS[-1]
 """What a verdict of a change takes, and after how many nothing more is measured."""
@@ -66,14 +67,14 @@ def conduct(
 ) -> list[PairTimes | PairFailure]:
     """Measure pair after pair (`measure(number, cases)`) of what is still open, until all is decided or time is up.
 
-    No pair is begun that would end after `budget_s` if it took as long per case as the slowest of the last four: among
-    so many is one that had new prompts, and made their references. `get_ready(number)` comes before each pair; what it
-    takes is no part of that pace.
+    No pair is begun that would end after `budget_s` if it took as long per case as the slowest of the last
+    `PAIRS_A_PROMPT`: one of them had new prompts, and made their references. `get_ready(number)` comes before
+    each pair; what it takes is no part of that pace.
     """
     started = clock()
     records: list[PairTimes | PairFailure] = []
     quantities, logs = _quantities(cases), Logs()
-    paces: deque[float] = deque(maxlen=SCREENING_PAIRS)
+    paces: deque[float] = deque(maxlen=PAIRS_A_PROMPT)
     failed: set[str] = set()
 
     def is_too_late(number: int, n_cases: int) -> bool:

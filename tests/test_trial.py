@@ -10,6 +10,7 @@ import pytest
 from bench import trial, verdicts
 from bench.pairs import PairFailure
 from bench.sequential import SCREENING_PAIRS
+from bench.workbench import PAIRS_A_PROMPT
 from tests.handmade import grid
 from tests.synthetic import Machine
 
@@ -85,12 +86,12 @@ def test_the_budget_ends_it_before_a_pair_that_would_not_fit():
     assert verdicts.exit_code(found) == 4
 
 
-def test_a_pair_is_expected_to_take_as_long_as_the_slowest_of_the_last_four():
+def test_a_pair_is_expected_to_take_as_long_as_the_slowest_since_the_prompts_were_new():
     clock, numbers = Clock(), []
 
     def measure(number, cases):
         numbers.append(number)
-        clock.now += 3.0 if number % SCREENING_PAIRS == 0 else 1.0  # new prompts come with every fourth
+        clock.now += 3.0 if number % PAIRS_A_PROMPT == 0 else 1.0
         return SLOWER.pairs(0)(number, cases)
 
     trial.conduct(CASES, measure, threshold=0.03, budget_s=8.0, clock=clock, tell=print)
