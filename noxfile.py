@@ -94,44 +94,44 @@ def types(session: nox.Session) -> None:
 @nox.session(venv_backend="none", default=False)
 def perf(session: nox.Session) -> None:
     """Time each strategy and phase with pytest-benchmark, on a quiet machine. `-- ARGS` go to pytest."""
-    suite = ["-m", "pytest", "-m", "perf", "tests/perf/test_phases.py"]
+    suite = ["-m", "pytest", "-m", "perf", "tests/studies/test_phases.py"]
     session.run(str(torch_python(session)), *suite, *session.posargs)
 
 
 @nox.session(venv_backend="none", default=False)
 def perf_agreement(session: nox.Session) -> None:
     """Print how the pytest-benchmark suite and `kvbench run` agree, per strategy and phase. `-- MODEL` chooses it."""
-    session.run(str(torch_python(session)), "-m", "tests.perf.agreement", *session.posargs)
+    session.run(str(torch_python(session)), "-m", "tests.studies.agreement", *session.posargs)
 
 
 @nox.session(venv_backend="none", default=False)
 def store_torture(session: nox.Session) -> None:
     """Kill 200 writers, and runs 200 times as they resume, damage files 1,000 times: nothing is lost or believed."""
-    session.run(str(torch_python(session)), "-m", "tests.perf.store_torture", *session.posargs)
+    session.run(str(torch_python(session)), "-m", "tests.studies.store_torture", *session.posargs)
 
 
 @nox.session(venv_backend="none", default=False)
 def counter_decisions(session: nox.Session) -> None:
     """Count and judge an unchanged tree 1,000 times, without an alarm, and planted extras, each of them caught."""
-    session.run(str(torch_python(session)), "-m", "tests.perf.counter_decisions", *session.posargs)
+    session.run(str(torch_python(session)), "-m", "tests.studies.counter_decisions", *session.posargs)
 
 
 @nox.session(venv_backend="none", default=False)
 def overhead(session: nox.Session) -> None:
     """Compare `dynamic` with a bare hand-written loop, paired round by round: the suite's own cost."""
-    session.run(str(torch_python(session)), "-m", "tests.perf.overhead", *session.posargs)
+    session.run(str(torch_python(session)), "-m", "tests.studies.overhead", *session.posargs)
 
 
 @nox.session(venv_backend="none", default=False)
 def interpolation(session: nox.Session) -> None:
     """Compare a naive decode timed at every k-th position with a full one, paired round by round."""
-    session.run(str(torch_python(session)), "-m", "tests.perf.interpolation", *session.posargs)
+    session.run(str(torch_python(session)), "-m", "tests.studies.interpolation", *session.posargs)
 
 
 @nox.session(venv_backend="none", default=False)
 def gate_power(session: nox.Session) -> None:
     """Count what `kvbench ab` finds and what it wrongly says. `-- --part aa --runs 20` adds to the stored count."""
-    session.run(str(torch_python(session)), "-m", "tests.perf.gate_power", *session.posargs)
+    session.run(str(torch_python(session)), "-m", "tests.studies.gate_power", *session.posargs)
 
 
 @nox.session(venv_backend="none", default=False)
@@ -143,7 +143,7 @@ def peers(session: nox.Session) -> None:
     llama_cpp = next(peer(session, LLAMA_CPP, *npm).glob("node_modules/@node-llama-cpp/*/bins/*"), "")
     where = {"PYTHONPATH": str(ctranslate2), "KVBENCH_LLAMA_CPP": str(llama_cpp)}
     session.run(python, "-m", "pytest", "-q", "-m", "peers", "tests/test_peers.py", env=where)
-    session.run(python, "-m", "tests.perf.peers", *session.posargs, env=where)
+    session.run(python, "-m", "tests.studies.peers", *session.posargs, env=where)
 
 
 @nox.session(reuse_venv=True, default=False)

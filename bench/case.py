@@ -7,13 +7,8 @@ from typing import Literal
 
 import msgspec
 
-Phase = Literal["prefill", "decode"]
 NaiveLogits = Literal["last", "all"]
 DeviceName = Literal["cpu", "cuda"]
-
-
-class UsageError(Exception):
-    """What the user asked for cannot be run; the message is one line, names the argument and says what is valid."""
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,8 +124,6 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
         ]
 
 
-_ENGINE = ("naive", "dynamic", "static", "compiled", "hf-generate")
-
 PRESETS: dict[str, tuple[Sweep, ...]] = {
     # Without `compiled`, which needs a C++ compiler and compiles for many seconds: smoke runs anywhere, and at once.
     "smoke": (
@@ -148,9 +141,9 @@ PRESETS: dict[str, tuple[Sweep, ...]] = {
         Sweep(n_depth=(512, 2048), n_prompt=(1, 128)),
     ),
     "engine": (
-        Sweep(strategies=_ENGINE, n_prompt=(128,), n_gen=(64,), batch_size=(1, 4)),
-        Sweep(strategies=_ENGINE, n_prompt=(128,), n_gen=(64,), dtype=("bfloat16",)),
-        Sweep(models=("random:gpt2",), strategies=_ENGINE, n_prompt=(128,), n_gen=(64,)),
+        Sweep(n_prompt=(128,), n_gen=(64,), batch_size=(1, 4)),
+        Sweep(n_prompt=(128,), n_gen=(64,), dtype=("bfloat16",)),
+        Sweep(models=("random:gpt2",), n_prompt=(128,), n_gen=(64,)),
     ),
 }
 """Lists of sweeps by name; `kvbench run` without arguments measures `default`."""

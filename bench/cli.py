@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from bench import explain
-from bench.case import PRESETS, UsageError
-from bench.store import DataError, FailedRun
+from bench.case import PRESETS
+from bench.commands import explain
+from bench.errors import KvbenchError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bench.record import Run, Verdict
-    from bench.tables import Format
-    from bench.verdicts import Command, VerdictFormat
+    from bench.tell.tables import Format
+    from bench.tell.verdicts import Command, VerdictFormat
 
-EXIT_USAGE, EXIT_DATA, EXIT_FAILED_CASE, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 3, 5, 130, 143
+EXIT_USAGE, EXIT_FAILED_CASE, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 5, 130, 143
 
 app = typer.Typer(
     name="kvbench",
@@ -130,17 +130,19 @@ def run(
     Examples: kvbench run -m random:gpt2 -p 64,256 -n 16 · kvbench run --strategies naive,dynamic -b 1,4 ·
     kvbench run --resume RUN
     """
-    from bench import jobs, options, tables
+    from bench.commands import flags
+    from bench.measure import run
+    from bench.tell import tables
 
-    form = options.one("--format", output_format, tables.FORMATS)
+    form = flags.one("--format", output_format, tables.FORMATS)
     if resume is not None:
         grid = (model, strategies, n_prompt, n_gen, n_depth, batch_size, dtype, threads, device, name)
         settings = (attn_implementation, naive_logits, seed, repetitions, processes, timeout)
         if preset != "default" or not ceilings or any(value is not None for value in (*grid, *settings)):
             raise UsageError("--resume goes on with what the run was asked for: leave out every flag but --out and -o")
-        job = jobs.resume(resume, out)
+        job = run.resume(resume, out)
     else:
-        sweeps = options.sweeps(
+        sweeps = flags.sweeps(
             preset,
             model=model,
             strategies=strategies,
@@ -156,12 +158,12 @@ def run(
             seed=seed,
         )
         if n_prompt is None:
-            sweeps = jobs.within_positions(sweeps)
-        job = replace(jobs.plan(sweeps, options.limits(repetitions, processes, timeout), out, name), ceilings=ceilings)
+            sweeps = run.within_positions(sweeps)
+        job = replace(run.plan(sweeps, flags.limits(repetitions, processes, timeout), out, name), ceilings=ceilings)
     if dry_run:
-        _emit(f"{jobs.estimate(job)}\n")
+        _emit(f"{run.estimate(job)}\n")
         return
-    finished = jobs.measure(job)
+    finished = run.measure(job)
     _print_summary(finished, form)
 
 
@@ -174,16 +176,18 @@ def report(
     RUN is a run folder, or a name under --out. Of an A/B's folder, also of one that was interrupted, it prints the
     verdicts (--format md or json), and leaves with their exit code. Works without torch and transformers.
     """
-    from bench import ab_record, options, tables, verdicts
-    from bench.store import find, read_run
+    from bench.ab import record
+    from bench.commands import flags
+    from bench.store.run_folder import find, read_run
+    from bench.tell import tables, verdicts
 
     folder, kind = find(run, out)
     if kind == "ab":
-        verdict_form = options.one("--format", output_format, verdicts.VERDICT_FORMATS)
-        found = ab_record.read(folder)
+        verdict_form = flags.one("--format", output_format, verdicts.VERDICT_FORMATS)
+        found = record.read(folder)
         command: Command = "ab" if found.finished else "unfinished ab"
         _print_verdicts(found.verdicts(), verdict_form, command=command, title=found.title, in_step_summary=False)
-    form = options.one("--format", output_format, tables.FORMATS)
+    form = flags.one("--format", output_format, tables.FORMATS)
     _print_summary(read_run(folder), form)
 
 
@@ -199,13 +203,14 @@ def compare(
 
     The runs are different sessions, so a ratio also holds whatever changed between them: use it as a first look.
     """
-    from bench import options, tables
-    from bench.compare import compare as compare_runs
-    from bench.compare import render
-    from bench.report import write_comparison
-    from bench.store import find_run, read_run
+    from bench.commands import flags
+    from bench.judge.compare import compare as compare_runs
+    from bench.judge.compare import render
+    from bench.store.run_folder import find_run, read_run
+    from bench.tell import tables
+    from bench.tell.report import write_comparison
 
-    form = options.one("--format", output_format, tables.FORMATS)
+    form = flags.one("--format", output_format, tables.FORMATS)
     run_a, run_b = (read_run(find_run(run, out)) for run in (a, b))
     comparison = compare_runs(run_a, run_b)
     _emit(render(comparison, form))
@@ -236,12 +241,13 @@ def gate(
     shares of what it could do at that moment. Exit codes: 0 passed, 1 regression, 3 a case is missing or nothing could
     be compared, 4 inconclusive, 5 a case of RUN failed, or none is supported.
     """
-    from bench import options, verdicts
-    from bench.gate import gate as judge
-    from bench.gate import read_baseline
-    from bench.store import find_run, read_run
+    from bench.commands import flags
+    from bench.judge.gate import gate as judge
+    from bench.judge.gate import read_baseline
+    from bench.store.run_folder import find_run, read_run
+    from bench.tell import verdicts
 
-    form = options.one("--format", output_format, verdicts.VERDICT_FORMATS)
+    form = flags.one("--format", output_format, verdicts.VERDICT_FORMATS)
     judged = read_run(find_run(run, out))
     found = judge(judged, read_baseline(baseline, out))
     _print_verdicts(found, form, command="gate", title=f"kvbench gate: {judged.name}", require_time=require_time)
@@ -261,8 +267,8 @@ def promote(
     The newest session sets the cases and counters that `kvbench gate` expects; five of one machine set its times. A
     run with a failed case, or with other tokens, is refused (exit 5), and one that was disturbed, too (exit 3).
     """
-    from bench.baseline import promote as add
-    from bench.store import check_name, find_run, read_run
+    from bench.judge.baseline import promote as add
+    from bench.store.run_folder import check_name, find_run, read_run
 
     folder = None if name is None else check_name(name)
     print(add(read_run(find_run(run, out)), baseline_dir, folder))
@@ -278,11 +284,13 @@ def history(
     output_format: FormatOption = "md",
 ) -> None:
     """Show how the times of a baseline drifted over its sessions, and where its counters grew."""
-    from bench import drift, options, tables
-    from bench.baseline import find_baseline, read_sessions
-    from bench.plot_style import save
+    from bench.commands import flags
+    from bench.judge import drift
+    from bench.judge.baseline import find_baseline, read_sessions
+    from bench.tell import tables
+    from bench.tell.plots.style import save
 
-    form = options.one("--format", output_format, tables.FORMATS)
+    form = flags.one("--format", output_format, tables.FORMATS)
     folder = find_baseline(baseline_dir, name)
     frame = drift.drift(read_sessions(folder))
     _emit(drift.markdown(frame) if form == "md" else tables.data(frame, form))
@@ -334,12 +342,13 @@ def ab(
 
     Examples: kvbench ab main · kvbench ab v0.1.0 HEAD -m py:my_model:build · kvbench ab --head-python new/bin/python
     """
-    from bench import ab as abtest
-    from bench import options, verdicts
+    from bench.ab import run as abtest
+    from bench.commands import flags
+    from bench.tell import verdicts
 
-    form = options.one("--format", output_format, verdicts.VERDICT_FORMATS)
-    settings = abtest.settings(threshold, budget, options.limits(None, None, timeout).timeout_s)
-    sweeps = options.sweeps(
+    form = flags.one("--format", output_format, verdicts.VERDICT_FORMATS)
+    settings = abtest.settings(threshold, budget, flags.limits(None, None, timeout).timeout_s)
+    sweeps = flags.sweeps(
         "default",
         model=model,
         strategies=strategies,
@@ -382,14 +391,14 @@ def generate(
 
     Stops at the model's end-of-sequence token, at --stop-token-id, or after --n-gen tokens.
     """
-    from bench import options
-    from bench.text import stream
-    from kvcache.catalogue import STRATEGIES
+    from bench.commands import flags
+    from bench.study.generate import stream
     from kvcache.models import DTYPES
+    from kvcache.strategies.catalogue import STRATEGIES
 
-    options.one("--strategy", strategy, STRATEGIES)
-    options.one("--dtype", dtype, DTYPES)
-    options.at_least("--n-gen", 1 if n_gen is None else n_gen, 1)
+    flags.one("--strategy", strategy, STRATEGIES)
+    flags.one("--dtype", dtype, DTYPES)
+    flags.at_least("--n-gen", 1 if n_gen is None else n_gen, 1)
     stream(
         model,
         prompt,
@@ -397,8 +406,8 @@ def generate(
         n_gen=n_gen,
         stop_token_id=stop_token_id,
         dtype=dtype,
-        n_threads=options.thread_counts(None if threads is None else str(threads))[0],
-        device=options.device(device),
+        n_threads=flags.thread_counts(None if threads is None else str(threads))[0],
+        device=flags.device(device),
         seed=seed,
     )
 
@@ -434,24 +443,25 @@ def trace(
 
     Examples: kvbench trace --prompt "Lionel Messi is a" --until 198 · kvbench trace -m DIR --prompt "" --plot trace.png
     """
-    from bench import options, trace_pictures, trace_tables
-    from bench import trace as tracing
-    from kvcache.catalogue import STRATEGIES
+    from bench.commands import flags
+    from bench.study import trace as tracing
+    from bench.study import trace_pictures, trace_tables
     from kvcache.models import DTYPES
+    from kvcache.strategies.catalogue import STRATEGIES
 
-    form = options.one("--format", output_format, trace_tables.TRACE_FORMATS)
-    options.one("--dtype", dtype, DTYPES)
-    options.at_least("--n-gen", 1 if n_gen is None else n_gen, 1)
+    form = flags.one("--format", output_format, trace_tables.TRACE_FORMATS)
+    flags.one("--dtype", dtype, DTYPES)
+    flags.at_least("--n-gen", 1 if n_gen is None else n_gen, 1)
     drawing = trace_pictures.check(plot, picture)
     traced = tracing.run(
         model,
         prompt,
-        strategies=options.choices("--strategies", strategies, STRATEGIES),
+        strategies=flags.choices("--strategies", strategies, STRATEGIES),
         n_gen=n_gen,
         until=until,
         dtype=dtype,
-        n_threads=options.thread_counts(threads)[0],
-        device=options.device(device),
+        n_threads=flags.thread_counts(threads)[0],
+        device=flags.device(device),
         seed=seed,
     )
     if form == "json":
@@ -501,10 +511,10 @@ def train(
 
     Examples: kvbench train --out love · kvbench generate -m love --prompt "" · kvbench train --resume love
     """
-    from bench import options
-    from bench import train as training
+    from bench.commands import flags
+    from bench.study import train as training
 
-    form = options.one("--format", output_format, training.TRAINING_FORMATS)
+    form = flags.one("--format", output_format, training.TRAINING_FORMATS)
     if resume is not None:
         given = (text, out, context_length, tokenizer, steps, seed, threads)
         if any(value is not None for value in given):
@@ -513,7 +523,7 @@ def train(
     elif out is None:
         raise UsageError("--out: give a new folder for the model, or --resume the folder of a training")
     else:
-        settings = training.settings(context_length, tokenizer, steps, seed, options.thread_counts(threads)[0])
+        settings = training.settings(context_length, tokenizer, steps, seed, flags.thread_counts(threads)[0])
         training.begin(out, text, settings)
         folder = out
     outcome = training.train(folder)
@@ -534,10 +544,12 @@ def env(
     The ceilings are what MBU and MFU are shares of: the fastest of several kernels, with one thread and with all, in
     float32 and bfloat16. They drift with what else the machine does, so a run measures them beside its cases.
     """
-    from bench import options, survey, tables
-    from bench.environment import read_environment
+    from bench.commands import flags
+    from bench.machine.environment import read_environment
+    from bench.measure import survey
+    from bench.tell import tables
 
-    form = options.one("--format", output_format, tables.ENVIRONMENT_FORMATS)
+    form = flags.one("--format", output_format, tables.ENVIRONMENT_FORMATS)
     environment = read_environment()
     found = survey.survey(survey.settings_here(environment), _tell) if ceilings else []
     _emit(tables.render_environment(environment, form, found))
@@ -558,12 +570,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         code = app(arguments or ["--help"], standalone_mode=False)
-    except UsageError as error:
-        code = _complain(str(error), EXIT_USAGE)
-    except DataError as error:
-        code = _complain(str(error), EXIT_DATA)
-    except FailedRun as error:
-        code = _complain(str(error), EXIT_FAILED_CASE)
+    except KvbenchError as error:
+        code = _complain(str(error), error.exit_code)
     except typer.TyperException as error:
         code = _complain(_pointing_to_help(error), EXIT_USAGE)
     except Stopped as stop:
@@ -582,8 +590,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def _print_summary(finished: Run, form: Format) -> None:
     """Write the derived files, print the table where its reader expects it, and leave with 5 if a case failed."""
-    from bench import notes, report, tables
-    from bench.cautions import cautions
+    from bench.analysis.cautions import cautions
+    from bench.tell import notes, report, tables
 
     summary = report.write_report(finished)
     if form != "md":
@@ -613,7 +621,7 @@ def _print_verdicts(
     in_step_summary: bool = True,
 ) -> NoReturn:
     """Print verdicts, the closing sentence last, add them to a workflow's summary, and leave with their exit code."""
-    from bench import report, verdicts
+    from bench.tell import report, verdicts
 
     sentence = verdicts.sentence(found, require_time=require_time, command=command)
     if form == "json":

@@ -6,8 +6,10 @@ from typing import Literal
 
 import msgspec
 
-from bench.case import Case, DeviceName, Group, NaiveLogits, Phase
-from bench.record import CeilingName, Counters, Covariates, TokensMatch
+from bench.case import Case, DeviceName, Group, NaiveLogits
+from bench.record import CeilingName, Covariates, TokensMatch
+from kvcache.arithmetic.costs import Phase
+from kvcache.proof.counters import Counters
 
 VERSION = 1
 """Raised when a request or a reply changes its meaning: two revisions are compared only if they speak the same."""
@@ -114,7 +116,7 @@ class TurnTaken(msgspec.Struct, frozen=True, kw_only=True, tag="turn-taken"):
 
 
 class FrameworkTimed(msgspec.Struct, frozen=True, kw_only=True, tag="framework-timed"):
-    """The times of such steps; None where they cannot be told (`bench.framework`)."""
+    """The times of such steps; None where they cannot be told (`bench.measure.framework`)."""
 
     step_ns: list[int] | None
 

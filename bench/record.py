@@ -10,8 +10,9 @@ from typing import Literal
 
 import msgspec
 
-from bench.case import Case, DeviceName, Phase
-from kvcache.costs import Costs
+from bench.case import Case, DeviceName
+from kvcache.arithmetic.costs import Costs, Phase
+from kvcache.proof.counters import Counters
 
 SCHEMA_VERSION = 1
 
@@ -63,28 +64,6 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, tag="sample"):
     covariates: Covariates = Covariates()
 
 
-class Counters(msgspec.Struct, frozen=True, kw_only=True):
-    """Exact counts of one phase, over the whole batch: the same on any machine, whatever it is busy with."""
-
-    steps: int
-    """Decode steps that were counted (the first ones, of naive those that are timed); 0 for prefill."""
-    forward_calls: int
-    tokens_processed: int
-    gemm_flops: int
-    gemv_flops: int
-    kv_bytes: int
-    """Keys and values held after the last counted step."""
-    cache_growth_bytes: int
-    """Keys and values copied again because rows were appended by concatenation."""
-    copied_bytes: int
-    """Written by every operation that only moves data, the growth of a cache among them."""
-    lm_head_positions: int
-    """Positions that the LM head was computed for."""
-    compiled_graphs: int = 0
-    recompilations: int = 0
-    """Of torch.compile, over the whole phase; 0 for a strategy that compiles nothing."""
-
-
 class Check(msgspec.Struct, frozen=True, kw_only=True, tag="check"):
     """The correctness of one case in one process, found before any of its times were taken, and its sizes."""
 
@@ -101,7 +80,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True, tag="check"):
     counters: dict[Phase, Counters] | None = None
     """By phase; None in runs that were stored before they were counted."""
     framework_step_ns: list[int] | None = None
-    """Times of decode steps without arithmetic (`bench.framework`); None where they cannot be told."""
+    """Times of decode steps without arithmetic (`bench.measure.framework`); None where they cannot be told."""
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, tag="failure"):
@@ -123,7 +102,7 @@ class CeilingSample(msgspec.Struct, frozen=True, kw_only=True, tag="ceiling"):
     """`Case.cell.key`: the cases of this cell are judged by it, round by round."""
     ceiling: CeilingName
     kernel: str
-    """The fastest of those tried in this process (`bench.ceilings`)."""
+    """The fastest of those tried in this process (`bench.machine.ceilings`)."""
     process: int
     round: int
     order: int

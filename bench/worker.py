@@ -21,12 +21,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bench import framework
 from bench.case import Case, DeviceName, naive_steps
-from bench.ceilings import Ceilings
-from bench.clock import PausingClock, make_clock, stamping
-from bench.counting import PhaseCounter
-from bench.environment import CovariateReader, last_level_cache_bytes, peak_memory_bytes, reset_peak_memory
+from bench.machine.ceilings import Ceilings
+from bench.machine.clock import PausingClock, make_clock, stamping
+from bench.machine.environment import CovariateReader, last_level_cache_bytes, peak_memory_bytes, reset_peak_memory
+from bench.measure import framework
 from bench.protocol import (
     VERSION,
     CeilingsChosen,
@@ -51,10 +50,11 @@ from bench.protocol import (
 )
 from bench.record import CeilingName
 from kvcache import models
-from kvcache.catalogue import build
-from kvcache.equivalence import Reference, agreement, reference
-from kvcache.skeletons import is_out_of_memory
-from kvcache.strategy import Strategy, Unsupported
+from kvcache.models.skeleton import is_out_of_memory
+from kvcache.proof.counts import PhaseCounter
+from kvcache.proof.tokens import Reference, agreement, reference
+from kvcache.strategies.catalogue import build
+from kvcache.strategies.strategy import Strategy, Unsupported
 
 
 class OtherTokens(Exception):

@@ -15,24 +15,24 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kvcache.cached import Dynamic, Static
-    from kvcache.compiled import Compiled
-    from kvcache.costs import Costs
+    from kvcache.arithmetic.costs import Costs
+    from kvcache.compiled.strategy import Compiled
     from kvcache.models import load
-    from kvcache.naive import Naive
-    from kvcache.reference import HfGenerate
-    from kvcache.strategy import Strategy
+    from kvcache.strategies.cached import Dynamic, Static
+    from kvcache.strategies.hf_generate import HfGenerate
+    from kvcache.strategies.naive import Naive
+    from kvcache.strategies.strategy import Strategy
 
 __all__ = ["Compiled", "Costs", "Dynamic", "HfGenerate", "Naive", "Static", "Strategy", "load"]
 
 _MODULES = {
-    "Compiled": "compiled",
-    "Costs": "costs",
-    "Dynamic": "cached",
-    "HfGenerate": "reference",
-    "Naive": "naive",
-    "Static": "cached",
-    "Strategy": "strategy",
+    "Compiled": "compiled.strategy",
+    "Costs": "arithmetic.costs",
+    "Dynamic": "strategies.cached",
+    "HfGenerate": "strategies.hf_generate",
+    "Naive": "strategies.naive",
+    "Static": "strategies.cached",
+    "Strategy": "strategies.strategy",
     "load": "models",
 }
 

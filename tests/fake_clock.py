@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import repeat
 
-from bench.clock import Times
+from bench.machine.clock import Times
 
 
 class FakeClock:

@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from bench.case import Case, Phase, naive_steps
+from bench.analysis.summary import phases
+from bench.case import Case, naive_steps
 from bench.record import (
     SCHEMA_VERSION,
     CasePlan,
@@ -22,9 +23,8 @@ from bench.record import (
     Run,
     Sample,
 )
-from bench.summary import phases
-from kvcache.architectures import geometry
-from kvcache.costs import Costs, phase_costs, weights_bytes
+from kvcache.arithmetic.architectures import geometry
+from kvcache.arithmetic.costs import Costs, Phase, phase_costs, weights_bytes
 
 Model = Callable[[Case, int], float]
 """Milliseconds of a forward of a case: of step i, or of the prefill for i = 0."""

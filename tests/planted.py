@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bench.baseline import Session
-from bench.counting import PhaseCounter
-from bench.gate import gate
+from bench.judge.baseline import Session
+from bench.judge.gate import gate
 from bench.record import Run, Verdict
 from kvcache import models
-from kvcache.cached import Dynamic
-from kvcache.equivalence import Reference, agreement, reference
-from kvcache.strategy import last_logits
+from kvcache.proof.counts import PhaseCounter
+from kvcache.proof.tokens import Reference, agreement, reference
+from kvcache.strategies.cached import Dynamic
+from kvcache.strategies.strategy import last_logits
 from tests.handmade import make_case, make_run
 
 CASE = make_case("dynamic", 8, model="random:tiny", n_gen=5, n_threads=1)

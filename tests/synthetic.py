@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bench.ab.pair import NAMES, PairFailure, PairTimes, Turn, turn_order
+from bench.ab.workers import SideName
 from bench.case import Case
-from bench.pairs import NAMES, PairFailure, PairTimes, Turn, turn_order
-from bench.sides import SideName
 
 N_STEPS = 31
 

@@ -12,7 +12,7 @@ import pytest
 
 import kvcache
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
 """The layers that `nox -s lint` checks; what must not need torch is listed there, once."""
 

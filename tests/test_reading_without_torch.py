@@ -15,27 +15,32 @@ class Blocker:
 sys.meta_path.insert(0, Blocker())
 
 from pathlib import Path
-from bench import ab_record, cautions, compare, comparison_plots, frame, notes, plot_style, plots
-from bench import rounds, slopes, summary, tables
+from bench.ab import record
+from bench.analysis import cautions, frames
+from bench.judge import compare
+from bench.tell.plots import comparison, style, steps
+from bench.tell import notes
+from bench.analysis import rounds, slopes, summary
+from bench.tell import tables
 from tests.handmade import grid, make_run
 from tests.torture import store_ab
 
-assert ab_record.read(store_ab(Path(sys.argv[1]) / "ab")).verdicts()
+assert record.read(store_ab(Path(sys.argv[1]) / "ab")).verdicts()
 run = make_run(grid(["naive", "dynamic"], [32, 128]))
 summarized, steps = summary.summarize(run), rounds.usable_steps(run)
 lines = slopes.slopes(steps)
 assert tables.render(summarized, "md") and notes.slope_lines(lines) and notes.caution_lines(cautions.cautions(run))
-drawn = plots.figures(summarized, steps, lines)
+drawn = step_plots.figures(summarized, steps, lines)
 compared = compare.compare(run, run)
-drawn |= comparison_plots.comparison_figures(compared.rows, compared.a, compared.b)
+drawn |= comparison.comparison_figures(compared.rows, compared.a, compared.b)
 for name, figure in drawn.items():
-    plot_style.save(figure, Path(sys.argv[1]) / name)
+    style.save(figure, Path(sys.argv[1]) / name)
 print(" ".join(sorted(drawn)))
 """
 
 
 def test_a_run_and_an_ab_are_read_drawn_and_compared(tmp_path):
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[1]
     command = [sys.executable, "-c", READ_AND_DRAW, str(tmp_path)]
     answer = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=False)
     assert answer.returncode == 0, answer.stderr

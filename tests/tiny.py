@@ -13,9 +13,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from kvcache.catalogue import build
-from kvcache.compiled import Compiled
-from kvcache.strategy import Strategy, Unsupported
+from kvcache.compiled.strategy import Compiled
+from kvcache.strategies.catalogue import build
+from kvcache.strategies.strategy import Strategy, Unsupported
 
 VOCAB_SIZE = 97
 MAX_POSITIONS = 128

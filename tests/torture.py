@@ -11,14 +11,15 @@ from typing import NamedTuple
 
 import msgspec
 
-from bench import ab_record
-from bench.ab_record import AbManifest, Settings
-from bench.baseline import promote, read_sessions
-from bench.checked_lines import Appender
-from bench.outcomes import unfinished
+from bench.ab import record
+from bench.ab.record import AbManifest, Settings
+from bench.ab.workers import Side
+from bench.analysis.outcomes import unfinished
+from bench.errors import DataError
+from bench.judge.baseline import promote, read_sessions
 from bench.record import Run
-from bench.sides import Side
-from bench.store import DataError, RunWriter, create_run, read_run
+from bench.store.checked_lines import Appender
+from bench.store.run_folder import RunWriter, create_run, read_run
 from tests.handmade import grid, make_run
 from tests.synthetic import Machine
 
@@ -90,9 +91,9 @@ def damage(content: bytes, chance: random.Random) -> tuple[str, bytes]:
 
 def store_ab(out: Path) -> Path:
     """Write an A/B that was never measured to a folder."""
-    manifest = ab_record.signed(
+    manifest = record.signed(
         AbManifest(
-            schema_version=ab_record.AB_VERSION,
+            schema_version=record.AB_VERSION,
             created_utc="2026-01-01T00:00:00+00:00",
             command=["kvbench", "ab", "main"],
             settings=Settings(),
@@ -105,10 +106,10 @@ def store_ab(out: Path) -> Path:
     )
     measure = Machine().pairs(0)
     out.mkdir(parents=True)
-    (out / ab_record.MANIFEST).write_bytes(msgspec.json.encode(manifest))
-    lines = Appender((out / ab_record.PAIRS).open("xb"), manifest.digest)
-    for record in (record for number in range(3) for record in measure(number, CASES)):
-        lines.append(record)
+    (out / record.MANIFEST).write_bytes(msgspec.json.encode(manifest))
+    lines = Appender((out / record.PAIRS).open("xb"), manifest.digest)
+    for taken in (taken for number in range(3) for taken in measure(number, CASES)):
+        lines.append(taken)
     lines.close(finished=True)
     return out
 
@@ -166,8 +167,8 @@ class Content(NamedTuple):
 
 
 def _content(folder: Path) -> Content:
-    if (folder / ab_record.MANIFEST).exists():
-        return Content(*ab_record.read(folder))
+    if (folder / record.MANIFEST).exists():
+        return Content(*record.read(folder))
     if (folder / "manifest.json").exists():
         run = read_run(folder)
         return Content(run.manifest, [*run.checks, *run.samples], finished=not unfinished(run))

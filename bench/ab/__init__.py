@@ -1,0 +1,1 @@
+"""Two revisions or environments, measured in turns and judged."""

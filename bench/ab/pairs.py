@@ -1,0 +1,206 @@
+"""Measures process pairs: the processes that fork both sides' workers, and what a pair does with every case."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+
+from bench.ab.pair import Manner, Pair, PairFailure, PairTimes, SideFailed
+from bench.ab.workers import ForkServer, Introduction, Side, SideName
+from bench.case import Case, Group
+from bench.errors import DataError
+from bench.judge.sequential import SCREENING_PAIRS
+from bench.measure.schedule import LOAD_TIMEOUT_S
+from bench.measure.worker_process import WorkerFailed, WorkerProcess
+from bench.protocol import Load, MakeReference
+from bench.store.checked_lines import Appender
+
+Litter = tuple[str, int]
+"""Model and threads: the processes that fork the workers are set up for both."""
+
+Told = dict[tuple[SideName, str, int], Introduction]
+"""What the process of each side, model and thread count said of itself."""
+
+Records = list[PairTimes | PairFailure]
+
+RENEW_AFTER = 4
+"""A fifth of the time goes into fresh imports."""
+
+PAIRS_A_PROMPT = SCREENING_PAIRS
+"""Then the prompts change: what is confirmed was found on others. Not with every pair, for a long prompt's reference
+takes a fifth of it."""
+
+SEED_STEP = 1_000_003
+"""Between the seeds of two prompts of a case."""
+
+
+class ForkServers:
+    """The processes that fork the workers of both sides; replaced by fresh ones from time to time.
+
+    The forks of one process have its addresses in common, so what these do to a time must be drawn again, too.
+    """
+
+    def __init__(self, sides: tuple[Side, Side], keys: Sequence[Litter]) -> None:
+        self.sides, self.keys = sides, keys
+
+    def __enter__(self) -> ForkServers:
+        self._start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def __getitem__(self, case: Case) -> list[ForkServer]:
+        """Base's and head's, for a case."""
+        return self._fork_servers[server_key(case)]
+
+    def wait(self) -> Told:
+        """Wait until all of them can fork; what each said of itself. Raises as `ForkServer.wait`."""
+        told = {
+            (fork_server.side.name, *key): fork_server.wait()
+            for key, pair in self._fork_servers.items()
+            for fork_server in pair
+        }
+        self._ready = time.monotonic()
+        return told
+
+    def renew(self, *, at_once: bool) -> bool:
+        """Replace them, `at_once` or if they have been used for `RENEW_AFTER` times as long as they took to start."""
+        if not at_once and time.monotonic() - self._ready < RENEW_AFTER * (self._ready - self._started):
+            return False
+        self._stack.close()
+        self._start()
+        self.wait()
+        return True
+
+    def _start(self) -> None:
+        self._started = time.monotonic()
+        with ExitStack() as stack:
+            self._fork_servers = {
+                key: [stack.enter_context(ForkServer(side, *key)) for side in self.sides] for key in self.keys
+            }
+            self._stack = stack.pop_all()
+
+
+class PairMeasurer:
+    """Measures process pairs: a fresh process of each side per pair and strategy; a third makes the references."""
+
+    def __init__(
+        self,
+        fork_servers: ForkServers,
+        weights_seed: int,
+        timeout_s: float,
+        appender: Appender,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.fork_servers, self.weights_seed, self.timeout_s = fork_servers, weights_seed, timeout_s
+        self.appender, self.tell = appender, tell
+        self.references: dict[Group, WorkerProcess] = {}
+        self.made: dict[Case, Path] = {}
+        self.manners: dict[str, Manner] = {}
+
+    def __enter__(self) -> PairMeasurer:
+        self._stack = ExitStack()
+        self._scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="kvbench-ab-")))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end_references()
+        self._stack.close()
+
+    def get_ready(self, number: int) -> None:
+        """Replace the processes that fork the workers, where it is time before pair `number`."""
+        if self.fork_servers.renew(at_once=number == SCREENING_PAIRS):  # no change is told from one layout of addresses
+            self._end_references()  # they were forks of the old ones
+
+    def measure(self, number: int, cases: Sequence[Case]) -> Records:
+        """One pair of every one of `cases`; stored before this returns."""
+        records: Records = []
+        for record in (record for members in _by_worker(cases) for record in self._measure_workers(number, members)):
+            records.append(record)
+            self.appender.append(record)  # an interruption keeps it
+        if (number + 1) % PAIRS_A_PROMPT == 0:
+            for path in self.made.values():
+                path.unlink()
+            self.made.clear()
+        return records
+
+    def _measure_workers(self, number: int, cases: Sequence[Case]) -> Iterator[PairTimes | PairFailure]:
+        """The cases of one group and strategy, in one pair of processes."""
+        with ExitStack() as stack:
+            pair: Pair | None = None
+            for case in cases:
+                seed = (case.seed + SEED_STEP * (number // PAIRS_A_PROMPT)) % 2**63
+                fresh = msgspec.structs.replace(case, seed=seed)
+                try:
+                    reference = self._reference(fresh)
+                    if pair is None:
+                        pair = Pair(number, *self._fork(stack, case), self.timeout_s, self.manners)
+                        pair.load(case)
+                    yield pair.measure(case.key, fresh, reference)
+                except (SideFailed, DataError) as error:
+                    for side, (status, reason) in _failures(error).items():
+                        self.tell(f"{status} ({side}): {case.key}: {reason}")
+                        yield PairFailure(case=case.key, pair=number, side=side, status=status, error=reason)
+                    stack.close()  # whatever state they are in, the next case gets new ones
+                    pair = None
+
+    def _fork(self, stack: ExitStack, case: Case) -> tuple[WorkerProcess, WorkerProcess]:
+        """Base's and head's fresh workers, which `stack` ends."""
+        workers: list[WorkerProcess] = []
+        failures: dict[SideName, tuple[str, str]] = {}
+        for fork_server in self.fork_servers[case]:
+            try:
+                workers.append(stack.enter_context(fork_server.fork()))
+            except WorkerFailed as failure:
+                failures[fork_server.side.name] = failure.status, failure.error
+        if failures:
+            raise SideFailed(failures)
+        base, head = workers
+        return base, head
+
+    def _reference(self, case: Case) -> Path:
+        """What naive re-feed emits for `case`, made by base's code, once per cell and prompt."""
+        if case.cell not in self.made:
+            path = self._scratch / f"{len(self.made)}.safetensors"
+            try:
+                self._reference_worker(case).ask(MakeReference(case=case, path=str(path)), self.timeout_s)
+            except WorkerFailed as failure:
+                if case.group in self.references:
+                    self.references.pop(case.group).close()
+                raise SideFailed({"base": (failure.status, f"the reference failed: {failure.error}")}) from failure
+            self.made[case.cell] = path
+        return self.made[case.cell]
+
+    def _reference_worker(self, case: Case) -> WorkerProcess:
+        group = case.group
+        if group not in self.references:
+            self.references[group] = self.fork_servers[case][0].fork()
+            load = Load(group=group, strategy="", naive_logits="last", seed=self.weights_seed)
+            self.references[group].ask(load, LOAD_TIMEOUT_S)
+        return self.references[group]
+
+    def _end_references(self) -> None:
+        while self.references:
+            self.references.popitem()[1].close()
+
+
+def _failures(error: SideFailed | DataError) -> Mapping[SideName, tuple[str, str]]:
+    """Whose they are. That two sides are not comparable is no fault of head's, whose failures are judged."""
+    return error.failures if isinstance(error, SideFailed) else {"base": ("not comparable", str(error))}
+
+
+def server_key(case: Case) -> Litter:
+    """Which processes fork the workers of `case`."""
+    return case.model, case.n_threads
+
+
+def _by_worker(cases: Sequence[Case]) -> list[list[Case]]:
+    """The cases that one pair of processes measures: of one group, strategy and variant."""
+    keys = dict.fromkeys((case.group, case.strategy, case.naive_logits) for case in cases)
+    return [[case for case in cases if (case.group, case.strategy, case.naive_logits) == key] for key in keys]

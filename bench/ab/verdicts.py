@@ -1,0 +1,294 @@
+"""From the pairs of an A/B to its verdicts: which quantities are open, which pair comes next, what is said at the end.
+
+Everything is worked out anew from the stored pairs, so a verdict can be recomputed from the file.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from bench.ab.pair import NAMES, PairFailure, PairTimes, Turn
+from bench.ab.pair_figures import averages, figure, side_ns, undisturbed
+from bench.ab.pairs import PAIRS_A_PROMPT
+from bench.ab.workers import SideName
+from bench.analysis.summary import phases
+from bench.case import Case
+from bench.judge import sequential
+from bench.judge.sequential import CONFIRMATION_LOOKS, SCREENING_PAIRS, Call, Figures
+from bench.record import Verdict, VerdictKind
+from kvcache.arithmetic.costs import Phase
+
+LEAST_PAIRS, MOST_PAIRS = SCREENING_PAIRS + CONFIRMATION_LOOKS[0], SCREENING_PAIRS + CONFIRMATION_LOOKS[-1]
+"""What a verdict of a change takes, and after how many nothing more is measured."""
+
+WAITING_SHARE = 0.5
+"""A slow-down of which head's workers spent more than this share waiting for a core is none of the code."""
+
+
+class Quantity(NamedTuple):
+    """A phase of a case: what gets a verdict."""
+
+    case: Case
+    phase: Phase
+
+    @property
+    def name(self) -> str:
+        """Its key in what `bench.judge.sequential` decides on."""
+        return f"{self.case.key} {self.phase}"
+
+
+Logs = dict[str, dict[int, float]]
+"""The figure of each quantity, by its name, in each pair."""
+
+
+class Standing(NamedTuple):
+    """What is known after some pairs."""
+
+    figures: dict[str, Figures]
+    """Of each quantity; of a decided one those that it was decided on."""
+    flagged: list[str]
+    calls: dict[str, Call]
+    open: list[Quantity]
+
+
+def conduct(
+    cases: Sequence[Case],
+    measure: Callable[[int, Sequence[Case]], list[PairTimes | PairFailure]],
+    *,
+    threshold: float,
+    budget_s: float,
+    clock: Callable[[], float],
+    tell: Callable[[str], None],
+    get_ready: Callable[[int], None] | None = None,
+) -> list[PairTimes | PairFailure]:
+    """Measure pair after pair (`measure(number, cases)`) of what is still open, until all is decided or time is up.
+
+    No pair is begun that would end after `budget_s` if it took as long per case as the slowest of the last
+    `PAIRS_A_PROMPT`: one of them had new prompts, and made their references. `get_ready(number)` comes before
+    each pair; what it takes is no part of that pace.
+    """
+    started = clock()
+    records: list[PairTimes | PairFailure] = []
+    quantities, logs = _quantities(cases), Logs()
+    paces: deque[float] = deque(maxlen=PAIRS_A_PROMPT)
+    failed: set[str] = set()
+
+    def is_too_late(number: int, n_cases: int) -> bool:
+        return number > 0 and clock() - started + max(paces) * n_cases > budget_s
+
+    for number in range(MOST_PAIRS):
+        left = standing(logs, quantities, number, threshold)
+        wanted = list(dict.fromkeys(quantity.case for quantity in left.open if quantity.case.key not in failed))
+        if not wanted or is_too_late(number, len(wanted)):
+            break
+        if get_ready is not None:
+            get_ready(number)
+            if is_too_late(number, len(wanted)):
+                break
+        began = clock()
+        n_open = sum(quantity.case in wanted for quantity in left.open)
+        tell(_progress(number, wanted, n_open, len(quantities), max(0.0, budget_s - (began - started))))
+        taken = measure(number, wanted)
+        paces.append((clock() - began) / len(wanted))
+        records += taken
+        note(logs, quantities, taken)
+        failed |= {record.case for record in taken if isinstance(record, PairFailure)}
+    return records
+
+
+def _progress(number: int, cases: Sequence[Case], n_open: int, n_all: int, left_s: float) -> str:
+    """What is measured next, as in `process pair 5, confirming: 3 of 8 times open, in 2 cases; 4.2 min left`."""
+    what = "screening" if number < SCREENING_PAIRS else "confirming"
+    in_cases = f"in {len(cases)} case{'s' * (len(cases) != 1)}"
+    return f"process pair {number + 1}, {what}: {n_open} of {n_all} times open, {in_cases}; {left_s / 60:.1f} min left"
+
+
+def note(logs: Logs, quantities: Sequence[Quantity], records: Sequence[PairTimes | PairFailure]) -> None:
+    """Put the figures of `records` into `logs`."""
+    for record in records:
+        if isinstance(record, PairTimes):
+            for quantity in quantities:
+                if quantity.case.key == record.case:
+                    found = figure(record, quantity.phase, quantity.case.n_threads)
+                    if found is not None:
+                        logs.setdefault(quantity.name, {})[record.pair] = found
+
+
+def standing(
+    logs: Logs, quantities: Sequence[Quantity], pairs: int, threshold: float, *, final: bool = False
+) -> Standing:
+    """What the first `pairs` pairs have decided. `final`: no pair follows, so the next look is made now."""
+
+    def seen(end: int) -> dict[str, Figures]:
+        return {
+            quantity.name: Figures(
+                tuple(value for pair, value in own.items() if pair < min(end, SCREENING_PAIRS)),
+                tuple(value for pair, value in own.items() if SCREENING_PAIRS <= pair < end),
+            )
+            for quantity in quantities
+            for own in [logs.get(quantity.name, {})]
+        }
+
+    if pairs < SCREENING_PAIRS:
+        return Standing(seen(pairs), [], {}, list(quantities))
+    screened = seen(SCREENING_PAIRS)
+    calls = sequential.screen(screened, threshold)
+    figures = {name: screened[name] for name in calls}
+    flagged = [name for name in screened if name not in calls]
+    fresh = pairs - SCREENING_PAIRS
+    looks = [look for look in CONFIRMATION_LOOKS if look <= fresh]
+    if final and looks and fresh not in looks:
+        looks.append(fresh)
+    for look in looks:
+        now = seen(SCREENING_PAIRS + look)
+        made = sequential.confirm({name: now[name] for name in flagged}, calls, threshold)
+        calls |= made
+        figures |= {name: now[name] for name in made}
+    return Standing(seen(pairs) | figures, flagged, calls, [item for item in quantities if item.name not in calls])
+
+
+def verdicts(
+    records: Sequence[PairTimes | PairFailure], cases: Sequence[Case], threshold: float, *, finished: bool = True
+) -> list[Verdict]:
+    """The verdict on every case and phase: what was decided before base failed stands.
+
+    Of an A/B that was not `finished` the last pair may lack cases, and its end was nobody's choice of a look: it says
+    what it had said when it began that pair.
+    """
+    last = max((record.pair for record in records), default=-1 if finished else 0)
+    pairs = last + 1 if finished else last
+    failures: dict[str, dict[SideName, PairFailure]] = {}
+    for record in records:
+        if isinstance(record, PairFailure):
+            failures.setdefault(record.case, {})[record.side] = record
+    quantities, logs = _quantities(cases), Logs()
+    note(logs, quantities, records)
+    found = standing(logs, quantities, pairs, threshold, final=finished)
+    nothing_ran = all(_is_unsupported(failures.get(case.key, {})) for case in cases)
+    said = []
+    for quantity in quantities:
+        sides = failures.get(quantity.case.key, {})
+        kind = "failed" if nothing_ran else _kind_of_failure(sides)
+        if kind is None or (kind == "missing" and quantity.name in found.calls):
+            said.append(_verdict(quantity, found, records, pairs, finished=finished))
+        else:
+            said.append(_failed(quantity, kind, sides))
+    return said
+
+
+def _verdict(
+    quantity: Quantity,
+    found: Standing,
+    records: Sequence[PairTimes | PairFailure],
+    pairs: int,
+    *,
+    finished: bool,
+) -> Verdict:
+    figures, call = found.figures[quantity.name], found.calls.get(quantity.name)
+    measured = (record for record in records if isinstance(record, PairTimes) and record.pair < pairs)
+    own = [record for record in measured if record.case == quantity.case.key]
+    base_ms, head_ms = (_median_ms(own, quantity, side) for side in NAMES)
+    decided_on_fresh = call in sequential.DIRECTIONS
+    used = figures.fresh if decided_on_fresh else (*figures.screening, *figures.fresh)
+    alpha = sequential.ALPHA_SAME
+    if call is not None:
+        alpha = sequential.change_alpha(len(found.flagged)) if decided_on_fresh else sequential.same_alpha(figures)
+    detail = ""
+    if call is None:
+        detail = f"undecided after {len(own)} process pair{'s' * (len(own) != 1)}"
+        if len(own) < LEAST_PAIRS:
+            detail += f" (a change takes {LEAST_PAIRS} at least)"
+        if pairs < MOST_PAIRS:
+            detail += ", --budget is spent" if finished else ", unfinished"
+    elif call == "regression" and _is_waiting(own[SCREENING_PAIRS:], quantity):
+        call, detail = None, "head's worker waited for a core while base's did not"
+    verdict = Verdict(
+        case=quantity.case.key,
+        phase=quantity.phase,
+        kind=call or "inconclusive",
+        quantity="time",
+        base=base_ms,
+        head=head_ms,
+        detail=detail,
+    )
+    if len(used) < SCREENING_PAIRS:  # too few for an interval that says anything
+        return msgspec.structs.replace(verdict, effect=float(np.expm1(np.median(used))) if used else None)
+    shown = sequential.estimate(used, alpha)
+    return msgspec.structs.replace(
+        verdict, effect=shown.effect, low=shown.low, high=shown.high, detectable=shown.detectable
+    )
+
+
+def _kind_of_failure(sides: Mapping[SideName, PairFailure]) -> VerdictKind | None:
+    """Head's failure is its fault; what one side alone can do is not compared, and what neither can is no loss."""
+    if not sides:
+        return None
+    if "head" in sides and sides["head"].status != "unsupported":
+        return "failed"
+    return "not-comparable" if _is_unsupported(sides) else "missing"
+
+
+def _is_unsupported(sides: Mapping[SideName, PairFailure]) -> bool:
+    """Whether neither side can run the case."""
+    return [failure.status for failure in sides.values()] == ["unsupported"] * len(NAMES)
+
+
+def _failed(quantity: Quantity, kind: VerdictKind, sides: Mapping[SideName, PairFailure]) -> Verdict:
+    order = sorted(sides.values(), key=lambda failure: failure.side, reverse=True)  # head's leads: it is judged
+    return Verdict(
+        case=quantity.case.key,
+        phase=quantity.phase,
+        kind=kind,
+        quantity="time",
+        detail="; ".join(f"{failure.side} {failure.status}: {failure.error}" for failure in order),
+    )
+
+
+def _quantities(cases: Iterable[Case]) -> list[Quantity]:
+    return [Quantity(case, phase) for case in cases for phase in phases(case)]
+
+
+def _median_ms(own: Sequence[PairTimes], quantity: Quantity, side: SideName) -> float | None:
+    """The median over pairs of the times that the figures are made of."""
+    times = [
+        side_ns(undisturbed(record, quantity.case.n_threads)[side], quantity.phase, lockstep=record.lockstep)
+        for record in own
+    ]
+    found = [time for time in times if time is not None]
+    return float(np.median(found)) / 1e6 if found else None
+
+
+def _is_waiting(own: Sequence[PairTimes], quantity: Quantity) -> bool:
+    """Whether most of what head is slower by, it waited longer for a core than base (medians over pairs).
+
+    What the fastest turn is slower by is in every turn, so the shortest wait of each side's turns is what counts; where
+    every turn counts, so does its wait.
+    """
+    slower, waited = [], []
+    for record in own:
+        times_ns, waits_ns = [], []
+        averaged = averages(quantity.phase, lockstep=record.lockstep)
+        for turns in undisturbed(record, quantity.case.n_threads).values():
+            waits = [wait for wait in (_waited_ns(turn, quantity.phase) for turn in turns) if wait is not None]
+            if turns and len(waits) < len(turns):
+                return False
+            time_ns = side_ns(turns, quantity.phase, lockstep=record.lockstep)
+            if time_ns is not None:
+                times_ns.append(time_ns * (len(turns[0].step_ns) if quantity.phase == "decode" else 1))
+                waits_ns.append(float(np.mean(waits)) if averaged else min(waits))
+        if len(times_ns) == len(NAMES):
+            slower.append(times_ns[1] - times_ns[0])
+            waited.append(waits_ns[1] - waits_ns[0])
+    return bool(slower) and float(np.median(waited)) > WAITING_SHARE * max(0.0, float(np.median(slower)))
+
+
+def _waited_ns(turn: Turn, phase: Phase) -> int | None:
+    """How long a turn waited for a core: in this phase where that is known apart, otherwise in both."""
+    if turn.waited_ns is None or turn.prefill_waited_ns is None:
+        return turn.waited_ns
+    return turn.prefill_waited_ns if phase == "prefill" else turn.waited_ns - turn.prefill_waited_ns

@@ -1,0 +1,1 @@
+"""Records -> tidy frames -> summary, roofline, cautions. Needs no torch."""

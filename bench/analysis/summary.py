@@ -1,0 +1,171 @@
+"""Run -> the summary frame: one row per case and phase, the columns of `summary.csv` in their order."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+import pandas as pd
+
+from bench.analysis import estimators, frames, roofline, round_pairs, rounds
+from bench.analysis.outcomes import outcomes
+from bench.case import Case
+from bench.record import CasePlan, Check, Run
+from kvcache.arithmetic.costs import Phase
+
+YARDSTICK = "hf-generate"
+"""transformers' own generate(): what a user would run without this suite."""
+
+SUMMARY_TYPES: dict[str, str] = {
+    "model": "string",
+    "strategy": "string",
+    "phase": "string",
+    "device": "string",
+    "dtype": "string",
+    "attn_implementation": "string",
+    "n_threads": "Int64",
+    "batch_size": "Int64",
+    "n_prompt": "Int64",
+    "n_gen": "Int64",
+    "n_depth": "Int64",
+    "samples": "Int64",
+    "latency_ms": "float64",
+    "latency_ms_low": "float64",
+    "latency_ms_high": "float64",
+    "tokens_per_s": "float64",
+    "speedup_vs_naive": "float64",
+    "speedup_low": "float64",
+    "speedup_high": "float64",
+    "flops": "Int64",
+    "bytes": "Int64",
+    "arithmetic_intensity": "float64",
+    "gemm_flops": "Int64",
+    "gemv_flops": "Int64",
+    "mfu": "float64",
+    "mbu": "float64",
+    "bound": "string",
+    "predicted_ms": "float64",
+    "forward_calls": "Int64",
+    "tokens_processed": "Int64",
+    "kv_bytes_predicted": "Int64",
+    "kv_bytes_measured": "Int64",
+    "peak_memory_bytes": "Int64",
+    "compile_s": "float64",
+    "steps_timed": "Int64",
+    "tokens_match": "string",
+    "status": "string",
+    "error": "string",
+    "mfu_low": "float64",
+    "mfu_high": "float64",
+    "mbu_low": "float64",
+    "mbu_high": "float64",
+    "speedup_vs_hf": "float64",
+    "speedup_vs_hf_low": "float64",
+    "speedup_vs_hf_high": "float64",
+    "framework_ms": "float64",
+}
+"""Columns of the summary and their types, in order; results/README.md explains each. What a row leaves out is empty."""
+
+
+def summarize(run: Run) -> pd.DataFrame:
+    """One row per planned case and phase, with the columns of `SUMMARY_TYPES`.
+
+    Times are medians of the undisturbed turns (`rounds.usable`) with exact 95 % intervals; the speed-ups pair a case
+    with the naive one of its cell, and with hf-generate, round by round. A case that failed in any process keeps its
+    rows, without a time.
+    """
+    latencies = rounds.by_case_and_phase(run)
+    against_roofs = roofline.columns(run, latencies)
+    by_strategy = {(plan.case.cell, plan.case.strategy): plan.case.key for plan in run.manifest.plan}
+    ended = outcomes(run)
+    rows: list[dict[str, Any]] = []
+    for plan in run.manifest.plan:
+        case, outcome = plan.case, ended[plan.case.key]
+        checks = [check for check in run.checks if check.case == case.key]
+        for phase in phases(case):
+            row = {**msgspec.structs.asdict(case), "phase": phase, **_counters(plan, phase), **_sizes(checks, phase)}
+            row["framework_ms"] = _framework_ms(checks) if phase == "decode" else None
+            row |= {"tokens_match": outcome.tokens_match, "status": outcome.status, "error": outcome.error}
+            if (case.key, phase) in latencies:
+                row |= _times(case, phase, latencies[case.key, phase])
+                for strategy, names in _COMPARED.items():
+                    baseline = latencies.get((by_strategy.get((case.cell, strategy), ""), phase))
+                    row |= _speedup(case.strategy == strategy, names, baseline, latencies[case.key, phase])
+                row |= against_roofs.get((case.key, phase), {})
+            rows.append(row)
+    return frames.typed(rows, list(SUMMARY_TYPES), SUMMARY_TYPES)
+
+
+def phases(case: Case) -> list[Phase]:
+    """The phases that a case has: with n_gen = 1 nothing is decoded."""
+    return ["prefill", "decode"] if case.n_gen > 1 else ["prefill"]
+
+
+def _times(case: Case, phase: Phase, own: pd.DataFrame) -> dict[str, Any]:
+    latency_ms, low, high = estimators.median_interval(rounds.independent_values(own))
+    tokens = case.batch_size * (case.n_prompt if phase == "prefill" else 1)
+    return {
+        "samples": len(own),
+        "latency_ms": latency_ms,
+        "latency_ms_low": low,
+        "latency_ms_high": high,
+        "tokens_per_s": tokens / latency_ms * 1000,
+        "steps_timed": own["steps_timed"].min(),
+    }
+
+
+_COMPARED: dict[str, list[str]] = {
+    "naive": ["speedup_vs_naive", "speedup_low", "speedup_high"],
+    YARDSTICK: ["speedup_vs_hf", "speedup_vs_hf_low", "speedup_vs_hf_high"],
+}
+"""What a case is compared with in its cell -> the columns of the ratio and its interval."""
+
+
+def _speedup(
+    is_baseline: bool,
+    names: list[str],
+    baseline: pd.DataFrame | None,
+    own: pd.DataFrame,
+) -> dict[str, float | None]:
+    if is_baseline:
+        return dict.fromkeys(names, 1.0)
+    ratio = None if baseline is None else round_pairs.ratio(baseline, own, "latency_ms")
+    return {} if ratio is None else dict(zip(names, (ratio.estimate, ratio.low, ratio.high), strict=True))
+
+
+def _counters(plan: CasePlan, phase: Phase) -> dict[str, Any]:
+    costs = plan.prefill if phase == "prefill" else plan.decode
+    if costs is None:
+        return {}
+    return {
+        "flops": costs.flops,
+        "bytes": costs.bytes,
+        "arithmetic_intensity": costs.flops / costs.bytes,
+        "gemm_flops": costs.gemm_flops,
+        "gemv_flops": costs.gemv_flops,
+        "forward_calls": costs.forward_calls,
+        "tokens_processed": costs.tokens_processed,
+        "kv_bytes_predicted": costs.kv_bytes,
+    }
+
+
+def _sizes(checks: list[Check], phase: Phase) -> dict[str, Any]:
+    """The largest of each size over the processes; peak memory and compile time belong to the case as a whole."""
+    held = (check.kv_bytes_after_prefill if phase == "prefill" else check.kv_bytes_after_decode for check in checks)
+    return {
+        "kv_bytes_measured": _largest(held),
+        "peak_memory_bytes": _largest(check.peak_memory_bytes for check in checks),
+        "compile_s": _largest(check.compile_s for check in checks),
+    }
+
+
+def _framework_ms(checks: list[Check]) -> float | None:
+    """The median step without arithmetic, over all processes."""
+    times = [time for check in checks for time in check.framework_step_ns or ()]
+    return statistics.median(times) / 1e6 if times else None
+
+
+def _largest(values: Iterable[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)

@@ -1,0 +1,175 @@
+"""A run against stored sessions: exact counters first, on any machine; times only where the machine is known.
+
+Counters decide without a clock: any increase is a regression. Times are judged as shares of the roof that fits the
+phase by physics (decode from a cache reads memory, prefill and naive multiply), since the memory bandwidth of a shared
+machine can double within an hour while its compute stands still.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from bench.analysis import cautions
+from bench.analysis.outcomes import outcomes
+from bench.case import Case
+from bench.errors import DataError, FailedRun
+from bench.judge.baseline import Figures, Session, newest, read_sessions, refuse_unfit, session_of
+from bench.judge.compare import nearest
+from bench.judge.tolerance import MIN_SESSIONS, slow_down, tolerance
+from bench.record import Run, Verdict, VerdictKind
+from bench.store.run_folder import find_run, read_run
+from kvcache.arithmetic.costs import Phase
+from kvcache.proof.counters import Counters
+
+EXACT = tuple(name for name in Counters.__struct_fields__ if name != "steps")
+"""Names of the counters; `steps` says how much was counted, and must be equal for them to be comparable."""
+
+Share = Literal["mfu", "mbu"]
+
+
+def read_baseline(path: str, out: Path) -> list[Session]:
+    """The sessions at `path`: a folder with a file for each, or a run folder (or its name under `out`) as the only one.
+
+    Raises:
+        DataError: there is none, one is damaged or of a newer schema, or a run cannot be a baseline.
+    """
+    folder = Path(path)
+    if folder.is_dir() and not (folder / "manifest.json").is_file():
+        return read_sessions(folder)
+    try:
+        found = find_run(path, out)
+    except DataError:
+        raise DataError(
+            f"--baseline {path}: no run folder and no folder of sessions; `kvbench baseline promote RUN --name NAME` "
+            "makes one of those, results/baselines/NAME"
+        ) from None
+    try:
+        run = read_run(found)
+        refuse_unfit(run)
+        return [session_of(run)]
+    except (DataError, FailedRun) as error:
+        raise DataError(f"--baseline {error}") from error
+
+
+def gate(run: Run, sessions: Sequence[Session]) -> list[Verdict]:
+    """Every verdict on `run`. The newest session sets the cases and their counters, all of them the times.
+
+    Raises:
+        DataError: the run holds no counters.
+    """
+    base, head = newest(sessions), session_of(run)
+    verdicts = list(_cases(run, base, head))
+    judged = base.by_case_and_phase.keys() & head.by_case_and_phase.keys()
+    for key in (key for key in head.by_case_and_phase if key in judged):
+        verdicts += _counters(base.by_case_and_phase[key], head.by_case_and_phase[key])
+    return verdicts + _times(run, sessions, head, [key for key in head.by_case_and_phase if key in judged])
+
+
+def share_of(case: Case, phase: Phase) -> Share:
+    """The roof that a phase is held against: read bandwidth for decode from a cache, else the GEMM rate."""
+    return "mbu" if phase == "decode" and case.strategy != "naive" else "mfu"
+
+
+def _cases(run: Run, base: Session, head: Session) -> Iterator[Verdict]:
+    """What failed, what is missing, and what is new."""
+    ended = outcomes(run)
+    tolerated = {"ok", "unsupported"} if any(end.status != "unsupported" for end in ended.values()) else {"ok"}
+    failed = {key: end for key, end in ended.items() if end.status not in tolerated and end.measured}
+    for key, end in failed.items():
+        yield Verdict(
+            case=key, phase="prefill", kind="failed", quantity="tokens_match", detail=f"{end.status}: {end.error}"
+        )
+    unknown = [plan.case for plan in run.manifest.plan if (plan.case.key, "prefill") not in base.by_case_and_phase]
+    for (key, phase), row in base.by_case_and_phase.items():
+        if (key, phase) not in head.by_case_and_phase and key not in failed:
+            why = ended[key].error if key in ended else f"not in the run{nearest(row.case, unknown)}"
+            yield Verdict(case=key, phase=phase, kind="missing", quantity="tokens_match", detail=str(why))
+    for key, phase in head.by_case_and_phase:
+        if (key, phase) not in base.by_case_and_phase:
+            detail = "not in the baseline: promote a run to have it watched"
+            yield Verdict(case=key, phase=phase, kind="new", quantity="tokens_match", detail=detail)
+
+
+def _counters(base: Figures, head: Figures) -> Iterator[Verdict]:
+    """A verdict per counter, and one on the tokens."""
+    case, phase = head.case.key, head.phase
+    yield Verdict(case=case, phase=phase, kind="same", quantity="tokens_match")
+    if base.counters.steps != head.counters.steps:
+        detail = f"{head.counters.steps} decode steps were counted, {base.counters.steps} in the baseline"
+        yield Verdict(case=case, phase=phase, kind="missing", quantity="counters", detail=detail)
+        return
+    for name in EXACT:
+        before, now = getattr(base.counters, name), getattr(head.counters, name)
+        kind: VerdictKind = "same" if now == before else "regression" if now > before else "faster"
+        yield Verdict(case=case, phase=phase, kind=kind, quantity=name, base=before, head=now)
+
+
+def _times(run: Run, sessions: Sequence[Session], head: Session, keys: Sequence[tuple[str, Phase]]) -> list[Verdict]:
+    """A verdict on the time of each case and phase; where there is no ground for one, not comparable and why."""
+    grounds = {key: _ground(sessions, head, key) for key in keys}
+    n_judged = sum(not isinstance(ground, str) for ground in grounds.values())
+    disturbed = cautions.disturbed(run) if n_judged else {}
+    verdicts = []
+    for (key, phase), ground in grounds.items():
+        row = head.by_case_and_phase[key, phase]
+        quantity = share_of(row.case, phase)
+        blank = Verdict(case=key, phase=phase, kind="not-comparable", quantity=quantity)
+        if isinstance(ground, str):
+            verdicts.append(msgspec.structs.replace(blank, detail=ground))
+            continue
+        share = getattr(row, quantity)
+        if share is None or key in disturbed:
+            why = (
+                f"{disturbed[key]:.0%} of its rounds were disturbed"
+                if key in disturbed
+                else f"the run has no {quantity}"
+            )
+            verdicts.append(msgspec.structs.replace(blank, kind="inconclusive", detail=why))
+        else:
+            verdicts.append(_judged(blank, share, ground, n_judged))
+    return verdicts
+
+
+def _ground(sessions: Sequence[Session], head: Session, key: tuple[str, Phase]) -> list[float] | str:
+    """The shares of the sessions that this time can be held against, or why it cannot."""
+    row = head.by_case_and_phase[key]
+    quantity = share_of(row.case, row.phase)
+    here = [session for session in sessions if session.comparable(head, row.case) and session.run_id != head.run_id]
+    stored = [session.by_case_and_phase.get(key) for session in here]
+    alike = [past for past in stored if past is not None and past.counters == row.counters]
+    shares = [share for share in (getattr(past, quantity) for past in alike) if share is not None]
+    if not shares and getattr(row, quantity) is None:
+        return f"no {quantity} (measured only where weights exceed twice the last-level cache)"
+    if len(shares) < MIN_SESSIONS:
+        own = ", this run itself left out" if any(session.run_id == head.run_id for session in sessions) else ""
+        return (
+            f"{len(shares)} session{'' if len(shares) == 1 else 's'} of this machine, software, weights and counters"
+            f"{own}; {MIN_SESSIONS} are needed"
+        )
+    fewest = min(past.samples for past in alike)
+    if row.samples < fewest:
+        return f"{row.samples} timed rounds, the sessions have {fewest} or more: measure with as many --repetitions"
+    return shares
+
+
+def _judged(blank: Verdict, share: float, stored: Sequence[float], n_judged: int) -> Verdict:
+    expected = tolerance([math.log(value) for value in stored], n_judged)
+    effect = slow_down(math.log(share), expected.center)
+    limit = math.expm1(expected.width)
+    outside = f"; {expected.left_out_alarms} of them stood apart from the others" if expected.left_out_alarms else ""
+    return msgspec.structs.replace(
+        blank,
+        kind="regression" if effect > limit else "faster" if effect < math.expm1(-expected.width) else "same",
+        base=math.exp(expected.center),
+        head=share,
+        effect=effect,
+        low=slow_down(math.log(share) + expected.width, expected.center),
+        high=slow_down(math.log(share) - expected.width, expected.center),
+        detectable=math.expm1(expected.detectable),
+        detail=f"tolerance {limit:.1%}, from {expected.n} sessions{outside}",
+    )

@@ -1,0 +1,200 @@
+"""When enough is known: the decisions of `ab`, made on one figure per process pair and stated error rates. No clock.
+
+A figure is the log of head's time / base's time in one pair of fresh processes, so a pair is the unit that varies
+(address layout, allocator), and however many rounds lie within it, it counts once. Every quantity (a case's phase) goes
+through the same looks:
+
+1. Screening, `SCREENING_PAIRS` pairs of every case: what is shown to lie within the threshold is `same` and done.
+2. Confirmation of the others in pairs of their own, `CONFIRMATION_LOOKS` of them so far at each look. A change is
+   decided on these alone, so that what made a case suspicious is not evidence against it: one-sided tests, Holm over
+   everything that was flagged, and the estimate must exceed the threshold. How far pairs scatter is not taken from
+   screening either: a disturbance may begin after it.
+
+The looks share the level equally (Bonferroni), so that looking often costs no more false alarms than are stated.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from bench.analysis.estimators import paired_ratio
+
+ALPHA = 0.002
+"""Chance that a run calls any of its cases a regression where none is one; the same again for `faster`. A fifth of the
+one percent that is aimed for, since on a disturbed machine, where all is flagged, screening spares nothing of it."""
+
+ALPHA_SAME = 0.05
+"""Chance that a quantity whose change exceeds the threshold is called `same`."""
+
+POWER = 0.95
+"""With which `detectable` is found."""
+
+SCREENING_PAIRS = 4
+CONFIRMATION_LOOKS = (4, 6, 8, 12, 16, 20, 28, 40)
+"""Even numbers: the sides take turns in being first, and what a drift does to the first of a pair cancels."""
+
+TRIMMED_FROM, TRIMMED = 8, 0.2
+"""Pairs from which a test of the mean without the outer fifths is made too, and the share that it leaves out at either
+end: where one pair is an outlier, the t test of all of them finds nothing."""
+
+TRIMMED_FACTOR = 2.5
+"""Yuen's t rejects more often than its level says, so far out in the tail: of 2.4 million normal samples each of 8 to
+40 pairs, up to 2.4 times at 5e-5. Its p-values are multiplied by this."""
+
+RANKS_FROM = 10
+"""Pairs from which the signed-rank test is made too. Tests share the level equally."""
+
+FEWEST = 3
+"""With fewer figures nothing is decided."""
+
+Call = Literal["regression", "faster", "same"]
+DIRECTIONS: dict[Call, int] = {"regression": 1, "faster": -1}
+
+
+class Figures(NamedTuple):
+    """Log ratios head / base of one quantity, one per process pair."""
+
+    screening: tuple[float, ...]
+    fresh: tuple[float, ...] = ()
+    """Of confirmation, measured after the quantity was flagged."""
+
+
+class Estimate(NamedTuple):
+    """A change as a share of base's time, 0.05 being five percent slower."""
+
+    effect: float
+    low: float
+    high: float
+    detectable: float
+    """The smallest slow-down that as many pairs with this scatter would have shown, in `POWER` of runs."""
+
+
+def change_alpha(flagged: int) -> float:
+    """The two-sided level of an interval that says what the test of one of `flagged` quantities says at one look."""
+    return 2 * ALPHA / len(CONFIRMATION_LOOKS) / flagged
+
+
+def same_alpha(found: Figures) -> float:
+    """The same for `same`: half of the level is the screening's, where most cases end; the looks share the rest."""
+    return ALPHA_SAME if not found.fresh else ALPHA_SAME / len(CONFIRMATION_LOOKS)
+
+
+def screen(figures: Mapping[str, Figures], threshold: float) -> dict[str, Call]:
+    """What is shown to be `same` after screening; all the rest is flagged."""
+    return {key: "same" for key, found in figures.items() if _is_same(found, threshold)}
+
+
+def confirm(figures: Mapping[str, Figures], decided: Mapping[str, Call], threshold: float) -> dict[str, Call]:
+    """What one look at the flagged `figures` decides; `decided` are the calls of earlier looks."""
+    calls: dict[str, Call] = {}
+    for call, sign in DIRECTIONS.items():
+        p_values = {
+            key: (0.0 if decided.get(key) == call else 1.0) if key in decided else p_value(found.fresh, sign)
+            for key, found in figures.items()
+        }
+        for key in _holm(p_values, ALPHA / len(CONFIRMATION_LOOKS)):
+            found = figures[key]
+            beyond = sign * _center(found.fresh) > math.log1p(threshold)
+            if key not in decided and beyond and sign * float(np.median(found.screening or 0)) > 0:
+                calls[key] = call
+    for key, found in figures.items():
+        if key not in decided and key not in calls and _is_same(found, threshold):
+            calls[key] = "same"
+    return calls
+
+
+@functools.lru_cache(maxsize=1024)  # earlier looks are made again whenever a standing is worked out
+def p_value(logs: tuple[float, ...], sign: int) -> float:
+    """One-sided p-value of `logs` being centred at zero, against their lying on the side of `sign`.
+
+    Student's t; from `TRIMMED_FROM` and `RANKS_FROM` pairs on also Yuen's trimmed t (Biometrika 61, 1974) and the exact
+    signed-rank test: the smallest p-value, times the number of tests.
+    """
+    values = sign * np.asarray(logs)
+    if len(values) < FEWEST:
+        return 1.0
+    if values.std() == 0:
+        return 0.0 if values[0] > 0 else 1.0
+    p_values = [float(stats.t.sf(values.mean() / stats.sem(values), len(values) - 1))]
+    if len(values) >= TRIMMED_FROM:
+        center, error, freedom = _trimmed(values)
+        p_values.append(TRIMMED_FACTOR * float(stats.t.sf(center / error, freedom)) if error > 0 else 1.0)
+    if len(values) >= RANKS_FROM:
+        p_values.append(float(stats.wilcoxon(values, alternative="greater").pvalue))
+    return min(1.0, len(p_values) * min(p_values))
+
+
+def estimate(logs: Sequence[float], alpha: float) -> Estimate:
+    """The change that `logs` show, with its two-sided interval at level 1 - `alpha`: what no test of `p_value` rejects.
+
+    Needs two pairs.
+    """
+    center, low, high = _interval(logs, alpha)
+    freedom = len(logs) - 1
+    reach = float(stats.t.isf(alpha / 2, freedom) + stats.t.isf(1 - POWER, freedom)) * float(stats.sem(logs))
+    return Estimate(math.expm1(center), math.expm1(low), math.expm1(high), math.expm1(reach))
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_same(found: Figures, threshold: float) -> bool:
+    """Whether an interval over all pairs lies within the threshold (two one-sided tests)."""
+    logs = [*found.screening, *found.fresh]
+    if len(logs) < FEWEST:
+        return False
+    _, low, high = _interval(logs, same_alpha(found))
+    return -math.log1p(threshold) < low and high < math.log1p(threshold)
+
+
+@functools.lru_cache(maxsize=1024)
+def _center(logs: tuple[float, ...]) -> float:
+    """Mean of a few, Hodges-Lehmann estimate of more."""
+    if len(logs) < TRIMMED_FROM:
+        return float(np.mean(logs))
+    return math.log(paired_ratio(np.exp(logs), np.ones(len(logs))).estimate)
+
+
+def _interval(logs: Sequence[float], alpha: float) -> tuple[float, float, float]:
+    """Center and interval: where the intervals that belong to the tests of `p_value` overlap, at their shares of it."""
+    n, values = len(logs), np.asarray(logs)
+    n_tests = 1 + (n >= TRIMMED_FROM) + (n >= RANKS_FROM)
+    share = alpha / n_tests
+    ends = [_around(float(values.mean()), float(stats.sem(values)), n - 1, share)]
+    if n >= TRIMMED_FROM:
+        center, error, freedom = _trimmed(values)
+        if error > 0:
+            ends.append(_around(center, error, freedom, share / TRIMMED_FACTOR))
+    if n >= RANKS_FROM:
+        ratio = paired_ratio(np.exp(values), np.ones(n), 1 - share)
+        if ratio.low is not None and ratio.high is not None:
+            ends.append((math.log(ratio.low), math.log(ratio.high)))
+    center, low, high = _center(tuple(logs)), max(low for low, _ in ends), min(high for _, high in ends)
+    return center, min(low, center), max(high, center)
+
+
+def _around(center: float, error: float, freedom: int, alpha: float) -> tuple[float, float]:
+    reach = float(stats.t.isf(alpha / 2, freedom)) * error
+    return center - reach, center + reach
+
+
+def _trimmed(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> tuple[float, float, int]:
+    """Mean of `values` without the outer fifths, its standard error, and the degrees of freedom."""
+    cut = int(TRIMMED * len(values))
+    share = cut / len(values)  # of whole pairs: scipy's standard error takes it as it is
+    error = float(stats.mstats.trimmed_stde(values, limits=(share, share)))
+    return float(stats.trim_mean(values, share)), error, len(values) - 2 * cut - 1
+
+
+def _holm(p_values: Mapping[str, float], alpha: float) -> list[str]:
+    """The hypotheses that Holm's step-down rejects, so that one wrong rejection is as likely as `alpha` at most."""
+    rejected: list[str] = []
+    for rank, key in enumerate(sorted(p_values, key=lambda key: p_values[key])):
+        if p_values[key] > alpha / (len(p_values) - rank):
+            break
+        rejected.append(key)
+    return rejected

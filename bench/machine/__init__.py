@@ -1,0 +1,1 @@
+"""Clocks, devices, ceilings, and what the machine is."""

@@ -1,0 +1,40 @@
+"""What a decode step costs before any arithmetic: Python, transformers, and torch's dispatch of its kernels."""
+
+from __future__ import annotations
+
+import torch
+
+from bench.case import Case
+from bench.machine.clock import Clock, stamping
+from kvcache.models.shrunken import VOCAB_SIZE, shrunken
+from kvcache.strategies.catalogue import build
+from kvcache.strategies.strategy import Strategy, Unsupported
+
+N_PROMPT = 8
+"""Short: what attention to many tokens costs is no framework's."""
+N_STEPS = 24
+
+
+def time_steps(strategy: Strategy, case: Case, clock: Clock) -> list[int] | None:
+    """Times in ns of decode steps of `strategy` on its model shrunk to next to no arithmetic, at the batch of `case`.
+
+    None on CUDA, where Python runs ahead of the kernels and no sum is made of the two; for a strategy without a cache,
+    which feeds a step other rows; for a compiled one, which would have to be compiled anew; and for a model that
+    cannot be shrunk.
+    """
+    if case.device != "cpu" or not strategy.reads_cache or strategy.compile_s is not None:
+        return None
+    small = shrunken(strategy.model)
+    if small is None:
+        return None
+    own = build(case.strategy, small)
+    try:
+        own.prepare(case.batch_size, N_PROMPT + N_STEPS)
+    except Unsupported:
+        return None
+    prompt = torch.arange(case.batch_size * N_PROMPT).remainder(VOCAB_SIZE).view(case.batch_size, N_PROMPT)
+    own.generate(prompt, N_STEPS + 1)
+    own.reset()
+    clock.start()
+    own.generate(prompt, N_STEPS + 1, stamping(clock))
+    return clock.stop().host_ns[1:]

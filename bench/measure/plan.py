@@ -1,0 +1,107 @@
+"""From sweeps to a plan: every case checked against its model, with its costs, and its memory estimated."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import msgspec
+
+from bench.case import Case, Sweep
+from bench.errors import UsageError
+from bench.record import CasePlan
+from kvcache import models
+from kvcache.arithmetic.architectures import UnknownGeometry, geometry
+from kvcache.arithmetic.costs import phase_costs
+from kvcache.models.checkpoint import COPY_LIMIT_BYTES
+
+PROCESS_BYTES = 400_000_000
+"""Resident memory of a worker before it holds anything: the interpreter, torch and transformers."""
+
+
+def plan(sweeps: Sequence[Sweep]) -> list[CasePlan]:
+    """Every case of `sweeps` with its costs, checked against the models' configurations (no weights are loaded).
+
+    A case that several sweeps name is measured once.
+
+    Raises:
+        UsageError: a model cannot be had, or a case does not fit its model.
+    """
+    planned = {}
+    for case in (case for sweep in sweeps for case in sweep.cases()):
+        model = describe(case.model, case.attn_implementation)
+        settled = msgspec.structs.replace(case, attn_implementation=model.attn_implementation)
+        refuse_too_long(settled, model.max_positions)
+        planned[settled] = _with_costs(settled, model)
+    return list(planned.values())
+
+
+@functools.cache
+def describe(model: str, attn_implementation: str) -> models.ModelDescription:
+    """As `models.describe` (no attention: the model's best), a model that cannot be had being a usage error."""
+    try:
+        return models.describe(model, attn_implementation=attn_implementation or None)
+    except models.ModelError as error:
+        raise UsageError(f"--model {model}: {error}") from error
+
+
+def memory_bytes(plans: Sequence[CasePlan]) -> int:
+    """The most memory that any group of `plans` needs at once, all its workers together (an upper estimate).
+
+    Weights are mapped from one file and shared by the workers of a group, unless they are very large or the user's
+    own code makes them; keys, values and logits are each worker's own.
+    """
+    needs = []
+    for group in dict.fromkeys(item.case.group for item in plans):
+        members = [item for item in plans if item.case.group == group]
+        weights = describe(group.model, group.attn_implementation).weights_bytes(group.dtype)
+        workers = 1 + len({item.case.strategy for item in members})
+        shared = weights <= COPY_LIMIT_BYTES and not group.model.startswith("py:")
+        of_cases = workers * (PROCESS_BYTES + max(map(_case_bytes, members)))
+        needs.append(weights * (1 if shared else workers) + of_cases + 2 * PROCESS_BYTES)  # 2: the ceilings' worker
+    return max(needs, default=0)
+
+
+def _case_bytes(item: CasePlan) -> int:
+    """Keys and values (held twice while a cache grows), logits (the expected ones beside a strategy's), token ids."""
+    case = item.case
+    model = describe(case.model, case.attn_implementation)
+    # The reference keeps a cache and naive does not, so the cache of a case counts whatever its strategy.
+    cached = _with_costs(msgspec.structs.replace(case, strategy="dynamic", naive_logits="last"), model)
+    last = cached.decode or cached.prefill
+    kept = case.n_gen + (case.n_depth + case.n_prompt if case.naive_logits == "all" else 0)
+    logits = case.batch_size * kept * model.vocab_size * models.DTYPES[case.dtype]
+    ids = 8 * case.batch_size * case.capacity
+    return 3 * (last.kv_bytes if last is not None else 0) + 2 * logits + ids
+
+
+def refuse_too_long(case: Case, max_positions: int | None) -> None:
+    """Raise UsageError if the case is longer than what its model can take."""
+    if max_positions is not None and case.capacity > max_positions:
+        raise UsageError(
+            f"n_depth {case.n_depth} + n_prompt {case.n_prompt} + n_gen {case.n_gen} = {case.capacity} tokens are more "
+            f"than the {max_positions} positions of {case.model}; make --n-prompt, --n-depth or --n-gen smaller"
+        )
+
+
+def _with_costs(case: Case, model: models.ModelDescription) -> CasePlan:
+    """The case and the work that generation asks for, however it is done: a static cache's padding is no part of it."""
+    try:
+        shape = geometry(model.config)
+    except UnknownGeometry:
+        return CasePlan(case=case, prefill=None, decode=None, weights_bytes=model.weights_bytes(case.dtype))
+    prefill, decode = (
+        phase_costs(
+            shape,
+            phase,
+            refeeds=case.strategy == "naive",
+            batch_size=case.batch_size,
+            n_prompt=case.n_prompt,
+            n_gen=case.n_gen,
+            n_depth=case.n_depth,
+            dtype_bytes=models.DTYPES[case.dtype],
+            all_logits=case.naive_logits == "all",
+        )
+        for phase in ("prefill", "decode")
+    )
+    return CasePlan(case=case, prefill=prefill, decode=decode, weights_bytes=model.weights_bytes(case.dtype))

@@ -1,0 +1,194 @@
+"""A job: one run from its plan to its last sample, new or resumed."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from bench.case import Sweep
+from bench.errors import DataError, UsageError
+from bench.machine.environment import available_memory_bytes, read_environment
+from bench.measure import plan as planning
+from bench.measure.ceiling_turns import CEILINGS
+from bench.measure.progress import ProgressBar
+from bench.measure.schedule import Options, pending_seconds
+from bench.measure.schedule import measure as measure_cases
+from bench.measure.survey import settings_of, survey
+from bench.record import SCHEMA_VERSION, CasePlan, Manifest, Run
+from bench.store.run_folder import RunWriter, check_name, find_run, locked, make_folder, read_run, write_manifest
+from kvcache import models
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be measured, and where it goes. `previous` holds what an interrupted run measured already."""
+
+    manifest: Manifest
+    out: Path
+    previous: Run | None = None
+    ceilings: bool = True
+    """Whether a new run measures the machine's ceilings; a resumed one goes on as it began."""
+
+    @property
+    def options(self) -> Options:
+        """How much is measured."""
+        run = self.manifest
+        return Options(
+            repetitions=run.repetitions,
+            processes=run.processes,
+            timeout_s=run.timeout_s,
+            ceilings=bool(run.ceilings),  # a run that began without them goes on without them
+        )
+
+
+def within_positions(sweeps: Sequence[Sweep]) -> tuple[Sweep, ...]:
+    """The sweeps of a preset without the prompts that a model has no positions for; says so on stderr.
+
+    A sweep that none of its prompts fits is left as it is, for the plan to refuse with the reason.
+    """
+    fitting = []
+    for sweep in sweeps:
+        limits = {model: planning.describe(model, sweep.attn_implementation).max_positions for model in sweep.models}
+        model, limit = min(limits.items(), key=lambda item: math.inf if item[1] is None else item[1])
+        room = math.inf if limit is None else limit - max(sweep.n_gen) - max(sweep.n_depth)
+        kept = tuple(n_prompt for n_prompt in sweep.n_prompt if n_prompt <= room)
+        left_out = ", ".join(str(n_prompt) for n_prompt in sweep.n_prompt if n_prompt > room)
+        if kept and left_out:
+            sweep = msgspec.structs.replace(sweep, n_prompt=kept)  # noqa: PLW2901  # the same sweep, narrowed
+            print(
+                f"kvbench: {model} has {limit} positions: the preset's prompts of {left_out} are left out",
+                file=sys.stderr,
+            )
+        fitting.append(sweep)
+    return tuple(fitting)
+
+
+@contextmanager
+def noting(what_is_kept: str) -> Iterator[None]:
+    """Note on whatever ends the run early, an interruption too, what is kept of it."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(what_is_kept)
+        raise
+
+
+NOTHING_KEPT = "nothing was measured yet, so nothing is kept"
+
+
+@noting(NOTHING_KEPT)
+def plan(sweeps: Sequence[Sweep], options: Options, out: Path, name: str | None) -> Job:
+    """A new job for a grid. Nothing is written yet.
+
+    Raises:
+        UsageError: the grid, a model, the name or the machine's memory does not allow it.
+    """
+    planned = planning.plan(sweeps)
+    _fits_in_memory(planned)
+    created = datetime.now(UTC)
+    stamp = created.strftime("%Y%m%dT%H%M%SZ")
+    weights = {
+        model: models.weights_digest(model, seed=planned[0].case.seed)
+        for model in dict.fromkeys(item.case.model for item in planned)
+    }
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        run_id=f"{stamp}-{check_name(name) if name is not None else created.strftime('%f')}",
+        created_utc=created.isoformat(timespec="seconds"),
+        command=["kvbench", *sys.argv[1:]],
+        repetitions=options.repetitions,
+        processes=options.processes,
+        timeout_s=options.timeout_s,
+        environment=read_environment(),
+        plan=planned,
+        weights=weights,
+    )
+    return Job(manifest, out)
+
+
+def resume(run: str, out: Path) -> Job:
+    """The job of an interrupted run, with what it measured already.
+
+    Raises:
+        DataError: there is no such run, it is damaged, or it was measured on another machine or with other software.
+    """
+    previous = read_run(find_run(run, out))
+    there, here = previous.manifest.environment.fingerprint, read_environment().fingerprint
+    changed = [f"{name} was {there[name]}, is {here[name]}" for name in there if there[name] != here[name]]
+    for model, digest in previous.manifest.weights.items():
+        if models.weights_digest(model, seed=previous.manifest.plan[0].case.seed) != digest:
+            changed.append(f"the weights of {model} are others")
+    if changed:
+        raise DataError(f"{run}: cannot be resumed here, its samples would not be comparable: {'; '.join(changed)}")
+    return Job(previous.manifest, Path(previous.path).parent, previous)
+
+
+def estimate(job: Job) -> str:
+    """The grid and a rough estimate of its time and memory, for `--dry-run`."""
+    lines = [item.case.key for item in job.manifest.plan]
+    seconds = pending_seconds(job.manifest.plan, job.options, job.previous)
+    memory_gb = planning.memory_bytes(job.manifest.plan) / 1e9
+    lines.append(
+        f"{len(lines)} cases, {job.options.repetitions} rounds each: very roughly {max(1, round(seconds / 60))} min "
+        f"and at most {memory_gb:.1f} GB of memory"
+    )
+    return "\n".join(lines)
+
+
+def measure(job: Job) -> Run:
+    """Measure what is missing and return the whole run as stored.
+
+    What was measured is on the disk whatever happens; an interruption says how to go on.
+
+    Raises:
+        UsageError: the folder cannot be written.
+    """
+    if job.previous is not None:
+        folder, digest = Path(job.previous.path), job.manifest.digest
+    else:
+        folder = make_folder(job.out, job.manifest.run_id)
+        with noting(NOTHING_KEPT):
+            try:
+                job = _with_ceilings(job) if job.ceilings else job
+            except BaseException:
+                folder.rmdir()
+                raise
+        digest = write_manifest(folder, job.manifest).digest
+    with (
+        noting(f"what was measured is kept, go on with: kvbench run --resume {folder}"),
+        locked(folder),
+        RunWriter(folder, digest) as writer,
+        ProgressBar() as progress,
+    ):
+        measure_cases(job.manifest.plan, job.options, writer, progress, job.previous)
+    return read_run(folder)
+
+
+def _with_ceilings(job: Job) -> Job:
+    """The job with the machine's ceilings in its manifest; where any is not to be had, with none."""
+    settings = settings_of(job.manifest.plan)
+    print("measuring the machine's ceilings", file=sys.stderr, flush=True)
+    found = survey(settings, lambda text: print(text, file=sys.stderr, flush=True))
+    if len(found) < len(settings) * len(CEILINGS):
+        print("MFU, MBU and predictions will be empty", file=sys.stderr, flush=True)
+        found = []
+    ceilings = {ceiling.name: ceiling.per_s for ceiling in found}
+    return replace(job, manifest=msgspec.structs.replace(job.manifest, ceilings=ceilings))
+
+
+def _fits_in_memory(planned: Sequence[CasePlan]) -> None:
+    if any(item.case.device == "cuda" for item in planned):
+        return  # the device's memory is what counts there, and only its allocator knows it
+    needed, available = planning.memory_bytes(planned), available_memory_bytes()
+    if needed > available:
+        raise UsageError(
+            f"this grid needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are free: choose a "
+            "smaller --model, fewer --strategies, a smaller --batch-size or shorter --n-prompt"
+        )

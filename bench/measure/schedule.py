@@ -1,0 +1,470 @@
+"""Gives the turns: correctness first, warm-up, then rounds in which every arm of a cell has one turn.
+
+The direction of the rounds alternates (A B C, C B A), so that a linear drift of the machine cancels in the ratios. Only
+the worker that has the turn is active. The machine's ceilings have turns of their own in the rounds. Every record is on
+the disk before the next turn starts.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from bench.case import Case, Group, NaiveLogits
+from bench.measure.ceiling_turns import CEILINGS, ROUND_S, CeilingTurns
+from bench.measure.estimate import turn_seconds
+from bench.measure.worker_process import WorkerFailed, WorkerProcess
+from bench.protocol import (
+    VERSION,
+    CheckCase,
+    Checked,
+    FrameworkTimed,
+    Load,
+    Loaded,
+    MakeReference,
+    Reply,
+    Request,
+    TakeTurn,
+    TimeFramework,
+    TurnTaken,
+)
+from bench.record import CasePlan, Check, Failure, Record, Run, Sample
+
+WARMUP_TRIALS = 5
+"""Most warm-up turns of a case; they end sooner once two agree within WARMUP_AGREEMENT and no trend is left."""
+WARMUP_AGREEMENT = 0.05
+LOAD_TIMEOUT_S = 1800.0
+"""For reading or making a model's weights, which are no case's time."""
+WARMUP_S = 1.0
+"""No warm-up starts once a case has run this long, its check included: that has been through every shape already, and
+turns of seconds showed no trend after it."""
+
+
+CEILING_AGE_S = 1.0
+"""Seconds of the arms' turns after which the ceilings have theirs again: the read bandwidth of a shared machine was
+seen to change between 33 and 57 GB/s within seconds."""
+
+ArmKey = tuple[str, NaiveLogits]
+"""A strategy and its variant: what has a worker of its own within a group."""
+
+REFERENCE: ArmKey = ("", "last")
+"""Key of the worker that runs no strategy: it makes the references that the others are checked against."""
+
+ROOFS: ArmKey = ("ceilings", "last")
+"""Key of the worker that runs the ceilings' kernels; it holds no model."""
+
+
+class Progress(Protocol):
+    """What the schedule tells while it works."""
+
+    def expect(self, seconds: float) -> None:
+        """So much more work lies ahead, or less, than was said before; in rough seconds (`estimate.turn_seconds`)."""
+
+    def done(self, seconds: float, took_s: float | None, case: Case) -> None:
+        """So much of it is done, for `case`, and took so long (None: not to be judged by)."""
+
+    def say(self, text: str) -> None:
+        """Something a reader should know at once: a case failed, a worker was started anew."""
+
+
+class Writer(Protocol):
+    """Where records go."""
+
+    def append(self, record: Record) -> None:
+        """Store one record; it is on the disk when this returns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How much is measured: turns per case and process, processes per arm, and the seconds a case may take.
+
+    With `ceilings` the machine's roofs have turns in every round too, and again after each second of the arms' turns.
+    """
+
+    repetitions: int = 6
+    processes: int = 1
+    timeout_s: float = 900.0
+    ceilings: bool = False
+
+
+def measure(
+    plans: Sequence[CasePlan],
+    options: Options,
+    writer: Writer,
+    progress: Progress,
+    previous: Run | None = None,
+) -> None:
+    """Measure every case of `plans`, or what `previous` (the same run, interrupted) lacks.
+
+    A case that fails is stored as a failure, and the others go on.
+    """
+    past = Past(previous)
+    progress.expect(pending_seconds(plans, options, previous))
+    for group, process, cells in _pending(plans, options, past):
+        with ProcessSet(group, process, options, writer, progress, past) as workers:
+            workers.start([item.case for cell in cells for item in cell])
+            for cell in cells:
+                workers.measure_cell(cell)
+
+
+def pending_seconds(plans: Sequence[CasePlan], options: Options, previous: Run | None = None) -> float:
+    """Rough seconds of all turns still to do: each case's rounds, its check, and one warm-up."""
+    past = Past(previous)
+    return sum(
+        _cell_seconds(cell, options, past.missing_rounds(cell, process, options.repetitions), other_turns=2)
+        for _, process, cells in _pending(plans, options, past)
+        for cell in cells
+    )
+
+
+class Past:
+    """What an interrupted run holds already."""
+
+    def __init__(self, run: Run | None) -> None:
+        self._rounds: dict[tuple[str, int], set[int]] = {}
+        self._failed: set[tuple[str, int]] = set()
+        self.turns = 0
+        if run is not None:
+            for sample in run.samples:
+                self.turns = max(self.turns, sample.order + 1)
+                if not sample.warmup:
+                    self._rounds.setdefault((sample.case, sample.process), set()).add(sample.round)
+            for taken in run.ceilings:  # they too have used up the number of a torn round
+                self.turns = max(self.turns, taken.order + 1)
+                if not taken.warmup:
+                    self._rounds.setdefault((taken.cell, taken.process), set()).add(taken.round)
+            self._failed = {(failure.case, failure.process) for failure in run.failures if not failure.worker_died}
+
+    def failed(self, case: Case, process: int) -> bool:
+        """Whether a failure of the case is stored that is its result, and is not tried again (a dead worker is)."""
+        return (case.key, process) in self._failed
+
+    def next_round(self, cell: Sequence[CasePlan], process: int) -> int:
+        """The first round number that neither a case nor a ceiling of the cell has used."""
+        keys = [cell[0].case.cell.key, *(item.case.key for item in cell)]
+        used = [self._rounds.get((key, process), set()) for key in keys]
+        return max((number + 1 for rounds in used for number in rounds), default=0)
+
+    def missing_rounds(self, cell: Sequence[CasePlan], process: int, repetitions: int) -> int:
+        """Rounds still to do.
+
+        A round counts once every case of the cell that has not failed has its turn in it: the others were torn by the
+        interruption, and a pair is never made of two sessions.
+        """
+        live = [item.case.key for item in cell if not self.failed(item.case, process)]
+        if not live:
+            return 0
+        complete = set.intersection(*(self._rounds.get((key, process), set()) for key in live))
+        return max(0, repetitions - len(complete))
+
+
+@dataclass
+class _Entry:
+    """A case of the cell being measured, and what is known of it so far."""
+
+    plan: CasePlan
+    spent_s: float = 0.0
+    live: bool = True
+    trials: list[TurnTaken] = field(default_factory=list)
+
+    @property
+    def case(self) -> Case:
+        return self.plan.case
+
+
+class ProcessSet:
+    """The workers of one group, one for each strategy and one that makes the references; measures cell by cell."""
+
+    def __init__(
+        self, group: Group, process: int, options: Options, writer: Writer, progress: Progress, past: Past
+    ) -> None:
+        self.group, self.process, self.options = group, process, options
+        self.writer, self.progress, self.past = writer, progress, past
+        self.arms: dict[ArmKey, WorkerProcess] = {}
+        self.loaded: set[ArmKey] = set()
+        self.framework: dict[tuple[ArmKey, int], list[int] | None] = {}
+        """What steps without arithmetic take, by worker and batch size."""
+        self.order = past.turns
+        self._left_s = 0.0
+        """What progress still expects of the cell being measured."""
+        self._since_ceilings_s = 0.0
+        """What turns have taken since the ceilings had theirs."""
+
+    def __enter__(self) -> ProcessSet:
+        self._stack = ExitStack()
+        self._scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="kvbench-")))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def start(self, cases: Sequence[Case]) -> None:
+        """Start every worker at once, so that they import their libraries side by side."""
+        self.seed = cases[0].seed
+        for key in [REFERENCE, *([ROOFS] if self.options.ceilings else []), *dict.fromkeys(map(_key, cases))]:
+            self._start(key)
+        self.ceilings = CeilingTurns(self.arms[ROOFS], self.group) if self.options.ceilings else None
+
+    def measure_cell(self, cell: Sequence[CasePlan]) -> None:
+        """Check, warm up and time every case of a cell."""
+        missing = self.past.missing_rounds(cell, self.process, self.options.repetitions)
+        self._left_s = _cell_seconds(cell, self.options, missing, other_turns=2)
+        self._measure_cell(cell, missing)
+        self._expect_left(0.0)  # of cases that failed, nothing more comes
+
+    def _measure_cell(self, cell: Sequence[CasePlan], missing: int) -> None:
+        entries = [_Entry(item) for item in cell if not self.past.failed(item.case, self.process)]
+        reference = self._reference(entries)
+        if reference is None:
+            return
+        for entry in entries:
+            self._check(entry, reference)
+        for entry in entries:
+            self._warm_up(entry)
+        live = [entry.plan for entry in entries if entry.live]
+        if not live:
+            return
+        self._expect_left(_cell_seconds(live, self.options, missing))  # the warm-ups took fewer turns, or more
+        self._ceiling_turns(cell[0].case, 0, warmup=True)
+        first = self.past.next_round(cell, self.process)
+        for number in range(first, first + missing):
+            self._round(entries, number)
+
+    def _round(self, entries: Sequence[_Entry], number: int) -> None:
+        """A turn of every case that still runs and of the ceilings, backwards in odd rounds."""
+        forwards, case = number % 2 == 0, entries[0].case
+        if forwards:
+            self._ceiling_turns(case, number, warmup=False)
+        for entry in entries if forwards else reversed(entries):
+            if entry.live:
+                self._turn(entry, number, warmup=False)
+            if self._since_ceilings_s > CEILING_AGE_S:
+                self._ceiling_turns(case, number, warmup=False)
+        if not forwards and self._since_ceilings_s:
+            self._ceiling_turns(case, number, warmup=False)
+
+    def _reference(self, entries: Sequence[_Entry]) -> Path | None:
+        """Have the cell's expected tokens and logits made; without them nothing of it can be proved, or timed."""
+        case = entries[0].case
+        path = self._scratch / "reference.safetensors"
+        try:
+            self._load(REFERENCE)
+            self.arms[REFERENCE].ask(MakeReference(case=case, path=str(path)), self.options.timeout_s)
+        except WorkerFailed as failure:
+            for entry in entries:
+                self._fail(entry, failure, "the reference (one parallel forward) failed: ")
+            return None
+        return path
+
+    def _check(self, entry: _Entry, reference: Path) -> None:
+        case = entry.case
+        found = self._try(entry, CheckCase(case=case, path=str(reference)))
+        if not isinstance(found, Checked):
+            return
+        is_right = found.tokens_match != "false"
+        framework_step_ns = self._framework_step_ns(entry) if is_right else None
+        self.writer.append(
+            Check(
+                case=case.key,
+                process=self.process,
+                tokens_match=found.tokens_match,
+                logits_error=found.logits_error,
+                positions_checked=found.positions_checked,
+                kv_bytes_after_prefill=found.kv_bytes_after_prefill,
+                kv_bytes_after_decode=found.kv_bytes_after_decode,
+                peak_memory_bytes=found.peak_memory_bytes,
+                compile_s=found.compile_s,
+                counters=found.counters,
+                framework_step_ns=framework_step_ns,
+            )
+        )
+        if not is_right:
+            error = f"logits differ from the parallel forward's by {found.logits_error:.1e} of the largest logit"
+            self._fail(entry, WorkerFailed("failed", error, alive=True, tokens_match="false"))
+
+    def _framework_step_ns(self, entry: _Entry) -> list[int] | None:
+        """What the framework takes of the worker's steps: found once for each batch, since lengths do not matter."""
+        case = entry.case
+        if case.n_gen == 1:
+            return None
+        batch = _key(case), case.batch_size
+        if batch not in self.framework:
+            self.framework[batch] = None
+            try:
+                found = self._ask(entry, TimeFramework())
+            except WorkerFailed as failure:
+                if failure.alive:  # the case itself is none the worse
+                    self.progress.say(f"no framework_ms for {case.key}: {failure.error}")
+                else:
+                    self._fail(entry, failure, "timing the framework: ")
+            else:
+                assert isinstance(found, FrameworkTimed)
+                self.framework[batch] = found.step_ns
+        return self.framework[batch]
+
+    def _warm_up(self, entry: _Entry) -> None:
+        number = 0
+        while entry.live and not self._warm(entry):
+            self._turn(entry, number, warmup=True)
+            number += 1
+
+    def _warm(self, entry: _Entry) -> bool:
+        trials = [turn_ns(trial) for trial in entry.trials]
+        if len(trials) >= WARMUP_TRIALS or entry.spent_s > WARMUP_S:
+            return True
+        return len(trials) >= 2 and abs(trials[-1] / trials[-2] - 1) <= WARMUP_AGREEMENT and not _still_falling(trials)
+
+    def _turn(self, entry: _Entry, number: int, *, warmup: bool) -> None:
+        others = [arm for key, arm in self.arms.items() if key != _key(entry.case)]
+        idle_before = sum(arm.cpu_ns for arm in others)
+        taken = self._try(entry, TakeTurn())
+        if not isinstance(taken, TurnTaken):
+            return
+        idle_ns = sum(arm.cpu_ns for arm in others) - idle_before
+        self._since_ceilings_s += turn_ns(taken) / 1e9
+        entry.trials.append(taken)
+        self.writer.append(
+            Sample(
+                case=entry.case.key,
+                process=self.process,
+                round=number,
+                order=self.order,
+                warmup=warmup,
+                prefill_ns=taken.prefill_ns,
+                steps=taken.steps,
+                step_ns=taken.step_ns,
+                prefill_event_ns=taken.prefill_event_ns,
+                step_event_ns=taken.step_event_ns,
+                covariates=msgspec.structs.replace(taken.covariates, idle_arms_ns=max(0, idle_ns)),
+            )
+        )
+        self.order += 1
+
+    def _ceiling_turns(self, case: Case, number: int, *, warmup: bool) -> None:
+        """A turn of each ceiling for the cell of `case`, in alternating direction; the first failure ends them."""
+        self._since_ceilings_s = 0.0
+        if self.ceilings is None:
+            return
+        for ceiling in CEILINGS if number % 2 == 0 else reversed(CEILINGS):
+            taken = self.ceilings.take(
+                ceiling, cell=case.cell.key, process=self.process, number=number, order=self.order, warmup=warmup
+            )
+            if taken is None:
+                self.progress.say(f"no ceilings from here on, so no MFU, MBU or prediction: {self.ceilings.failure}")
+                self.ceilings = None
+                return
+            self.writer.append(taken)
+            self.order += 1
+        if not warmup:
+            self._done(ROUND_S, None, case)
+
+    def _try(self, entry: _Entry, request: Request) -> object:
+        """Ask the entry's arm within the time its case has left; a failure is stored and ends the case."""
+        key = _key(entry.case)
+        try:
+            if not isinstance(request, CheckCase) and not self.arms[key].alive:
+                raise self.arms[key].death()  # killed while it slept: a new one would know nothing of the case
+            self._load(key)
+            spent_s = entry.spent_s
+            reply = self._ask(entry, request)
+        except WorkerFailed as failure:
+            self._fail(entry, failure)
+            return None
+        took = entry.spent_s - spent_s
+        is_turn = isinstance(request, TakeTurn)  # a check is slower than a turn: it would mislead the estimate
+        self._done(turn_seconds(entry.plan), took if is_turn else None, entry.case)
+        return reply
+
+    def _ask(self, entry: _Entry, request: Request) -> Reply:
+        """The answer of the entry's arm, within the time that its case has left. Raises as `WorkerProcess.ask`."""
+        started = time.monotonic()
+        try:
+            return self.arms[_key(entry.case)].ask(request, self.options.timeout_s - entry.spent_s)
+        finally:
+            entry.spent_s += time.monotonic() - started
+
+    def _done(self, seconds: float, took_s: float | None, case: Case) -> None:
+        self._left_s -= seconds
+        self.progress.done(seconds, took_s, case)
+
+    def _expect_left(self, seconds: float) -> None:
+        """Tell progress that the cell takes so much more, whatever was expected of it before."""
+        self.progress.expect(seconds - self._left_s)
+        self._left_s = seconds
+
+    def _fail(self, entry: _Entry, failure: WorkerFailed, prefix: str = "") -> None:
+        entry.live = False
+        error = prefix + failure.error
+        self.writer.append(
+            Failure(
+                case=entry.case.key,
+                process=self.process,
+                status=failure.status,
+                error=error,
+                tokens_match=failure.tokens_match,
+                worker_died=not failure.alive and failure.status != "timeout",
+            )
+        )
+        self.progress.say(f"{failure.status}: {entry.case.key}: {error}")
+
+    def _load(self, key: ArmKey) -> None:
+        """See that the worker `key` runs and holds its model; one that is gone is started anew."""
+        if not self.arms[key].alive:
+            self.loaded.discard(key)
+            self._start(key)
+        if key not in self.loaded:
+            strategy, naive_logits = key
+            load = Load(group=self.group, strategy=strategy, naive_logits=naive_logits, seed=self.seed)
+            loaded = self.arms[key].ask(load, LOAD_TIMEOUT_S)
+            if not isinstance(loaded, Loaded) or loaded.version != VERSION:
+                raise WorkerFailed("failed", f"the worker speaks another protocol than {VERSION}", alive=True)
+            self.loaded.add(key)
+
+    def _start(self, key: ArmKey) -> None:
+        self.arms[key] = self._stack.enter_context(WorkerProcess(self.group))
+
+
+def _key(case: Case) -> ArmKey:
+    return case.strategy, case.naive_logits
+
+
+def _cell_seconds(cell: Sequence[CasePlan], options: Options, n_rounds: int, other_turns: int = 0) -> float:
+    """Rough seconds of so many rounds of a cell, and of so many turns besides (its check, its warm-up)."""
+    turns = [turn_seconds(plan) for plan in cell]
+    roofs = 1 + sum(seconds > CEILING_AGE_S for seconds in turns) if options.ceilings else 0
+    return sum(turns) * (n_rounds + other_turns) + ROUND_S * roofs * n_rounds
+
+
+def turn_ns(taken: TurnTaken) -> int:
+    """What a turn took: its prefill and its decode steps."""
+    return taken.prefill_ns + sum(taken.step_ns)
+
+
+def _still_falling(trials: Sequence[int]) -> bool:
+    """Three turns in a row, each at least one percent faster than the one before: the machine is still warming up."""
+    last = trials[-3:]
+    return len(last) == 3 and last[1] < 0.99 * last[0] and last[2] < 0.99 * last[1]
+
+
+def _pending(
+    plans: Sequence[CasePlan], options: Options, past: Past
+) -> Iterator[tuple[Group, int, list[list[CasePlan]]]]:
+    """The sets of workers still to be started, in order: a group, a process number, and the cells it has to measure."""
+    for group in dict.fromkeys(item.case.group for item in plans):
+        cells = _by_cell([item for item in plans if item.case.group == group])
+        for process in range(options.processes):
+            todo = [cell for cell in cells if past.missing_rounds(cell, process, options.repetitions)]
+            if todo:
+                yield group, process, todo
+
+
+def _by_cell(members: Sequence[CasePlan]) -> list[list[CasePlan]]:
+    cells = dict.fromkeys(item.case.cell for item in members)
+    return [[item for item in members if item.case.cell == cell] for cell in cells]

@@ -1,0 +1,1 @@
+"""Files: run folders, sessions, sealed documents. Needs no torch."""

@@ -1,0 +1,268 @@
+"""A run folder on disk: a manifest, and samples files that are only ever appended to. Nothing stored is written again.
+
+A samples file is of checked lines (checked_lines.py), the first of which continues the manifest's digest; each is on
+the disk before the next turn starts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import msgspec
+
+from bench.errors import DataError, UsageError
+from bench.record import SCHEMA_VERSION, CeilingSample, Check, Failure, Manifest, Record, Run, Sample
+from bench.store import checked_lines
+
+NAME = re.compile(r"[A-Za-z0-9._-]+")
+
+_decode_record = msgspec.json.Decoder(Record | checked_lines.Closing).decode
+_decode_manifest = msgspec.json.Decoder(Manifest).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def check_name(name: str) -> str:
+    """Return `name` if it can be a run's or a baseline's name.
+
+    Raises:
+        UsageError: it has other characters than letters, digits, '.', '_' and '-', or is '.' or '..'.
+    """
+    if not NAME.fullmatch(name) or name in (".", ".."):
+        raise UsageError(f"--name {name!r}: a name has only letters, digits, '.', '_' and '-', as in 'laptop-2'")
+    return name
+
+
+class RunWriter:
+    """Appends records to one samples file of its own in a run folder.
+
+    Use as a context manager: a normal end writes the closing line, an exception leaves the file open-ended (resumable).
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written (from `append`; earlier records are safe).
+    """
+
+    def __init__(self, folder: Path, digest: str) -> None:
+        self.folder = folder
+        self._lines = checked_lines.Appender(_new_samples_file(folder), digest)
+
+    def append(self, record: Record) -> None:
+        """Write `record` and wait until it is on the disk."""
+        self._lines.append(record)
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._lines.close(finished=kind is None)
+
+
+def create_run(out: Path, manifest: Manifest) -> tuple[Path, Manifest]:
+    """Make the folder `out/<run_id>` with its manifest; return the folder and the manifest with its digest.
+
+    Raises:
+        UsageError: the folder exists already, or cannot be written.
+    """
+    folder = make_folder(out, manifest.run_id)
+    return folder, write_manifest(folder, manifest)
+
+
+def make_folder(out: Path, run_id: str) -> Path:
+    """Make the folder `out/<run_id>`, still without a manifest.
+
+    Raises:
+        UsageError: the folder exists already, or cannot be made.
+    """
+    folder = out / run_id
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot be made ({error.strerror})") from error
+    try:
+        folder.mkdir()
+    except FileExistsError as error:
+        raise UsageError(f"--out: {error.filename} exists already; choose another --name, or --resume it") from error
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot be written ({error.strerror})") from error
+    return folder
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Write a new run folder's manifest; return it with its digest.
+
+    Raises:
+        UsageError: the folder cannot be written.
+    """
+    manifest = msgspec.structs.replace(manifest, digest=_digest(manifest))
+    try:
+        write_atomically(folder / _MANIFESTS["run"], msgspec.json.format(_encode(manifest)))
+    except OSError as error:
+        raise UsageError(f"--out: {folder} cannot be written ({error.strerror})") from error
+    return manifest
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a run folder to one measuring process; the kernel lets go of it when the process ends, however it ends.
+
+    Raises:
+        UsageError: another process measures into it.
+    """
+    with (folder / _MANIFESTS["run"]).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{folder}: another process measures into it; wait until it ends") from None
+        yield
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder back, every record checked.
+
+    Raises:
+        DataError: it is missing, damaged (the file and line are named), or of a newer schema.
+    """
+    manifest = _read_manifest(folder)
+    samples: list[Sample] = []
+    checks: list[Check] = []
+    failures: list[Failure] = []
+    ceilings: list[CeilingSample] = []
+    paths = sorted(folder.glob("samples*.jsonl"), key=_file_number)
+    if [_file_number(path) for path in paths] != list(range(1, len(paths) + 1)):
+        raise DataError(f"{folder}: a samples file is missing (there are {', '.join(path.name for path in paths)})")
+    planned = {key for item in manifest.plan for key in (item.case.key, item.case.cell.key)}
+    for path in paths:
+        for record in _records(path, manifest.digest):
+            subject = record.cell if isinstance(record, CeilingSample) else record.case
+            if subject not in planned:
+                raise DataError(f"{path}: holds a case that the manifest does not plan: {subject}")
+            match record:
+                case Sample():
+                    samples.append(record)
+                case Check():
+                    checks.append(record)
+                case Failure():
+                    failures.append(record)
+                case CeilingSample():
+                    ceilings.append(record)
+    return Run(
+        path=str(folder), manifest=manifest, samples=samples, checks=checks, failures=failures, ceilings=ceilings
+    )
+
+
+RecordKind = Literal["run", "ab"]
+
+_MANIFESTS: dict[RecordKind, str] = {"run": "manifest.json", "ab": "ab.json"}
+
+
+def find(run: str, out: Path) -> tuple[Path, RecordKind]:
+    """The folder that `run` means, a path or a bare name under `out`, and whether it holds a run or an A/B.
+
+    Raises:
+        DataError: there is no such folder, or it holds neither.
+    """
+    places = [Path(run), *([out / run] if run == Path(run).name else [])]
+    for folder in places:
+        for kind, manifest in _MANIFESTS.items():
+            if (folder / manifest).is_file():
+                return folder, kind
+    stored = (path for manifest in _MANIFESTS.values() for path in out.glob(f"*/{manifest}"))
+    known = sorted((path.parent.name for path in stored), reverse=True)
+    hint = f"the latest there are {', '.join(known[:3])}" if known else "there is none yet: `kvbench run` makes one"
+    looked_for = f"{' or '.join(_MANIFESTS.values())} in {' and '.join(map(str, places))}"
+    raise DataError(f"{run}: no run folder (looked for {looked_for}); {hint}")
+
+
+def find_run(run: str, out: Path) -> Path:
+    """The folder of the run that `run` means; raises as `find`, and where it is an A/B's."""
+    folder, kind = find(run, out)
+    if kind == "ab":
+        raise DataError(f"{folder}: the record of an A/B, no run; `kvbench report {folder}` tells its verdicts")
+    return folder
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a whole file under a temporary name, sync it, and rename it into place."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _new_samples_file(folder: Path) -> BinaryIO:
+    """Create the next free of samples.jsonl, samples-2.jsonl, ...: two writers never share a file."""
+    number = 1
+    while True:
+        name = "samples.jsonl" if number == 1 else f"samples-{number}.jsonl"
+        try:
+            return (folder / name).open("xb")
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise UsageError(f"--out: {folder} cannot be written ({error.strerror})") from error
+
+
+def _file_number(path: Path) -> int:
+    number = path.stem.removeprefix("samples").removeprefix("-")
+    if number and not number.isdigit():
+        raise DataError(f"{path}: not a samples file of a run")
+    return int(number or 1)
+
+
+def _digest(manifest: Manifest) -> str:
+    return hashlib.sha256(_encode(msgspec.structs.replace(manifest, digest=""))).hexdigest()
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / _MANIFESTS["run"]
+    try:
+        content = path.read_bytes()
+        version = msgspec.json.decode(content, type=dict[str, object]).get("schema_version")
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise DataError(
+                f"{path}: schema {version} is newer than this kvbench reads ({SCHEMA_VERSION}); upgrade kvbench"
+            )
+        manifest = _decode_manifest(content)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: damaged ({error})") from error
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    if manifest.digest != _digest(manifest):
+        raise DataError(f"{path}: damaged (its digest does not fit its content)")
+    return manifest
+
+
+def _records(path: Path, digest: str) -> list[Record]:
+    """The records of one samples file."""
+    try:
+        found = checked_lines.read(path, digest, _decode_record)
+    except checked_lines.Damaged as error:
+        raise DataError(str(error)) from error
+    for number, record in enumerate(found.records, start=1):
+        _refuse_impossible(record, path, number)
+    return found.records
+
+
+def _refuse_impossible(record: Record, path: Path, number: int) -> None:
+    """Times are positive integers: a zero or negative one was never measured."""
+    if isinstance(record, Sample):
+        events = record.step_event_ns if record.step_event_ns is not None else record.step_ns
+        times = [record.prefill_ns, record.prefill_event_ns or 1, *record.step_ns, *events]
+        if min(times) <= 0 or not len(record.step_ns) == len(events) == len(record.steps):
+            raise DataError(f"{path}, line {number}: a time is not positive, or a step has none")
+    elif isinstance(record, CeilingSample) and min([record.amount, *(record.pass_ns or [0])]) <= 0:
+        raise DataError(f"{path}, line {number}: a ceiling's amount or a time of it is not positive")

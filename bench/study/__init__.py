@@ -1,0 +1,1 @@
+"""The study note: generate, train, trace."""

@@ -1,0 +1,108 @@
+"""`kvbench trace`: loads the model, traces each strategy, takes the times, and puts ids into words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from bench.errors import UsageError
+from bench.study.generate import encode, end_of_sequence, fitting, load
+from bench.study.trace_times import step_times_ns
+from kvcache.learn.trace import Step, trace
+from kvcache.proof.tokens import agreement, reference
+from kvcache.strategies.catalogue import build
+from kvcache.strategies.strategy import Strategy, Unsupported
+
+DEFAULT_N_GEN = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownStep:
+    """A step with its words and its time."""
+
+    step: Step
+    fed: str
+    """The text of what the model was given."""
+    out: str
+    """The text of the token that came out."""
+    ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """The steps of several strategies on one prompt, side by side."""
+
+    model: str
+    setting: str
+    prompt: str
+    tokens: tuple[str, ...]
+    """Of prompt and continuation, one by one, as the first strategy emitted them."""
+    n_prompt: int
+    steps: dict[str, list[ShownStep]]
+    tokens_match: Literal["true", "tie", "false"]
+    """Whether all strategies chose the same tokens; "tie": they differ within the rounding of the dtype."""
+
+
+def run(
+    model: str,
+    prompt: str,
+    *,
+    strategies: tuple[str, ...],
+    n_gen: int | None,
+    until: int | None,
+    dtype: str,
+    n_threads: int,
+    device: str,
+    seed: int,
+) -> Trace:
+    """Trace each of `strategies` on `prompt`, up to `until`, the end of the text, or `n_gen` tokens.
+
+    Raises:
+        UsageError: the model cannot be had or run by a strategy, or the prompt does not fit it.
+    """
+    torch.set_num_threads(n_threads)
+    described, tokenizer, network = load(model, dtype=dtype, device=device, seed=seed)
+    ids = encode(tokenizer, prompt).to(device)
+    room = fitting(ids, n_gen, until, described, "--until")
+    limit = min(DEFAULT_N_GEN, room) if n_gen is None and until is None else room
+    stops = {until, *end_of_sequence(network.generation_config, tokenizer.eos_token_id)}
+    built: dict[str, Strategy] = {}
+    traced: dict[str, list[Step]] = {}
+    for name in strategies:
+        try:
+            strategy = built[name] = build(name, network)
+            strategy.prepare(batch_size=1, capacity=ids.shape[1] + limit)
+        except Unsupported as error:
+            raise UsageError(f"--strategies {name}: cannot run {model}: {error}") from error
+        traced[name] = trace(strategy, ids, limit, stops)
+    match: Literal["true", "tie", "false"] = "true"
+    if len({tuple(step.out for step in steps) for steps in traced.values()}) > 1:
+        match = "tie"
+        expected = reference(network, ids, limit)
+        for strategy in built.values():
+            strategy.reset()
+            if agreement(strategy, ids, expected).tokens_match == "false":
+                match = "false"
+    times = step_times_ns(built, {name: len(steps) for name, steps in traced.items()}, ids)
+
+    def words(token_ids: tuple[int, ...]) -> str:
+        return str(tokenizer.decode(list(token_ids))).replace("\n", "\\n")
+
+    emitted = [step.out for step in next(iter(traced.values()))]
+    return Trace(
+        model=model,
+        setting=f"{model}, {dtype}, {device}, {n_threads} thread{'s' if n_threads > 1 else ''}",
+        prompt=prompt,
+        tokens=tuple(words((token,)) for token in (*ids[0].tolist(), *emitted)),
+        n_prompt=ids.shape[1],
+        steps={
+            name: [
+                ShownStep(step=step, fed=words(step.fed), out=words((step.out,)), ms=time_ns / 1e6)
+                for step, time_ns in zip(steps, times[name], strict=True)
+            ]
+            for name, steps in traced.items()
+        },
+        tokens_match=match,
+    )

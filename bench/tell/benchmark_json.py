@@ -1,0 +1,86 @@
+"""A run as `benchmark.json`, in the schema of pytest-benchmark: read by its `compare` and by the common CI actions."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from bench.analysis import rounds
+from bench.analysis.frames import CASE_COLUMNS
+from bench.record import Run
+
+SCHEMA = "5.3.1"
+"""The version of pytest-benchmark whose files these look like."""
+
+
+def benchmark_json(run: Run) -> str:
+    """One benchmark per case and phase, each usable turn a round, in seconds: TTFT for prefill, TPOT for decode."""
+    environment = run.manifest.environment
+    turns = rounds.usable_turns(run)
+    benchmarks = []
+    for (case, phase), rows in turns.groupby(["case", "phase"], sort=False):
+        params = {name: rows[name].iloc[0] for name in CASE_COLUMNS} | {"phase": phase}
+        params = {name: value.item() if isinstance(value, np.generic) else value for name, value in params.items()}
+        benchmarks.append(_benchmark(str(case), str(phase), params, [float(ms) / 1e3 for ms in rows["latency_ms"]]))
+    commit = environment.git_commit or ""
+    told = {
+        "machine_info": {
+            "node": environment.hostname,
+            "system": environment.os,
+            "python_version": environment.python,
+            "cpu": {"brand_raw": environment.cpu_model, "count": environment.cores},
+        },
+        "commit_info": {"id": commit.rstrip("+"), "dirty": commit.endswith("+"), "project": "kvbench"},
+        "benchmarks": benchmarks,
+        "datetime": run.manifest.created_utc,
+        "version": SCHEMA,
+        "kvbench": msgspec.to_builtins(environment.fingerprint),
+    }
+    return json.dumps(told, indent=1, allow_nan=False) + "\n"
+
+
+def _benchmark(case: str, phase: str, params: dict[str, Any], seconds: list[float]) -> dict[str, Any]:
+    return {
+        "group": phase,
+        "name": f"{phase}[{case}]",
+        "fullname": f"kvbench::{phase}[{case}]",
+        "params": params,
+        "param": case,
+        "extra_info": {},
+        "options": {"disable_gc": True, "timer": "perf_counter", "warmup": True},
+        "stats": _stats(seconds),
+    }
+
+
+def _stats(seconds: list[float]) -> dict[str, Any]:
+    """The figures that pytest-benchmark computes of its rounds, by its definitions."""
+    low, median, high = (float(value) for value in np.quantile(seconds, (0.25, 0.5, 0.75)))
+    mean = statistics.fmean(seconds)
+    spread = statistics.stdev(seconds) if len(seconds) > 1 else 0.0
+    inside = [value for value in seconds if low - 1.5 * (high - low) <= value <= high + 1.5 * (high - low)]
+    mild = len(seconds) - len(inside)
+    far = sum(abs(value - mean) > spread for value in seconds)
+    return {
+        "min": min(seconds),
+        "max": max(seconds),
+        "mean": mean,
+        "stddev": spread,
+        "rounds": len(seconds),
+        "median": median,
+        "iqr": high - low,
+        "q1": low,
+        "q3": high,
+        "iqr_outliers": mild,
+        "stddev_outliers": far,
+        "outliers": f"{far};{mild}",
+        "ld15iqr": min(inside),
+        "hd15iqr": max(inside),
+        "ops": 1 / mean,
+        "total": sum(seconds),
+        "data": seconds,
+        "iterations": 1,
+    }

@@ -1,0 +1,116 @@
+"""Frames -> figures of a comparison: a forest of ratios, and the latencies of both runs one over the other."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from bench.tell.plots.steps import CONTEXT, EXTENT, PLOT_COLUMNS, file_suffix, intervals, shown_phases
+from bench.tell.plots.style import (
+    GUIDE,
+    THOUSANDS,
+    context_axis,
+    legend_below,
+    make_figure,
+    shifted,
+    styles,
+    value_axis,
+)
+from bench.tell.words import by_setting, row_name
+
+ROW_HEIGHT_IN = 0.26
+PHASE_MARKS = {"prefill": ("#E69F00", "s"), "decode": ("#0072B2", "o")}
+LATENCY = {"prefill": "TTFT (ms)", "decode": "TPOT (ms)"}
+
+
+def comparison_figures(rows: pd.DataFrame, a: str, b: str) -> dict[str, Figure]:
+    """Both plots of each setting by file name (without suffix); `rows` of a `Comparison`, and the names of its runs."""
+    drawn: dict[str, Figure] = {}
+    for _, group in by_setting(rows, also=EXTENT):
+        drawn["forest" + file_suffix(group, rows, PLOT_COLUMNS)] = forest(group, a, b)
+        drawn["overlay" + file_suffix(group, rows, PLOT_COLUMNS)] = overlay(group, a, b)
+    return drawn
+
+
+def forest(rows: pd.DataFrame, a: str, b: str) -> Figure:
+    """A line per case and phase: time in B / time in A with its unpaired interval, the largest gain on top.
+
+    `rows` are of one setting. The marker of a row without an interval is hollow.
+    """
+    rows = rows.sort_values("ratio", ascending=False, ignore_index=True)
+    figure = make_figure(
+        f"Time of B / time of A, unpaired, {intervals(rows['ratio_low'])}",
+        _subtitle(rows, a, b),
+        2 + ROW_HEIGHT_IN * len(rows),
+    )
+    axes = figure.add_subplot()
+    axes.axvline(1, color=GUIDE, linewidth=1.2, zorder=1)
+    for phase in shown_phases(rows):
+        color, marker = PHASE_MARKS[phase]
+        own = rows[rows["phase"] == phase]
+        certain = own["ratio_low"].notna()
+        axes.hlines(own.index[certain], own["ratio_low"][certain], own["ratio_high"][certain], color=color, linewidth=2)
+        axes.plot(own["ratio"][certain], own.index[certain], marker, color=color, label=phase)
+        axes.plot(own["ratio"][~certain], own.index[~certain], marker, color=color, markerfacecolor="white")
+    axes.set_yticks(range(len(rows)), [row_name(row) for row in rows.to_dict("records")])
+    axes.set_ylim(-0.7, len(rows) - 0.3)
+    _ratio_axis(figure, rows)
+    legend_below(figure, axes, columns=2)
+    return figure
+
+
+def overlay(rows: pd.DataFrame, a: str, b: str) -> Figure:
+    """TTFT and TPOT of both runs against context length: A in full lines, B broken and hollow; rows of one setting."""
+    figure = make_figure(f"Latency of both runs, median {intervals(rows['a_low'])}", _subtitle(rows, a, b), 4.6)
+    lengths = rows["n_depth"] + rows["n_prompt"]
+    phases = shown_phases(rows)
+    for number, phase in enumerate(phases):
+        axes = figure.add_subplot(1, len(phases), number + 1)
+        own_phase = rows[rows["phase"] == phase]
+        for strategy, style in styles(rows["strategy"]).items():
+            own = own_phase[own_phase["strategy"] == strategy].sort_values("n_prompt")
+            for place, (run, line, face) in enumerate((("a", "-", style.color), ("b", "--", "white"))):
+                x = shifted(own["n_depth"] + own["n_prompt"], place, 2)
+                curve = {**style.curve, "linestyle": line, "markerfacecolor": face}
+                axes.plot(x, own[f"{run}_ms"], label=f"{strategy}, {run.upper()}", **curve)
+                axes.vlines(x, own[f"{run}_low"], own[f"{run}_high"], color=style.color, linewidth=1.6)
+        value_axis(axes, [*own_phase["a_ms"], *own_phase["b_ms"]], LATENCY[phase])
+        context_axis(axes, lengths, CONTEXT)
+        axes.set_title(phase, fontsize=10)
+    legend_below(figure, figure.axes[0], columns=4)
+    return figure
+
+
+def _subtitle(rows: pd.DataFrame, a: str, b: str) -> str:
+    setting, _ = next(by_setting(rows, also=EXTENT))
+    return f"{setting}\nA: {a}   B: {b}"
+
+
+def _ratio_axis(figure: Figure, rows: pd.DataFrame) -> None:
+    """A logarithmic axis that has 1 in view and as much room for faster as for slower."""
+    axes = figure.axes[0]
+    known = pd.concat([rows["ratio"], rows["ratio_low"], rows["ratio_high"]]).dropna()
+    reach = max(1.05, *(math.exp(abs(math.log(value))) for value in known)) ** 1.1
+    axes.set_xscale("log")
+    axes.set_xlim(1 / reach, reach)
+    axes.xaxis.set_major_locator(FixedLocator(_ratio_ticks(reach)))
+    axes.xaxis.set_major_formatter(THOUSANDS)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("B is faster   <   time of B / time of A (ratio)   >   B is slower")
+    axes.grid(axis="x", color="#DDDDDD", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _ratio_ticks(reach: float) -> list[float]:
+    """Round ratios around 1, fine where all are near it."""
+    if reach < 1.15:
+        return [0.9, 0.95, 1, 1.05, 1.1]
+    if reach < 2.2:
+        return [0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.4, 1.6, 1.8, 2]
+    decades = math.ceil(math.log10(reach))
+    steps = (1, 2, 5) if reach < 50 else (1,)
+    return [step * 10.0**power for power in range(-decades, decades + 1) for step in steps]

@@ -1,0 +1,115 @@
+"""Frames -> figures of steps: down the strategies to the machine's limit, and up the threads. Pure functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from bench.tell.plots.steps import EXTENT, shown_phases
+from bench.tell.plots.style import GUIDE, THOUSANDS, legend_below, make_figure, styles, value_axis
+from bench.tell.words import by_setting, context
+from kvcache.strategies.catalogue import STRATEGIES
+
+LIMIT = "limit"
+_LINES = ("-", "--", "-.", ":")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#222222")
+
+
+def ladder(summary: pd.DataFrame) -> Figure:
+    """Each strategy's latency, rung by rung down to the limit (a cached forward's larger floor), per context length."""
+    words, _ = next(by_setting(summary, also=EXTENT))
+    figure = make_figure("From naive re-feed down to what the machine allows, median", words, 4.4)
+    # The yardstick is a cached path like dynamic: below it comes what is faster.
+    rungs = sorted(set(summary["strategy"]), key=lambda name: (name == "compiled", catalogue_place(name)))
+    rungs.append(LIMIT)
+    contexts = sorted(set(summary["n_prompt"]))
+    phases = shown_phases(summary)
+    for panel, phase in enumerate(phases):
+        axes = figure.add_subplot(1, len(phases), panel + 1)
+        rows = summary[summary["phase"] == phase]
+        for place, n_prompt in enumerate(contexts):
+            own = rows[rows["n_prompt"] == n_prompt]
+            times = own.set_index("strategy")["latency_ms"].to_dict()
+            times[LIMIT] = own[own["strategy"] != "naive"][["compute_floor_ms", "memory_floor_ms"]].max(axis=1).min()
+            shown = [(times[rung], height) for height, rung in enumerate(rungs) if rung in times]
+            drawn = look(place)
+            label = f"prompt {context(own.iloc[0].to_dict())}"
+            axes.plot([x for x, _ in shown], [y for _, y in shown], label=label, linewidth=1.2, **drawn)
+        _time_axis(axes, [*rows["latency_ms"], *rows[["compute_floor_ms", "memory_floor_ms"]].max(axis=1)], phase)
+        axes.yaxis.set_major_locator(FixedLocator(range(len(rungs))))
+        axes.set_yticklabels(rungs if panel == 0 else [])
+        axes.set_ylim(len(rungs) - 0.6, -0.4)
+        axes.set_title(phase, fontsize=10)
+    legend_below(figure, figure.axes[0], columns=4)
+    return figure
+
+
+def threads(summary: pd.DataFrame) -> Figure:
+    """Throughput with more threads over that with the fewest, per strategy and phase, at the longest common prompt."""
+    counts = summary.groupby("n_prompt")["n_threads"].nunique()
+    rows = summary[summary["n_prompt"] == counts[counts == counts.max()].index.max()]
+    first = rows.iloc[0].to_dict()
+    words = ", ".join([first["model"], first["dtype"], first["device"], first["attn_implementation"]])
+    title = "What more threads bring to prefill and to decode"
+    subtitle = f"{words}, batch {first['batch_size']}, prompt {context(first)}"
+    figure = make_figure(title, subtitle, 4.2)
+    phases = shown_phases(rows)
+    fewest = rows["n_threads"].min()
+    for panel, phase in enumerate(phases):
+        axes = figure.add_subplot(1, len(phases), panel + 1)
+        points = rows[rows["phase"] == phase]
+        ideal = np.array(sorted(set(points["n_threads"])), dtype=float)
+        gains = [float(ideal[-1] / fewest)]
+        axes.plot(ideal, ideal / fewest, color=GUIDE, linewidth=1.2, linestyle=":", label="as many times as threads")
+        for strategy, style in styles(points["strategy"]).items():
+            own = points[points["strategy"] == strategy].sort_values("n_threads")
+            if own["n_threads"].min() == fewest:
+                gain = own["tokens_per_s"] / own["tokens_per_s"].iloc[0]
+                gains.append(float(gain.max()))
+                axes.plot(own["n_threads"].astype(float), gain, label=strategy, **style.curve)
+        value_axis(
+            axes,
+            gains,
+            f"throughput / that with {fewest} thread{'s' if fewest > 1 else ''}",
+            from_zero=True,
+        )
+        axes.xaxis.set_major_locator(FixedLocator(list(ideal)))
+        axes.xaxis.set_major_formatter(THOUSANDS)
+        axes.set_xlabel("threads")
+        axes.set_title(phase, fontsize=10)
+    legend_below(figure, figure.axes[0], columns=4)
+    return figure
+
+
+def look(place: int) -> dict[str, Any]:
+    """How the place-th depth or context is drawn."""
+    return {"color": _COLORS[place % 6], "marker": _MARKERS[place % 6], "linestyle": _LINES[place % 4]}
+
+
+def catalogue_place(strategy: str) -> int:
+    """Where a strategy stands in the catalogue; one it does not know comes last."""
+    names = list(STRATEGIES)
+    return names.index(strategy) if strategy in names else len(names)
+
+
+def _time_axis(axes: Axes, times: list[float], phase: str) -> None:
+    """A logarithmic axis of times, with ticks that leave each other room."""
+    known = [time for time in times if time > 0]
+    axes.set_xscale("log")
+    low, high = min(known) / 1.3, max(known) * 1.3
+    steps = (1, 2, 5) if high / low < 60 else (1, 3)
+    ticks = [step * 10.0**power for power in range(-6, 9) for step in steps if low <= step * 10.0**power <= high]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(THOUSANDS)
+    axes.set_xlim(low, high)
+    axes.set_xlabel("TTFT (ms), log scale" if phase == "prefill" else "TPOT (ms), log scale")
+    axes.grid(axis="x", color="#DDDDDD", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,244 @@
+"""Frames -> text: the table of a run as Markdown, for a terminal, as CSV or JSON. No file access."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import msgspec
+import pandas as pd
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from bench.analysis.summary import YARDSTICK
+from bench.record import Ceiling, Environment
+from bench.tell.layout import markdown_table, terminal_table
+from bench.tell.words import NOTHING, Row, by_setting, context, missing, number, time_ratio, with_interval
+
+Format = Literal["md", "csv", "json", "jsonl"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+EnvironmentFormat = Literal["md", "json"]
+ENVIRONMENT_FORMATS: tuple[EnvironmentFormat, ...] = get_args(EnvironmentFormat)
+
+SUMMARY_HEADERS: list[str] = [
+    "prompt",
+    "strategy",
+    "TTFT ms",
+    "TPOT ms",
+    "prefill\ntok/s",
+    "decode\ntok/s",
+    "decode\nspeed-up",
+    "tokens\nmatch",
+]
+"""Time to first token, time per output token, throughputs, speed-up over naive; brackets hold 95 % intervals."""
+
+ROOF_HEADERS: list[str] = [
+    "prompt",
+    "strategy",
+    "prefill,\nhf / own",
+    "prefill\nMFU",
+    "decode,\nhf / own",
+    "decode\nMBU",
+    "decode\nbound by",
+    "compile s",
+]
+"""Times faster than hf-generate, and shares of the measured GEMM rate and read bandwidth, each paired within rounds."""
+
+COMPARISON_HEADERS: list[str] = ["prompt", "strategy", "phase", "A ms", "B ms", "B / A", "verdict"]
+
+_WITH_INTERVAL = {"TTFT ms", "TPOT ms", "decode\nspeed-up", "B / A", *ROOF_HEADERS[2:6]}
+_LEFT = {"strategy", "tokens\nmatch", "phase", "verdict", "decode\nbound by"}
+
+Line = list[str]
+
+
+def render(summary: pd.DataFrame, form: Format) -> str:
+    """The summary frame as one document: a readable table (md), or every column (csv, json, jsonl)."""
+    return markdown(summary) if form == "md" else data(summary, form)
+
+
+def data(frame: pd.DataFrame, form: Literal["csv", "json", "jsonl"]) -> str:
+    """Every row and column of any frame, with all digits; an empty cell is nothing in CSV and null in JSON."""
+    if form == "csv":
+        return str(frame.to_csv(index=False, lineterminator="\n"))
+    records = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    if form == "json":
+        return json.dumps(records, indent=2, allow_nan=False) + "\n"
+    return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+
+
+def markdown(summary: pd.DataFrame) -> str:
+    """A table per setting with a line per case, what failed and why, and each case against yardstick and roofs."""
+    times = _markdown(_summary_tables(summary), SUMMARY_HEADERS)
+    roofs = _markdown(_roof_tables(summary), ROOF_HEADERS)
+    return "\n".join(part for part in (times + _failures(summary), roofs) if part)
+
+
+def terminal(summary: pd.DataFrame) -> Group:
+    """The same for a terminal of 100 columns: a rule between cells, headers in two lines."""
+    failures = _failures(summary).rstrip()
+    times, roofs = _terminal(_summary_tables(summary), SUMMARY_HEADERS), _terminal(_roof_tables(summary), ROOF_HEADERS)
+    return Group(times, *([Text(failures)] if failures else []), roofs)
+
+
+def comparison_markdown(rows: pd.DataFrame) -> str:
+    """The rows of a comparison (`bench.judge.compare.Comparison.rows`) as Markdown."""
+    return _markdown(_comparison_tables(rows), COMPARISON_HEADERS)
+
+
+def render_environment(environment: Environment, form: EnvironmentFormat, ceilings: Sequence[Ceiling] = ()) -> str:
+    """The fields of an environment and the ceilings measured on it, as tables or as one JSON object."""
+    fields = msgspec.structs.asdict(environment)
+    if form == "json":
+        found = [msgspec.structs.asdict(ceiling) for ceiling in ceilings]
+        return json.dumps(fields | ({"ceilings": found} if found else {}), indent=2) + "\n"
+    lines = [[name, NOTHING if value is None else str(value)] for name, value in fields.items()]
+    text = f"{markdown_table(lines, ['field', 'value'])}\n"
+    return f"{text}\n{_ceilings(ceilings)}" if ceilings else text
+
+
+def _ceilings(ceilings: Sequence[Ceiling]) -> str:
+    """A line per setting: its read bandwidth and its GEMM rate, each with the kernel that reached it."""
+    settings: dict[tuple[str, str, int], dict[str, Ceiling]] = {}
+    for ceiling in ceilings:
+        settings.setdefault((ceiling.device, ceiling.dtype, ceiling.n_threads), {})[ceiling.ceiling] = ceiling
+    lines = [
+        [
+            device,
+            dtype,
+            NOTHING if device == "cuda" else str(n_threads),
+            *_rate(found.get("read_bandwidth"), 1e9),
+            *_rate(found.get("gemm"), 1e12),
+        ]
+        for (device, dtype, n_threads), found in settings.items()
+    ]
+    headers = ["device", "dtype", "threads", "read GB/s", "by", "GEMM TFLOP/s", "by"]
+    align = ["left", "left", "right", "right", "left", "right", "left"]
+    return f"{markdown_table(lines, headers, align)}\n"
+
+
+def _rate(ceiling: Ceiling | None, unit: float) -> Line:
+    return [NOTHING, NOTHING] if ceiling is None else [number(ceiling.per_s / unit), ceiling.kernel]
+
+
+def _summary_tables(summary: pd.DataFrame) -> Iterator[tuple[str, list[Line]]]:
+    for title, rows in by_setting(summary, also=["n_gen"]):
+        yield title, [_summary_line(case) for case in _cases(rows)]
+
+
+def _roof_tables(summary: pd.DataFrame) -> Iterator[tuple[str, list[Line]]]:
+    """Of the settings that have such figures; a case without any has no line."""
+    for title, rows in by_setting(summary, also=["n_gen"]):
+        lines = [_roof_line(case) for case in _cases(rows)]
+        if lines := [line for line in lines if set(line[2:]) != {NOTHING}]:
+            yardstick = "hf-generate and " if rows["speedup_vs_hf"].notna().any() else ""
+            yield f"Against {yardstick}the machine's roofs: {title}", lines
+
+
+def _cases(rows: pd.DataFrame) -> list[Mapping[Any, Row]]:
+    """Each case's rows by phase: a prefill row opens a case, and its decode row, if it has one, follows."""
+    cases = rows.groupby((rows["phase"] == "prefill").cumsum(), sort=False)
+    return [dict(case.set_index("phase").to_dict("index")) for _, case in cases]
+
+
+def _summary_line(phases: Mapping[Any, Row]) -> Line:
+    prefill = phases["prefill"]
+    decode: Row = phases.get("decode", {})
+    failed = prefill["status"] != "ok" and prefill["tokens_match"] != "false"
+    match = prefill["status"] if failed else prefill["tokens_match"]
+    return [
+        context(prefill),
+        prefill["strategy"],
+        _latency(prefill),
+        _latency(decode),
+        number(prefill["tokens_per_s"]),
+        number(decode.get("tokens_per_s")),
+        _speedup(decode),
+        NOTHING if missing(match) else match,
+    ]
+
+
+def _roof_line(phases: Mapping[Any, Row]) -> Line:
+    prefill = phases["prefill"]
+    decode: Row = phases.get("decode", {})
+    bound = decode.get("bound")
+    return [
+        context(prefill),
+        prefill["strategy"],
+        _versus_yardstick(prefill),
+        _share(prefill, "mfu"),
+        _versus_yardstick(decode),
+        _share(decode, "mbu"),
+        NOTHING if missing(bound) else str(bound),
+        number(prefill["compile_s"]),
+    ]
+
+
+def _versus_yardstick(row: Row) -> str:
+    if row.get("strategy") == YARDSTICK and not missing(row["speedup_vs_hf"]):
+        return "1"
+    return with_interval(row.get("speedup_vs_hf"), row.get("speedup_vs_hf_low"), row.get("speedup_vs_hf_high"))
+
+
+def _share(row: Row, name: str) -> str:
+    return with_interval(row.get(name), row.get(f"{name}_low"), row.get(f"{name}_high"))
+
+
+def _latency(row: Row) -> str:
+    return with_interval(row.get("latency_ms"), row.get("latency_ms_low"), row.get("latency_ms_high"))
+
+
+def _speedup(row: Row) -> str:
+    if row.get("strategy") == "naive" and not missing(row["speedup_vs_naive"]):
+        return "1"  # by definition, so without digits and interval
+    return with_interval(row.get("speedup_vs_naive"), row.get("speedup_low"), row.get("speedup_high"))
+
+
+def _failures(summary: pd.DataFrame) -> str:
+    """A line per case that did not end well."""
+    failed = summary[(summary["status"] != "ok") & (summary["phase"] == "prefill")].to_dict("records")
+    lines = [f"- {row['strategy']}, prompt {context(row)}: {row['status']}: {row['error']}\n" for row in failed]
+    return "".join(["\n", *lines]) if lines else ""
+
+
+def _comparison_tables(rows: pd.DataFrame) -> Iterator[tuple[str, list[Line]]]:
+    for title, group in by_setting(rows, also=["n_gen"]):
+        yield (
+            title,
+            [
+                [
+                    context(row),
+                    row["strategy"],
+                    row["phase"],
+                    number(row["a_ms"]),
+                    number(row["b_ms"]),
+                    time_ratio(row),
+                    row["verdict"],
+                ]
+                for row in group.to_dict("records")
+            ],
+        )
+
+
+def _markdown(tables: Iterator[tuple[str, list[Line]]], headers: Line) -> str:
+    align = ["left" if header in _LEFT else "right" for header in headers]
+    names = [header.replace("\n", " ") for header in headers]
+    return "\n".join(f"{title}\n\n{markdown_table(lines, names, align)}\n" for title, lines in tables)
+
+
+def _terminal(tables: Iterator[tuple[str, list[Line]]], headers: Line) -> Group:
+    return Group(*(_rich(title, lines, headers) for title, lines in tables))
+
+
+def _rich(title: str, lines: list[Line], headers: Line) -> Table:
+    table = terminal_table(title)
+    for header in headers:
+        # On a narrow terminal an interval goes below its figure; nothing else is broken.
+        justify: Literal["left", "right"] = "left" if header in _LEFT else "right"
+        table.add_column(header, justify=justify, no_wrap=header not in _WITH_INTERVAL)
+    for line, following in zip(lines, [*lines[1:], None], strict=True):
+        last_of_cell = following is not None and following[0] != line[0]
+        table.add_row(*line, end_section=last_of_cell)
+    return table

@@ -1,0 +1,261 @@
+"""Verdicts -> a table with the worst first, Markdown, JSON, one sentence that says what to do, and an exit code."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Literal, get_args
+
+import msgspec
+from rich.console import Group
+from rich.text import Text
+
+from bench.record import Verdict, VerdictKind
+from bench.tell.layout import markdown_table, terminal_table
+from bench.tell.words import NOTHING, number
+
+VerdictFormat = Literal["md", "json"]
+VERDICT_FORMATS: tuple[VerdictFormat, ...] = get_args(VerdictFormat)
+
+Command = Literal["gate", "ab", "unfinished ab"]
+"""What came to the verdicts (`kvbench report` tells a stored A/B, too): each has another way out."""
+
+_ADVICE: dict[Command, dict[str, str]] = {
+    "gate": {
+        "regression": "undo it, or accept it with `kvbench baseline promote`",
+        "missing": "measure it, or promote a run without it under another --name",
+        "nothing": "no case lies on both sides; measure the cases of the baseline",
+        "inconclusive": "measure again on a quieter machine, or for longer",
+    },
+    "ab": {
+        "regression": "undo it, or merge it knowing what it costs",
+        "missing": "mend the side that fails, or leave the case out",
+        "nothing": "nothing was compared; see why below the table",
+        "inconclusive": "give it a longer --budget, fewer cases, or a quieter machine",
+    },
+}
+_ADVICE["unfinished ab"] = _ADVICE["ab"] | {"inconclusive": "it did not come to its end, so run it again"}
+
+TIMES = frozenset({"time", "mfu", "mbu"})
+"""Quantities that a clock gave; all others are exact."""
+PAIRED_TIMES = "times in ms; a change above zero is slower, and is paired by process, so it need not be head / base"
+
+HEADERS = ["verdict", "case", "phase", "quantity", "base", "head", "change", "detectable"]
+
+_KINDS: tuple[VerdictKind, ...] = get_args(VerdictKind)
+_TOLD_TOGETHER: frozenset[VerdictKind] = frozenset({"not-comparable", "inconclusive"})
+"""Whose details are told once for all that share one, if there are several."""
+_COMPARED = frozenset({"regression", "inconclusive", "faster", "same"})
+_STYLES = {
+    "failed": "bold red",
+    "regression": "bold red",
+    "missing": "red",
+    "inconclusive": "yellow",
+    "faster": "green",
+}
+
+
+def exit_code(verdicts: Iterable[Verdict], *, require_time: bool = False) -> int:
+    """5 a case failed, 1 regression, 3 a case is missing or nothing was compared, 4 inconclusive, 0 passed.
+
+    The first that holds, in this order. `require_time`: also 3 where a time could not be compared.
+    """
+    verdicts = list(verdicts)
+    kinds = {verdict.kind for verdict in verdicts}
+    compared = any(map(_is_compared, verdicts))
+    if "failed" in kinds:
+        return 5
+    if "regression" in kinds:
+        return 1
+    if "missing" in kinds or not compared or (require_time and _lacks_time(verdicts)):
+        return 3
+    return 4 if "inconclusive" in kinds else 0
+
+
+def worst_first(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """By kind as `VerdictKind` lists them; among times of a kind the largest slow-down leads."""
+    return sorted(verdicts, key=lambda verdict: (_KINDS.index(verdict.kind), -(verdict.effect or 0.0)))
+
+
+def sentence(verdicts: Iterable[Verdict], *, require_time: bool = False, command: Command = "gate") -> str:
+    """What was found and what to do now, in one line."""
+    ordered, advice = worst_first(verdicts), _ADVICE[command]
+    names = short_names(verdict.case for verdict in ordered)
+    leading = {kind: list(group) for kind, group in itertools.groupby(ordered, key=lambda verdict: verdict.kind)}
+
+    def told(kind: VerdictKind) -> str:
+        first, others = leading[kind][0], len(leading[kind]) - 1
+        more = f" (and {others} more)" if others else ""
+        return f"{names[first.case]} {first.phase}{_what(first)}{more}"
+
+    match exit_code(ordered, require_time=require_time):
+        case 5:
+            return f"FAILED: {told('failed')}; mend that first, its other figures mean nothing."
+        case 1:
+            return f"REGRESSION: {told('regression')}; {advice['regression']}."
+        case 3 if "missing" in leading:
+            return f"NOT COMPARABLE: {told('missing')}; {advice['missing']}."
+        case 3 if any(map(_is_compared, ordered)):
+            return "NOT COMPARABLE: times were required and some could not be compared; see why below the table."
+        case 3:
+            return f"NOT COMPARABLE: {advice['nothing']}."
+        case 4:
+            return f"INCONCLUSIVE: {told('inconclusive')}; {advice['inconclusive']}."
+    compared = [verdict for verdict in ordered if verdict.kind in _COMPARED]
+    n_times = sum(verdict.quantity in TIMES for verdict in compared)
+    found = f"{len(compared) - n_times} exact figures and {n_times} times compared, none worse"
+    faster = f", {told('faster')}" if "faster" in leading else ""
+    return f"PASSED: {found}{faster}; nothing to do."
+
+
+def terminal(verdicts: Iterable[Verdict]) -> Group:
+    """The table for a terminal of 100 columns, and below it what is not worth a row."""
+    ordered = worst_first(verdicts)
+    shared, rows = _rows(ordered)
+    drawn = terminal_table(shared or None)
+    for header in HEADERS:
+        drawn.add_column(header, justify="left" if header in HEADERS[:4] else "right")
+    for kind, cells in rows:
+        drawn.add_row(Text(cells[0], style=_STYLES.get(kind, "")), *cells[1:])
+    return Group(*([drawn] if rows else []), *(Text(line) for line in _notes(ordered)))
+
+
+def markdown(verdicts: Iterable[Verdict], *, title: str, require_time: bool = False, command: Command = "gate") -> str:
+    """A heading, the closing sentence, the table and the notes: what a pull request's summary shows."""
+    ordered = worst_first(verdicts)
+    return f"### {title}\n\n{sentence(ordered, require_time=require_time, command=command)}\n\n{table(ordered)}"
+
+
+def table(verdicts: Iterable[Verdict]) -> str:
+    """The table and the notes as Markdown."""
+    ordered = worst_first(verdicts)
+    shared, rows = _rows(ordered)
+    parts = [f"{shared}\n"] if shared and rows else []
+    if rows:
+        align = ["left"] * 4 + ["right"] * 4
+        cells = [cells for _, cells in rows]
+        parts.append(f"{markdown_table(cells, HEADERS, align)}\n")
+    notes = "".join(f"- {line}\n" for line in _notes(ordered))
+    return "\n".join([*parts, *([notes] if notes else [])])
+
+
+def document(verdicts: Iterable[Verdict], *, title: str, require_time: bool = False, command: Command = "gate") -> str:
+    """Title, exit code, sentence and every verdict (worst first) as one JSON object; an unknown figure is null."""
+    ordered = worst_first(verdicts)
+    told = {
+        "title": title,
+        "exit_code": exit_code(ordered, require_time=require_time),
+        "sentence": sentence(ordered, require_time=require_time, command=command),
+        "verdicts": ordered,
+    }
+    return msgspec.json.format(msgspec.json.encode(told)).decode() + "\n"
+
+
+def short_names(cases: Iterable[str]) -> dict[str, str]:
+    """Each case key without the words that all of them share; a single key is left whole.
+
+    >>> short_names(["random:tiny naive cpu p16 n8", "random:tiny static cpu p64 n8"]).values()
+    dict_values(['naive p16', 'static p64'])
+    """
+    keys = list(dict.fromkeys(cases))
+    differing = [len(set(words)) > 1 for words in itertools.zip_longest(*(key.split() for key in keys))]
+    if not any(differing):
+        return {key: key for key in keys}
+    return {key: " ".join(itertools.compress(key.split(), differing)) for key in keys}
+
+
+def _rows(ordered: Sequence[Verdict]) -> tuple[str, list[tuple[VerdictKind, list[str]]]]:
+    """What all cases share, and the cells of every verdict that is worth a row."""
+    names = short_names(verdict.case for verdict in ordered)
+    key, name = next(iter(names.items()), ("", ""))
+    shown = set(name.split())
+    shared = " ".join(word for word in key.split() if word not in shown) if len(names) > 1 else ""
+    rows = [(verdict.kind, _cells(verdict, names[verdict.case])) for verdict in ordered if not _is_dull(verdict)]
+    return shared, rows
+
+
+def _cells(verdict: Verdict, name: str) -> list[str]:
+    counts = verdict.quantity not in TIMES
+    return [
+        _word(verdict),
+        name,
+        verdict.phase,
+        verdict.quantity,
+        _figure(verdict.base, counts),
+        _figure(verdict.head, counts),
+        _change(verdict) or NOTHING,
+        NOTHING if verdict.detectable is None else f"+{verdict.detectable:.1%}",
+    ]
+
+
+def _is_dull(verdict: Verdict) -> bool:
+    """Exact figures that are equal, and times that were not compared: told in one line for all of them."""
+    return verdict.kind == "not-comparable" or (verdict.kind == "same" and verdict.quantity not in TIMES)
+
+
+def _notes(ordered: Sequence[Verdict]) -> list[str]:
+    """Details, a line per reason for which something was not compared, and how many exact figures are equal."""
+    names = short_names(verdict.case for verdict in ordered)
+    equal = sum(verdict.kind == "same" and _is_dull(verdict) for verdict in ordered)
+    paired = any(verdict.quantity == "time" and verdict.effect is not None for verdict in ordered)
+    reasons = Counter((verdict.kind, verdict.detail) for verdict in ordered)
+    shared = {key: count for key, count in reasons.items() if key[0] in _TOLD_TOGETHER and count > 1}
+    told = [
+        verdict
+        for verdict in ordered
+        if verdict.detail and verdict.kind != "same" and (verdict.kind, verdict.detail) not in shared
+    ]
+    return [
+        *(
+            _lead(verdict) + f"{names[verdict.case]} {verdict.phase}, {verdict.quantity}: {verdict.detail}"
+            for verdict in told
+        ),
+        *(f"{kind.replace('-', ' ')} ({count}): {reason}" for (kind, reason), count in shared.items() if reason),
+        *([f"exact figures that are equal: {equal}"] if equal else []),
+        *([PAIRED_TIMES] if paired else []),
+    ]
+
+
+def _lead(verdict: Verdict) -> str:
+    """The verdict, of which no row tells."""
+    return f"{_word(verdict)}, " if _is_dull(verdict) else ""
+
+
+def _is_compared(verdict: Verdict) -> bool:
+    """Whether a figure of both sides was held against the other; right tokens alone compare nothing."""
+    return verdict.kind in _COMPARED and verdict.quantity != "tokens_match"
+
+
+def _lacks_time(verdicts: Iterable[Verdict]) -> bool:
+    times = [verdict for verdict in verdicts if verdict.quantity in TIMES]
+    return not times or any(verdict.kind == "not-comparable" for verdict in times)
+
+
+def _word(verdict: Verdict) -> str:
+    if verdict.kind == "faster" and verdict.quantity not in TIMES:
+        return "LESS WORK"
+    return verdict.kind.replace("-", " ") if verdict.kind in {"not-comparable", "new"} else verdict.kind.upper()
+
+
+def _what(verdict: Verdict) -> str:
+    """The quantity and its change, for the sentence: `, time +12.3% [+8.1 to +16.0]`."""
+    change = _change(verdict)
+    parts = [f", {verdict.quantity} {change}"] if change else []
+    parts += [f" ({verdict.detail})"] if verdict.detail and verdict.kind not in _TOLD_TOGETHER else []
+    return "".join(parts)
+
+
+def _change(verdict: Verdict) -> str:
+    """A time's slow-down with its interval, or a counter's difference."""
+    if verdict.effect is not None:
+        if verdict.low is None or verdict.high is None:
+            return f"{verdict.effect:+.1%}"
+        return f"{verdict.effect:+.1%} [{100 * verdict.low:+.1f} to {100 * verdict.high:+.1f}]"
+    if verdict.base is None or verdict.head is None or verdict.base == verdict.head:
+        return ""
+    return f"{verdict.head - verdict.base:+,.0f}"
+
+
+def _figure(value: float | None, counts: bool) -> str:
+    return f"{value:,.0f}" if counts and value is not None else number(value)

@@ -1,0 +1,1 @@
+"""Kinds of cache: all that this project knows of transformers' Cache API."""

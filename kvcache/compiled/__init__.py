@@ -1,0 +1,1 @@
+"""The fast path: a static cache and a compiled decode step."""

@@ -1,0 +1,142 @@
+"""The arithmetic of `compiled`: plain functions of tensors, run eagerly over a prompt and compiled for a step.
+
+Axes: `batch` sequences, `q` positions of one forward, `in` and `out` features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kvcache.compiled.decoder import Activation, Layer, Linear, Norm, Rotary
+
+FEW_ROWS = 8
+"""Up to here a compiled product is a multiply-and-sum, above it a GEMM."""
+
+STREAMS = 2
+"""Places at which a product reads its weight at once; more than one keeps more of the memory's channels busy (5 %)."""
+
+CHUNK = 64
+"""Cached positions that one partial sum of attention covers: a chunk's keys or values stay in the first-level cache."""
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""`q [batch, heads, q, head_dim]`, `k` and `v [batch, kv_heads, q, head_dim]` -> `[batch, heads, q, head_dim]`."""
+
+
+def block(x: Tensor, layer: Layer, rotary: Rotary | None, attend: Attend, activation: Activation) -> Tensor:
+    """One layer over `x [batch, q, hidden]`; `rotary` is that of its q positions."""
+    h = normalise(x, layer.attention_norm)
+    q, k, v = (
+        product(h, part).unflatten(-1, (-1, layer.head_dim)).transpose(1, 2) for part in (layer.q, layer.k, layer.v)
+    )
+    if layer.q_norm is not None and layer.k_norm is not None:
+        q, k = normalise(q, layer.q_norm), normalise(k, layer.k_norm)
+    if rotary is not None:
+        q, k = _rotate(q, rotary), _rotate(k, rotary)
+    x = x + product(attend(q, k, v).transpose(1, 2).flatten(2), layer.o)
+    return x + feed_forward(normalise(x, layer.mlp_norm), layer, activation)
+
+
+def feed_forward(x: Tensor, layer: Layer, activation: Activation) -> Tensor:
+    """The MLP of one layer over `x [batch, q, hidden]`."""
+    if _is_few_rows(x) or x.device.type != "cpu" or torch.compiler.is_compiling():
+        up = product(x, layer.up)
+        inner = activation(up) if layer.gate is None else activation(product(x, layer.gate)) * up
+        return product(inner, layer.down)
+    rows = x.flatten(0, 1)
+    up = _product_by_feature(rows, layer.up)
+    inner = activation(up) if layer.gate is None else activation(_product_by_feature(rows, layer.gate)).mul_(up)
+    return _product_by_feature(inner.t(), layer.down).t().view(*x.shape[:2], -1)
+
+
+def head(x: Tensor, norm: Norm, linear: Linear) -> Tensor:
+    """Logits `[batch, vocab]` of the last of the positions of `x [batch, q, hidden]`."""
+    return product(normalise(x[:, -1:], norm), linear)[:, 0]
+
+
+def normalise(x: Tensor, norm: Norm) -> Tensor:
+    """`x [..., features]`; in float32 inside, as transformers does."""
+    if norm.bias is not None:
+        return functional.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)
+    wide = x.float()
+    return norm.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.eps)).to(x.dtype)
+
+
+def product(x: Tensor, linear: Linear) -> Tensor:
+    """`x [batch, q, in]` times a linear's weight: `[batch, q, out]`.
+
+    Few rows are bound by reading the weight, and inductor turns this multiply-and-sum, one reduction per row over the
+    same loop, into one pass over it at the speed of memory (`F.linear`: a quarter of that). For many rows oneDNN on
+    the plain weight has 0.9 of its speed on a packed one, and 1.2 to 1.8 times that of `F.linear` in float32, so no
+    second layout is kept.
+    """
+    if x.device.type != "cpu" or (torch.compiler.is_compiling() and not _is_few_rows(x)):
+        return functional.linear(x, *linear)  # inductor takes oneDNN's for constant weights only
+    if not torch.compiler.is_compiling():
+        return _onednn_linear(x, *linear)
+    rows = x.shape[0] * x.shape[1]
+    out_features = linear.weight.shape[0]
+    streams = STREAMS if out_features % STREAMS == 0 else 1
+    parts = linear.weight.float().unflatten(0, (streams, -1)).unbind(0)
+    sums = torch.stack([(part * row).sum(-1) for row in x.flatten(0, 1).float().unbind(0) for part in parts])
+    sums = sums.view(rows, out_features)
+    if linear.bias is not None:
+        sums = sums + linear.bias
+    return sums.to(x.dtype).view(*x.shape[:2], -1)
+
+
+def _is_few_rows(x: Tensor) -> bool:
+    return x.shape[0] * x.shape[1] <= FEW_ROWS
+
+
+def _product_by_feature(rows: Tensor, linear: Linear) -> Tensor:
+    """`rows [rows, in]` times a linear's weight, a row for each feature: `[out, rows]`.
+
+    oneDNN lays its second factor out anew at every call. With the weight as the first factor that is the prompt's few
+    rows and not the weight: 200 against 186 GFLOP/s at 128 rows (packed weights: 206), float32; 380 against 353 in
+    bfloat16. What stands between two such products (a gate) does not care which axis comes first.
+    """
+    result = _onednn_linear(linear.weight, rows)
+    return result if linear.bias is None else result.add_(linear.bias.unsqueeze(1))
+
+
+def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x @ weight.T + bias` by oneDNN, on a weight that is not packed."""
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # noqa: SLF001  # no public name
+    return result
+
+
+def attend_to_chunks(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
+    """Attention of one query per head over a cache in chunks, without copying it or repeating grouped keys.
+
+    The queries of a group are separate expressions over the same loop, so that keys and values are read once for all
+    of them; each chunk gives a weighted sum of its own, so that threads share the work.
+
+    Args:
+        q: `[batch, heads, 1, head_dim]`, scaled.
+        keys: `[batch, kv_heads, chunks, head_dim, CHUNK]`: positions last, so that a score needs no sum across the
+            lanes of a vector.
+        values: `[batch, kv_heads, chunks, CHUNK, head_dim]`.
+        seen: which positions count, `[chunks, CHUNK]`.
+
+    Returns:
+        `[batch, heads, 1, head_dim]`
+    """
+    k, v = keys.float(), values.float()
+    group = q.float().unflatten(1, (keys.shape[1], -1)).unbind(2)  # each [batch, kv_heads, 1, head_dim]
+    scores = torch.stack([(k * query.unsqueeze(-1)).sum(3) for query in group], dim=2)
+    scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)  # [batch, kv_heads, group, chunks, CHUNK]
+    weights = (scores - scores.amax((-2, -1), keepdim=True)).exp()
+    # Each [batch, kv_heads, chunks, head_dim].
+    by_chunk = [(weights[:, :, i].unsqueeze(-1) * v).sum(3) for i in range(len(group))]
+    attended = torch.stack(by_chunk, dim=2).sum(3) / weights.sum((-2, -1)).unsqueeze(-1)
+    return attended.flatten(1, 2).unsqueeze(2).to(q.dtype)
+
+
+def _rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """Turn `x [batch, heads, q, head_dim]`. A roll, not a cat of halves: inductor fuses it with the loop beside it."""
+    cos, sin = rotary
+    return x * cos + x.roll(cos.shape[-1] // 2, dims=-1) * sin

@@ -1,0 +1,1 @@
+"""Corpus, training and its folder, trace."""

@@ -1,0 +1,138 @@
+"""A model without its weights: what can be counted, and refused, before any weights are read."""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from typing import TYPE_CHECKING
+
+from kvcache.models.weight_cache import AttentionError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+ATTN_IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention_2", "flex_attention")
+"""What may be asked for. transformers takes names of hub repositories too and runs their code: never here."""
+
+
+def skeleton(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedModel:
+    """The model that `config` describes, on the meta device: every shape and no memory.
+
+    Raises:
+        ModelError: `config` describes no model, or one that cannot have `attn_implementation` on this machine.
+    """
+    with refusing(f"the configuration of model type {config.model_type!r}"):
+        try:
+            return _on_meta(config, attn_implementation)
+        except (ImportError, ValueError) as error:  # so transformers says that an attention cannot be had
+            usable = usable_attention(config)
+            if not usable:
+                raise
+            raise AttentionError(
+                f"attn_implementation {attn_implementation!r} is not to be had for model type {config.model_type!r} "
+                f"here; valid: {', '.join(usable)}"
+            ) from error
+
+
+def usable_attention(config: PreTrainedConfig) -> list[str]:
+    """The attention implementations that the model supports with the packages and devices of this machine."""
+    usable = []
+    for name in ATTN_IMPLEMENTATIONS:
+        try:
+            _on_meta(config, name)
+        except (ImportError, ValueError):
+            continue
+        usable.append(name)
+    return usable
+
+
+def check_decoder_only(config: PreTrainedConfig) -> None:
+    """Refuse what is no decoder-only language model.
+
+    Raises:
+        ModelError: an encoder, an encoder with a decoder, or no language model.
+    """
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    kind = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        instead = "an encoder with a decoder"
+    # BERT and its kin load as causal models too, but their attention sees the future unless `is_decoder` is set.
+    elif kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+        instead = "an encoder"
+    elif kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return
+    else:
+        instead = "no causal language model of transformers"
+    raise ModelError(f"model type {kind!r} is {instead}; valid: a decoder-only language model, as gpt2 or llama")
+
+
+def count_parameters(model: PreTrainedModel) -> int:
+    """Numbers in the weights; tied ones count once."""
+    return sum(weight.numel() for weight in model.parameters())
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' and tqdm's bars and warnings: what matters of them is checked and raised here."""
+    from transformers.utils import logging as chatter
+
+    bars, verbosity = chatter.is_progress_bar_enabled(), chatter.get_verbosity()
+    chatter.disable_progress_bar()
+    chatter.set_verbosity(logging.CRITICAL)
+    try:
+        with redirect_stderr(io.StringIO()):  # a GGUF file's progress bar cannot be switched off
+            yield
+    finally:
+        chatter.set_verbosity(verbosity)
+        if bars:
+            chatter.enable_progress_bar()
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Turn whatever goes wrong in reading `what` into a ModelError of one line; out of memory stays what it is."""
+    try:
+        yield
+    except (ModelError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:  # what is read is the user's, code too: anything may be raised
+        if is_out_of_memory(error):
+            raise
+        raise ModelError(f"{what} cannot be read ({one_line(error)})") from error
+
+
+def one_line(error: BaseException) -> str:
+    """Type and message of `error` in a line: lines that it repeats once, and cut between words to a readable length."""
+    lines = dict.fromkeys(line.strip() for line in f"{type(error).__name__}: {error}".splitlines())
+    return textwrap.shorten(" ".join(lines), 240, placeholder=" ...")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out: Python's own, CUDA's, or the CPU allocator's plain RuntimeError."""
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _on_meta(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.import_utils import is_flash_attn_2_available
+
+    if attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
+        raise ImportError("flash_attn is not installed")  # transformers would fetch a kernel from the hub instead
+    with quiet(), torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            copy.deepcopy(config),  # from_config writes into it
+            attn_implementation=attn_implementation,
+            trust_remote_code=False,
+        )
+    return model

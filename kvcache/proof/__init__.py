@@ -1,0 +1,1 @@
+"""Same tokens and exact counts: what is known before any time is taken."""

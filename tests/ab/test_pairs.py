@@ -1,0 +1,127 @@
+"""What is asked of a process pair, case by case; nothing is measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.ab import pairs
+from bench.ab.pair import NAMES, PairFailure, PairTimes, SideFailed
+from bench.ab.pairs import PairMeasurer
+from bench.ab.workers import Side
+from bench.errors import DataError
+from bench.judge.sequential import SCREENING_PAIRS
+from bench.measure.worker_process import WorkerFailed
+from bench.protocol import MakeReference
+from bench.store.checked_lines import Appender
+from tests.handmade import grid
+
+CASES = grid(["dynamic"], [16, 64, 128])
+
+
+class FakeForkServer:
+    """Forks nothing; `asked` has the references that were asked for."""
+
+    def __init__(self, name, asked):
+        self.side, self.asked = Side(name=name, label=name), asked
+
+    def fork(self):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def ask(self, request, timeout_s):
+        if isinstance(request, MakeReference):
+            Path(request.path).touch()
+            self.asked.append(request.case)
+
+    def close(self):
+        pass
+
+
+class FakeForkServers:
+    """Both sides', which are never renewed."""
+
+    def __init__(self, asked):
+        self.own = [FakeForkServer(name, asked) for name in NAMES]
+
+    def __getitem__(self, case):
+        return self.own
+
+    def renew(self, *, at_once):
+        return False
+
+
+class FakePair:
+    """Measures nothing; `raises` says what comes of a case instead, and `made` has every pair."""
+
+    raises: dict[str, Exception]
+    made: list[FakePair]
+
+    def __init__(self, number, base, head, timeout_s, manners):
+        self.number, self.measured = number, []
+        self.made.append(self)
+
+    def load(self, case):
+        pass
+
+    def measure(self, key, case, reference):
+        assert reference.exists()
+        self.measured.append(case)
+        if key in self.raises:
+            raise self.raises[key]
+        return PairTimes(case=key, pair=self.number, turns=[], lockstep=False)
+
+
+@pytest.fixture
+def fake(monkeypatch, tmp_path):
+    """A workbench of fakes; its `asked` and FakePair's `made` tell what it did."""
+    monkeypatch.setattr(pairs, "Pair", FakePair)
+    FakePair.raises, FakePair.made = {}, []
+    told, asked = [], []
+    appender = Appender((tmp_path / "pairs").open("xb"), "digest")
+    with PairMeasurer(FakeForkServers(asked), 0, 60.0, appender, told.append) as bench:
+        bench.told, bench.asked = told, asked
+        yield bench
+    appender.close(finished=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "failures"),
+    [
+        (DataError("other cores"), {("base", "not comparable", "other cores")}),
+        (SideFailed({"head": ("oom", "no memory")}), {("head", "oom", "no memory")}),
+    ],
+)
+def test_what_goes_wrong_with_a_case_leaves_the_others_to_new_processes(error, failures, fake):
+    FakePair.raises = {CASES[1].key: error}
+    records = fake.measure(0, CASES)
+    assert [type(record) for record in records] == [PairTimes, PairFailure, PairTimes]
+    assert {(record.side, record.status, record.error) for record in records[1:2]} == failures
+    assert [[case.n_prompt for case in pair.measured] for pair in FakePair.made] == [[16, 64], [128]]
+    assert CASES[1].key in fake.told[0]
+
+
+def test_prompts_change_when_screening_is_over_and_references_are_made_anew_only_then(fake):
+    for number in range(2 * SCREENING_PAIRS):
+        fake.measure(number, CASES)
+    seeds = [[case.seed for case in pair.measured] for pair in FakePair.made]
+    assert seeds[0] == seeds[SCREENING_PAIRS - 1] != seeds[SCREENING_PAIRS] == seeds[-1]
+    assert len(fake.asked) == 2 * len(CASES)
+
+
+def test_a_reference_that_fails_is_bases_failure(fake, monkeypatch):
+    def refused(self, request, timeout_s):
+        raise WorkerFailed("oom", "too long", alive=True)
+
+    reference = fake._reference(CASES[0])
+    assert reference.exists()
+    monkeypatch.setattr(FakeForkServer, "ask", refused)
+    kept, lost = fake.measure(0, CASES[:2])
+    assert isinstance(kept, PairTimes)
+    assert (lost.side, lost.status, lost.error) == ("base", "oom", "the reference failed: too long")

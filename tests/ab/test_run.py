@@ -1,0 +1,178 @@
+"""`kvbench ab` end to end on random:tiny, and what it refuses before or while it starts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.ab import record, run
+from bench.errors import DataError, UsageError
+from bench.measure.worker_process import TREE
+from tests.ab.test_worktrees import git
+
+TINY = ["-m", "random:tiny", "--strategies", "dynamic", "-p", "4", "-n", "3", "-t", "1"]
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """A small repository of this very code: its first commit has no worker, its second is whole."""
+    top = tmp_path_factory.mktemp("repository")
+    git(top, "init", "-q", "-b", "main")
+    for package in ("kvcache", "bench"):
+        shutil.copytree(TREE / package, top / package, ignore=shutil.ignore_patterns("__pycache__"))
+        if package == "bench":
+            (top / "bench" / "worker.py").rename(top / "later.py")
+    git(top, "add", "-A")
+    git(top, "commit", "-q", "-m", "without a worker")
+    (top / "later.py").rename(top / "bench" / "worker.py")
+    git(top, "add", "-A")
+    git(top, "commit", "-q", "-m", "whole")
+    return top
+
+
+def kvbench(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """The command of the tree under test, run in `folder`."""
+    start = f"import sys; sys.path.insert(0, {str(TREE)!r}); from bench.cli import main; main()"
+    command = [sys.executable, "-P", "-c", start, "ab", *words, "--out", str(folder / "runs")]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_the_same_revision_twice(copy):
+    done = kvbench(copy, "HEAD", "HEAD", *TINY, "--budget", "0.05", "-o", "json")
+    assert done.returncode in {0, 4}, done.stderr
+    told = json.loads(done.stdout)
+    assert {verdict["phase"] for verdict in told["verdicts"]} == {"prefill", "decode"}
+    (folder,) = (copy / "runs").iterdir()
+    manifest, records, finished = record.read(folder)
+    assert finished
+    trees = [manifest.base.tree, manifest.head.tree]
+    assert trees[0] != trees[1]
+    assert sorted(found.code for found in manifest.introductions.values()) == sorted(trees)
+    assert not any(Path(tree).exists() for tree in trees)
+    assert {record.case for record in records} == {case.key for case in manifest.cases}
+    assert f"against {manifest.base.label}; a change up to 3 % counts as none" in told["title"]
+    said = [sys.executable, "-m", "bench.cli", "report", str(folder), "-o", "json"]
+    again = subprocess.run(said, cwd=TREE, capture_output=True, text=True, check=False)
+    assert again.returncode == done.returncode
+    assert json.loads(again.stdout) == told
+    path = folder / record.PAIRS
+    path.write_bytes(
+        b"".join(path.read_bytes().splitlines(keepends=True)[:-2]) + b'{"crc32": 12'
+    )  # as a kill leaves it
+    killed = subprocess.run(said, cwd=TREE, capture_output=True, text=True, check=False)
+    assert killed.returncode in {0, 4}
+    assert json.loads(killed.stdout)["title"] == f"{told['title']} (unfinished)"
+    compare = [*said[:3], "compare", str(folder), str(folder)]
+    refused = subprocess.run(compare, cwd=TREE, capture_output=True, text=True, check=False)
+    assert refused.returncode == 3
+    assert "the record of an A/B, no run; `kvbench report" in refused.stderr
+    assert len(git(copy, "worktree", "list").splitlines()) == 1
+
+    stored = folder / record.MANIFEST
+    stored.write_text(stored.read_text().replace('"schema_version": 3', '"schema_version": 1'))
+    with pytest.raises(DataError, match="stored in version 1 of the form, and this kvbench reads 3"):
+        record.read(folder)
+
+
+def test_a_revision_without_the_worker_protocol_is_not_comparable(copy):
+    done = kvbench(copy, "HEAD~1", "HEAD", *TINY)
+    assert done.returncode == 3
+    assert "base" in done.stderr
+    assert "no worker protocol" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_another_protocol_is_not_comparable(copy):
+    protocol = copy / "bench" / "protocol.py"
+    whole = protocol.read_text()
+    protocol.write_text(whole.replace("VERSION = 1", "VERSION = 99"))
+    try:
+        done = kvbench(copy, "HEAD", *TINY)
+    finally:
+        protocol.write_text(whole)
+    assert done.returncode == 3
+    assert done.stderr.count("\n") == 1
+    assert "head (working tree on " in done.stderr
+    assert "speaks worker protocol 99" in done.stderr
+
+
+def test_a_head_that_emits_other_tokens_fails(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import os\nimport kvcache\n\n\n"
+        "def build():\n"
+        "    model = kvcache.load('random:tiny')\n"
+        "    if 'BROKEN' in os.environ:\n"
+        "        model.lm_head.weight.data.mul_(-1)\n"
+        "    return model\n"
+    )
+    done = kvbench(tmp_path, "-m", "py:mine:build", *TINY[2:], "--head-env", "BROKEN=1", "--budget", "1")
+    assert done.returncode == 5, done.stderr
+    assert "emitted other tokens" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "name the revision to compare with"),
+        (["nowhere"], "no such revision"),
+        (["HEAD", "--threshold", "0"], "--threshold 0"),
+        (["HEAD", "--budget", "nan"], "--budget nan"),
+        (["HEAD", "--head-env", "novalue"], "give NAME=VALUE"),
+        (["HEAD", "--head-env", "PYTHONPATH=x"], "set it for both"),
+        (["--head-python", "/nowhere/python"], "--head-python /nowhere/python"),
+        (["HEAD", "--name", "a/b"], "a name has only"),
+        (["HEAD", "-p", "100000"], "positions of random:tiny"),
+        (["HEAD", "--head-python", "./nowhere/python"], "/nowhere/python: No such file"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(copy, words, said):
+    done = kvbench(copy, *words, *TINY[:4], "-t", "1")
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("spec", ["py:", "py::build", "py:broken.inner:build", "py:nowhere:build"])
+def test_a_model_that_cannot_be_imported_is_refused_in_one_line(tmp_path, spec):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "__init__.py").write_text("1 / 0")
+    done = kvbench(tmp_path, "-m", spec, *TINY[2:], "--head-env", "A=1")
+    assert done.returncode == 2, done.stderr
+    assert f"--model {spec}" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_paths_are_meant_from_the_current_folder(tmp_path):
+    (tmp_path / "love").mkdir()
+    love = str(tmp_path / "love")
+    assert run.absolute_folders(("love", "./love", "random:tiny"), tmp_path) == (love, love, "random:tiny")
+    (tmp_path / "python").symlink_to(sys.executable)
+    assert run.absolute("./love/../python", tmp_path) == str(tmp_path / "python")
+    assert run.absolute("python3", tmp_path) == "python3"
+
+
+def test_a_repository_of_other_code_can_differ_only_in_its_model(tmp_path):
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "commit", "-q", "--allow-empty", "-m", "empty")
+    done = kvbench(tmp_path, "HEAD", *TINY)
+    assert done.returncode == 2
+    assert "--model py:module:factory" in done.stderr
+
+
+def test_a_stored_ab_that_is_damaged_or_gone_is_refused(tmp_path):
+    with pytest.raises(DataError, match="No such file"):
+        record.read(tmp_path)
+    (tmp_path / record.MANIFEST).write_text("{}")
+    with pytest.raises(DataError, match="damaged"):
+        record.read(tmp_path)
+
+
+@pytest.mark.parametrize(("threshold", "minutes"), [(float("nan"), 1.0), (1.0, 1.0), (0.03, 0.0)])
+def test_settings_out_of_range_are_refused(threshold, minutes):
+    with pytest.raises(UsageError, match=r"--threshold|--budget"):
+        run.settings(threshold, minutes, 60.0)

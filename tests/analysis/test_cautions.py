@@ -1,0 +1,92 @@
+import msgspec
+import pytest
+
+from bench.analysis.cautions import Caution, cautions, scope
+from bench.record import Covariates
+from tests.handmade import QUIET, grid, make_case, make_run
+
+CASE = make_case()
+
+
+def texts(run):
+    return [(caution.case, caution.text) for caution in cautions(run) if "intervals hold" not in caution.text]
+
+
+def test_a_quiet_run_of_six_processes_has_none():
+    assert cautions(make_run(grid(["naive", "dynamic"], [32, 512]), processes=6)) == []
+
+
+def test_one_process_is_said_once_for_the_run():
+    (found,) = cautions(make_run(grid(["naive", "dynamic"], [32, 512])))
+    assert found == Caution(
+        case=None,
+        text="the intervals hold within 1 process; processes differ by a few percent",
+        advice="for intervals over processes measure with --processes 6",
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(1, "within 1 process"), (5, "within 5 processes"), (6, "over 6 processes")]
+)
+def test_scope_says_where_an_interval_holds(count, said):
+    assert scope(count) == said
+
+
+def test_compile_time_in_a_first_step():
+    def compiling(case, step):
+        return 4000.0 if step == 1 else 100.0
+
+    ((case, text),) = texts(make_run([CASE], ms=compiling, turn_noise=0, step_noise=0))
+    assert case == CASE.key
+    assert text == "a first decode step took 40 x the median step: a set-up, or a stall"
+    assert texts(make_run([CASE], ms=lambda _, step: 300.0 if step == 1 else 100.0)) == []
+    stalling = make_run([CASE], ms=lambda _, step: 4000.0 if step in {1, 9} else 100.0)
+    assert texts(stalling) == []  # not the first step alone: a machine that stalls
+
+
+def test_an_interrupted_run_is_told_to_be_resumed_and_nothing_else_of_its_missing_rounds():
+    run = make_run([CASE], rounds=6)
+    torn = msgspec.structs.replace(run, samples=run.samples[:-2])
+    assert texts(torn) == [(None, "the run was interrupted: 1 of 1 cases lack rounds")]
+    (first, *_) = cautions(msgspec.structs.replace(run, samples=[]))
+    assert first.advice == f"`kvbench run --resume {run.name}` adds them"
+
+
+def test_many_disturbed_rounds_are_inconclusive():
+    def steal(share):
+        return lambda _, number: Covariates(steal_ns=10**12) if number < share * 10 else QUIET
+
+    assert texts(make_run([CASE], rounds=10, covariates=steal(0.2))) == []
+    ((case, text),) = texts(make_run([CASE], rounds=10, covariates=steal(0.3)))
+    assert case == CASE.key
+    assert text == "30% of the rounds were disturbed by CPU steal or GPU throttling: inconclusive"
+
+
+def test_idle_arms_that_spin():
+    def idle(share):
+        return lambda *_: Covariates(idle_arms_ns=round(share * 32 * 100e6))
+
+    def run(share):
+        return make_run([CASE], ms=lambda *_: 100.0, turn_noise=0, step_noise=0, covariates=idle(share))
+
+    assert texts(run(0.009)) == []
+    tick = make_run([CASE], ms=lambda *_: 1.0, covariates=lambda *_: Covariates(idle_arms_ns=10_000_000))
+    assert texts(tick) == []  # a third of so short a turn, and yet the counter's rounding
+    ((_, text),) = texts(run(0.5))
+    assert text == "the other strategies' processes, which should sleep, used over 1% of a core"
+
+
+def test_a_wide_interval_and_a_missing_one():
+    wide = texts(make_run([CASE], turn_noise=0.3))
+    assert [text.split(" is ")[0] for _, text in wide] == ["the interval of prefill", "the interval of decode"]
+    assert texts(make_run([CASE], rounds=4)) == [(CASE.key, "no interval: six undisturbed rounds are needed, it has 4")]
+
+
+def test_an_unfair_baseline():
+    (found,) = texts(make_run([make_case("naive", naive_logits="all")]))
+    assert found[0] is None
+    assert found[1].startswith("naive computes the logits of every position")
+
+
+def test_a_run_without_samples_was_interrupted_and_no_more():
+    assert texts(make_run([CASE], rounds=0, warmups=0)) == [(None, "the run was interrupted: 1 of 1 cases lack rounds")]

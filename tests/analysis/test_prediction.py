@@ -1,0 +1,36 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.analysis.prediction import Point, leave_one_out, predict
+
+shares = st.floats(1.0, 4.0)
+
+
+@given(a=shares, b=shares, overhead_ms=st.floats(0.5, 20))
+def test_a_time_that_is_shares_of_the_roofs_and_an_overhead_is_predicted_at_points_not_seen(a, b, overhead_ms):
+    floors = [(rows * 0.7, 12.0 + 0.01 * rows) for rows in (1, 8, 32, 128, 512)]
+    points = [Point(c, m, a * c + b * m + overhead_ms) for c, m in floors]
+    for point, predicted in zip(points, leave_one_out(points), strict=True):
+        assert predicted == pytest.approx(point.latency_ms, rel=0.1)
+
+
+def test_a_case_is_never_predicted_from_itself():
+    points = [Point(1.0, 10.0, 15.0), Point(2.0, 10.0, 17.0), Point(4.0, 10.0, 20.0)]
+    spoilt = [points[0], points[1], Point(4.0, 10.0, 2000.0)]
+    assert leave_one_out(points)[2] == leave_one_out(spoilt)[2]
+    assert leave_one_out(points)[0] != leave_one_out(spoilt)[0]
+
+
+def test_without_another_case_there_is_no_prediction():
+    assert leave_one_out([Point(1.0, 10.0, 15.0)]) == [None]
+    assert leave_one_out([]) == []
+
+
+def test_one_other_case_at_the_same_point_predicts_its_own_time():
+    assert predict(Point(1.0, 10.0, 1.0), [Point(1.0, 10.0, 40.0)]) == pytest.approx(40.0, rel=0.05)
+
+
+@given(st.lists(st.tuples(*[st.floats(0.01, 1000)] * 3), min_size=2, max_size=6))
+def test_a_prediction_is_a_positive_time(points):
+    assert all(predicted is not None and predicted > 0 for predicted in leave_one_out([Point(*p) for p in points]))

@@ -1,0 +1,174 @@
+import msgspec
+import numpy as np
+import pandas as pd
+import pytest
+
+from bench.analysis import cautions, roofline, rounds, summary
+from bench.record import Covariates
+from bench.tell import notes
+from tests.handmade import QUIET, floors_ms, grid, make_case, make_run, smollm2_plan, steady_roofs
+
+CASE = make_case()
+SHARES = ["mfu", "mbu", "mfu_low", "mfu_high", "mbu_low", "mbu_high"]
+
+
+def run_of(cases, ms=None, roofs=steady_roofs, **arguments):
+    """A run whose forwards take 1.25 times their larger floor, unless `ms` says otherwise."""
+    default = lambda case, step: 1.25 * max(floors_ms(case, step))  # noqa: E731
+    quiet = {"turn_noise": 0, "step_noise": 0} | arguments
+    return make_run(cases, ms=ms or default, plan=smollm2_plan, roofs=roofs, **quiet)
+
+
+def rows(run, case=CASE):
+    frame = summary.summarize(run).query(f"strategy == '{case.strategy}' and n_prompt == {case.n_prompt}")
+    return [frame[frame["phase"] == phase].iloc[0] for phase in ("prefill", "decode")]
+
+
+def test_a_share_of_the_roof_is_the_floor_over_the_time():
+    prefill, decode = rows(run_of([CASE]))
+    compute_ms, memory_ms = floors_ms(CASE, 0)
+    assert compute_ms > memory_ms
+    assert [prefill[name] for name in ("mfu", "mfu_low", "mfu_high")] == pytest.approx([0.8] * 3, rel=1e-6)
+    assert prefill["mbu"] == pytest.approx(0.8 * memory_ms / compute_ms, rel=1e-6)
+    assert decode["mbu"] == pytest.approx(0.8, rel=1e-6)
+    assert decode["mfu"] < 0.1
+    assert [prefill["bound"], decode["bound"]] == ["compute", "memory"]
+
+
+def test_bytes_and_intensity_come_from_the_plan():
+    plan = smollm2_plan(CASE)
+    prefill, decode = rows(run_of([CASE]))
+    assert (prefill["bytes"], decode["bytes"]) == (plan.prefill.bytes, plan.decode.bytes)
+    assert decode["arithmetic_intensity"] == pytest.approx(plan.decode.flops / plan.decode.bytes)
+
+
+def test_a_drift_that_roof_and_case_share_cancels():
+    """The neighbours halve the bandwidth from round to round; the share of it that the case reaches stays."""
+    factors = [1, 2, 4, 1, 2, 4]
+    run = run_of([CASE], roofs=lambda case, number: {k: v / factors[number] for k, v in steady_roofs(case, 0).items()})
+    samples = [
+        sample
+        if sample.warmup
+        else msgspec.structs.replace(sample, step_ns=[time * factors[sample.round] for time in sample.step_ns])
+        for sample in run.samples
+    ]
+    _, decode = rows(msgspec.structs.replace(run, samples=samples))
+    assert [decode[name] for name in ("mbu", "mbu_low", "mbu_high")] == pytest.approx([0.8] * 3, rel=1e-6)
+    assert decode["latency_ms_high"] == pytest.approx(4 * decode["latency_ms_low"], rel=1e-6)
+
+
+def test_a_turn_is_set_against_the_roof_nearest_before_and_after_it_in_its_round():
+    own = pd.DataFrame({"process": 0, "round": [0, 0, 1, 2], "order": [3, 6, 9, 14]})
+    roof = pd.DataFrame({"process": 0, "round": [0, 0, 0, 1], "order": [1, 4, 8, 11], "per_s": [10.0, 40.0, 90.0, 7.0]})
+    found = roofline.beside(own, roof)
+    assert found["round"].to_list() == [0, 0, 1]  # the last has none in its round
+    assert found["per_s"].to_list() == pytest.approx([20.0, 60.0, 7.0])
+
+
+def test_neither_roof_binds_what_takes_more_than_twice_its_floor():
+    _, decode = rows(run_of([CASE], ms=lambda case, step: 2.1 * max(floors_ms(case, step))))
+    assert decode["bound"] == "overhead"
+
+
+@pytest.mark.parametrize(("weights_bytes", "has_mbu"), [(2 * 33_554_432, False), (2 * 33_554_432 + 1, True)])
+def test_weights_that_the_cache_can_hold_have_no_mbu(weights_bytes, has_mbu):
+    run = run_of([CASE])
+    plan = [msgspec.structs.replace(item, weights_bytes=weights_bytes) for item in run.manifest.plan]
+    manifest = msgspec.structs.replace(run.manifest, plan=plan)
+    for row in rows(msgspec.structs.replace(run, manifest=manifest)):
+        assert (not np.isnan(row["mbu"])) == has_mbu
+        assert row["mfu"] > 0
+
+
+def test_a_run_without_ceilings_has_no_shares_bounds_or_predictions():
+    frame = summary.summarize(run_of(grid(["naive", "dynamic"], [32, 128]), roofs=None))
+    assert frame[[*SHARES, "bound", "predicted_ms"]].isna().all(axis=None)
+    assert frame[["bytes", "arithmetic_intensity", "latency_ms"]].notna().all(axis=None)
+
+
+def test_a_cell_whose_ceilings_were_lost_costs_only_its_own_columns():
+    cases = grid(["dynamic"], [32, 128])
+    run = run_of(cases)
+    kept = [taken for taken in run.ceilings if taken.cell == cases[0].cell.key]
+    lost = msgspec.structs.replace(run, ceilings=kept)
+    assert rows(lost, cases[0])[1]["mbu"] == pytest.approx(0.8, rel=1e-6)
+    assert np.isnan(rows(lost, cases[1])[1]["mbu"])
+
+
+def test_warm_ups_and_disturbed_turns_of_a_ceiling_do_not_count():
+    run = run_of([CASE], rounds=8)
+    slow = [
+        msgspec.structs.replace(
+            taken,
+            pass_ns=[10 * time for time in taken.pass_ns] if taken.warmup or taken.round == 3 else taken.pass_ns,
+            covariates=Covariates(steal_ns=10**9) if taken.round == 3 else QUIET,
+        )
+        for taken in run.ceilings
+    ]
+    _, decode = rows(msgspec.structs.replace(run, ceilings=slow))
+    assert decode["mbu_high"] == pytest.approx(0.8, rel=1e-6)
+
+
+def test_one_slow_pass_does_not_lower_the_roof():
+    (taken, *_) = run_of([CASE]).ceilings
+    assert max(taken.pass_ns) == 2 * sorted(taken.pass_ns)[1]
+    frame = rounds.usable_ceilings(run_of([CASE])).query("ceiling == 'read_bandwidth'")
+    assert frame["per_s"].to_list() == pytest.approx([40e9] * 6)
+
+
+def test_from_six_processes_on_the_interval_of_a_share_is_over_the_processes():
+    run = run_of([CASE], processes=6)
+    slower = [
+        msgspec.structs.replace(sample, step_ns=[round(time * (1 + 0.1 * sample.process)) for time in sample.step_ns])
+        for sample in run.samples
+    ]
+    _, decode = rows(msgspec.structs.replace(run, samples=slower))
+    assert decode["mbu_low"] == pytest.approx(0.8 / 1.5, rel=1e-3)
+    assert decode["mbu_high"] == pytest.approx(0.8, rel=1e-3)
+
+
+def test_predictions_come_from_the_other_cases_of_the_strategy_and_phase():
+    cases = grid(["naive", "dynamic"], [32, 128, 512, 2048])
+
+    def ms(case, step):
+        compute_ms, memory_ms = floors_ms(case, step)
+        return 1.4 * compute_ms + 1.2 * memory_ms + 9
+
+    frame = summary.summarize(run_of(cases, ms=ms))
+    assert (frame["predicted_ms"] / frame["latency_ms"] - 1).abs().max() < 0.1
+    other = summary.summarize(run_of(cases, ms=lambda case, step: (30 if case == cases[0] else 1) * ms(case, step)))
+    for phase in ("prefill", "decode"):
+        own, changed = (
+            one[(one["phase"] == phase) & (one["strategy"] == "naive") & (one["n_prompt"] == 32)].iloc[0]
+            for one in (frame, other)
+        )
+        assert changed["latency_ms"] == pytest.approx(30 * own["latency_ms"], rel=1e-3)
+        assert changed["predicted_ms"] == pytest.approx(own["predicted_ms"], rel=1e-6)
+
+
+def test_the_error_of_the_predictions_is_told_below_the_table():
+    frame = summary.summarize(run_of(grid(["dynamic"], [32, 128])))
+    frame = frame.assign(predicted_ms=frame["latency_ms"] * [1.1, 1.0, 0.7, 1.0])
+    assert notes.prediction_lines(frame).splitlines()[2:] == [
+        "- prefill: median error 20.0%, largest 30.0%, over 2 cases",
+        "- decode: median error 0.0%, largest 0.0%, over 2 cases",
+    ]
+    assert notes.prediction_lines(summary.summarize(run_of([CASE]))) == ""
+
+
+def test_a_strategy_above_the_roof_gives_a_caution():
+    def found(factor):
+        run = run_of([CASE], ms=lambda case, step: factor * max(floors_ms(case, step)))
+        return [caution.text for caution in cautions.cautions(run) if "ceiling" in caution.text]
+
+    assert found(1 / 1.04) == []
+    assert found(1 / 1.2) == [
+        "prefill computes at 1.20 x the GEMM rate measured beside it: that is no ceiling",
+        "decode reads at 1.20 x the bandwidth measured beside it: that is no ceiling",
+    ]
+
+
+def test_floors_are_there_for_the_plots():
+    run = run_of([CASE])
+    found = roofline.columns(run, rounds.by_case_and_phase(run))[CASE.key, "decode"]
+    assert (found["compute_floor_ms"], found["memory_floor_ms"]) == pytest.approx(floors_ms(CASE, 1))

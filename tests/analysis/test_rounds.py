@@ -1,0 +1,95 @@
+import msgspec
+import pytest
+
+from bench.analysis import rounds
+from bench.record import Covariates
+from tests.handmade import ENVIRONMENT, QUIET, fail, grid, make_case, make_run
+
+TURN_MS = 1000.0
+
+
+def one_second(case, step):
+    """A turn of one second: 200 ms of prefill and 31 steps."""
+    return 200.0 if step == 0 else 800.0 / 31
+
+
+def disturbed(covariates, cores=2, case=None):
+    run = make_run(
+        [case or make_case()],
+        rounds=1,
+        ms=one_second,
+        turn_noise=0,
+        step_noise=0,
+        covariates=lambda *_: covariates,
+        environment=msgspec.structs.replace(ENVIRONMENT, cores=cores),
+    )
+    return bool(rounds.measured_turns(run)["disturbed"].all())
+
+
+@pytest.mark.parametrize(("steal_ns", "expected"), [(0, False), (99_000_000, False), (101_000_000, True)])
+def test_more_than_five_percent_of_the_threads_time_stolen_disturbs_a_turn(steal_ns, expected):
+    assert disturbed(Covariates(steal_ns=steal_ns)) is expected
+
+
+def test_threads_count_but_not_more_than_there_are_cores():
+    stolen = Covariates(steal_ns=101_000_000)
+    assert not disturbed(stolen, cores=64, case=make_case(n_threads=8))
+    assert disturbed(stolen, cores=2, case=make_case(n_threads=8))
+    assert disturbed(stolen, cores=64, case=make_case(n_threads=2))
+
+
+def test_one_tick_of_the_steal_counter_is_rounding():
+    tiny = make_run(
+        [make_case()], rounds=1, ms=lambda *_: 0.1, covariates=lambda *_: Covariates(steal_ns=rounds.CLOCK_TICK_NS)
+    )
+    assert not rounds.measured_turns(tiny)["disturbed"].any()
+
+
+@pytest.mark.parametrize(("reasons", "expected"), [(0x0, False), (0x1, False), (0x4, False), (0x24, True), (0x8, True)])
+def test_a_throttled_gpu_disturbs_a_turn_unless_it_is_the_power_cap_that_heavy_kernels_reach(reasons, expected):
+    assert disturbed(Covariates(gpu_throttle_reasons=reasons)) is expected
+
+
+def test_nothing_else_disturbs_a_turn():
+    unlucky = Covariates(steal_ns=0, stall_ns=10**9, involuntary_switches=10**4, page_faults=10**6, idle_arms_ns=10**9)
+    assert not disturbed(unlucky)
+    assert not disturbed(Covariates())  # a machine that tells nothing
+
+
+def steal_in(*numbers):
+    return lambda _, number: Covariates(steal_ns=10**12) if number in numbers else QUIET
+
+
+def test_disturbed_rounds_and_warmups_are_left_out():
+    run = make_run(grid(["naive", "dynamic"], [32]), covariates=steal_in(1, 4))
+    assert set(rounds.usable_turns(run)["round"]) == {0, 2, 3, 5}
+    assert set(rounds.usable_steps(run)["round"]) == {0, 2, 3, 5}
+    assert not rounds.usable_steps(run)["warmup"].any()
+
+
+def test_where_every_round_is_disturbed_all_are_kept():
+    run = make_run([make_case()], covariates=steal_in(*range(6)))
+    assert set(rounds.usable_turns(run)["round"]) == set(range(6))
+
+
+def test_a_case_that_failed_in_one_process_has_no_usable_turn():
+    cases = grid(["naive", "dynamic"], [32])
+    run = make_run(cases, processes=2, failures=[fail(cases[1], process=1)])
+    assert set(rounds.usable_turns(run)["case"]) == {cases[0].key}
+
+
+def test_a_run_without_samples_has_no_usable_turn():
+    run = make_run([make_case()], rounds=0, warmups=0)
+    assert rounds.usable_turns(run).empty
+    assert rounds.usable_steps(run).empty
+
+
+def test_from_six_processes_on_the_process_is_what_is_resampled():
+    def values(processes):
+        turns = rounds.usable_turns(make_run([make_case()], processes=processes, rounds=3))
+        return turns[turns["phase"] == "decode"], rounds.independent_values(turns[turns["phase"] == "decode"])
+
+    turns, few = values(5)
+    assert few == turns["latency_ms"].to_list()
+    turns, many = values(6)
+    assert many == turns.groupby("process")["latency_ms"].median().to_list()

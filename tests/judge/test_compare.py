@@ -1,0 +1,230 @@
+# ruff: noqa: E501  what documents look like stands here as it is printed
+import json
+
+import msgspec
+import numpy as np
+import pytest
+
+from bench.analysis.estimators import Ratio
+from bench.judge import compare
+from bench.tell import tables
+from tests.handmade import ENVIRONMENT, fail, grid, make_case, make_run, smollm2_ms
+
+CASES = grid(["naive", "dynamic"], [32, 512])
+
+
+def scaled(factor, phase_of=None):
+    """Times of the usual model, those of decode (or of everything) multiplied."""
+    return lambda case, step: smollm2_ms(case, step) * (factor if step or phase_of != "decode" else 1)
+
+
+def test_a_run_against_itself_shows_nothing():
+    run = make_run(CASES, turn_noise=0.03)
+    found = compare.compare(run, run)
+    assert found.exit_code == 0
+    assert len(found.rows) == 8
+    assert found.rows["ratio"].to_list() == pytest.approx([1] * 8)
+    assert set(found.rows["verdict"]) == {"no difference shown"}
+    assert set(found.rows["interval"]) == {"unpaired"}
+    assert found.differences == []
+    assert found.same_machine
+    assert found.sentence == "handmade against handmade: no difference shown in 8"
+
+
+def test_what_got_faster_and_slower_is_said_in_a_line():
+    a = make_run(CASES, path="runs/before")
+    b = make_run(CASES, path="runs/after/", seed=1, ms=scaled(0.5, "decode"))
+    found = compare.compare(a, b)
+    verdicts = found.rows.groupby("phase")["verdict"].unique()
+    assert list(verdicts["decode"]) == ["faster"]
+    assert list(verdicts["prefill"]) == ["no difference shown"]
+    assert found.sentence.startswith("after against before: faster in 4 of 8 (most: ")
+    back = compare.compare(b, a)
+    assert set(back.rows.loc[back.rows["phase"] == "decode", "verdict"]) == {"slower"}
+    assert back.rows["ratio"].to_list() == pytest.approx((1 / found.rows["ratio"]).to_list())
+
+
+def test_rows_hold_the_case_and_both_medians_in_ms():
+    a = make_run([make_case(n_prompt=100)], turn_noise=0, step_noise=0, ms=lambda _, step: 10.0 if step else 100.0)
+    b = make_run([make_case(n_prompt=100)], turn_noise=0, step_noise=0, ms=lambda _, step: 15.0 if step else 100.0)
+    rows = compare.compare(a, b).rows
+    assert list(rows.columns) == compare.ROW_COLUMNS
+    decode = rows[rows["phase"] == "decode"].iloc[0]
+    assert (decode["strategy"], decode["n_prompt"]) == ("dynamic", 100)
+    assert (decode["a_ms"], decode["b_ms"]) == (10, 15)
+    assert decode["ratio"] == pytest.approx(1.5)
+    assert decode["ratio_low"] == pytest.approx(1.5)
+    assert decode["verdict"] == "slower"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.8, 0.99, "faster"),
+        (0.8, 1.0, "no difference shown"),
+        (1.0, 1.2, "no difference shown"),
+        (1.01, 1.2, "slower"),
+        (None, None, "too few rounds"),
+    ],
+)
+def test_a_verdict_needs_an_interval_beside_one(low, high, expected):
+    assert compare.verdict(Ratio(estimate=1.0, low=low, high=high, n=6, paired=False)) == expected
+
+
+def test_too_few_rounds_are_not_no_difference():
+    a, b = make_run(CASES, rounds=3), make_run(CASES, rounds=3, ms=scaled(20))
+    found = compare.compare(a, b)
+    assert found.sentence == "handmade against handmade: too few rounds in 8"
+    assert found.rows["ratio"].to_list() == pytest.approx([20] * 8, rel=0.2)
+
+
+def test_a_case_on_one_side_is_exit_3_with_the_nearest_one_named():
+    a = make_run([*CASES, make_case(n_prompt=2048, n_threads=4)])
+    b = make_run([*CASES, make_case(n_prompt=2048)])
+    found = compare.compare(a, b)
+    assert found.exit_code == 3
+    assert [(case.case.split()[5:7], case.reason) for case in found.only_in_a] == [
+        (["t4", "b1"], "not in B, which has it with n_threads = 2")
+    ]
+    assert found.only_in_b[0].reason == "not in A, which has it with n_threads = 4"
+    assert found.sentence.endswith("2 cases not comparable")
+
+
+def test_nothing_in_common_is_exit_3():
+    found = compare.compare(make_run(CASES), make_run(grid(["static"], [64])))
+    assert found.exit_code == 3
+    assert found.rows.empty
+    assert found.sentence == (
+        "handmade against handmade: nothing could be compared "
+        "(strategy: A has naive, dynamic, B has static; n_prompt: A has 32, 512, B has 64); 5 cases not comparable"
+    )
+    assert "nothing could be compared" in compare.render(found, "md")
+    assert compare.render(found, "jsonl") == ""
+
+
+def test_a_failed_case_is_not_comparable():
+    a, b = make_run(CASES), make_run(CASES, failures=[fail(CASES[1], "oom", "no memory")])
+    found = compare.compare(a, b)
+    assert found.not_comparable == [compare.Excluded(case=CASES[1].key, reason="oom in B: no memory")]
+    assert found.exit_code == 3
+    assert CASES[1].key not in set(found.rows["strategy"] + " " + found.rows["n_prompt"].astype(str))
+    assert len(found.rows) == 6
+
+
+def test_other_tokens_are_not_comparable_however_fast():
+    a, b = make_run(CASES), make_run(CASES, tokens_match={CASES[1].key: "false"}, ms=scaled(0.1))
+    found = compare.compare(a, b)
+    assert found.not_comparable[0].reason == "failed in B: emitted other tokens"
+    assert found.exit_code == 3
+
+
+def test_what_failed_on_both_sides_takes_nothing_from_the_others():
+    runs = [make_run(CASES, failures=[fail(CASES[1], "unsupported", "no compiler")]) for _ in "ab"]
+    found = compare.compare(*runs)
+    assert found.exit_code == 0
+    assert found.not_comparable == []
+    assert found.in_neither[0].reason == "unsupported in A: no compiler; unsupported in B: no compiler"
+
+
+def test_a_case_the_other_run_did_not_come_to():
+    b = make_run(CASES)
+    early = msgspec.structs.replace(b, samples=[sample for sample in b.samples if sample.case != CASES[3].key])
+    found = compare.compare(make_run(CASES), early)
+    assert found.only_in_a == [compare.Excluded(case=CASES[3].key, reason="B ended before it")]
+    assert found.exit_code == 3
+
+
+def test_other_weights_under_the_same_name_are_not_comparable():
+    a, b = make_run(CASES), make_run(CASES)
+    manifest = msgspec.structs.replace(b.manifest, weights={"smollm2-135m": "77" * 32})
+    found = compare.compare(a, msgspec.structs.replace(b, manifest=manifest))
+    assert found.exit_code == 3
+    assert {case.reason for case in found.not_comparable} == {"the weights of smollm2-135m are others"}
+    assert found.differences == [f"weights of smollm2-135m: {'5f' * 32} -> {'77' * 32}"]
+
+
+def test_another_environment_is_told_and_a_loaded_moment_is_none():
+    elsewhere = msgspec.structs.replace(
+        ENVIRONMENT, cpu_model="Xeon", torch="2.14.0", load_1min=1.5, governor="powersave"
+    )
+    found = compare.compare(make_run(CASES), make_run(CASES, environment=elsewhere))
+    assert found.differences == [
+        "cpu_model: AMD EPYC 9B45 -> Xeon",
+        "torch: 2.13.0 -> 2.14.0",
+        "governor: None -> powersave",
+    ]
+    assert not found.same_machine
+    assert "on another machine or software" in found.sentence
+    same = compare.compare(
+        make_run(CASES), make_run(CASES, environment=msgspec.structs.replace(ENVIRONMENT, git_commit="9"))
+    )
+    assert same.same_machine
+    assert same.differences == ["git_commit: 0123abc -> 9"]
+
+
+def test_the_interval_holds_a_true_ratio_between_sessions():
+    held = 0
+    for seed in range(60):
+        a = make_run([CASES[1]], turn_noise=0.05, seed=seed)
+        b = make_run([CASES[1]], turn_noise=0.05, seed=1000 + seed, ms=scaled(1.1))
+        rows = compare.compare(a, b).rows
+        held += int(((rows["ratio_low"] <= 1.1) & (rows["ratio_high"] >= 1.1)).sum())
+    assert held >= 0.9 * 120
+    assert not np.isnan(held)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"model": "random:gpt2"}, ["model: A has smollm2-135m, B has random:gpt2"]),
+        ({"dtype": "bfloat16", "n_gen": 8}, ["dtype: A has float32, B has bfloat16", "n_gen: A has 32, B has 8"]),
+    ],
+)
+def test_runs_without_a_case_in_common_are_told_which_fields_differ(fields, says):
+    found = compare.compare(make_run(CASES, path="runs/a"), make_run(grid(["naive"], [32], **fields), path="runs/b"))
+    assert found.fields_apart == says
+    assert found.sentence.startswith(f"b against a: nothing could be compared ({'; '.join(says)}); ")
+    assert found.exit_code == 3
+
+
+def test_runs_with_a_case_in_common_differ_in_no_field():
+    assert compare.compare(make_run(CASES), make_run(CASES[:1])).fields_apart == []
+
+
+MARKDOWN = """\
+b against a: faster in 1 of 2 (most: dynamic decode, prompt 128, time x 0.500 [0.500-0.500]); no difference shown in 1; 1 case not comparable.
+
+smollm2-135m, float32, cpu, 2 threads, sdpa, batch 1, 32 new tokens
+
+|   prompt | strategy   | phase   |   A ms |   B ms |               B / A | verdict             |
+|---------:|:-----------|:--------|-------:|-------:|--------------------:|:--------------------|
+|      128 | dynamic    | prefill |    100 |    100 | 1.000 [1.000-1.000] | no difference shown |
+|      128 | dynamic    | decode  |   10.0 |   5.00 | 0.500 [0.500-0.500] | faster              |
+
+A ratio is the median over every turn of B with every turn of A, so it need not be that of the two medians. Intervals are unpaired: they hold what varies within the runs, not what changed between them.
+
+Only in B (b):
+
+- smollm2-135m static cpu float32 sdpa t2 b1 p64 n32 d0 s0: not in A
+
+Differences, A -> B:
+
+- torch: 2.13.0 -> 2.14.0
+"""
+
+
+def test_the_document():
+    flat = {"turn_noise": 0, "step_noise": 0}
+    a = make_run([make_case()], path="runs/a", ms=lambda _, step: 10.0 if step else 100.0, **flat)
+    environment = msgspec.structs.replace(ENVIRONMENT, torch="2.14.0", isa="AVX512")
+    b = make_run(
+        [make_case(), make_case("static", 64)],
+        path="runs/b",
+        ms=lambda _, step: 5.0 if step else 100.0,
+        environment=environment,
+        **flat,
+    )
+    found = compare.compare(a, b)
+    assert compare.render(found, "md").replace(", on another machine or software", "") == MARKDOWN
+    assert json.loads(compare.render(found, "jsonl").splitlines()[1])["ratio"] == pytest.approx(0.5)
+    assert compare.render(found, "csv") == tables.data(found.rows, "csv")

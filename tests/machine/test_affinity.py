@@ -1,0 +1,84 @@
+"""Which cores a process may use: read and set, on a child of this process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.machine import affinity
+
+TWO_THREADS = "import threading; threading.Thread(target=threading.Event().wait, daemon=True).start(); print(); input()"
+
+
+@pytest.fixture
+def child() -> Iterator[int]:
+    """A process of two threads."""
+    command = [sys.executable, "-c", TWO_THREADS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process.pid
+        process.kill()
+
+
+linux = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinities")
+
+
+@linux
+def test_what_is_given_is_what_a_process_has(child):
+    own = affinity.common(child)
+    assert own == os.sched_getaffinity(0)
+    chosen = {min(own)}
+    affinity.give(child, chosen)
+    assert len(list(Path(f"/proc/{child}/task").iterdir())) == 2
+    assert affinity.common(child) == chosen
+    assert affinity.terms(child).startswith(f"cores {min(own)} at nice ")
+    affinity.give(child, own)
+    assert affinity.terms(child) == affinity.terms(os.getpid())
+
+
+@linux
+def test_cores_that_do_not_exist_are_refused(child):
+    with pytest.raises(OSError, match="Invalid argument"):
+        affinity.give(child, {1023})
+
+
+@linux
+def test_threads_with_other_cores_have_none_in_common(child, monkeypatch):
+    one_each = iter([{0}, {1}])
+    monkeypatch.setattr(affinity, "_threads", lambda pid: [1, 2])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda thread: next(one_each))
+    assert not affinity.common(child)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what a thread does is told by proc(5)")
+def test_a_process_is_at_rest_when_all_its_threads_sleep(child):
+    spins = "import threading\nthreading.Thread(target=input, daemon=True).start()\nprint(flush=True)\nwhile True: pass"
+    command = [sys.executable, "-c", spins]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as spinning:
+        assert spinning.stdout is not None
+        spinning.stdout.readline()
+        assert not any(affinity.at_rest(spinning.pid) for _ in range(50))
+        spinning.kill()
+    deadline = time.monotonic() + 60
+    while not affinity.at_rest(child):
+        assert time.monotonic() < deadline
+
+
+@linux
+def test_a_process_that_is_gone_is_told():
+    for use in (affinity.common, affinity.terms, lambda pid: affinity.give(pid, {0})):
+        with pytest.raises(FileNotFoundError):
+            use(2**22 + 1)
+
+
+def test_waiting_for_a_core_only_grows():
+    before = affinity.waited_ns(os.getpid())
+    assert before is None or affinity.waited_ns(os.getpid()) >= before
+    assert affinity.waited_ns(2**22 + 1) is None

@@ -1,0 +1,142 @@
+"""The kernels do what their amounts say, the fastest wins, what a machine lacks is passed over. No time asserted."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.machine.ceilings import CACHES, Ceilings, Kernel, fastest, gemm_kernels, read_kernels, time_passes
+from bench.machine.clock import Times
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+class WorkClock:
+    """Time passes only by `work`."""
+
+    def __init__(self) -> None:
+        self.now_ns, self.marks = 0, [0]
+
+    def work(self, elapsed_ns: int) -> None:
+        self.now_ns += elapsed_ns
+
+    def start(self) -> None:
+        self.marks = [self.now_ns]
+
+    def stamp(self, *, end_of_phase: bool = False) -> None:
+        self.marks.append(self.now_ns)
+
+    def stop(self) -> Times:
+        return Times(host_ns=[after - before for before, after in itertools.pairwise(self.marks)], event_ns=None)
+
+
+def data(dtype: torch.dtype) -> torch.Tensor:
+    """Two matrices of 1,024 x 1,024 in `dtype`."""
+    return torch.rand(2 * 1024 * 1024).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_read_kernel_sees_every_byte(dtype: torch.dtype) -> None:
+    """A NaN anywhere comes out: what a kernel does not read it cannot notice."""
+    buffer = data(dtype)
+    numbers = buffer.view(torch.float32)
+    for kernel in read_kernels(buffer):
+        assert kernel.amount == buffer.nbytes
+        for place in (0, len(numbers) // 2 - 1, len(numbers) // 2, len(numbers) - 1):
+            kept = numbers[place].clone()
+            numbers[place] = torch.nan
+            assert torch.as_tensor(kernel.run(0)).isnan().any(), kernel.name
+            numbers[place] = kept
+        assert not torch.as_tensor(kernel.run(0)).isnan().any(), kernel.name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_product_is_one_and_takes_the_flops_it_says(dtype: torch.dtype) -> None:
+    kernels = list(gemm_kernels(data(dtype)))
+    assert [kernel.name.split()[0] for kernel in kernels] == ["mm", "onednn", "onednn-packed"]
+    with FlopCounterMode(display=False) as counter:
+        kernels[0].run(0)
+    assert counter.get_total_flops() == kernels[0].amount
+    for number in (0, 1):  # the second matrix: plain and packed weights rotate alike; mm takes them untransposed
+        plain, packed = (kernel.run(number) for kernel in kernels[1:])
+        assert isinstance(plain, torch.Tensor)
+        torch.testing.assert_close(plain, packed, rtol=2e-2, atol=1e-2)
+    assert not torch.equal(torch.as_tensor(kernels[1].run(0)), torch.as_tensor(kernels[1].run(1)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_ceilings_of_this_machine(dtype: str) -> None:
+    found = Ceilings("cpu", dtype, cache_bytes=1 << 20)
+    assert found.cache_bytes == 1 << 20
+    amount, pass_ns = found.take_turn("read_bandwidth")
+    assert amount >= CACHES << 20
+    assert len(pass_ns) >= 3
+    assert min(pass_ns) > 0
+    amount, _ = found.take_turn("gemm")
+    rows, n_in, n_out = map(int, found.kernels["gemm"].split()[1].split("x"))
+    assert amount == 2 * rows * n_in * n_out
+
+
+def kernel(name: str, amount: int, clock: WorkClock, pass_ns: int) -> Kernel:
+    return Kernel(name, amount, lambda _: clock.work(pass_ns))
+
+
+def test_the_fastest_is_the_one_with_the_highest_rate() -> None:
+    clock = WorkClock()
+    slow, fast = kernel("slow", 1000, clock, 10_000_000), kernel("fast", 4000, clock, 20_000_000)
+    assert fastest(iter([slow, fast]), clock) == (fast, 3)
+    assert fastest(iter([fast, slow]), clock) == (fast, 3)
+
+
+def test_a_stalled_pass_does_not_decide() -> None:
+    clock = WorkClock()
+    stalls = itertools.chain([10**6] * 2, [10**9], itertools.repeat(10**6))
+    good = Kernel("good", 2000, lambda _: clock.work(next(stalls)))
+    best, passes = fastest(iter([kernel("poor", 1000, clock, 10**6), good]), clock)
+    assert (best, passes) == (good, 60)
+
+
+def test_what_this_torch_lacks_is_passed_over_and_without_any_kernel_there_is_an_error() -> None:
+    clock = WorkClock()
+
+    def lacking(_: int) -> None:
+        raise NotImplementedError
+
+    good = kernel("good", 1, clock, 1000)
+    assert fastest(iter([Kernel("lacking", 10, lacking), good]), clock)[0] == good
+    with pytest.raises(RuntimeError, match="no kernel"):
+        fastest(iter([Kernel("lacking", 10, lacking)]), clock)
+
+
+def test_a_product_too_large_for_a_short_turn_is_not_tried() -> None:
+    clock = WorkClock()
+    small = kernel("small", 1000, clock, 10_000_000)
+
+    def too_large(_: int) -> None:
+        raise AssertionError
+
+    assert fastest(iter([small, Kernel("large", 7000, too_large)]), clock)[0] == small
+
+
+def test_every_pass_has_a_time_of_its_own() -> None:
+    clock = WorkClock()
+    seen: list[int] = []
+
+    def run(number: int) -> None:
+        seen.append(number)
+        clock.work(100 * (number + 1))
+
+    assert time_passes(Kernel("k", 1, run), 3, clock) == [100, 200, 300]
+    assert seen == [0, 1, 2]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_ceilings_of_a_gpu(dtype: str) -> None:
+    found = Ceilings("cuda", dtype, cache_bytes=50 << 20)
+    for ceiling in ("read_bandwidth", "gemm"):
+        amount, pass_ns = found.take_turn(ceiling)
+        assert amount / min(pass_ns) > 1

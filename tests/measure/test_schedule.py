@@ -1,0 +1,389 @@
+"""The order of the turns: correctness first, arms interleaved in alternating directions, failures apart. No clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import msgspec
+import pytest
+
+from bench.case import Case, Group
+from bench.measure import schedule
+from bench.measure.schedule import CEILING_AGE_S, Options, measure
+from bench.measure.worker_process import WorkerFailed
+from bench.protocol import (
+    CeilingsChosen,
+    CeilingTurnTaken,
+    CheckCase,
+    Checked,
+    ChooseCeilings,
+    Done,
+    FrameworkTimed,
+    Load,
+    Loaded,
+    MakeReference,
+    Request,
+    TakeCeilingTurn,
+    TakeTurn,
+    TimeFramework,
+    TurnTaken,
+)
+from bench.record import CeilingSample, Check, Covariates, Failure, Record, Run, Sample
+from tests.handmade import grid, make_ceiling, make_plan, make_run
+
+ARMS: list[FakeArm] = []
+
+
+class FakeArm:
+    """Answers at once, notes every request in `log`, and fails where `failures` says so."""
+
+    log: ClassVar[list[tuple[str, str]]] = []
+    failures: ClassVar[dict[tuple[str, str, int], WorkerFailed]] = {}
+    """(strategy, request, how many of its kind came before) -> what is raised."""
+    matches: ClassVar[dict[str, str]] = {}
+    times_ns: ClassVar[dict[str, list[int]]] = {}
+
+    def __init__(self, group: Group) -> None:
+        self.group, self.alive, self.cpu_ns, self.strategy = group, True, 0, "?"
+        ARMS.append(self)
+        self.log.append(("start", ""))
+
+    def ask(self, request: Request, timeout_s: float) -> object:
+        assert timeout_s > 0
+        kind = type(request).__name__
+        if isinstance(request, Load):
+            self.strategy = request.strategy
+        if isinstance(request, ChooseCeilings):
+            self.strategy = "ceilings"
+        before = self.log.count((kind, self.strategy))
+        self.log.append((kind, self.strategy))
+        failure = self.failures.get((self.strategy, kind, before))
+        if failure is not None:
+            self.alive = failure.alive
+            raise failure
+        return self.answer(request)
+
+    def answer(self, request: Request) -> object:
+        match request:
+            case Load():
+                return Loaded(version=1, code="")
+            case MakeReference():
+                return Done()
+            case CheckCase():
+                return Checked(
+                    tokens_match=self.matches.get(self.strategy, "true"),  # type: ignore[arg-type]
+                    logits_error=1e-6,
+                    positions_checked=4,
+                    kv_bytes_after_prefill=8,
+                    kv_bytes_after_decode=16,
+                    peak_memory_bytes=None,
+                    compile_s=None,
+                )
+            case TakeTurn():
+                times = self.times_ns.get(self.strategy, [])
+                return TurnTaken(
+                    prefill_ns=times.pop(0) if times else 1000,
+                    steps=[1],
+                    step_ns=[10],
+                    prefill_event_ns=None,
+                    step_event_ns=None,
+                    covariates=Covariates(),
+                )
+            case TimeFramework():
+                return FrameworkTimed(step_ns=[5, 6])
+            case ChooseCeilings():
+                return CeilingsChosen(kernels={"read_bandwidth": "dot", "gemm": "mm"})
+            case TakeCeilingTurn():
+                return CeilingTurnTaken(
+                    kernel="dot", amount=100, pass_ns=[7, 8], cache_bytes=1, covariates=Covariates()
+                )
+
+    def death(self) -> WorkerFailed:
+        return WorkerFailed("oom", "the worker was killed", alive=False)
+
+    def __enter__(self) -> FakeArm:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.alive = False
+
+
+class Memory:
+    """A writer and a progress at once."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.said: list[str] = []
+        self.expected_s = self.done_s = 0.0
+
+    def append(self, record: Record) -> None:
+        self.records.append(record)
+
+    def expect(self, seconds: float) -> None:
+        self.expected_s += seconds
+
+    def done(self, seconds: float, took_s: float | None, case: Case) -> None:
+        self.done_s += seconds
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def of(self, kind: type) -> list[Any]:
+        return [record for record in self.records if isinstance(record, kind)]
+
+
+@pytest.fixture(autouse=True)
+def _fake_arms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "WorkerProcess", FakeArm)
+    ARMS.clear()
+    FakeArm.log, FakeArm.failures, FakeArm.matches, FakeArm.times_ns = [], {}, {}, {}
+
+
+def measured(cases: Sequence[Case], previous: Run | None = None, **options: Any) -> Memory:
+    memory = Memory()
+    measure([make_plan(case) for case in cases], Options(**options), memory, memory, previous)
+    return memory
+
+
+def turns(kind: str = "TakeTurn") -> list[str]:
+    return [strategy for request, strategy in FakeArm.log if request == kind]
+
+
+CASES = grid(["naive", "dynamic", "static"], [8])
+
+
+def test_correctness_comes_before_any_time() -> None:
+    measured(CASES, repetitions=2)
+    kinds = [kind for kind, _ in FakeArm.log if kind not in ("start", "Load")]
+    untimed = ["MakeReference", *["CheckCase", "TimeFramework"] * 3]
+    assert kinds[: len(untimed)] == untimed
+    assert set(kinds[len(untimed) :]) == {"TakeTurn"}
+
+
+def test_the_framework_is_timed_once_for_a_worker_and_batch_and_told_with_every_case() -> None:
+    cases = [*grid(["dynamic"], [8], n_gen=1), *grid(["dynamic"], [8, 16], n_gen=4)]
+    memory = measured([*cases, *grid(["dynamic"], [8], batch_size=2)])
+    assert turns("TimeFramework") == ["dynamic"] * 2
+    assert [check.framework_step_ns for check in memory.of(Check)] == [None, [5, 6], [5, 6], [5, 6]]
+
+
+def test_a_framework_that_cannot_be_timed_costs_a_line_and_no_case() -> None:
+    FakeArm.failures["dynamic", "TimeFramework", 0] = WorkerFailed("failed", "RuntimeError: other shapes", alive=True)
+    memory = measured(CASES)
+    assert memory.of(Failure) == []
+    assert [check.framework_step_ns for check in memory.of(Check)] == [[5, 6], None, [5, 6]]
+    assert [said for said in memory.said if "framework_ms" in said] == [
+        f"no framework_ms for {CASES[1].key}: RuntimeError: other shapes"
+    ]
+
+
+def test_a_worker_that_ends_while_its_framework_is_timed_fails_its_case_alone() -> None:
+    FakeArm.failures["dynamic", "TimeFramework", 0] = WorkerFailed("timeout", "no answer", alive=False)
+    memory = measured(CASES)
+    (failure,) = memory.of(Failure)
+    assert (failure.case, failure.error) == (CASES[1].key, "timing the framework: no answer")
+    assert {sample.case for sample in memory.of(Sample)} == {CASES[0].key, CASES[2].key}
+
+
+def test_rounds_alternate_their_direction() -> None:
+    memory = measured(CASES, repetitions=3)
+    timed = [(s.round, s.case.split()[1]) for s in memory.of(Sample) if not s.warmup]
+    there, back = ["naive", "dynamic", "static"], ["static", "dynamic", "naive"]
+    assert timed == [(0, n) for n in there] + [(1, n) for n in back] + [(2, n) for n in there]
+    assert [sample.order for sample in memory.of(Sample)] == list(range(len(memory.of(Sample))))
+
+
+def test_warm_up_ends_when_two_turns_agree() -> None:
+    FakeArm.times_ns = {"naive": [9000, 5000, 1010, 1000]}
+    memory = measured(CASES[:1], repetitions=1)
+    warm = [sample.prefill_ns for sample in memory.of(Sample) if sample.warmup]
+    # 1010 and 1000 agree within five percent, yet the times still fell: one more, up to the most.
+    assert warm == [9000, 5000, 1010, 1000]
+
+
+@pytest.mark.parametrize("status", [None, "failed", "timeout"])
+def test_what_is_expected_in_the_end_is_what_was_done(status: Any) -> None:
+    """Cases with more warm-ups or none, or that fail on the way, leave no work that never comes."""
+    FakeArm.times_ns = {"naive": [9000, 5000, 1010, 1000]}
+    if status is not None:
+        FakeArm.failures = {("dynamic", "TakeTurn", 3): WorkerFailed(status, "gone", alive=False)}
+    memory = measured(grid(["naive", "dynamic"], [8, 16]), repetitions=4, ceilings=True)
+    assert memory.expected_s == pytest.approx(memory.done_s)
+    assert memory.done_s > 0
+
+
+def test_warm_up_never_exceeds_its_most() -> None:
+    FakeArm.times_ns = {"naive": [2**n for n in range(20, 0, -1)]}
+    memory = measured(CASES[:1], repetitions=1)
+    assert sum(sample.warmup for sample in memory.of(Sample)) == schedule.WARMUP_TRIALS
+
+
+def test_other_tokens_get_no_time() -> None:
+    FakeArm.matches = {"dynamic": "false"}
+    memory = measured(CASES, repetitions=2)
+    assert "dynamic" not in turns()
+    assert turns().count("static") > 0
+    (failure,) = memory.of(Failure)
+    assert (failure.status, failure.tokens_match) == ("failed", "false")
+    assert "logits differ" in failure.error
+
+
+@pytest.mark.parametrize("status", ["failed", "oom", "timeout", "unsupported"])
+def test_one_failure_loses_one_arm(status: Any) -> None:
+    FakeArm.failures = {("dynamic", "TakeTurn", 3): WorkerFailed(status, "gone", alive=False)}
+    memory = measured(grid(["naive", "dynamic"], [8, 16]), repetitions=4)
+    (failure,) = memory.of(Failure)
+    assert (failure.status, failure.error) == (status, "gone")
+    rounds = [sample for sample in memory.of(Sample) if not sample.warmup and "p8 " in sample.case]
+    assert sum("naive" in sample.case for sample in rounds) == 4
+    assert sum("dynamic" in sample.case for sample in rounds) < 4
+    # The next cell gets a new worker, loaded again.
+    assert turns("Load") == ["", "naive", "dynamic", "dynamic"]
+    later = [sample for sample in memory.of(Sample) if not sample.warmup and "p16 " in sample.case]
+    assert len(later) == 8
+
+
+def test_without_a_reference_nothing_is_timed() -> None:
+    FakeArm.failures = {("", "MakeReference", 0): WorkerFailed("oom", "too large", alive=True)}
+    memory = measured(CASES)
+    assert not turns()
+    assert [failure.status for failure in memory.of(Failure)] == ["oom"] * 3
+    assert "parallel forward" in memory.of(Failure)[0].error
+
+
+def test_processes_are_fresh_sets_of_workers() -> None:
+    memory = measured(CASES, repetitions=1, processes=2)
+    assert FakeArm.log.count(("start", "")) == 8  # three strategies and the reference's, twice
+    assert {sample.process for sample in memory.of(Sample)} == {0, 1}
+
+
+def interrupted(n_samples: int, **changes: Any) -> Run:
+    """A run of CASES that was killed after so many samples."""
+    run = make_run(CASES, rounds=3, warmups=1)
+    return msgspec.structs.replace(run, samples=run.samples[:n_samples], **changes)
+
+
+def test_resume_measures_only_what_is_missing() -> None:
+    whole = interrupted(12)
+    assert not measured(CASES, whole, repetitions=3).records
+    assert FakeArm.log == []
+
+    torn = interrupted(3 + 3 + 2)  # warm-ups, one whole round, two turns of the next
+    memory = measured(CASES, torn, repetitions=3)
+    rounds = [sample.round for sample in memory.of(Sample) if not sample.warmup]
+    assert rounds == [2, 2, 2, 3, 3, 3]  # round 1 stays torn: a pair is never made of two sessions
+    assert min(sample.order for sample in memory.of(Sample)) == 8
+
+
+def test_resume_does_not_try_a_failure_again() -> None:
+    lost = Failure(case=CASES[1].key, process=0, status="timeout", error="slow")
+    memory = measured(CASES, interrupted(3, failures=[lost]), repetitions=2)
+    assert "dynamic" not in turns()
+    assert len([sample for sample in memory.of(Sample) if not sample.warmup]) == 4
+
+
+def test_worker_that_died_asleep_is_not_given_a_turn_anew() -> None:
+    """A new worker would know nothing of the case: the death is the result, and the next cell starts one."""
+
+    class Sniper(Memory):
+        def append(self, record: Record) -> None:
+            super().append(record)
+            if len(self.of(Check)) == 1 and not self.of(Sample):
+                next(arm for arm in ARMS if arm.strategy == "naive").alive = False
+
+    memory = Sniper()
+    measure([make_plan(case) for case in CASES], Options(repetitions=2), memory, memory)
+    (failure,) = memory.of(Failure)
+    assert (failure.status, failure.worker_died) == ("oom", True)
+    assert "naive" not in turns()
+    assert turns("Load") == ["", "naive", "dynamic", "static"]
+
+
+def test_resume_tries_a_dead_worker_again() -> None:
+    died = Failure(case=CASES[1].key, process=0, status="oom", error="killed", worker_died=True)
+    memory = measured(CASES, interrupted(3, failures=[died]), repetitions=2)
+    assert turns().count("dynamic") >= 2
+    assert not memory.of(Failure)
+
+
+def test_checks_are_stored_once_per_case_and_process() -> None:
+    memory = measured(CASES, repetitions=1, processes=2)
+    assert len(memory.of(Check)) == 6
+
+
+def timed(memory: Memory) -> list[tuple[int, str]]:
+    """Round, and strategy or ceiling, of every turn that is no warm-up, in the order of writing."""
+    return [
+        (record.round, record.ceiling if isinstance(record, CeilingSample) else record.case.split()[1])
+        for record in memory.records
+        if isinstance(record, Sample | CeilingSample) and not record.warmup
+    ]
+
+
+def test_ceilings_have_turns_in_every_round_that_alternate_with_the_cases() -> None:
+    memory = measured(CASES, repetitions=3, ceilings=True)
+    there = ["read_bandwidth", "gemm", "naive", "dynamic", "static"]
+    expected = [(number, name) for number in range(3) for name in (there if number % 2 == 0 else reversed(there))]
+    assert timed(memory) == expected
+    assert [record.order for record in memory.records if not isinstance(record, Check)] == list(range(5 * 3 + 2 + 6))
+    assert {taken.cell for taken in memory.of(CeilingSample)} == {CASES[0].cell.key}
+    assert (memory.of(CeilingSample)[0].amount, memory.of(CeilingSample)[0].pass_ns) == (100, [7, 8])
+
+
+def test_after_a_long_turn_the_ceilings_have_theirs() -> None:
+    warm_ups = 2
+    FakeArm.times_ns = {"naive": [round(1.1e9 * CEILING_AGE_S)] * (warm_ups + 2), "dynamic": [10**6] * (warm_ups + 2)}
+    memory = measured(CASES[:2], repetitions=2, ceilings=True)
+    there, back = ["read_bandwidth", "gemm"], ["gemm", "read_bandwidth"]
+    assert [name for number, name in timed(memory) if number == 0] == [*there, "naive", *there, "dynamic"]
+    # What a turn of dynamic left over is no reason for another turn; nothing came since those after naive.
+    assert [name for number, name in timed(memory) if number == 1] == ["dynamic", "naive", *back]
+
+
+def test_kernels_are_chosen_once_per_process_and_warmed_up_once_per_cell() -> None:
+    memory = measured(grid(["naive", "dynamic"], [8, 16]), repetitions=1, processes=2, ceilings=True)
+    assert len(turns("ChooseCeilings")) == 2
+    warm = [taken for taken in memory.of(CeilingSample) if taken.warmup]
+    assert len(warm) == 2 * 2 * 2
+    kinds = [kind for kind, _ in FakeArm.log]
+    assert kinds.index("ChooseCeilings") > kinds.index("TakeTurn")  # when all the workers have loaded
+
+
+@pytest.mark.parametrize("request_kind", ["ChooseCeilings", "TakeCeilingTurn"])
+def test_a_failed_ceiling_loses_no_case_and_is_told_once(request_kind: str) -> None:
+    FakeArm.failures = {("ceilings", request_kind, 0): WorkerFailed("failed", "no such kernel", alive=True)}
+    memory = measured(grid(["naive", "dynamic"], [8, 16]), repetitions=2, ceilings=True)
+    assert len([sample for sample in memory.of(Sample) if not sample.warmup]) == 8
+    assert not memory.of(Failure)
+    assert not memory.of(CeilingSample)
+    assert [text for text in memory.said if "no such kernel" in text] == memory.said
+    assert len(memory.said) == 1
+
+
+def test_a_ceiling_that_fails_later_keeps_what_it_measured() -> None:
+    FakeArm.failures = {("ceilings", "TakeCeilingTurn", 5): WorkerFailed("oom", "killed", alive=False)}
+    memory = measured(CASES, repetitions=3, ceilings=True)
+    assert len(memory.of(CeilingSample)) == 5
+    assert len([sample for sample in memory.of(Sample) if not sample.warmup]) == 9
+
+
+def test_a_cell_that_has_no_case_left_takes_no_turn_of_the_ceilings() -> None:
+    FakeArm.matches = dict.fromkeys(("naive", "dynamic", "static"), "false")
+    assert not measured(CASES, repetitions=2, ceilings=True).of(CeilingSample)
+
+
+def test_resume_never_uses_the_number_of_a_round_that_a_ceiling_has_used() -> None:
+    """Killed after the ceilings' turns of round 1, before any case had its own."""
+    torn = interrupted(3 + 3)
+    ceilings = [
+        make_ceiling(CASES[0].cell, "read_bandwidth", 1e9, number=number, order=20 + number) for number in (0, 1)
+    ]
+    memory = measured(CASES, msgspec.structs.replace(torn, ceilings=ceilings), repetitions=2, ceilings=True)
+    assert {number for number, _ in timed(memory)} == {2}
+    assert min(record.order for record in memory.records if not isinstance(record, Check)) == 22
+
+
+def test_without_ceilings_no_worker_is_started_for_them() -> None:
+    measured(CASES, repetitions=1)
+    assert FakeArm.log.count(("start", "")) == 4

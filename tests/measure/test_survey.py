@@ -1,0 +1,91 @@
+"""The ceilings measured once: which settings, in how many workers, and what is said where one fails. No real worker."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+import pytest
+
+from bench.case import Group
+from bench.measure import survey as surveys
+from bench.measure.survey import Setting, settings_here, settings_of, survey, told
+from bench.measure.worker_process import WorkerFailed
+from bench.protocol import CeilingsChosen, CeilingTurnTaken, ChooseCeilings, Reply, Request
+from bench.record import Ceiling, Covariates
+from tests.handmade import ENVIRONMENT, grid, make_plan
+
+
+class FakeArm:
+    """Reads 200 bytes in its median pass of 4 ns; refuses `lacking`."""
+
+    started: ClassVar[list[int]] = []
+    lacking: ClassVar[str] = ""
+
+    def __init__(self, group: Group) -> None:
+        self.started.append(group.n_threads)
+
+    def ask(self, request: Request, timeout_s: float) -> Reply:
+        if isinstance(request, ChooseCeilings):
+            if request.dtype == self.lacking:
+                raise WorkerFailed("failed", "no kernel", alive=True)
+            return CeilingsChosen(kernels={"read_bandwidth": "dot", "gemm": "dot"})
+        return CeilingTurnTaken(
+            kernel="dot", amount=200, pass_ns=[9, 4, 3], cache_bytes=1 << 25, covariates=Covariates()
+        )
+
+    def __enter__(self) -> FakeArm:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def _fake_arms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surveys, "WorkerProcess", FakeArm)
+    FakeArm.started, FakeArm.lacking = [], ""
+
+
+SETTINGS: list[Setting] = [("cpu", "float32", 1), ("cpu", "bfloat16", 1), ("cpu", "float32", 2)]
+
+
+def test_a_rate_is_that_of_the_median_pass_and_its_name_has_a_unit() -> None:
+    said: list[str] = []
+    found = survey(SETTINGS[-1:], said.append)
+    assert [(ceiling.name, ceiling.per_s) for ceiling in found] == [
+        ("read_bandwidth_bytes_per_s cpu float32 t2", 50e9),
+        ("gemm_flop_per_s cpu float32 t2", 50e9),
+    ]
+    assert said == [
+        "read bandwidth, cpu float32, 2 threads: 50 GB/s (dot)",
+        "GEMM, cpu float32, 2 threads: 50 GFLOP/s (dot)",
+    ]
+
+
+def test_settings_with_the_same_threads_share_a_worker() -> None:
+    assert len(survey(SETTINGS, lambda _: None)) == 6
+    assert FakeArm.started == [1, 2]
+
+
+def test_a_setting_that_fails_is_told_and_costs_no_other() -> None:
+    FakeArm.lacking, said = "bfloat16", []
+    found = survey(SETTINGS, said.append)
+    assert {(ceiling.dtype, ceiling.n_threads) for ceiling in found} == {("float32", 1), ("float32", 2)}
+    assert [text for text in said if text.startswith("no ceilings")] == [
+        "no ceilings, cpu bfloat16, 1 threads: no kernel"
+    ]
+
+
+def test_the_settings_of_a_plan_and_of_this_machine() -> None:
+    cases = [*grid(["naive", "dynamic"], [8, 16]), *grid(["dynamic"], [8], dtype="bfloat16", n_threads=1)]
+    assert settings_of(map(make_plan, cases)) == [("cpu", "float32", 2), ("cpu", "bfloat16", 1)]
+    here = settings_here(ENVIRONMENT)
+    assert here == [("cpu", dtype, count) for count in (1, 2) for dtype in ("float32", "bfloat16")]
+    with_gpu = settings_here(msgspec.structs.replace(ENVIRONMENT, gpu="H200"))
+    assert {dtype for device, dtype, _ in with_gpu if device == "cuda"} == {"float32", "bfloat16", "float16"}
+
+
+def test_a_ceiling_in_words() -> None:
+    fields = {"device": "cpu", "dtype": "bfloat16", "n_threads": 1, "kernel": "mm 512x1024x1024", "per_s": 4.3e11}
+    ceiling = msgspec.convert({"ceiling": "gemm", **fields}, Ceiling)
+    assert told(ceiling) == "GEMM, cpu bfloat16, 1 thread: 430 GFLOP/s (mm 512x1024x1024)"

@@ -1,0 +1,183 @@
+"""The worker's answers, in process: what it times, what it refuses, and how it reads errors."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from torch import Tensor
+
+from bench.case import Case, naive_steps
+from bench.protocol import (
+    CheckCase,
+    Checked,
+    Done,
+    GoOn,
+    Load,
+    Loaded,
+    MakeReference,
+    Paused,
+    Refused,
+    Reply,
+    Request,
+    TakeTurn,
+    TurnTaken,
+)
+from bench.worker import Worker, serve, token_ids
+from kvcache.models.skeleton import is_out_of_memory
+from kvcache.strategies.cached import Dynamic
+from kvcache.strategies.strategy import Unsupported
+from tests.handmade import make_case
+
+
+def tiny_case(strategy: str = "dynamic", **fields: Any) -> Case:
+    return make_case(strategy, **({"model": "random:tiny", "n_prompt": 8, "n_gen": 5, "n_threads": 1} | fields))
+
+
+def loaded(case: Case) -> Worker:
+    worker = Worker()
+    load = Load(group=case.group, strategy=case.strategy, naive_logits=case.naive_logits, seed=0)
+    assert isinstance(worker.answer(load), Loaded)
+    return worker
+
+
+def checked(case: Case, folder: Path) -> tuple[Worker, Reply]:
+    worker, path = loaded(case), str(folder / "reference.safetensors")
+    assert worker.answer(MakeReference(case=case, path=path)) == Done()
+    return worker, worker.answer(CheckCase(case=case, path=path))
+
+
+@pytest.mark.parametrize("strategy", ["naive", "dynamic", "static", "hf-generate"])
+@pytest.mark.parametrize("fields", [{}, {"n_depth": 6, "batch_size": 2}, {"n_gen": 1}])
+def test_turn_stamps_every_step(strategy: str, fields: dict[str, int], tmp_path: Path) -> None:
+    case = tiny_case(strategy, **fields)
+    worker, reply = checked(case, tmp_path)
+    assert isinstance(reply, Checked)
+    assert reply.tokens_match == "true"
+    assert (reply.kv_bytes_after_prefill > 0) == (strategy != "naive")
+    for _ in range(2):
+        turn = worker.answer(TakeTurn())
+        assert isinstance(turn, TurnTaken)
+        assert turn.steps == (naive_steps(case) if strategy == "naive" else list(range(1, case.n_gen)))
+        assert len(turn.step_ns) == len(turn.steps)
+        assert min([turn.prefill_ns, *turn.step_ns]) > 0
+
+
+def test_arms_of_a_cell_get_the_same_tokens() -> None:
+    naive, cached = tiny_case("naive", n_depth=3), tiny_case("static", n_depth=3)
+    for a, b in zip(token_ids(naive, 97), token_ids(cached, 97), strict=True):
+        assert a is not None
+        assert b is not None
+        assert torch.equal(a, b)
+    context, prompt = token_ids(tiny_case(batch_size=2), 97)
+    assert context is None
+    assert prompt.shape == (2, 8)
+
+
+def test_wrong_tokens_in_a_timed_turn_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, _ = checked(tiny_case(), tmp_path)
+    honest = Dynamic.decode
+    monkeypatch.setattr(Dynamic, "decode", lambda self, ids: -honest(self, ids))
+    reply = worker.answer(TakeTurn())
+    assert isinstance(reply, Refused)
+    assert (reply.status, reply.tokens_match) == ("failed", "false")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (Unsupported("no such luck"), "unsupported"),
+        (MemoryError(), "oom"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "oom"),
+        (RuntimeError("first\nsecond"), "failed"),
+    ],
+)
+def test_an_error_is_an_answer(error: Exception, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, _ = checked(tiny_case(), tmp_path)
+
+    def broken(self: Dynamic, ids: Tensor) -> Tensor:
+        raise error
+
+    monkeypatch.setattr(Dynamic, "decode", broken)
+    reply = worker.answer(TakeTurn())
+    assert isinstance(reply, Refused)
+    assert reply.status == status
+    assert "\n" not in reply.error
+
+
+def test_out_of_memory_is_told_from_other_errors() -> None:
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not is_out_of_memory(RuntimeError("shapes do not fit"))
+
+
+def test_serve_answers_line_by_line() -> None:
+    case = tiny_case()
+    load = Load(group=case.group, strategy="dynamic", naive_logits="last", seed=0)
+    bad = msgspec.structs.replace(load, group=msgspec.structs.replace(case.group, model="random:nothing"))
+    first, second = answers(bad, load)
+    assert isinstance(first, Refused)
+    assert isinstance(second, Loaded)
+
+
+def answers(*requests: Request) -> list[Reply]:
+    """What `serve` says to these lines."""
+    replies = io.BytesIO()
+    serve(io.BytesIO(b"".join(msgspec.json.encode(request) + b"\n" for request in requests)), replies)
+    return [msgspec.json.decode(line, type=Reply) for line in replies.getvalue().splitlines()]
+
+
+def until_checked(case: Case, folder: Path) -> list[Request]:
+    path = str(folder / "reference.safetensors")
+    load = Load(group=case.group, strategy=case.strategy, naive_logits=case.naive_logits, seed=0)
+    return [load, MakeReference(case=case, path=path), CheckCase(case=case, path=path)]
+
+
+@pytest.mark.parametrize("strategy", ["naive", "dynamic"])
+def test_a_turn_in_lockstep_pauses_after_every_token(strategy: str, tmp_path: Path) -> None:
+    case = tiny_case(strategy)
+    told = answers(*until_checked(case, tmp_path), TakeTurn(lockstep=True), *[GoOn()] * case.n_gen, TakeTurn())
+    *pauses, taken, whole = told[3:]
+    assert pauses == [Paused()] * case.n_gen
+    assert isinstance(taken, TurnTaken)
+    assert isinstance(whole, TurnTaken)
+    assert taken.steps == whole.steps
+    assert len(taken.step_ns) == len(taken.steps)
+    assert min([taken.prefill_ns, *taken.step_ns]) > 0
+
+
+def test_a_check_counts_operations_unless_told_not_to(tmp_path: Path) -> None:
+    *requests, check = until_checked(tiny_case(), tmp_path)
+    *_, counted, plain = answers(*requests, check, msgspec.structs.replace(check, count=False))
+    assert isinstance(counted, Checked)
+    assert isinstance(plain, Checked)
+    assert counted.counters
+    assert plain == msgspec.structs.replace(counted, counters=None, peak_memory_bytes=plain.peak_memory_bytes)
+
+
+def test_a_worker_whose_driver_is_gone_in_a_pause_ends(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        answers(*until_checked(tiny_case(), tmp_path), TakeTurn(lockstep=True))
+
+
+def test_only_going_on_answers_a_pause(tmp_path: Path) -> None:
+    *_, paused, refused, whole = answers(
+        *until_checked(tiny_case(), tmp_path), *[TakeTurn(lockstep=True), TakeTurn()] * 2
+    )[:6]
+    assert paused == Paused()
+    assert refused == Refused(status="failed", error="TypeError: TakeTurn is no answer to Paused")
+    assert whole == Paused()  # the worker lives on
+
+
+def test_a_worker_without_a_driver_does_not_pause(tmp_path: Path) -> None:
+    worker, _ = checked(tiny_case(), tmp_path)
+    reply = worker.answer(TakeTurn(lockstep=True))
+    assert isinstance(reply, Refused)
+    assert reply.status == "unsupported"
+
+
+def test_going_on_with_no_turn_is_refused() -> None:
+    assert answers(GoOn()) == [Refused(status="failed", error="no turn is paused")]

@@ -1,0 +1,179 @@
+"""A store survives a kill, and accepts nothing damaged as another value."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.errors import DataError, UsageError
+from bench.record import SCHEMA_VERSION, Manifest, Run
+from bench.store.run_folder import RunWriter, check_name, create_run, find, find_run, read_run
+from tests.handmade import grid, make_case, make_ceiling, make_run, steady_roofs
+
+HANDMADE = make_run(grid(["naive", "dynamic"], [8]), rounds=3, roofs=steady_roofs)
+
+
+def stored(out: Path, run: Run = HANDMADE, *, closed: bool = True) -> Path:
+    """Write a handmade run into a new folder under `out`."""
+    folder, manifest = create_run(out, run.manifest)
+    writer = RunWriter(folder, manifest.digest)
+    for record in [*run.checks, *run.samples, *run.failures, *run.ceilings]:
+        writer.append(record)
+    if closed:
+        writer.__exit__(None, None, None)
+    return folder
+
+
+def same(found: Run, expected: Run = HANDMADE) -> bool:
+    names = ("samples", "checks", "failures", "ceilings")
+    return all(getattr(found, name) == getattr(expected, name) for name in names)
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    run = read_run(stored(tmp_path))
+    assert same(run)
+    assert msgspec.structs.replace(run.manifest, digest="") == msgspec.structs.replace(HANDMADE.manifest, digest="")
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_killed_writer_loses_at_most_the_torn_line(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = stored(tmp_path_factory.mktemp("run"), closed=False)
+    path = folder / "samples.jsonl"
+    content = path.read_bytes()
+    kept = content[: data.draw(st.integers(0, len(content)))]
+    path.write_bytes(kept)
+    run = read_run(folder)
+    assert len(run.samples) + len(run.checks) + len(run.ceilings) == kept.count(b"\n")
+    assert run.samples == HANDMADE.samples[: len(run.samples)]
+
+
+@settings(max_examples=200)
+@given(data=st.data())
+def test_no_damage_is_accepted(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """A flipped bit, swapped or missing or doubled lines: the same values are read, or DataError is raised."""
+    folder = stored(tmp_path_factory.mktemp("run"))
+    path = folder / data.draw(st.sampled_from(["samples.jsonl", "manifest.json"]))
+    content = bytearray(path.read_bytes())
+    lines = bytes(content).splitlines(keepends=True)
+    i, j = data.draw(st.integers(0, len(lines) - 1)), data.draw(st.integers(0, len(lines) - 1))
+    match data.draw(st.sampled_from(["flip", "swap", "drop", "double"])):
+        case "flip":
+            content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+        case "swap":
+            lines[i], lines[j] = lines[j], lines[i]
+            content = bytearray(b"".join(lines))
+        case "drop":
+            content = bytearray(b"".join(lines[:i] + lines[i + 1 :]))
+        case "double":
+            content = bytearray(b"".join(lines[: i + 1] + lines[i:]))
+    path.write_bytes(bytes(content))
+    with contextlib.suppress(DataError):  # naming the file, as test_damaged_line_is_named shows
+        assert same(read_run(folder))  # only a lost closing line goes unnoticed: it is a kill just before it
+
+
+def test_damaged_line_is_named(tmp_path: Path) -> None:
+    path = stored(tmp_path) / "samples.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[4] = lines[4].replace(b'"round":0', b'"round":1')
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(DataError, match=r"samples\.jsonl, line 5"):
+        read_run(path.parent)
+
+
+def test_zero_time_is_refused(tmp_path: Path) -> None:
+    sample = msgspec.structs.replace(HANDMADE.samples[0], prefill_ns=0)
+    folder = stored(tmp_path, msgspec.structs.replace(HANDMADE, samples=[sample]))
+    with pytest.raises(DataError, match="not positive"):
+        read_run(folder)
+
+
+def test_two_writers_have_files_of_their_own(tmp_path: Path) -> None:
+    folder, manifest = create_run(tmp_path, HANDMADE.manifest)
+    with RunWriter(folder, manifest.digest) as first, RunWriter(folder, manifest.digest) as second:
+        for number, sample in enumerate(HANDMADE.samples):
+            (first, second)[number % 2].append(sample)
+    assert sorted(path.name for path in folder.glob("samples*")) == ["samples-2.jsonl", "samples.jsonl"]
+    assert sorted(map(repr, read_run(folder).samples)) == sorted(map(repr, HANDMADE.samples))
+
+
+def test_newer_schema_is_refused(tmp_path: Path) -> None:
+    newer = msgspec.structs.replace(HANDMADE.manifest, schema_version=SCHEMA_VERSION + 1)
+    folder, _ = create_run(tmp_path, newer)
+    with pytest.raises(DataError, match="newer"):
+        read_run(folder)
+
+
+def test_folder_is_never_taken_twice(tmp_path: Path) -> None:
+    create_run(tmp_path, HANDMADE.manifest)
+    with pytest.raises(UsageError, match="exists already"):
+        create_run(tmp_path, HANDMADE.manifest)
+
+
+def test_out_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(UsageError, match="--out"):
+        create_run(tmp_path / "out", HANDMADE.manifest)
+
+
+def test_run_is_found_by_path_or_name(tmp_path: Path) -> None:
+    folder = stored(tmp_path)
+    assert find_run(str(folder), Path("elsewhere")) == folder
+    assert find_run(folder.name, tmp_path) == folder
+    with pytest.raises(DataError, match=folder.name):
+        find_run("missing", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", ".", "", "a b", "ä", "a\n"])
+def test_bad_name_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="--name"):
+        check_name(name)
+
+
+def test_manifest_of_another_shape_is_refused(tmp_path: Path) -> None:
+    folder = stored(tmp_path)
+    (folder / "manifest.json").write_text("[]")
+    with pytest.raises(DataError, match="damaged"):
+        read_run(folder)
+    assert Manifest.__struct_config__.frozen
+
+
+@pytest.mark.parametrize("fields", [{"pass_ns": []}, {"pass_ns": [5, 0]}, {"pass_ns": [-1]}, {"amount": 0}])
+def test_impossible_ceiling_is_refused(tmp_path: Path, fields: dict[str, object]) -> None:
+    bad = make_ceiling(make_case("naive", 8).cell, "gemm", 1e9, **fields)
+    folder = stored(tmp_path, msgspec.structs.replace(HANDMADE, ceilings=[bad]))
+    with pytest.raises(DataError, match="amount or a time"):
+        read_run(folder)
+
+
+def test_ceiling_of_a_cell_that_is_not_planned_is_refused(tmp_path: Path) -> None:
+    stranger = make_ceiling(make_case("naive", 9).cell, "gemm", 1e9)
+    folder = stored(tmp_path, msgspec.structs.replace(HANDMADE, ceilings=[stranger]))
+    with pytest.raises(DataError, match="does not plan"):
+        read_run(folder)
+
+
+def test_runs_stored_before_there_were_ceilings_are_read() -> None:
+    """What a plan has gained since is left out where it is empty, so that the digest of an older manifest holds."""
+    (example,) = (Path(__file__).resolve().parents[2] / "results" / "examples").glob("smollm2-135m-2-cores")
+    assert read_run(example).samples
+    (plan,) = make_run([make_case()]).manifest.plan
+    assert b"weights_bytes" not in msgspec.json.encode(plan)
+    assert b"weights_bytes" in msgspec.json.encode(msgspec.structs.replace(plan, weights_bytes=5))
+
+
+def test_what_is_not_there_is_answered_with_what_is(tmp_path: Path) -> None:
+    for name, manifest in (("20260101-run", "manifest.json"), ("20260102-ab", "ab.json"), ("20260103-other", "x.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / manifest).touch()
+    with pytest.raises(DataError, match=r"the latest there are 20260102-ab, 20260101-run$"):
+        find("mistyped", tmp_path)
+    with pytest.raises(DataError, match="there is none yet"):
+        find("mistyped", tmp_path / "20260103-other")

@@ -1,0 +1,102 @@
+"""No kill loses stored data, no damage is read as another value. `nox -s store_torture` does far more of it."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.errors import UsageError
+from bench.judge.baseline import promote, read_sessions
+from bench.store.run_folder import RunWriter, create_run, locked, read_run
+from tests.handmade import make_run
+from tests.torture import CASES, Damaged, kill_a_writer, other_run, store
+
+
+def test_a_killed_writer_loses_no_finished_turn(tmp_path: Path) -> None:
+    chance = random.Random(0)  # noqa: S311
+    for number in range(8):
+        finished, stored = kill_a_writer(tmp_path / str(number), chance)
+        assert finished <= stored <= finished + 1
+
+
+def test_no_damage_is_accepted_as_another_value(tmp_path: Path) -> None:
+    chance, target = random.Random(0), Damaged(tmp_path)  # noqa: S311
+    told = [target.once(chance) for _ in range(150)]
+    assert told.count("refused") > 75
+
+
+def test_two_writers_at_once_each_have_a_file(tmp_path: Path) -> None:
+    run = make_run(CASES, rounds=4)
+    folder, manifest = create_run(tmp_path, run.manifest)
+    halves = run.samples[::2], run.samples[1::2]
+
+    def write(samples: list) -> None:
+        with RunWriter(folder, manifest.digest) as writer:
+            for sample in samples:
+                writer.append(sample)
+
+    threads = [threading.Thread(target=write, args=(half,)) for half in halves]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(sample.order for sample in read_run(folder).samples) == list(range(len(run.samples)))
+    with locked(folder), pytest.raises(UsageError, match="another process measures into it"), locked(folder):
+        pass
+
+
+def test_two_promotions_at_once_are_two_sessions(tmp_path: Path) -> None:
+    runs = [other_run(f"run-{number}") for number in range(6)]
+    threads = [threading.Thread(target=promote, args=(run, tmp_path, "b")) for run in runs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(read_sessions(tmp_path / "b")) == 6
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_keeps_what_was_stored(small_disk: Path) -> None:
+    run = make_run(CASES, rounds=3)
+    promote(run, small_disk / "baselines", "b")
+    folder, manifest = create_run(small_disk / "runs", run.manifest)
+    stored = 0
+    with pytest.raises(OSError, match="No space left"), RunWriter(folder, manifest.digest) as writer:  # noqa: PT012
+        while True:
+            writer.append(run.samples[stored % len(run.samples)])
+            stored += 1
+    back = read_run(folder)
+    assert len(back.samples) == stored > 0
+    with pytest.raises(UsageError, match="No space left"):
+        promote(other_run("late"), small_disk / "baselines", "b")
+    assert [session.run_id for session in read_sessions(small_disk / "baselines" / "b")] == ["handmade"]
+    assert len(list((small_disk / "baselines" / "b").iterdir())) == 1
+
+
+def test_a_read_only_folder_is_refused_in_one_line(small_disk: Path) -> None:
+    folder = store(make_run(CASES, rounds=2), small_disk / "runs")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(UsageError, match="Read-only"):
+        create_run(small_disk / "more", make_run(CASES).manifest)
+    with pytest.raises(UsageError, match="Read-only"):
+        RunWriter(folder, "digest")
+    with pytest.raises(UsageError, match="Read-only"):
+        promote(other_run("x"), small_disk / "baselines", "b")
+    assert read_run(folder).samples

@@ -1,0 +1,38 @@
+"""The first gate's error rates: decisions on an unchanged tree, and planted extras. `-- N` decisions (default 1000)."""
+
+from __future__ import annotations
+
+import sys
+import time
+from functools import partial
+from multiprocessing import Pool
+
+from bench.judge.baseline import Session, session_of
+from bench.machine.environment import usable_cores
+from kvcache.strategies.cached import Dynamic
+from tests.planted import PLANTED, alarms, counted
+
+
+def is_alarm(base: Session, _number: int) -> bool:
+    """One decision: count the unchanged strategy anew, and hold it against `base`."""
+    return bool(alarms(counted(Dynamic), base))
+
+
+def main() -> None:
+    """Print both, and fail if there is a false alarm or a planted extra was missed."""
+    n, begin = int(sys.argv[1]) if len(sys.argv) > 1 else 1000, time.monotonic()
+    base = session_of(counted(Dynamic))
+    with Pool(usable_cores()) as pool:
+        false = sum(pool.imap_unordered(partial(is_alarm, base), range(n), chunksize=10))
+    print(f"unchanged tree: {false} alarms in {n} decisions, each counted anew ({time.monotonic() - begin:.0f} s)")
+    missed = 0
+    for name, (proper, mutant, counter) in PLANTED.items():
+        found = {verdict.quantity for verdict in alarms(counted(mutant), session_of(counted(proper)))}
+        missed += counter not in found
+        print(f"{name}: {'caught' if counter in found else 'MISSED'} ({', '.join(sorted(found))})")
+    print(f"{time.monotonic() - begin:.0f} s in all")
+    raise SystemExit(bool(false or missed))
+
+
+if __name__ == "__main__":
+    main()

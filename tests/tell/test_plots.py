@@ -1,0 +1,255 @@
+import itertools
+import warnings
+
+import matplotlib as mpl
+import pytest
+from matplotlib.text import Text
+
+from bench.analysis import rounds, slopes, summary
+from bench.judge import compare
+from bench.tell.plots import comparison, style
+from bench.tell.plots import steps as step_plots
+from tests.handmade import fail, grid, make_case, make_run, smollm2_ms
+
+USUAL = ["naive", "dynamic", "static", "hf-generate"]
+ALL = ["naive", "dynamic", "static", "compiled", "hf-generate"]
+
+
+def figures_of(run):
+    steps = rounds.usable_steps(run)
+    return step_plots.figures(summary.summarize(run), steps, slopes.slopes(steps))
+
+
+def comparison_of(cases, factor=0.8, **arguments):
+    a = make_run(cases, turn_noise=0.03, path="runs/before", **arguments)
+    slower = {"ms": lambda case, step: smollm2_ms(case, step) * factor}
+    found = compare.compare(a, make_run(cases, turn_noise=0.03, seed=1, path="runs/after", **slower, **arguments))
+    return comparison.comparison_figures(found.rows, found.a, found.b)
+
+
+USUAL_RUN = make_run(grid(USUAL, [32, 128, 512, 2048]), turn_noise=0.03)
+USUAL_FIGURES = figures_of(USUAL_RUN)
+
+
+def legend(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def ticks(axis):
+    return [text for tick in axis.get_ticklabels() if (text := tick.get_text())]
+
+
+def labels(figure):
+    return [(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes]
+
+
+def texts(figure):
+    """Every piece of text that is drawn inside the picture, with its box in pixels."""
+    figure.canvas.draw()
+    renderer = figure.canvas.get_renderer()
+    shown = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    for axes in figure.axes:  # ticks beyond the limits exist and are not drawn
+        for axis, (low, high) in ((axes.xaxis, sorted(axes.get_xlim())), (axes.yaxis, sorted(axes.get_ylim()))):
+            for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
+                if not low <= tick.get_loc() <= high:
+                    shown = [text for text in shown if text not in (tick.label1, tick.label2)]
+    return [(text.get_text(), text.get_window_extent(renderer)) for text in shown]
+
+
+def assert_readable(figure):
+    boxes = texts(figure)
+    for (one, box), (other, other_box) in itertools.combinations(boxes, 2):
+        assert not box.shrunk(0.99, 0.99).overlaps(other_box.shrunk(0.99, 0.99)), f"{one!r} overlaps {other!r}"
+    picture = figure.bbox
+    for text, box in boxes:
+        assert picture.x0 <= box.x0, f"{text!r} is cut off"
+        assert box.x1 <= picture.x1, f"{text!r} is cut off"
+        assert picture.y0 <= box.y0, f"{text!r} is cut off"
+        assert box.y1 <= picture.y1, f"{text!r} is cut off"
+    for figure_legend in figure.legends:
+        box = figure_legend.get_window_extent()
+        assert not any(box.overlaps(axes.get_tightbbox()) for axes in figure.axes), "the legend lies over the axes"
+
+
+RUNS = {
+    "usual": USUAL_RUN,
+    "one context": make_run(grid(ALL, [128])),
+    "ten contexts": make_run(
+        grid(ALL, [2**power for power in range(4, 14)], model="/home/me/checkpoints/llama-3.2-1b")
+    ),
+    "contexts close together": make_run(grid(["naive", "mine", "yours"], [100, 110, 128, 1000]), rounds=3),
+    "naive alone": make_run(grid(["naive"], [32, 2048])),
+    "without naive": make_run(grid(["dynamic", "static"], [32, 2048])),
+    "one token": make_run(grid(["naive", "dynamic"], [32, 64], n_gen=1)),
+    "two tokens": make_run(grid(["naive", "dynamic"], [32], n_gen=2)),
+    "gpu": make_run(grid(USUAL, [128, 8192], device="cuda", dtype="bfloat16", n_depth=512)),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_no_text_is_hidden_or_cut_off_in_a_plot_of_a_run(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = figures_of(RUNS[name])
+        assert "throughput" in drawn
+        for figure in drawn.values():
+            assert_readable(figure)
+
+
+COMPARED = [
+    (1.0, grid(USUAL, [32, 2048]), 6),
+    (1.3, grid(["dynamic"], [32, 2048]), 6),
+    (0.02, grid(["naive", "dynamic"], [32, 2048]), 3),
+    (0.8, [make_case(n_gen=1)], 6),
+]
+
+
+@pytest.mark.parametrize(("factor", "cases", "n_rounds"), COMPARED)
+def test_no_text_is_hidden_or_cut_off_in_a_plot_of_a_comparison(factor, cases, n_rounds):
+    for figure in comparison_of(cases, factor, rounds=n_rounds).values():
+        assert_readable(figure)
+
+
+def test_latency_of_each_step():
+    figure = USUAL_FIGURES["step_latency"]
+    assert figure.get_suptitle().splitlines() == [
+        "Latency of each decode step, median over the rounds",
+        "smollm2-135m, float32, cpu, 2 threads, sdpa, batch 1",
+    ]
+    assert labels(figure) == [
+        ("position (tokens before the new one), log scale", "latency of one step (ms), log scale"),
+        ("position (tokens before the new one)", "latency of one step (ms)"),
+    ]
+    fitted = slopes.slopes(rounds.usable_steps(USUAL_RUN)).set_index("strategy")
+    assert [text.split("  ")[0] for text in legend(figure)] == USUAL
+    shown = float(legend(figure)[1].split()[1])
+    assert shown == pytest.approx(fitted.loc["dynamic", "slope_ms_per_1000_tokens"], rel=0.01)
+    assert figure.legends[0].get_title().get_text() == "slope in ms per 1,000 tokens [95 % interval]"
+    assert ticks(figure.axes[0].xaxis) == ["2,048", "512", "128", "32"]
+    assert figure.axes[1].get_ylim()[0] == 0
+
+
+def test_throughput():
+    figure = USUAL_FIGURES["throughput"]
+    assert figure.get_suptitle().startswith(
+        "Throughput, median with 95 % intervals\nsmollm2-135m, float32, cpu, 2 threads"
+    )
+    assert labels(figure) == [
+        ("context length (tokens), log scale", "throughput (tokens/s)"),
+        ("context length (tokens), log scale", "throughput (tokens/s), log scale"),
+    ]
+    assert [axes.get_title() for axes in figure.axes] == ["prefill", "decode"]
+    assert legend(figure) == USUAL
+    decode = summary.summarize(USUAL_RUN).query("phase == 'decode' and strategy == 'dynamic'")
+    (line,) = [line for line in figure.axes[1].lines if line.get_label() == "dynamic"]
+    assert list(line.get_ydata()) == pytest.approx(decode["tokens_per_s"].to_list())
+
+
+def test_speedup():
+    figure = USUAL_FIGURES["speedup"]
+    assert figure.get_suptitle().startswith("Speed-up over naive re-feed with 95 % intervals\n")
+    assert labels(figure) == [
+        ("context length (tokens), log scale", "speed-up (times)"),
+        ("context length (tokens), log scale", "speed-up (times), log scale"),
+    ]
+    assert legend(figure) == ["naive = 1", "dynamic", "static", "hf-generate"]
+    assert figure.axes[1].get_ylim()[0] < 1 < figure.axes[1].get_ylim()[1]
+
+
+def test_intervals_reach_from_low_to_high():
+    rows = summary.summarize(USUAL_RUN).query("phase == 'decode' and strategy == 'static'")
+    axes = USUAL_FIGURES["speedup"].axes[1]
+    bars = [segment[:, 1] for collection in axes.collections for segment in collection.get_segments()]
+    for low, high in zip(rows["speedup_low"], rows["speedup_high"], strict=True):
+        assert any(bar == pytest.approx([low, high]) for bar in bars)
+
+
+def test_too_few_rounds_are_said_in_the_title():
+    drawn = figures_of(make_run(grid(["naive", "dynamic"], [32, 128]), rounds=3))
+    assert drawn["throughput"].get_suptitle().startswith("Throughput, median (too few rounds for intervals)")
+
+
+def test_strategies_differ_in_marker_and_line_not_in_colour_alone():
+    names = [*ALL, "mine", "yours", "theirs", "ours"]
+    assert len({style.marker for style in style.styles(names).values()}) == len(names)
+    assert len({style.line for style in style.styles(names).values()}) == len(names)
+    assert style.styles(["static"])["static"] == style.styles(names)["static"]
+
+
+def test_each_setting_has_plots_of_its_own_named_after_what_differs():
+    cases = [
+        *grid(["naive", "dynamic"], [32, 64]),
+        *grid(["naive", "dynamic"], [32, 64], dtype="bfloat16", n_depth=512),
+    ]
+    assert sorted(figures_of(make_run(cases))) == [
+        "speedup-bfloat16-d512",
+        "speedup-float32-d0",
+        "step_latency-bfloat16",
+        "step_latency-float32",
+        "throughput-bfloat16-d512",
+        "throughput-float32-d0",
+    ]
+    paths = [*grid(["dynamic"], [32], model="py:a.b:make"), *grid(["dynamic"], [32], model="models/x")]
+    assert max(figures_of(make_run(paths))) == "throughput-py_a.b_make"
+
+
+def test_what_failed_is_left_out_and_a_run_without_times_has_no_plots():
+    cases = grid(["naive", "dynamic", "static"], [32, 128])
+    drawn = figures_of(make_run(cases, failures=[fail(case) for case in cases if case.strategy == "static"]))
+    assert legend(drawn["throughput"]) == ["naive", "dynamic"]
+    assert figures_of(make_run(cases, failures=[fail(case) for case in cases])) == {}
+
+
+def test_forest():
+    figure = comparison_of(grid(["naive", "dynamic"], [32, 512]), factor=0.5)["forest"]
+    assert figure.get_suptitle().splitlines() == [
+        "Time of B / time of A, unpaired, with 95 % intervals",
+        "smollm2-135m, float32, cpu, 2 threads, sdpa, batch 1, 32 new tokens",
+        "A: before   B: after",
+    ]
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "B is faster   <   time of B / time of A (ratio)   >   B is slower"
+    assert sorted(ticks(axes.yaxis)) == sorted(
+        f"{strategy} {phase}, prompt {n_prompt}"
+        for strategy in ("naive", "dynamic")
+        for phase in ("prefill", "decode")
+        for n_prompt in (32, 512)
+    )
+    assert legend(figure) == ["prefill", "decode"]
+    low, high = axes.get_xlim()
+    assert low * high == pytest.approx(1)
+    assert low < 0.5
+
+
+def test_forest_is_sorted_with_the_largest_gain_on_top():
+    cases = grid(["naive", "dynamic"], [32, 512])
+    figure = comparison_of(cases)["forest"]
+    points = {
+        round(y): x
+        for line in figure.axes[0].lines
+        if line.get_marker() in {"o", "s"}
+        for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)
+    }
+    assert [points[place] for place in sorted(points)] == sorted(points.values(), reverse=True)
+
+
+def test_overlay():
+    figure = comparison_of(grid(["naive", "dynamic"], [32, 512]))["overlay"]
+    assert legend(figure) == ["naive, A", "naive, B", "dynamic, A", "dynamic, B"]
+    assert [label for _, label in labels(figure)] == ["TTFT (ms), log scale", "TPOT (ms), log scale"]
+
+
+def test_saving_writes_png_and_svg_that_are_the_same_each_time(tmp_path):
+    def content(figures):
+        return [file.read_bytes() for file in style.save(figures["speedup"], tmp_path / "a" / "speed-1.5")]
+
+    (tmp_path / "a").mkdir()
+    run = make_run(grid(["naive", "dynamic"], [32, 128]))
+    before = dict(mpl.rcParams)
+    first, second = content(figures_of(run)), content(figures_of(run))
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["speed-1.5.png", "speed-1.5.svg"]
+    assert first == second
+    assert first[0].startswith(b"\x89PNG")
+    assert b"<svg" in first[1]
+    assert b"<dc:date>" not in first[1]
+    assert dict(mpl.rcParams) == before

@@ -1,0 +1,219 @@
+# ruff: noqa: E501  what tables look like stands here as it is printed
+import io
+import json
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from bench.analysis import rounds, slopes, summary
+from bench.analysis.cautions import Caution
+from bench.record import Ceiling
+from bench.tell import notes, tables
+from tests.handmade import ENVIRONMENT, fail, grid, make_case, make_run
+
+
+def simple_ms(case, step):
+    """Round figures: a cached step takes 40 ms, everything else a millisecond a token and 100 more."""
+    return 40.0 if step and case.strategy != "naive" else 100.0 + case.n_prompt + step
+
+
+def run_of(cases, **arguments):
+    return make_run(cases, ms=simple_ms, turn_noise=0, step_noise=0, **arguments)
+
+
+CASES = grid(["naive", "dynamic", "static"], [32, 2048], n_gen=16)
+SUMMARY = summary.summarize(run_of(CASES, failures=[fail(CASES[-1])], tokens_match={CASES[1].key: "tie"}))
+
+MARKDOWN = """\
+smollm2-135m, float32, cpu, 2 threads, sdpa, batch 1, 16 new tokens
+
+|   prompt | strategy   |          TTFT ms |          TPOT ms |   prefill tok/s |   decode tok/s |   decode speed-up | tokens match   |
+|---------:|:-----------|-----------------:|-----------------:|----------------:|---------------:|------------------:|:---------------|
+|       32 | naive      |    132 [132-132] |    140 [140-140] |             242 |           7.14 |                 1 | true           |
+|       32 | dynamic    |    132 [132-132] | 40.0 [40.0-40.0] |             242 |           25.0 |  3.50 [3.50-3.50] | tie            |
+|       32 | static     |    132 [132-132] | 40.0 [40.0-40.0] |             242 |           25.0 |  3.50 [3.50-3.50] | true           |
+|     2048 | naive      | 2148 [2148-2148] | 2156 [2156-2156] |             953 |          0.464 |                 1 | true           |
+|     2048 | dynamic    | 2148 [2148-2148] | 40.0 [40.0-40.0] |             953 |           25.0 |  53.9 [53.9-53.9] | true           |
+|     2048 | static     |                - |                - |               - |              - |                 - | oom            |
+
+- static, prompt 2048: oom: not enough memory
+"""
+
+TERMINAL = """\
+smollm2-135m, float32, cpu, 2 threads, sdpa, batch 1, 16 new tokens
+                                                      prefill  decode            decode  tokens
+prompt  strategy           TTFT ms           TPOT ms    tok/s   tok/s          speed-up  match
+───────────────────────────────────────────────────────────────────────────────────────────────
+    32  naive        132 [132-132]     140 [140-140]      242    7.14                 1  true
+    32  dynamic      132 [132-132]  40.0 [40.0-40.0]      242    25.0  3.50 [3.50-3.50]  tie
+    32  static       132 [132-132]  40.0 [40.0-40.0]      242    25.0  3.50 [3.50-3.50]  true
+
+  2048  naive     2148 [2148-2148]  2156 [2156-2156]      953   0.464                 1  true
+  2048  dynamic   2148 [2148-2148]  40.0 [40.0-40.0]      953    25.0  53.9 [53.9-53.9]  true
+  2048  static                   -                 -        -       -                 -  oom
+
+- static, prompt 2048: oom: not enough memory
+"""
+
+
+def test_the_table_of_a_run_in_markdown():
+    assert tables.render(SUMMARY, "md") == MARKDOWN
+
+
+def printed(renderable, width=100):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(renderable)
+    lines = console.file.getvalue().splitlines()
+    return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def test_the_table_of_a_run_in_a_terminal():
+    assert printed(tables.terminal(SUMMARY)) == TERMINAL
+
+
+def test_each_case_against_the_yardstick():
+    """Only where generate() was measured or roofs were; a case that failed has no line."""
+    cases = grid(["naive", "compiled", "hf-generate", "static"], [32], n_gen=16)
+    text = tables.markdown(summary.summarize(run_of(cases, failures=[fail(cases[-1])])))
+    title = "Against hf-generate and the machine's roofs: smollm2-135m, float32, cpu, 2 threads, sdpa, batch 1"
+    lines = text.split(title)[1].splitlines()[4:]
+    assert [[cell.strip() for cell in line.split("|")[2:6]] for line in lines] == [
+        ["naive", "1.00 [1.00-1.00]", "-", "0.286 [0.286-0.286]"],
+        ["compiled", "1.00 [1.00-1.00]", "-", "1.00 [1.00-1.00]"],
+        ["hf-generate", "1", "-", "1"],
+    ]
+    assert "hf-generate" not in MARKDOWN
+
+
+@pytest.mark.parametrize("n_prompt", [2048, 8192])
+def test_five_strategies_fit_100_columns(n_prompt):
+    """Where the figures are too long, an interval goes below its figure and nothing is cut."""
+    cases = grid(["naive", "dynamic", "static", "compiled", "hf-generate"], [128, n_prompt])
+    text = printed(tables.terminal(summary.summarize(make_run(cases, turn_noise=0.02))))
+    assert max(map(len, text.splitlines())) <= 100
+    assert "…" not in text
+    roofs = 6 + 5 + 1 + 5
+    assert len(text.splitlines()) == (4 + 5 + 1 + 5 if n_prompt == 2048 else 4 + 5 + 1 + 10) + roofs
+
+
+def test_settings_have_tables_of_their_own_and_depth_stands_by_the_prompt():
+    cases = [make_case(n_depth=512), make_case(n_gen=1), make_case(dtype="bfloat16", device="cuda", batch_size=4)]
+    text = tables.markdown(summary.summarize(run_of(cases)))
+    assert [line for line in text.splitlines() if line and not line.startswith("|")] == [
+        "smollm2-135m, float32, cpu, 2 threads, sdpa, batch 1, 32 new tokens",
+        "smollm2-135m, float32, cpu, 2 threads, sdpa, batch 1, 1 new token",
+        "smollm2-135m, bfloat16, cuda, sdpa, batch 4, 32 new tokens",
+    ]
+    assert "| 128 @ 512 | dynamic " in text
+    (alone,) = [line for line in text.split("1 new token\n")[1].splitlines() if "dynamic" in line][:1]
+    assert [cell.strip() for cell in alone.split("|")[4:8]] == ["-", "561", "-", "-"]
+
+
+def test_other_tokens_are_shown_as_such():
+    run = run_of([make_case()], tokens_match={make_case().key: "false"})
+    text = tables.markdown(summary.summarize(run))
+    assert text.splitlines()[4].endswith("| false          |")
+    assert text.endswith("- dynamic, prompt 128: failed: emitted other tokens\n")
+
+
+def test_csv_has_every_column_and_nothing_in_an_empty_cell():
+    back = pd.read_csv(io.StringIO(tables.render(SUMMARY, "csv")), dtype={"tokens_match": "string"})
+    assert list(back.columns) == list(SUMMARY.columns)
+    assert back["latency_ms"].to_list()[:-2] == SUMMARY["latency_ms"].to_list()[:-2]  # every digit
+    assert back["latency_ms"].isna().sum() == 2
+    assert tables.render(SUMMARY, "csv").splitlines()[-1] == (
+        "smollm2-135m,static,decode,cpu,float32,sdpa,2,1,2048,16,0,,,,,,,,,45,1500,0.03,30,15,,,,,15,15,16504,,,,,,oom,not enough memory,,,,,,,,"
+    )
+
+
+def test_json_and_jsonl_hold_the_same_records_with_null_in_an_empty_cell():
+    records = json.loads(tables.render(SUMMARY, "json"))
+    lines = tables.render(SUMMARY, "jsonl").splitlines()
+    assert [json.loads(line) for line in lines] == records
+    assert list(records[0]) == list(SUMMARY.columns)
+    assert records[0]["latency_ms"] == 132.0
+    assert records[0]["n_prompt"] == 32
+    assert records[-1]["latency_ms"] is None
+    assert records[-1]["mfu"] is None
+    assert records[-1]["error"] == "not enough memory"
+
+
+@pytest.mark.parametrize("form", tables.FORMATS)
+def test_every_format_ends_with_one_line_end(form):
+    text = tables.render(SUMMARY, form)
+    assert text.endswith("\n")
+    assert not text.endswith("\n\n")
+
+
+def test_the_environment():
+    assert tables.render_environment(ENVIRONMENT, "md").splitlines()[:4] == [
+        "| field                | value         |",
+        "|:---------------------|:--------------|",
+        "| hostname             | bench-1       |",
+        "| os                   | Linux 6.8     |",
+    ]
+    assert "| gpu                  | -             |" in tables.render_environment(ENVIRONMENT, "md")
+    assert json.loads(tables.render_environment(ENVIRONMENT, "json"))["cores"] == 2
+
+
+def test_the_ceilings_of_an_environment():
+    found = [
+        Ceiling(ceiling=name, device="cpu", dtype=dtype, n_threads=2, kernel=kernel, per_s=per_s)
+        for name, dtype, kernel, per_s in (
+            ("read_bandwidth", "float32", "dot", 41.26e9),
+            ("gemm", "float32", "mm 512x1024x1024", 0.41e12),
+            ("read_bandwidth", "bfloat16", "sum", 40e9),
+        )
+    ]
+    assert tables.render_environment(ENVIRONMENT, "md", found).splitlines()[-4:] == [
+        "| device   | dtype    |   threads |   read GB/s | by   |   GEMM TFLOP/s | by               |",
+        "|:---------|:---------|----------:|------------:|:-----|---------------:|:-----------------|",
+        "| cpu      | float32  |         2 |        41.3 | dot  |          0.410 | mm 512x1024x1024 |",
+        "| cpu      | bfloat16 |         2 |        40.0 | sum  |              - | -                |",
+    ]
+    assert json.loads(tables.render_environment(ENVIRONMENT, "json", found))["ceilings"][0]["per_s"] == 41.26e9
+    assert "ceilings" not in json.loads(tables.render_environment(ENVIRONMENT, "json"))
+
+
+def test_slopes_are_said_to_be_told_from_zero_or_not():
+    straight = run_of(grid(["naive", "dynamic"], [32, 512]))
+    text = notes.slope_lines(slopes.slopes(rounds.usable_steps(straight)))
+    assert text == (
+        "Latency of a decode step against the position of its token "
+        "(smollm2-135m, float32, cpu, 2 threads, sdpa, batch 1):\n\n"
+        "- naive: 1000 [1000-1000] ms per 1,000 tokens over positions 34 to 528, told from zero\n"
+        "- dynamic: 0 [0-0] ms per 1,000 tokens over positions 33 to 543, not told from zero\n"
+    )
+    few = notes.slope_lines(slopes.slopes(rounds.usable_steps(run_of([make_case()], rounds=3))))
+    assert few.endswith(
+        "- dynamic: 0 ms per 1,000 tokens over positions 129 to 159, without an interval: too few rounds\n"
+    )
+
+
+def test_a_slope_of_too_few_positions_is_not_told():
+    text = notes.slope_lines(slopes.slopes(rounds.usable_steps(run_of([make_case(n_gen=4)]))))
+    assert text.endswith("\n- dynamic: too few positions for a slope (129 to 131)\n")
+
+
+def test_how_to_read_the_figures_is_said_where_it_applies():
+    pairs, few = "pairs the turns of the same round", "fewer than six rounds"
+    told = [
+        notes.reading_line(summary.summarize(run_of(cases, rounds=n_rounds)))
+        for cases, n_rounds in ((CASES, 6), (CASES, 5), (grid(["dynamic"], [32]), 5), (grid(["naive"], [32]), 6))
+    ]
+    assert [(pairs in line, few in line) for line in told] == [
+        (True, False),
+        (True, True),
+        (False, True),
+        (False, False),
+    ]
+    assert [line.count("\n") for line in told] == [1, 1, 1, 0]
+
+
+def test_cautions_of_many_cases_share_a_line():
+    alone = Caution(case=None, text="one process", advice="measure more")
+    repeated = [Caution(case=name, text="few rounds", advice="repeat") for name in ("x", "y", "z")]
+    assert notes.caution_lines([alone, *repeated[:2]]) == "- one process. Measure more.\n- x, y: few rounds. Repeat.\n"
+    assert notes.caution_lines(repeated) == "- x and 2 other cases: few rounds. Repeat.\n"
+    assert notes.caution_lines([]) == ""

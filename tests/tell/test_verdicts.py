@@ -1,0 +1,157 @@
+# ruff: noqa: E501  what tables look like stands here as it is printed
+import io
+import itertools
+import json
+from typing import get_args
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from bench.record import Verdict, VerdictKind
+from bench.tell import verdicts
+from tests.handmade import make_case
+
+NAIVE, DYNAMIC = (make_case(strategy, 16, n_gen=8).key for strategy in ("naive", "dynamic"))
+KINDS = get_args(VerdictKind)
+
+
+def make(kind, case=DYNAMIC, phase="decode", quantity="time", **fields):
+    return Verdict(case=case, phase=phase, kind=kind, quantity=quantity, **fields)
+
+
+SLOWER = make("regression", base=40.0, head=46.0, effect=0.15, low=0.11, high=0.19, detectable=0.04)
+MORE = make("regression", NAIVE, "prefill", "lm_head_positions", base=1, head=16)
+SAME = make("same", base=40.0, head=40.2, effect=0.005, low=-0.01, high=0.02, detectable=0.03)
+EQUAL = make("same", quantity="forward_calls", base=7, head=7)
+OTHER_MACHINE = make("not-comparable", NAIVE, detail="no session of this machine")
+
+MARKDOWN = """\
+### kvbench gate
+
+REGRESSION: dynamic decode, time +15.0% [+11.0 to +19.0] (and 1 more); undo it, or accept it with `kvbench baseline promote`.
+
+smollm2-135m cpu float32 sdpa t2 b1 p16 n8 d0 s0
+
+| verdict    | case    | phase   | quantity          |   base |   head |                   change |   detectable |
+|:-----------|:--------|:--------|:------------------|-------:|-------:|-------------------------:|------------------:|
+| REGRESSION | dynamic | decode  | time              |   40.0 |   46.0 | +15.0% [+11.0 to +19.0] |             +4.0% |
+| REGRESSION | naive   | prefill | lm_head_positions |      1 |     16 |                      +15 |                 - |
+
+- not comparable, naive decode, time: no session of this machine
+- exact figures that are equal: 1
+- times in ms; a change above zero is slower, and is paired by process, so it need not be head / base
+"""
+
+
+def test_the_page_of_a_pull_request():
+    page = verdicts.markdown([EQUAL, MORE, OTHER_MACHINE, SLOWER], title="kvbench gate")
+    assert page.replace("-", "").replace(" ", "") == MARKDOWN.replace("-", "").replace(" ", "")
+    assert page.index("time") < page.index("lm_head_positions")
+
+
+def test_a_reason_that_several_share_is_told_once():
+    page = verdicts.table([OTHER_MACHINE, msgspec.structs.replace(OTHER_MACHINE, phase="prefill"), MORE])
+    assert "not comparable (2): no session of this machine" in page
+
+
+def test_a_terminal_shows_the_same_rows():
+    buffer = io.StringIO()
+    Console(file=buffer, width=100, color_system=None).print(verdicts.terminal([EQUAL, MORE, SLOWER]))
+    text = buffer.getvalue()
+    assert "REGRESSION  dynamic  decode   time" in text
+    assert "exact figures that are equal: 1" in text
+
+
+def test_json_holds_every_verdict_worst_first():
+    told = json.loads(verdicts.document([EQUAL, SAME, SLOWER], title="head against base"))
+    assert told["title"] == "head against base"
+    assert told["exit_code"] == 1
+    assert [verdict["kind"] for verdict in told["verdicts"]] == ["regression", "same", "same"]
+    assert told["verdicts"][0]["effect"] == 0.15
+    assert told["verdicts"][1]["detail"] == ""
+
+
+def test_less_work_is_not_called_faster():
+    text = verdicts.table([make("faster", quantity="forward_calls", base=8, head=7)])
+    assert "LESS WORK" in text
+    assert "-1" in text
+
+
+@pytest.mark.parametrize(
+    ("kinds", "code"),
+    [
+        ([], 3),
+        (["not-comparable"], 3),
+        (["new"], 3),
+        (["same", "new", "not-comparable"], 0),
+        (["faster"], 0),
+        (["inconclusive", "same"], 4),
+        (["missing", "inconclusive", "same"], 3),
+        (["regression", "missing", "inconclusive"], 1),
+        (["failed", "regression", "missing"], 5),
+    ],
+)
+def test_exit_codes(kinds, code):
+    assert verdicts.exit_code([make(kind) for kind in kinds]) == code
+
+
+def test_a_reason_that_many_share_is_told_once():
+    undecided = [make("inconclusive", case, effect=0.01, detail="undecided after 8") for case in (NAIVE, DYNAMIC)]
+    text = verdicts.markdown(undecided, title="kvbench ab", command="ab")
+    assert text.count("undecided after 8") == 1
+    assert "- inconclusive (2): undecided after 8" in text
+
+
+def test_required_times_must_be_compared():
+    assert verdicts.exit_code([EQUAL]) == 0
+    assert verdicts.exit_code([EQUAL], require_time=True) == 3
+    assert verdicts.exit_code([EQUAL, OTHER_MACHINE]) == 0
+    assert verdicts.exit_code([EQUAL, SAME, OTHER_MACHINE], require_time=True) == 3
+    assert verdicts.exit_code([EQUAL, SAME], require_time=True) == 0
+    assert verdicts.exit_code([MORE], require_time=True) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_sentence_says_what_to_do(kind):
+    said = verdicts.sentence([make(kind, detail="why")])
+    assert said.endswith(".")
+    assert ";" in said
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_ab_is_not_sent_to_a_baseline(kind):
+    said = verdicts.sentence([make(kind)], command="ab")
+    assert ";" in said
+    assert "baseline" not in said
+    assert "promote" not in said
+
+
+def test_an_ab_that_was_interrupted_wants_no_longer_budget():
+    undecided = [make("inconclusive")]
+    assert "--budget" in verdicts.sentence(undecided, command="ab")
+    assert "run it again" in verdicts.sentence(undecided, command="unfinished ab")
+    assert "--budget" not in verdicts.sentence(undecided, command="unfinished ab")
+
+
+def test_right_tokens_alone_compare_nothing():
+    assert verdicts.exit_code([make("same", quantity="tokens_match"), OTHER_MACHINE]) == 3
+
+
+@given(st.lists(st.sampled_from(KINDS)), st.booleans())
+def test_the_sentence_and_the_code_agree_whatever_the_order(kinds, require_time):
+    found = [make(kind, quantity="time" if number % 2 else "forward_calls") for number, kind in enumerate(kinds)]
+    code = verdicts.exit_code(found, require_time=require_time)
+    words = {5: "FAILED", 1: "REGRESSION", 3: "NOT COMPARABLE", 4: "INCONCLUSIVE", 0: "PASSED"}
+    assert verdicts.sentence(found, require_time=require_time).startswith(words[code])
+    assert code == verdicts.exit_code(found[::-1], require_time=require_time)
+
+
+def test_precedence_holds_for_every_pair_of_kinds():
+    rank = {"failed": 5, "regression": 1, "missing": 3, "inconclusive": 4}
+    order = [5, 1, 3, 4, 0]
+    for one, other in itertools.combinations(KINDS, 2):
+        code = verdicts.exit_code([EQUAL, make(one), make(other)])
+        assert code == min((rank.get(one, 0), rank.get(other, 0)), key=order.index)
