@@ -18,7 +18,8 @@ from pathlib import Path
 from bench.ab import record
 from bench.analysis import cautions, frames
 from bench.judge import compare
-from bench.tell.plots import comparison, style, steps
+from bench.tell.plots import comparison, style
+from bench.tell.plots import steps as step_plots
 from bench.tell import notes
 from bench.analysis import rounds, slopes, summary
 from bench.tell import tables
