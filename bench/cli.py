@@ -177,6 +177,7 @@ def report(
     verdicts (--format md or json), and leaves with their exit code. Works without torch and transformers.
     """
     from bench.ab import record
+    from bench.ab.verdicts import stored_verdicts
     from bench.commands import flags
     from bench.store.run_folder import find, read_run
     from bench.tell import tables, verdicts
@@ -186,7 +187,7 @@ def report(
         verdict_form = flags.one("--format", output_format, verdicts.VERDICT_FORMATS)
         found = record.read(folder)
         command: Command = "ab" if found.finished else "unfinished ab"
-        _print_verdicts(found.verdicts(), verdict_form, command=command, title=found.title, in_step_summary=False)
+        _print_verdicts(stored_verdicts(found), verdict_form, command=command, title=found.title, in_step_summary=False)
     form = flags.one("--format", output_format, tables.FORMATS)
     _print_summary(read_run(folder), form)
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.ab.pair import NAMES, PairFailure, PairTimes, Turn, turn_order
-from bench.ab.workers import SideName
+from bench.ab.pair import turn_order
+from bench.ab.record import NAMES, PairFailure, PairTimes, SideName, Turn
 from bench.case import Case
 
 N_STEPS = 31

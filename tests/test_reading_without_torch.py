@@ -15,7 +15,7 @@ class Blocker:
 sys.meta_path.insert(0, Blocker())
 
 from pathlib import Path
-from bench.ab import record
+from bench.ab import record, verdicts
 from bench.analysis import cautions, frames
 from bench.judge import compare
 from bench.tell.plots import comparison, style
@@ -26,7 +26,7 @@ from bench.tell import tables
 from tests.handmade import grid, make_run
 from tests.torture import store_ab
 
-assert record.read(store_ab(Path(sys.argv[1]) / "ab")).verdicts()
+assert verdicts.stored_verdicts(record.read(store_ab(Path(sys.argv[1]) / "ab")))
 run = make_run(grid(["naive", "dynamic"], [32, 128]))
 summarized, steps = summary.summarize(run), rounds.usable_steps(run)
 lines = slopes.slopes(steps)

@@ -12,8 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from bench.ab import record
-from bench.ab.record import AbManifest, Settings
-from bench.ab.workers import Side
+from bench.ab.record import AbManifest, Settings, Side
 from bench.analysis.outcomes import unfinished
 from bench.errors import DataError
 from bench.judge.baseline import promote, read_sessions

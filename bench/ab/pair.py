@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from bench.ab.workers import SideName
+from bench.ab.record import NAMES, PairTimes, SideName, Turn
 from bench.case import Case
 from bench.errors import DataError
 from bench.machine import affinity
@@ -27,8 +27,6 @@ from bench.machine.environment import usable_cores
 from bench.measure.schedule import LOAD_TIMEOUT_S, turn_ns
 from bench.measure.worker_process import WorkerFailed, WorkerProcess
 from bench.protocol import CheckCase, Checked, GoOn, Load, Loaded, Paused, Reply, Request, TakeTurn, TurnTaken
-
-NAMES: tuple[SideName, SideName] = ("base", "head")
 
 PAIR_S = 1.5
 """How long a case is timed in a pair, if its turns are short. A shared machine is of one speed for some tenths of a
@@ -53,43 +51,6 @@ milliseconds of their own; where other programs have the cores, that takes longe
 
 LEAST_LOCKSTEP_BLOCKS = 2
 """Of one turn of each side: so that either side is first in one."""
-
-
-class Turn(msgspec.Struct, frozen=True, kw_only=True):
-    """One turn of one side."""
-
-    side: SideName
-    block: int
-    prefill_ns: int
-    step_ns: list[int]
-    """Of each timed decode step."""
-    wall_ns: int
-    """Of both phases; in lockstep of the other side's turn too."""
-    waited_ns: int | None
-    """Time that the worker's threads waited for a core during it, all of them together (Linux)."""
-    prefill_waited_ns: int | None = None
-    """What of that was before the first token, if the turn was in lockstep."""
-    steal_ns: int | None
-
-
-class PairTimes(msgspec.Struct, frozen=True, kw_only=True, tag="pair"):
-    """The turns of one case in one process pair."""
-
-    case: str
-    pair: int
-    turns: list[Turn]
-    lockstep: bool
-    """Whether base's and head's turns were taken at once, a step of one and then the same step of the other."""
-
-
-class PairFailure(msgspec.Struct, frozen=True, kw_only=True, tag="pair-failure"):
-    """A side that could not be measured, and why."""
-
-    case: str
-    pair: int
-    side: SideName
-    status: str
-    error: str
 
 
 class Manner(NamedTuple):

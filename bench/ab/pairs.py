@@ -10,11 +10,12 @@ from pathlib import Path
 
 import msgspec
 
-from bench.ab.pair import Manner, Pair, PairFailure, PairTimes, SideFailed
-from bench.ab.workers import ForkServer, Introduction, Side, SideName
+from bench.ab.pair import Manner, Pair, SideFailed
+from bench.ab.record import Introduction, PairFailure, PairTimes, Side, SideName
+from bench.ab.workers import ForkServer
 from bench.case import Case, Group
 from bench.errors import DataError
-from bench.judge.sequential import SCREENING_PAIRS
+from bench.judge.sequential import PAIRS_A_PROMPT, SCREENING_PAIRS
 from bench.measure.schedule import LOAD_TIMEOUT_S
 from bench.measure.worker_process import WorkerFailed, WorkerProcess
 from bench.protocol import Load, MakeReference
@@ -30,10 +31,6 @@ Records = list[PairTimes | PairFailure]
 
 RENEW_AFTER = 4
 """A fifth of the time goes into fresh imports."""
-
-PAIRS_A_PROMPT = SCREENING_PAIRS
-"""Then the prompts change: what is confirmed was found on others. Not with every pair, for a long prompt's reference
-takes a fifth of it."""
 
 SEED_STEP = 1_000_003
 """Between the seeds of two prompts of a case."""

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
-from bench.ab import verdicts
-from bench.ab.pair import PairFailure, PairTimes
-from bench.ab.workers import Introduction, Side
 from bench.case import Case
 from bench.errors import DataError
-from bench.record import Environment, Verdict
+from bench.record import Environment
 from bench.store import checked_lines
 
 MANIFEST, PAIRS = "ab.json", "pairs.jsonl"
@@ -21,7 +19,81 @@ MANIFEST, PAIRS = "ab.json", "pairs.jsonl"
 AB_VERSION = 3
 """Of what is stored. Version 1 had each turn's mean step, not its steps, 2 neither turns in lockstep nor checksums."""
 
-_decode_record = msgspec.json.Decoder(PairTimes | PairFailure | checked_lines.Closing).decode
+SideName = Literal["base", "head"]
+NAMES: tuple[SideName, SideName] = ("base", "head")
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """One turn of one side."""
+
+    side: SideName
+    block: int
+    prefill_ns: int
+    step_ns: list[int]
+    """Of each timed decode step."""
+    wall_ns: int
+    """Of both phases; in lockstep of the other side's turn too."""
+    waited_ns: int | None
+    """Time that the worker's threads waited for a core during it, all of them together (Linux)."""
+    prefill_waited_ns: int | None = None
+    """What of that was before the first token, if the turn was in lockstep."""
+    steal_ns: int | None
+
+
+class PairTimes(msgspec.Struct, frozen=True, kw_only=True, tag="pair"):
+    """The turns of one case in one process pair."""
+
+    case: str
+    pair: int
+    turns: list[Turn]
+    lockstep: bool
+    """Whether base's and head's turns were taken at once, a step of one and then the same step of the other."""
+
+
+class PairFailure(msgspec.Struct, frozen=True, kw_only=True, tag="pair-failure"):
+    """A side that could not be measured, and why."""
+
+    case: str
+    pair: int
+    side: SideName
+    status: str
+    error: str
+
+
+class Side(msgspec.Struct, frozen=True, kw_only=True):
+    """What `base` or `head` is."""
+
+    name: SideName
+    label: str
+    """Its commit, or the working tree and what tells its content; and the interpreter and variables, where given."""
+    python: str = sys.executable
+    variables: dict[str, str] = {}
+    tree: str | None = None
+    """The checkout whose code this side runs; None: the driver's own code."""
+    folder: str | None = None
+    """Where its workers run: the current folder's place in the checkout."""
+
+    @property
+    def has_worker(self) -> bool:
+        """Whether the checkout holds this project's code, and not only a user's."""
+        return self.tree is not None and (Path(self.tree) / "bench" / "worker.py").is_file()
+
+
+class Introduction(msgspec.Struct, frozen=True, kw_only=True):
+    """What a fork_server says of itself."""
+
+    version: int
+    code: str
+    python: str
+    torch: str
+    transformers: str
+    isa: str
+    model_code: str | None = None
+    """The file of a `py:` model's module."""
+    refused: str | None = None
+    """Why the model cannot be had."""
+    attn_implementation: str = ""
+    max_positions: int | None = None
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +133,9 @@ def signed(manifest: AbManifest) -> AbManifest:
     return msgspec.structs.replace(manifest, digest=hashlib.sha256(msgspec.json.encode(blank)).hexdigest())
 
 
+_decode_record = msgspec.json.Decoder(PairTimes | PairFailure | checked_lines.Closing).decode
+
+
 class Ab(NamedTuple):
     """A stored A/B."""
 
@@ -73,12 +148,6 @@ class Ab(NamedTuple):
     def title(self) -> str:
         """Its manifest's, and whether that is all."""
         return self.manifest.title + ("" if self.finished else " (unfinished)")
-
-    def verdicts(self) -> list[Verdict]:
-        """What its pairs say."""
-        return verdicts.verdicts(
-            self.records, self.manifest.cases, self.manifest.settings.threshold, finished=self.finished
-        )
 
 
 def read(folder: Path) -> Ab:

@@ -14,9 +14,9 @@ from typing import BinaryIO, NamedTuple
 import msgspec
 
 from bench.ab import verdicts, worktrees
+from bench.ab.conduct import conduct
 from bench.ab.pairs import ForkServers, PairMeasurer, Told, server_key
-from bench.ab.record import AB_VERSION, MANIFEST, PAIRS, AbManifest, Settings, signed
-from bench.ab.workers import Side, SideName
+from bench.ab.record import AB_VERSION, MANIFEST, PAIRS, AbManifest, Settings, Side, SideName, signed
 from bench.case import Case, Sweep
 from bench.errors import DataError, UsageError
 from bench.machine.environment import TorchFacts, read_environment
@@ -138,7 +138,7 @@ def compare(
         appender = Appender(pairs, manifest.digest)
         stack.push(lambda kind, *_: appender.close(finished=kind is None))
         bench = stack.enter_context(PairMeasurer(fork_servers, cases[0].seed, settings.timeout_s, appender, tell))
-        records = verdicts.conduct(
+        records = conduct(
             cases,
             bench.measure,
             threshold=settings.threshold,

@@ -5,21 +5,19 @@ Everything is worked out anew from the stored pairs, so a verdict can be recompu
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
-from bench.ab.pair import NAMES, PairFailure, PairTimes, Turn
-from bench.ab.pair_figures import averages, figure, side_ns, undisturbed
-from bench.ab.pairs import PAIRS_A_PROMPT
-from bench.ab.workers import SideName
+from bench.ab.record import NAMES, Ab, PairFailure, PairTimes, SideName, Turn
+from bench.analysis.rounds import CLOCK_TICK_NS, STEAL_SHARE
 from bench.analysis.summary import phases
 from bench.case import Case
 from bench.judge import sequential
-from bench.judge.sequential import CONFIRMATION_LOOKS, SCREENING_PAIRS, Call, Figures
+from bench.judge.sequential import CONFIRMATION_LOOKS, SCREENING_PAIRS, Call, LogRatios
 from bench.record import Verdict, VerdictKind
 from kvcache.arithmetic.costs import Phase
 
@@ -49,63 +47,11 @@ Logs = dict[str, dict[int, float]]
 class Standing(NamedTuple):
     """What is known after some pairs."""
 
-    figures: dict[str, Figures]
+    figures: dict[str, LogRatios]
     """Of each quantity; of a decided one those that it was decided on."""
     flagged: list[str]
     calls: dict[str, Call]
     open: list[Quantity]
-
-
-def conduct(
-    cases: Sequence[Case],
-    measure: Callable[[int, Sequence[Case]], list[PairTimes | PairFailure]],
-    *,
-    threshold: float,
-    budget_s: float,
-    clock: Callable[[], float],
-    tell: Callable[[str], None],
-    get_ready: Callable[[int], None] | None = None,
-) -> list[PairTimes | PairFailure]:
-    """Measure pair after pair (`measure(number, cases)`) of what is still open, until all is decided or time is up.
-
-    No pair is begun that would end after `budget_s` if it took as long per case as the slowest of the last
-    `PAIRS_A_PROMPT`: one of them had new prompts, and made their references. `get_ready(number)` comes before
-    each pair; what it takes is no part of that pace.
-    """
-    started = clock()
-    records: list[PairTimes | PairFailure] = []
-    quantities, logs = _quantities(cases), Logs()
-    paces: deque[float] = deque(maxlen=PAIRS_A_PROMPT)
-    failed: set[str] = set()
-
-    def is_too_late(number: int, n_cases: int) -> bool:
-        return number > 0 and clock() - started + max(paces) * n_cases > budget_s
-
-    for number in range(MOST_PAIRS):
-        left = standing(logs, quantities, number, threshold)
-        wanted = list(dict.fromkeys(quantity.case for quantity in left.open if quantity.case.key not in failed))
-        if not wanted or is_too_late(number, len(wanted)):
-            break
-        if get_ready is not None:
-            get_ready(number)
-            if is_too_late(number, len(wanted)):
-                break
-        began = clock()
-        n_open = sum(quantity.case in wanted for quantity in left.open)
-        tell(_progress(number, wanted, n_open, len(quantities), max(0.0, budget_s - (began - started))))
-        taken = measure(number, wanted)
-        paces.append((clock() - began) / len(wanted))
-        records += taken
-        note(logs, quantities, taken)
-        failed |= {record.case for record in taken if isinstance(record, PairFailure)}
-    return records
-
-
-def _progress(number: int, cases: Sequence[Case], n_open: int, n_all: int, left_s: float) -> str:
-    """What is measured next, as in `process pair 5, confirming: 3 of 8 times open, in 2 cases; 4.2 min left`."""
-    what = "screening" if number < SCREENING_PAIRS else "confirming"
-    in_cases = f"in {len(cases)} case{'s' * (len(cases) != 1)}"
-    return f"process pair {number + 1}, {what}: {n_open} of {n_all} times open, {in_cases}; {left_s / 60:.1f} min left"
 
 
 def note(logs: Logs, quantities: Sequence[Quantity], records: Sequence[PairTimes | PairFailure]) -> None:
@@ -124,9 +70,9 @@ def standing(
 ) -> Standing:
     """What the first `pairs` pairs have decided. `final`: no pair follows, so the next look is made now."""
 
-    def seen(end: int) -> dict[str, Figures]:
+    def seen(end: int) -> dict[str, LogRatios]:
         return {
-            quantity.name: Figures(
+            quantity.name: LogRatios(
                 tuple(value for pair, value in own.items() if pair < min(end, SCREENING_PAIRS)),
                 tuple(value for pair, value in own.items() if SCREENING_PAIRS <= pair < end),
             )
@@ -152,6 +98,11 @@ def standing(
     return Standing(seen(pairs) | figures, flagged, calls, [item for item in quantities if item.name not in calls])
 
 
+def stored_verdicts(ab: Ab) -> list[Verdict]:
+    """Work out the verdicts of a stored A/B from its pairs."""
+    return verdicts(ab.records, ab.manifest.cases, ab.manifest.settings.threshold, finished=ab.finished)
+
+
 def verdicts(
     records: Sequence[PairTimes | PairFailure], cases: Sequence[Case], threshold: float, *, finished: bool = True
 ) -> list[Verdict]:
@@ -166,7 +117,7 @@ def verdicts(
     for record in records:
         if isinstance(record, PairFailure):
             failures.setdefault(record.case, {})[record.side] = record
-    quantities, logs = _quantities(cases), Logs()
+    quantities, logs = quantities_of(cases), Logs()
     note(logs, quantities, records)
     found = standing(logs, quantities, pairs, threshold, final=finished)
     nothing_ran = all(_is_unsupported(failures.get(case.key, {})) for case in cases)
@@ -249,7 +200,8 @@ def _failed(quantity: Quantity, kind: VerdictKind, sides: Mapping[SideName, Pair
     )
 
 
-def _quantities(cases: Iterable[Case]) -> list[Quantity]:
+def quantities_of(cases: Iterable[Case]) -> list[Quantity]:
+    """List every phase of every case, in order."""
     return [Quantity(case, phase) for case in cases for phase in phases(case)]
 
 
@@ -292,3 +244,48 @@ def _waited_ns(turn: Turn, phase: Phase) -> int | None:
     if turn.waited_ns is None or turn.prefill_waited_ns is None:
         return turn.waited_ns
     return turn.prefill_waited_ns if phase == "prefill" else turn.waited_ns - turn.prefill_waited_ns
+
+
+def figure(times: PairTimes, phase: Phase, n_threads: int) -> float | None:
+    """The pair's one figure: log of head's time / base's, both by `side_ns`; None where the machine let none count."""
+    base, head = (side_ns(turns, phase, lockstep=times.lockstep) for turns in undisturbed(times, n_threads).values())
+    return math.log(head / base) if base and head else None
+
+
+def undisturbed(times: PairTimes, n_threads: int) -> dict[SideName, list[Turn]]:
+    """Base's and head's turns, but for those in which the hypervisor took a share of the CPU time, and their opposites.
+
+    That share is the one of `rounds.measured_turns`. The other side's turn goes too, so that both have as many: of
+    more, the fastest is faster.
+    """
+    both = zip(*([turn for turn in times.turns if turn.side == name] for name in NAMES), strict=True)
+    kept = [pair for pair in both if not any(_was_stolen_from(turn, n_threads) for turn in pair)]
+    return {name: [pair[at] for pair in kept] for at, name in enumerate(NAMES)}
+
+
+def side_ns(turns: Sequence[Turn], phase: Phase, *, lockstep: bool) -> float | None:
+    """A side's TTFT or TPOT over its `turns`; None without any.
+
+    The decode has each of its steps as fast as in the fastest turn, and of prefills it is the fastest: other programs
+    only ever add to a time, and on a shared machine they add to many, a different share on each side. What a change
+    adds to every step, or to the same step of every turn, shows in the fastest; a cost whose place differs from turn to
+    turn does not, however regular it is.
+
+    Prefills in lockstep are too few for that, and each saw the same machine as the other side's, so that what it added
+    is in both: their geometric mean.
+    """
+    if not turns:
+        return None
+    if phase == "decode":
+        return float(np.min([turn.step_ns for turn in turns], axis=0).mean())
+    prefills_ns = [turn.prefill_ns for turn in turns]
+    return float(np.exp(np.mean(np.log(prefills_ns)))) if averages(phase, lockstep=lockstep) else min(prefills_ns)
+
+
+def averages(phase: Phase, *, lockstep: bool) -> bool:
+    """Whether every turn counts for a side's time, not the fastest alone."""
+    return lockstep and phase == "prefill"
+
+
+def _was_stolen_from(turn: Turn, n_threads: int) -> bool:
+    return turn.steal_ns is not None and turn.steal_ns > max(CLOCK_TICK_NS, STEAL_SHARE * turn.wall_ns * n_threads)

@@ -5,61 +5,22 @@ from __future__ import annotations
 import selectors
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 import psutil
 
 from bench import fork_server
+from bench.ab.record import Introduction, Side
 from bench.errors import DataError, UsageError
 from bench.measure.worker_process import TREE, WorkerFailed, WorkerProcess, worker_environment
 from bench.protocol import VERSION
 
-SideName = Literal["base", "head"]
-
 START_TIMEOUT_S = 300.0
 """For importing torch and transformers, on a cold disk."""
-
-
-class Side(msgspec.Struct, frozen=True, kw_only=True):
-    """What `base` or `head` is."""
-
-    name: SideName
-    label: str
-    """Its commit, or the working tree and what tells its content; and the interpreter and variables, where given."""
-    python: str = sys.executable
-    variables: dict[str, str] = {}
-    tree: str | None = None
-    """The checkout whose code this side runs; None: the driver's own code."""
-    folder: str | None = None
-    """Where its workers run: the current folder's place in the checkout."""
-
-    @property
-    def has_worker(self) -> bool:
-        """Whether the checkout holds this project's code, and not only a user's."""
-        return self.tree is not None and (Path(self.tree) / "bench" / "worker.py").is_file()
-
-
-class Introduction(msgspec.Struct, frozen=True, kw_only=True):
-    """What a fork_server says of itself."""
-
-    version: int
-    code: str
-    python: str
-    torch: str
-    transformers: str
-    isa: str
-    model_code: str | None = None
-    """The file of a `py:` model's module."""
-    refused: str | None = None
-    """Why the model cannot be had."""
-    attn_implementation: str = ""
-    max_positions: int | None = None
 
 
 class ForkServer:

@@ -36,6 +36,10 @@ POWER = 0.95
 """With which `detectable` is found."""
 
 SCREENING_PAIRS = 4
+PAIRS_A_PROMPT = SCREENING_PAIRS
+"""After so many pairs the prompts change, so that a change is confirmed on other prompts than those it was found on.
+They do not change with every pair: making the reference of a long prompt takes a fifth of it."""
+
 CONFIRMATION_LOOKS = (4, 6, 8, 12, 16, 20, 28, 40)
 """Even numbers: the sides take turns in being first, and what a drift does to the first of a pair cancels."""
 
@@ -57,7 +61,7 @@ Call = Literal["regression", "faster", "same"]
 DIRECTIONS: dict[Call, int] = {"regression": 1, "faster": -1}
 
 
-class Figures(NamedTuple):
+class LogRatios(NamedTuple):
     """Log ratios head / base of one quantity, one per process pair."""
 
     screening: tuple[float, ...]
@@ -80,17 +84,17 @@ def change_alpha(flagged: int) -> float:
     return 2 * ALPHA / len(CONFIRMATION_LOOKS) / flagged
 
 
-def same_alpha(found: Figures) -> float:
+def same_alpha(found: LogRatios) -> float:
     """The same for `same`: half of the level is the screening's, where most cases end; the looks share the rest."""
     return ALPHA_SAME if not found.fresh else ALPHA_SAME / len(CONFIRMATION_LOOKS)
 
 
-def screen(figures: Mapping[str, Figures], threshold: float) -> dict[str, Call]:
+def screen(figures: Mapping[str, LogRatios], threshold: float) -> dict[str, Call]:
     """What is shown to be `same` after screening; all the rest is flagged."""
     return {key: "same" for key, found in figures.items() if _is_same(found, threshold)}
 
 
-def confirm(figures: Mapping[str, Figures], decided: Mapping[str, Call], threshold: float) -> dict[str, Call]:
+def confirm(figures: Mapping[str, LogRatios], decided: Mapping[str, Call], threshold: float) -> dict[str, Call]:
     """What one look at the flagged `figures` decides; `decided` are the calls of earlier looks."""
     calls: dict[str, Call] = {}
     for call, sign in DIRECTIONS.items():
@@ -142,7 +146,7 @@ def estimate(logs: Sequence[float], alpha: float) -> Estimate:
 
 
 @functools.lru_cache(maxsize=1024)
-def _is_same(found: Figures, threshold: float) -> bool:
+def _is_same(found: LogRatios, threshold: float) -> bool:
     """Whether an interval over all pairs lies within the threshold (two one-sided tests)."""
     logs = [*found.screening, *found.fresh]
     if len(logs) < FEWEST:

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import strategies as st
 
 from bench.ab import pair as pair_module
-from bench.ab.pair import Manner, Pair, PairTimes, SideFailed, Turn
-from bench.ab.pair_figures import figure, undisturbed
+from bench.ab.pair import Manner, Pair, SideFailed
+from bench.ab.record import NAMES, PairTimes, Turn
+from bench.ab.verdicts import figure, undisturbed
 from bench.errors import DataError
 from bench.measure.worker_process import WorkerFailed
 from bench.protocol import CheckCase, Checked, GoOn, Load, Loaded, Paused, TakeTurn, TurnTaken
@@ -197,9 +198,7 @@ def test_where_cores_are_too_few_a_side_begins_when_the_other_rests(number, lock
     """Whoever has just answered computes on until it has been looked at three times, as threads that spin do."""
     monkeypatch.setattr(pair_module, "usable_cores", lambda: 3)
     log: list[tuple[str, str]] = []
-    sides = {
-        name: FakeWorker(name, log, turn_ns=10**8 if lockstep else 10**6, lockstep=True) for name in pair_module.NAMES
-    }
+    sides = {name: FakeWorker(name, log, turn_ns=10**8 if lockstep else 10**6, lockstep=True) for name in NAMES}
     looks = {}
     for pid, worker in enumerate(sides.values()):
         worker.pid, looks[pid] = pid, 0
@@ -234,7 +233,7 @@ def test_a_side_that_computes_while_it_waits_is_in_the_others_way(spinning, monk
     monkeypatch.setattr(pair_module.affinity, "waited_ns", lambda pid: 0)
     monkeypatch.setattr(pair_module.affinity, "at_rest", lambda pid: pid != 1)
     log: list[tuple[str, str]] = []
-    workers = {name: FakeWorker(name, log) for name in pair_module.NAMES}
+    workers = {name: FakeWorker(name, log) for name in NAMES}
     for name, worker in workers.items():
         worker.pid = int(name == spinning)
     pair = Pair(0, *workers.values(), 60.0, {})
@@ -345,7 +344,7 @@ def test_where_cores_are_too_few_both_sides_failures_are_told(number, monkeypatc
     monkeypatch.setattr(pair_module.affinity, "at_rest", at_rest)
     with pytest.raises(SideFailed) as told:
         measured(number, {"failure": "CheckCase"}, {"failure": "CheckCase"})
-    assert told.value.failures == dict.fromkeys(pair_module.NAMES, ("oom", "not enough memory"))
+    assert told.value.failures == dict.fromkeys(NAMES, ("oom", "not enough memory"))
 
 
 def test_what_was_waited_for_a_core_before_the_first_token_is_told_apart(monkeypatch):
@@ -474,7 +473,7 @@ def test_what_every_step_costs_more_shows_whatever_is_added(added, slowdown):
     """Noise that only adds: to all steps of every turn but one, a different one in each of a side's first three."""
     taken = []
     for at in range(10):
-        side = pair_module.NAMES[at % 2]
+        side = NAMES[at % 2]
         step_ns = [round(10**6 * (slowdown if side == "head" else 1))] * 3
         noisy = [time + added[(at + step) % 15] for step, time in enumerate(step_ns)]
         step_ns = [*noisy[: at // 2], *step_ns[at // 2 : at // 2 + 1], *noisy[at // 2 + 1 :]]

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from bench.ab import pairs
-from bench.ab.pair import NAMES, PairFailure, PairTimes, SideFailed
+from bench.ab.pair import SideFailed
 from bench.ab.pairs import PairMeasurer
-from bench.ab.workers import Side
+from bench.ab.record import NAMES, PairFailure, PairTimes, Side
 from bench.errors import DataError
 from bench.judge.sequential import SCREENING_PAIRS
 from bench.measure.worker_process import WorkerFailed

@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from bench.ab import verdicts
-from bench.ab.pair import PairFailure
-from bench.ab.pairs import PAIRS_A_PROMPT
-from bench.judge.sequential import SCREENING_PAIRS
+from bench.ab.conduct import conduct as conduct_pairs
+from bench.ab.record import PairFailure
+from bench.judge.sequential import PAIRS_A_PROMPT, SCREENING_PAIRS
 from bench.tell.verdicts import exit_code
 from tests.handmade import grid
 from tests.synthetic import Machine
@@ -38,7 +38,7 @@ def conduct(measure, budget_s=math.inf, seconds_per_case=1.0, tell=lambda text: 
         clock.now += seconds_per_case * len(cases)
         return measure(number, cases)
 
-    return verdicts.conduct(CASES, timed, threshold=0.03, budget_s=budget_s, clock=clock, tell=tell), asked
+    return conduct_pairs(CASES, timed, threshold=0.03, budget_s=budget_s, clock=clock, tell=tell), asked
 
 
 def only(key, slow, still):
@@ -95,7 +95,7 @@ def test_a_pair_is_expected_to_take_as_long_as_the_slowest_since_the_prompts_wer
         clock.now += 3.0 if number % PAIRS_A_PROMPT == 0 else 1.0
         return SLOWER.pairs(0)(number, cases)
 
-    verdicts.conduct(CASES, measure, threshold=0.03, budget_s=8.0, clock=clock, tell=print)
+    conduct_pairs(CASES, measure, threshold=0.03, budget_s=8.0, clock=clock, tell=print)
     assert numbers == [0, 1, 2, 3]  # at the pace of the last alone, the next would end after nine
 
 
@@ -110,7 +110,7 @@ def test_what_comes_before_a_pair_is_no_part_of_the_pace():
         clock.now += 1.0
         return SLOWER.pairs(0)(number, cases)
 
-    verdicts.conduct(CASES, measure, threshold=0.03, budget_s=6.5, clock=clock, tell=print, get_ready=get_ready)
+    conduct_pairs(CASES, measure, threshold=0.03, budget_s=6.5, clock=clock, tell=print, get_ready=get_ready)
     assert numbers == [0, 1, 2]  # with the first pair's three seconds in the pace it would end after one
 
 
@@ -125,7 +125,7 @@ def test_no_pair_is_begun_after_a_preparation_that_used_the_budget_up():
         measured.append(number)
         return SLOWER.pairs(0)(number, cases)
 
-    verdicts.conduct(CASES, measure, threshold=0.03, budget_s=12.0, clock=clock, tell=print, get_ready=get_ready)
+    conduct_pairs(CASES, measure, threshold=0.03, budget_s=12.0, clock=clock, tell=print, get_ready=get_ready)
     assert measured == list(range(SCREENING_PAIRS))
 
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import strategies as st
 from scipy import stats
 
-from bench.ab import verdicts
+from bench.ab import conduct, verdicts
 from bench.judge import sequential
-from bench.judge.sequential import Figures
+from bench.judge.sequential import LogRatios
 from tests.handmade import grid
 from tests.synthetic import Machine
 
@@ -29,7 +29,7 @@ def slower(share: float, n: int, scatter: float = 0.003) -> tuple[float, ...]:
 def run(machine: Machine, seed: int, cases: int = 2) -> dict[str, str]:
     """Kind by quantity, of a whole A/B on a synthetic machine; the slow-down is in every decode."""
     tried = grid(["dynamic"], [128, 256, 512][:cases])
-    records = verdicts.conduct(
+    records = conduct.conduct(
         tried,
         machine.pairs(seed),
         threshold=THRESHOLD,
@@ -76,7 +76,7 @@ def test_trimming_rescues_it_where_pairs_are_too_few_for_ranks():
     assert len(values) < sequential.RANKS_FROM
     assert stats.ttest_1samp(values, 0, alternative="greater").pvalue > 0.001
     assert sequential.p_value(values, 1) < 1e-5
-    assert sequential.confirm({"a": Figures(QUIET, values)}, {}, THRESHOLD) == {"a": "regression"}
+    assert sequential.confirm({"a": LogRatios(QUIET, values)}, {}, THRESHOLD) == {"a": "regression"}
     shown = sequential.estimate(values, sequential.change_alpha(1))
     assert 0 < shown.low < 0.1 < shown.high < 0.2  # as the test that found it, not about the mean of all
 
@@ -107,43 +107,43 @@ def test_a_look_keeps_its_level_whatever_screening_was_like(n, louder):
 
 def test_screening_calls_same_what_lies_within_the_threshold_and_flags_the_rest():
     figures = {
-        "still": Figures(QUIET),
-        "slower": Figures(slower(0.05, 4)),
-        "noisy": Figures((0.1, -0.1, 0.05, -0.05)),
-        "short": Figures(QUIET[:1]),
+        "still": LogRatios(QUIET),
+        "slower": LogRatios(slower(0.05, 4)),
+        "noisy": LogRatios((0.1, -0.1, 0.05, -0.05)),
+        "short": LogRatios(QUIET[:1]),
     }
     assert sequential.screen(figures, THRESHOLD) == {"still": "same"}
 
 
 def test_what_flagged_a_quantity_is_no_evidence_against_it():
-    found = {"a": Figures(slower(0.2, 4), QUIET * 2)}
+    found = {"a": LogRatios(slower(0.2, 4), QUIET * 2)}
     assert sequential.confirm(found, {}, THRESHOLD) == {}
 
 
 @pytest.mark.parametrize(("share", "call"), [(0.1, "regression"), (-0.1, "faster"), (0.0, "same"), (0.028, None)])
 def test_confirmation_decides_on_fresh_pairs(share, call):
-    found = {"a": Figures(slower(share, 4), slower(share, 8))}
+    found = {"a": LogRatios(slower(share, 4), slower(share, 8))}
     assert sequential.confirm(found, {}, THRESHOLD).get("a") == call
 
 
 def test_a_change_that_is_certain_but_within_the_threshold_is_none():
-    found = {"a": Figures(slower(0.02, 4), slower(0.02, 40))}
+    found = {"a": LogRatios(slower(0.02, 4), slower(0.02, 40))}
     assert sequential.p_value(found["a"].fresh, 1) < 1e-9
     assert sequential.confirm(found, {}, THRESHOLD) == {"a": "same"}
 
 
 def test_more_flagged_quantities_ask_for_more_evidence():
-    found = {"a": Figures(slower(0.07, 4, scatter=0.018), slower(0.07, 6, scatter=0.018))}
+    found = {"a": LogRatios(slower(0.07, 4, scatter=0.018), slower(0.07, 6, scatter=0.018))}
     level = sequential.ALPHA / len(sequential.CONFIRMATION_LOOKS)
     assert level / 21 < sequential.p_value(found["a"].fresh, 1) < level
-    others = {f"{i}": Figures((0.1, -0.1, 0.1, -0.1), (0.1, -0.1, 0.1, -0.1, 0.1, -0.1)) for i in range(20)}
+    others = {f"{i}": LogRatios((0.1, -0.1, 0.1, -0.1), (0.1, -0.1, 0.1, -0.1, 0.1, -0.1)) for i in range(20)}
     assert sequential.confirm(found, {}, THRESHOLD) == {"a": "regression"}
     assert "a" not in sequential.confirm(found | others, {}, THRESHOLD)
 
 
 def test_pairs_without_a_figure_decide_nothing():
-    found = {"a": Figures((), ()), "b": Figures(QUIET, (0.5,))}
-    assert sequential.screen({"a": Figures(())}, THRESHOLD) == {}
+    found = {"a": LogRatios((), ()), "b": LogRatios(QUIET, (0.5,))}
+    assert sequential.screen({"a": LogRatios(())}, THRESHOLD) == {}
     assert sequential.confirm(found, {}, THRESHOLD) == {}
 
 
