@@ -7,6 +7,8 @@ from typing import Literal
 
 import msgspec
 
+from kvcache.strategies.catalogue import REFEEDING
+
 NaiveLogits = Literal["last", "all"]
 DeviceName = Literal["cpu", "cuda"]
 
@@ -53,7 +55,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
         """A readable name, equal for equal cases and different for different ones."""
         parts = [self.model, self.strategy, self.device, self.dtype, self.attn_implementation, f"t{self.n_threads}"]
         parts += [f"b{self.batch_size}", f"p{self.n_prompt}", f"n{self.n_gen}", f"d{self.n_depth}", f"s{self.seed}"]
-        if self.strategy == "naive" and self.naive_logits == "all":
+        if self.strategy in REFEEDING and self.naive_logits == "all":
             parts.append("all-logits")
         return " ".join(parts)
 
@@ -118,7 +120,7 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
                 n_gen=n_gen,
                 n_depth=n_depth,
                 seed=self.seed,
-                naive_logits=self.naive_logits if strategy == "naive" else "last",
+                naive_logits=self.naive_logits if strategy in REFEEDING else "last",
             )
             for model, dtype, n_threads, batch_size, n_depth, n_prompt, n_gen, strategy in grid
         ]

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from kvcache.compiled.strategy import Compiled
-from kvcache.strategies.catalogue import build
+from kvcache.strategies.catalogue import STRATEGIES, build
 from kvcache.strategies.strategy import Strategy, Unsupported
 
 VOCAB_SIZE = 97
@@ -145,6 +145,6 @@ def build_without_compiler(name: str, model: PreTrainedModel) -> Strategy:
     The test is skipped where the strategy does not take the model's architecture.
     """
     try:
-        return Compiled(model, backend="eager") if name == "compiled" else build(name, model)
+        return Compiled(model, backend="eager") if STRATEGIES[name].compiles else build(name, model)
     except Unsupported as reason:
         pytest.skip(str(reason))

@@ -14,9 +14,7 @@ from bench.analysis.outcomes import outcomes
 from bench.case import Case
 from bench.record import CasePlan, Check, Run
 from kvcache.arithmetic.costs import Phase
-
-YARDSTICK = "hf-generate"
-"""transformers' own generate(): what a user would run without this suite."""
+from kvcache.strategies.catalogue import REFEEDING, YARDSTICKS
 
 SUMMARY_TYPES: dict[str, str] = {
     "model": "string",
@@ -78,7 +76,12 @@ def summarize(run: Run) -> pd.DataFrame:
     """
     latencies = rounds.by_case_and_phase(run)
     against_roofs = roofline.columns(run, latencies)
-    by_strategy = {(plan.case.cell, plan.case.strategy): plan.case.key for plan in run.manifest.plan}
+    baseline_keys = {
+        (plan.case.cell, baselines): plan.case.key
+        for plan in run.manifest.plan
+        for baselines in _COMPARED
+        if plan.case.strategy in baselines
+    }
     ended = outcomes(run)
     rows: list[dict[str, Any]] = []
     for plan in run.manifest.plan:
@@ -90,9 +93,9 @@ def summarize(run: Run) -> pd.DataFrame:
             row |= {"tokens_match": outcome.tokens_match, "status": outcome.status, "error": outcome.error}
             if (case.key, phase) in latencies:
                 row |= _times(case, phase, latencies[case.key, phase])
-                for strategy, names in _COMPARED.items():
-                    baseline = latencies.get((by_strategy.get((case.cell, strategy), ""), phase))
-                    row |= _speedup(case.strategy == strategy, names, baseline, latencies[case.key, phase])
+                for baselines, names in _COMPARED.items():
+                    baseline = latencies.get((baseline_keys.get((case.cell, baselines), ""), phase))
+                    row |= _speedup(case.strategy in baselines, names, baseline, latencies[case.key, phase])
                 row |= against_roofs.get((case.key, phase), {})
             rows.append(row)
     return frames.typed(rows, list(SUMMARY_TYPES), SUMMARY_TYPES)
@@ -116,9 +119,9 @@ def _times(case: Case, phase: Phase, own: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-_COMPARED: dict[str, list[str]] = {
-    "naive": ["speedup_vs_naive", "speedup_low", "speedup_high"],
-    YARDSTICK: ["speedup_vs_hf", "speedup_vs_hf_low", "speedup_vs_hf_high"],
+_COMPARED: dict[frozenset[str], list[str]] = {
+    REFEEDING: ["speedup_vs_naive", "speedup_low", "speedup_high"],
+    YARDSTICKS: ["speedup_vs_hf", "speedup_vs_hf_low", "speedup_vs_hf_high"],
 }
 """What a case is compared with in its cell -> the columns of the ratio and its interval."""
 

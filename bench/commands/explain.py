@@ -50,7 +50,7 @@ def models() -> str:
 
 def strategies() -> str:
     """Every strategy and what it is."""
-    return "; ".join(f"{name}: {summary}" for name, (_, _, summary) in STRATEGIES.items())
+    return "; ".join(f"{name}: {entry.summary}" for name, entry in STRATEGIES.items())
 
 
 def sweep_flags(sweep: Sweep) -> list[str]:

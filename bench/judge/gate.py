@@ -25,6 +25,7 @@ from bench.record import Run, Verdict, VerdictKind
 from bench.store.run_folder import find_run, read_run
 from kvcache.arithmetic.costs import Phase
 from kvcache.proof.counters import Counters
+from kvcache.strategies.catalogue import REFEEDING
 
 EXACT = tuple(name for name in Counters.__struct_fields__ if name != "steps")
 """Names of the counters; `steps` says how much was counted, and must be equal for them to be comparable."""
@@ -72,7 +73,7 @@ def gate(run: Run, sessions: Sequence[Session]) -> list[Verdict]:
 
 def share_of(case: Case, phase: Phase) -> Share:
     """The roof that a phase is held against: read bandwidth for decode from a cache, else the GEMM rate."""
-    return "mbu" if phase == "decode" and case.strategy != "naive" else "mfu"
+    return "mbu" if phase == "decode" and case.strategy not in REFEEDING else "mfu"
 
 
 def _cases(run: Run, base: Session, head: Session) -> Iterator[Verdict]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bench.case import Case, naive_steps
 from bench.record import CasePlan
 from kvcache.arithmetic.costs import Costs
+from kvcache.strategies.catalogue import REFEEDING
 
 
 def turn_seconds(item: CasePlan) -> float:
@@ -14,7 +15,7 @@ def turn_seconds(item: CasePlan) -> float:
     seconds = _seconds(item.prefill, item.case)
     if item.decode is not None:
         share = 1.0
-        if item.case.strategy == "naive":
+        if item.case.strategy in REFEEDING:
             share = len(naive_steps(item.case)) / (item.case.n_gen - 1)
         seconds += share * _seconds(item.decode, item.case)
     return seconds

@@ -14,6 +14,7 @@ from kvcache import models
 from kvcache.arithmetic.architectures import UnknownGeometry, geometry
 from kvcache.arithmetic.costs import phase_costs
 from kvcache.models.checkpoint import COPY_LIMIT_BYTES
+from kvcache.strategies.catalogue import REFEEDING
 
 PROCESS_BYTES = 400_000_000
 """Resident memory of a worker before it holds anything: the interpreter, torch and transformers."""
@@ -32,7 +33,7 @@ def plan(sweeps: Sequence[Sweep]) -> list[CasePlan]:
         model = describe(case.model, case.attn_implementation)
         settled = msgspec.structs.replace(case, attn_implementation=model.attn_implementation)
         refuse_too_long(settled, model.max_positions)
-        planned[settled] = _with_costs(settled, model)
+        planned[settled] = _with_costs(settled, model, refeeds=case.strategy in REFEEDING)
     return list(planned.values())
 
 
@@ -67,7 +68,7 @@ def _case_bytes(item: CasePlan) -> int:
     case = item.case
     model = describe(case.model, case.attn_implementation)
     # The reference keeps a cache and naive does not, so the cache of a case counts whatever its strategy.
-    cached = _with_costs(msgspec.structs.replace(case, strategy="dynamic", naive_logits="last"), model)
+    cached = _with_costs(case, model, refeeds=False)
     last = cached.decode or cached.prefill
     kept = case.n_gen + (case.n_depth + case.n_prompt if case.naive_logits == "all" else 0)
     logits = case.batch_size * kept * model.vocab_size * models.DTYPES[case.dtype]
@@ -84,7 +85,7 @@ def refuse_too_long(case: Case, max_positions: int | None) -> None:
         )
 
 
-def _with_costs(case: Case, model: models.ModelDescription) -> CasePlan:
+def _with_costs(case: Case, model: models.ModelDescription, *, refeeds: bool) -> CasePlan:
     """The case and the work that generation asks for, however it is done: a static cache's padding is no part of it."""
     try:
         shape = geometry(model.config)
@@ -94,7 +95,7 @@ def _with_costs(case: Case, model: models.ModelDescription) -> CasePlan:
         phase_costs(
             shape,
             phase,
-            refeeds=case.strategy == "naive",
+            refeeds=refeeds,
             batch_size=case.batch_size,
             n_prompt=case.n_prompt,
             n_gen=case.n_gen,

@@ -8,6 +8,7 @@ import pandas as pd
 
 from bench.analysis.cautions import Caution
 from bench.tell.words import Row, by_setting, missing, with_interval
+from kvcache.strategies.catalogue import REFEEDING
 
 
 def slope_lines(slopes: pd.DataFrame) -> str:
@@ -35,7 +36,7 @@ def reading_line(summary: pd.DataFrame) -> str:
     """How the figures of a summary table are to be read, in one line; nothing where nothing needs saying."""
     timed = summary[summary["latency_ms"].notna()]
     told = []
-    if timed.loc[timed["strategy"] != "naive", "speedup_vs_naive"].notna().any():
+    if timed.loc[~timed["strategy"].isin(REFEEDING), "speedup_vs_naive"].notna().any():
         told.append("A speed-up pairs the turns of the same round, so it need not equal the ratio of the two medians.")
     if timed["latency_ms_low"].isna().any():
         told.append("A figure without brackets has fewer than six rounds, too few for an interval.")

@@ -12,10 +12,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from bench.analysis.summary import YARDSTICK
 from bench.record import Ceiling, Environment
 from bench.tell.layout import markdown_table, terminal_table
 from bench.tell.words import NOTHING, Row, by_setting, context, missing, number, time_ratio, with_interval
+from kvcache.strategies.catalogue import REFEEDING, YARDSTICKS
 
 Format = Literal["md", "csv", "json", "jsonl"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -177,7 +177,7 @@ def _roof_line(phases: Mapping[Any, Row]) -> Line:
 
 
 def _versus_yardstick(row: Row) -> str:
-    if row.get("strategy") == YARDSTICK and not missing(row["speedup_vs_hf"]):
+    if row.get("strategy") in YARDSTICKS and not missing(row["speedup_vs_hf"]):
         return "1"
     return with_interval(row.get("speedup_vs_hf"), row.get("speedup_vs_hf_low"), row.get("speedup_vs_hf_high"))
 
@@ -191,7 +191,7 @@ def _latency(row: Row) -> str:
 
 
 def _speedup(row: Row) -> str:
-    if row.get("strategy") == "naive" and not missing(row["speedup_vs_naive"]):
+    if row.get("strategy") in REFEEDING and not missing(row["speedup_vs_naive"]):
         return "1"  # by definition, so without digits and interval
     return with_interval(row.get("speedup_vs_naive"), row.get("speedup_low"), row.get("speedup_high"))
 

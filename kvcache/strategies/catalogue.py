@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,29 +11,73 @@ if TYPE_CHECKING:
 
     from kvcache.strategies.strategy import Strategy
 
-STRATEGIES: dict[str, tuple[str, str, str]] = {
-    "naive": ("kvcache.strategies.naive", "Naive", "feeds the whole sequence at every step"),
-    "dynamic": ("kvcache.strategies.cached", "Dynamic", "a cache that grows by concatenation"),
-    "static": ("kvcache.strategies.cached", "Static", "a cache allocated once and written in place"),
-    "compiled": ("kvcache.compiled.strategy", "Compiled", "a static cache, a layer's step compiled to one kernel"),
-    "hf-generate": ("kvcache.strategies.hf_generate", "HfGenerate", "transformers' own generate(), the yardstick"),
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What is known of a strategy without importing it; code asks for these properties, never for a name."""
+
+    module: str
+    class_name: str
+    summary: str
+    refeeds: bool = False
+    """Every step feeds the whole sequence again: no cache is read, and the others are measured against it."""
+    yardstick: bool = False
+    """What a user of transformers runs without this suite."""
+    compiles: bool = False
+    """It needs a compiler, and its first case takes the time to compile."""
+
+    def load(self) -> type[Strategy]:
+        """Import the strategy's class."""
+        loaded: type[Strategy] = getattr(importlib.import_module(self.module), self.class_name)
+        return loaded
+
+
+STRATEGIES: dict[str, Entry] = {
+    "naive": Entry(
+        module="kvcache.strategies.naive",
+        class_name="Naive",
+        summary="feeds the whole sequence at every step",
+        refeeds=True,
+    ),
+    "dynamic": Entry(
+        module="kvcache.strategies.cached",
+        class_name="Dynamic",
+        summary="a cache that grows by concatenation",
+    ),
+    "static": Entry(
+        module="kvcache.strategies.cached",
+        class_name="Static",
+        summary="a cache allocated once and written in place",
+    ),
+    "compiled": Entry(
+        module="kvcache.compiled.strategy",
+        class_name="Compiled",
+        summary="a static cache, a layer's step compiled to one kernel",
+        compiles=True,
+    ),
+    "hf-generate": Entry(
+        module="kvcache.strategies.hf_generate",
+        class_name="HfGenerate",
+        summary="transformers' own generate(), the yardstick",
+        yardstick=True,
+    ),
 }
-"""Name -> (module, class, what it is), in the order of tables and plots."""
+"""Name -> entry, in the order of tables and plots."""
 
-
-def strategy_class(name: str) -> type[Strategy]:
-    """The class of the strategy called `name`.
-
-    Raises:
-        KeyError: no such strategy.
-    """
-    module, class_name, _ = STRATEGIES[name]
-    found: type[Strategy] = getattr(importlib.import_module(module), class_name)
-    return found
+REFEEDING = frozenset(name for name, entry in STRATEGIES.items() if entry.refeeds)
+YARDSTICKS = frozenset(name for name, entry in STRATEGIES.items() if entry.yardstick)
+COMPILING = frozenset(name for name, entry in STRATEGIES.items() if entry.compiles)
+"""Names by what their entries say, for columns of names; a name that only a newer version knows is in none of them."""
 
 
 def build(name: str, model: PreTrainedModel, *, naive_logits: str = "last") -> Strategy:
-    """The strategy called `name` on `model`; `naive_logits` ("last" or "all") is for naive alone."""
-    if name == "naive":
-        return strategy_class(name)(model, all_logits=naive_logits == "all")  # type: ignore[call-arg]  # Naive's own
-    return strategy_class(name)(model)
+    """Build the strategy called `name` on `model`; `naive_logits` ("last" or "all") is for those that refeed.
+
+    Raises:
+        KeyError: there is no such strategy.
+        Unsupported: the strategy cannot run this model on this machine.
+    """
+    entry = STRATEGIES[name]
+    if entry.refeeds:
+        return entry.load()(model, all_logits=naive_logits == "all")  # type: ignore[call-arg]  # only these take it
+    return entry.load()(model)

@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from bench.tell.plots.steps import EXTENT, shown_phases
 from bench.tell.plots.style import GUIDE, THOUSANDS, legend_below, make_figure, styles, value_axis
 from bench.tell.words import by_setting, context
-from kvcache.strategies.catalogue import STRATEGIES
+from kvcache.strategies.catalogue import COMPILING, REFEEDING, STRATEGIES
 
 LIMIT = "limit"
 _LINES = ("-", "--", "-.", ":")
@@ -26,7 +26,7 @@ def ladder(summary: pd.DataFrame) -> Figure:
     words, _ = next(by_setting(summary, also=EXTENT))
     figure = make_figure("From naive re-feed down to what the machine allows, median", words, 4.4)
     # The yardstick is a cached path like dynamic: below it comes what is faster.
-    rungs = sorted(set(summary["strategy"]), key=lambda name: (name == "compiled", catalogue_place(name)))
+    rungs = sorted(set(summary["strategy"]), key=lambda name: (name in COMPILING, catalogue_place(name)))
     rungs.append(LIMIT)
     contexts = sorted(set(summary["n_prompt"]))
     phases = shown_phases(summary)
@@ -36,7 +36,8 @@ def ladder(summary: pd.DataFrame) -> Figure:
         for place, n_prompt in enumerate(contexts):
             own = rows[rows["n_prompt"] == n_prompt]
             times = own.set_index("strategy")["latency_ms"].to_dict()
-            times[LIMIT] = own[own["strategy"] != "naive"][["compute_floor_ms", "memory_floor_ms"]].max(axis=1).min()
+            cached = own[~own["strategy"].isin(REFEEDING)]
+            times[LIMIT] = cached[["compute_floor_ms", "memory_floor_ms"]].max(axis=1).min()
             shown = [(times[rung], height) for height, rung in enumerate(rungs) if rung in times]
             drawn = look(place)
             label = f"prompt {context(own.iloc[0].to_dict())}"

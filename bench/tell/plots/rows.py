@@ -17,6 +17,7 @@ from bench.tell.plots.style import (
     value_axis,
 )
 from bench.tell.words import SETTING_COLUMNS, by_setting, context, number, setting
+from kvcache.strategies.catalogue import REFEEDING
 
 MACHINE_COLUMNS = [column for column in SETTING_COLUMNS if column != "batch_size"]
 """What the points of a plot over rows have in common: a batch of prompts is rows too."""
@@ -127,7 +128,7 @@ def waterfall_cell(summary: pd.DataFrame) -> pd.DataFrame:
     decode = summary[summary["phase"] == "decode"]
     for _, rows in sorted(decode.groupby("n_prompt"), reverse=True):
         ordered = rows.sort_values("strategy", key=lambda names: names.map(catalogue_place))
-        if len(ordered) > 1 and ordered["strategy"].iloc[0] == "naive":
+        if len(ordered) > 1 and ordered["strategy"].iloc[0] in REFEEDING:
             return ordered.iloc[:2]
     return decode.iloc[:0]
 
@@ -183,7 +184,7 @@ def waterfall_parts(summary: pd.DataFrame, cached: pd.Series) -> dict[str, float
 
 def _prefills(summary: pd.DataFrame) -> pd.DataFrame:
     """The prefills of cached strategies, with the rows of each forward; the smallest batch where two have the same."""
-    own = summary[(summary["phase"] == "prefill") & (summary["strategy"] != "naive")]
+    own = summary[(summary["phase"] == "prefill") & ~summary["strategy"].isin(REFEEDING)]
     own = own.assign(rows=(own["n_prompt"] * own["batch_size"]).astype("int64")).sort_values(
         "batch_size", kind="stable"
     )

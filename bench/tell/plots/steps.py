@@ -21,6 +21,7 @@ from bench.tell.plots.style import (
     value_axis,
 )
 from bench.tell.words import SETTING_COLUMNS, by_setting, with_interval
+from kvcache.strategies.catalogue import REFEEDING
 
 POSITION = "position (tokens before the new one)"
 CONTEXT = "context length (tokens)"
@@ -41,7 +42,7 @@ def figures(summary: pd.DataFrame, steps: pd.DataFrame, slopes: pd.DataFrame) ->
         drawn["step_latency" + file_suffix(rows, steps, SETTING_COLUMNS)] = step_latency(rows, slopes)
     for _, rows in by_setting(timed, also=EXTENT):
         drawn["throughput" + file_suffix(rows, timed, PLOT_COLUMNS)] = throughput(rows)
-        if (rows["speedup_vs_naive"].notna() & (rows["strategy"] != "naive")).any():
+        if (rows["speedup_vs_naive"].notna() & ~rows["strategy"].isin(REFEEDING)).any():
             drawn["speedup" + file_suffix(rows, timed, PLOT_COLUMNS)] = speedup(rows)
     return drawn
 
@@ -78,7 +79,7 @@ def step_latency(steps: pd.DataFrame, slopes: pd.DataFrame) -> Figure:
     slopes = slopes.merge(steps[SETTING_COLUMNS].drop_duplicates(), on=SETTING_COLUMNS)
     steps = steps.assign(context=steps["n_depth"] + steps["n_prompt"])
     medians = steps.groupby(["strategy", "context", "position"], sort=False)["latency_ms"].median().reset_index()
-    cached = medians[medians["strategy"] != "naive"]
+    cached = medians[~medians["strategy"].isin(REFEEDING)]
     with_naive = len(cached) < len(medians)
     panels = ([medians] if with_naive else []) + ([cached] if len(cached) else [])
     figure = make_figure("Latency of each decode step, median over the rounds", setting, 4.6)
@@ -119,7 +120,7 @@ def throughput(summary: pd.DataFrame) -> Figure:
 def speedup(summary: pd.DataFrame) -> Figure:
     """Time of naive / time of a strategy, for prefill and decode, against context length; one setting."""
     setting, _ = next(by_setting(summary, also=EXTENT))
-    others = summary[(summary["strategy"] != "naive") & summary["speedup_vs_naive"].notna()]
+    others = summary[~summary["strategy"].isin(REFEEDING) & summary["speedup_vs_naive"].notna()]
     figure = make_figure(f"Speed-up over naive re-feed {intervals(others['speedup_low'])}", setting, 4.2)
     phases = shown_phases(others)
     for number, phase in enumerate(phases):

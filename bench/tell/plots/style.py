@@ -15,6 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from kvcache.strategies.catalogue import STRATEGIES
+
 WIDTH_IN = 8.0
 """A README column is about 800 pixels wide: 100 pixels to the inch, so that 10 points are 14 pixels."""
 
@@ -45,13 +47,15 @@ class Style(msgspec.Struct, frozen=True):
         return {"color": self.color, "linestyle": self.line, "linewidth": 1.4, **marks}
 
 
-_STYLES = {
-    "naive": Style("#222222", "o", "-"),
-    "dynamic": Style("#0072B2", "s", "--"),
-    "static": Style("#E69F00", "^", "-."),
-    "compiled": Style("#D55E00", "v", (0, (6, 1, 1, 1, 1, 1))),
-    "hf-generate": Style("#009E73", "D", ":", hollow=True),
-}
+_LOOKS = (
+    Style("#222222", "o", "-"),
+    Style("#0072B2", "s", "--"),
+    Style("#E69F00", "^", "-."),
+    Style("#D55E00", "v", (0, (6, 1, 1, 1, 1, 1))),
+    Style("#009E73", "D", ":", hollow=True),
+)
+_STYLES = dict(zip(STRATEGIES, _LOOKS, strict=False))
+"""The first of the catalogue look the same in every plot."""
 _FURTHER = (
     Style("#CC79A7", "P", (0, (8, 2))),
     Style("#56B4E9", "X", (0, (3, 1, 1, 1))),
