@@ -453,7 +453,7 @@ def trace(
     form = flags.one("--format", output_format, trace_tables.TRACE_FORMATS)
     flags.one("--dtype", dtype, DTYPES)
     flags.at_least("--n-gen", 1 if n_gen is None else n_gen, 1)
-    drawing = trace_pictures.check(plot, picture)
+    drawing = trace_pictures.check(plot, flags.one("--picture", picture, trace_pictures.PICTURES))
     traced = tracing.run(
         model,
         prompt,
@@ -524,7 +524,8 @@ def train(
     elif out is None:
         raise UsageError("--out: give a new folder for the model, or --resume the folder of a training")
     else:
-        settings = training.settings(context_length, tokenizer, steps, seed, flags.thread_counts(threads)[0])
+        kind = None if tokenizer is None else flags.one("--tokenizer", tokenizer, training.TOKENIZERS)
+        settings = training.settings(context_length, kind, steps, seed, flags.thread_counts(threads)[0])
         training.begin(out, text, settings)
         folder = out
     outcome = training.train(folder)

@@ -1,1 +1,1 @@
-"""The study note: generate, train, trace."""
+"""The steps of the study note: generate text, train a small model, trace its steps."""

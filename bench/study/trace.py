@@ -1,15 +1,18 @@
-"""`kvbench trace`: loads the model, traces each strategy, takes the times, and puts ids into words."""
+"""`kvbench trace`: traces each strategy on one prompt, times the steps, and turns token ids into text."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import median
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from bench.errors import UsageError
-from bench.study.generate import encode, end_of_sequence, fitting, load
-from bench.study.trace_times import step_times_ns
+from bench.machine.clock import make_clock, stamping
+from bench.study.prompt import encode, end_of_sequence, fitting, load
 from kvcache.learn.trace import Step, trace
 from kvcache.proof.tokens import agreement, reference
 from kvcache.strategies.catalogue import build
@@ -17,16 +20,20 @@ from kvcache.strategies.strategy import Strategy, Unsupported
 
 DEFAULT_N_GEN = 16
 
+FEWEST_ROUNDS, MOST_ROUNDS = 3, 25
+BUDGET_NS = 2_000_000_000
+"""Time after which no round is added: other work on the machine hides a few milliseconds in a short trace."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShownStep:
-    """A step with its words and its time."""
+    """A step with the text of its tokens and its time."""
 
     step: Step
     fed: str
-    """The text of what the model was given."""
+    """Text that the model was given."""
     out: str
-    """The text of the token that came out."""
+    """Text of the token that came out."""
     ms: float
 
 
@@ -38,7 +45,7 @@ class Trace:
     setting: str
     prompt: str
     tokens: tuple[str, ...]
-    """Of prompt and continuation, one by one, as the first strategy emitted them."""
+    """Texts of the tokens of prompt and continuation, as the first strategy emitted them."""
     n_prompt: int
     steps: dict[str, list[ShownStep]]
     tokens_match: Literal["true", "tie", "false"]
@@ -60,7 +67,7 @@ def run(
     """Trace each of `strategies` on `prompt`, up to `until`, the end of the text, or `n_gen` tokens.
 
     Raises:
-        UsageError: the model cannot be had or run by a strategy, or the prompt does not fit it.
+        UsageError: the model cannot be loaded, a strategy cannot run it, or the prompt does not fit it.
     """
     torch.set_num_threads(n_threads)
     described, tokenizer, network = load(model, dtype=dtype, device=device, seed=seed)
@@ -106,3 +113,31 @@ def run(
         },
         tokens_match=match,
     )
+
+
+def step_times_ns(
+    strategies: Mapping[str, Strategy], n_steps: Mapping[str, int], prompt: Tensor
+) -> dict[str, list[float]]:
+    """Return for each strategy the median time in ns of each of its steps; the first step is the prefill.
+
+    A trace shows where the time goes; it is not a benchmark, since all strategies share one process and no interval is
+    computed. They are warm (the trace itself was their warm-up) and take turns, so that a drift affects all of them.
+
+    Args:
+        strategies: by name, each prepared for `prompt`.
+        n_steps: how many steps each of them takes.
+        prompt: token ids `[1, n_prompt]`.
+    """
+    clock = make_clock(prompt.device)
+    rounds_ns: dict[str, list[list[int]]] = {name: [] for name in strategies}
+    n_rounds = spent_ns = 0
+    while n_rounds < FEWEST_ROUNDS or (n_rounds < MOST_ROUNDS and spent_ns < BUDGET_NS):
+        n_rounds += 1
+        for name, strategy in strategies.items():
+            strategy.reset()
+            clock.start()
+            strategy.generate(prompt, n_steps[name], stamping(clock))
+            times = clock.stop()
+            rounds_ns[name].append(times.event_ns or times.host_ns)
+            spent_ns += sum(times.host_ns)
+    return {name: [median(step) for step in zip(*rows, strict=True)] for name, rows in rounds_ns.items()}

@@ -1,19 +1,18 @@
-"""`kvbench trace --plot`: which picture of a trace goes into which file."""
+"""`kvbench trace --plot`: checks the file, draws the pictures of a trace, and saves them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, FigureBase
+from matplotlib.patches import Rectangle
 
-from bench.commands.flags import one
 from bench.errors import UsageError
 from bench.study.attention_grids import masks, work
-from bench.study.shift_picture import shift
 from bench.study.trace import Trace
 from bench.tell.plots.style import PNG_DPI, WIDTH_IN
 
@@ -22,29 +21,30 @@ PICTURES: tuple[Picture, ...] = get_args(Picture)
 
 SUFFIXES = (".png", ".svg", ".pdf")
 MOST_TOKENS = 32
-"""Beyond it the cells of a grid are too small to be told apart."""
+"""With more tokens the cells of a grid are too small to see."""
+MOST_BOXES = 11
+"""Boxes that fit the width of a page."""
 
 _HEIGHTS_IN = {"shift": 2.2, "masks": 8.0, "work": 6.4}
 
 
-def check(path: Path | None, picture: str) -> Callable[[Trace], None] | None:
-    """What draws `picture` into `path`, checked before anything runs; None where no plot is asked for.
+def check(path: Path | None, picture: Picture) -> Callable[[Trace], None] | None:
+    """Check `path` before anything runs, and return what draws `picture` into it; None where no plot is wanted.
 
     Raises:
-        UsageError: there is no such picture or folder, or the file's suffix is none of SUFFIXES.
+        UsageError: the folder does not exist, or the suffix is not one of SUFFIXES.
     """
-    chosen = one("--picture", picture, PICTURES)
     if path is None:
         return None
     if path.suffix not in SUFFIXES:
         raise UsageError(f"--plot {path}: the suffix decides the format; valid: {', '.join(SUFFIXES)}")
     if not path.parent.is_dir():
         raise UsageError(f"--plot {path}: the folder {path.parent} does not exist")
-    return lambda trace: _save(draw(trace, chosen), path)
+    return lambda trace: _save(draw(trace, picture), path)
 
 
 def draw(trace: Trace, picture: Picture) -> Figure:
-    """The picture of `trace`, or all of them below each other.
+    """Draw one picture of `trace`, or all of them below each other.
 
     Raises:
         UsageError: the trace has too many tokens for a grid.
@@ -69,8 +69,38 @@ def draw(trace: Trace, picture: Picture) -> Figure:
     return figure
 
 
+def shift(figure: FigureBase, tokens: Sequence[str]) -> None:
+    """Draw a box per token: the text, its input `tokens[:-1]` and its target `tokens[1:]`, padded to one length."""
+    shown = [*tokens[: MOST_BOXES - 1], *(["..."] if len(tokens) > MOST_BOXES - 1 else [])]
+    rows = {
+        "text": shown,
+        "input\ntokens[:-1]": [*shown[:-1], "[PAD]"],
+        "target\ntokens[1:]": [*shown[1:], "ignored"],
+    }
+    figure.suptitle(
+        "Every position is trained on its next token: input and target are the text, shifted by one", fontsize=11
+    )
+    axes = figure.add_subplot()
+    for line, (name, cells) in enumerate(rows.items()):
+        axes.text(-0.7, line, name, ha="right", va="center", fontsize=9)
+        for place, token in enumerate(cells):
+            padded = line > 0 and place == len(cells) - 1
+            face = "#DDDDDD" if padded else ("white", "#DCEBF5", "#FBE3C0")[line]
+            edge: dict[str, Any] = {"edgecolor": "#666666", "linewidth": 0.7, "hatch": "...." if padded else None}
+            axes.add_patch(Rectangle((place - 0.47, line - 0.26), 0.94, 0.52, facecolor=face, **edge))
+            box = {"facecolor": face, "edgecolor": "none", "pad": 1} if padded else None
+            axes.text(place, line, token, ha="center", va="center", fontsize=8, bbox=box)
+            if line == 1 and not padded:
+                axes.annotate(
+                    "", (place, 1.72), (place, 1.28), arrowprops={"arrowstyle": "->", "color": "#666666", "lw": 0.9}
+                )
+    axes.set_xlim(-1.9, len(shown) - 0.4)
+    axes.set_ylim(2.4, -0.4)
+    axes.axis("off")
+
+
 def _save(figure: Figure, path: Path) -> None:
-    """The same trace gives the same bytes, whenever it is drawn."""
+    """Save without dates and random ids: the same trace gives the same bytes, whenever it is drawn."""
     dates: dict[str, dict[str, None]] = {
         ".png": {"Software": None},
         ".svg": {"Date": None},

@@ -1,47 +1,48 @@
-"""`kvbench train`: checks what is asked for, shows the training as it goes, and tells what came of it."""
+"""`kvbench train`: checks the settings, shows the loss during training, and reports the result."""
 
 from __future__ import annotations
 
 import json
 import sys
-import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, get_args
 
 import msgspec
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from bench.commands.flags import at_least, one
 from bench.errors import DataError, UsageError
-from bench.study.training_plot import loss_curve
 from bench.tell.layout import markdown_table
-from bench.tell.plots.style import save
+from bench.tell.plots.style import GUIDE, THOUSANDS, make_figure, save
 from kvcache.learn import training_folder
 from kvcache.learn.corpus import OWN_TEXT, TextError, TokenizerKind, lines_of, read_text
-from kvcache.learn.training_folder import DamagedError, FolderError, Outcome, Settings
+from kvcache.learn.training_folder import DamagedError, FolderError, OnLog, Outcome, Settings
 
 TrainingFormat = Literal["md", "json"]
 TRAINING_FORMATS: tuple[TrainingFormat, ...] = get_args(TrainingFormat)
 TOKENIZERS: tuple[TokenizerKind, ...] = get_args(TokenizerKind)
 
 LEARNT_NATS = 0.1
-"""A mean loss this close to the text's own entropy means that the text is known by heart."""
+"""A mean loss within so much of the text's own entropy means that the text is known by heart."""
 LONGEST_CONTEXT = 4096
 
 
 def settings(
-    context_length: int | None, tokenizer: str | None, steps: int | None, seed: int | None, n_threads: int
+    context_length: int | None, tokenizer: TokenizerKind | None, steps: int | None, seed: int | None, n_threads: int
 ) -> Settings:
-    """What is asked for, checked; None takes the default.
+    """Return the settings of a training, checked; None takes the default.
 
     Raises:
-        UsageError: a value is not valid.
+        UsageError: a value is out of its range.
     """
     default = Settings()
     chosen = Settings(
         context_length=default.context_length if context_length is None else context_length,
-        tokenizer=default.tokenizer if tokenizer is None else one("--tokenizer", tokenizer, TOKENIZERS),
+        tokenizer=tokenizer or default.tokenizer,
         steps=default.steps if steps is None else steps,
         seed=default.seed if seed is None else seed,
         n_threads=n_threads,
@@ -52,15 +53,21 @@ def settings(
         )
     if not 0 <= chosen.seed < 2**32:
         raise UsageError(f"--seed {chosen.seed}: give an integer from 0 to 2**32 - 1")
-    at_least("--steps", chosen.steps, 1)
+    if chosen.steps < 1:
+        raise UsageError(f"--steps {chosen.steps}: too small; give at least 1")
     return chosen
 
 
 def begin(folder: Path, text_file: Path | None, settings: Settings) -> None:
-    """Write down in a new `folder` what is to be trained; nothing is written where anything is wrong.
+    """Create `folder` and store the settings and the text in it; nothing is written if any of them is wrong.
+
+    Args:
+        folder: a new or an empty one.
+        text_file: UTF-8, one text per line; None takes the twelve lines that come with kvbench.
+        settings: checked already.
 
     Raises:
-        UsageError: the text is not valid, or the folder holds something.
+        UsageError: the text is not valid, or the folder is not empty.
     """
     try:
         text = OWN_TEXT if text_file is None else read_text(text_file)
@@ -73,12 +80,12 @@ def begin(folder: Path, text_file: Path | None, settings: Settings) -> None:
 
 
 def train(folder: Path) -> Outcome:
-    """Train what was begun in `folder`, from where it was left, and draw its loss curve there.
+    """Train in `folder` from the newest checkpoint, or from the start, and draw the loss curve there.
 
-    A training that is finished is left as it is.
+    A finished training is left as it is.
 
     Raises:
-        DataError: the folder holds no training, or a damaged one.
+        DataError: the folder holds no training, or its record or text is damaged.
     """
     try:
         record, _ = training_folder.read(folder)
@@ -88,12 +95,12 @@ def train(folder: Path) -> Outcome:
             return record.outcome
         from kvcache.learn import training
 
-        with _Progress(record.settings.steps) as progress:
-            outcome = training.train(folder, progress)
+        with _progress(record.settings.steps) as show:
+            outcome = training.train(folder, show)
     except DamagedError as error:
         raise DataError(str(error)) from error
     except BaseException:
-        print(f"kvbench: go on with: kvbench train --resume {folder}", file=sys.stderr)
+        print(f"kvbench: continue with: kvbench train --resume {folder}", file=sys.stderr)
         raise
     _draw(outcome, folder)
     return outcome
@@ -104,7 +111,7 @@ def _draw(outcome: Outcome, folder: Path) -> None:
 
 
 def render(outcome: Outcome, folder: Path, form: TrainingFormat) -> str:
-    """What came of a training, as a table of two columns and the folder's path, or as one JSON object."""
+    """Return the result of a training as a table of two columns and the folder's path, or as one JSON object."""
     excess = outcome.loss - outcome.entropy
     if form == "json":
         fields = {**msgspec.to_builtins(outcome), "excess": excess, "folder": str(folder)}
@@ -122,10 +129,10 @@ def render(outcome: Outcome, folder: Path, form: TrainingFormat) -> str:
 
 
 def advice(outcome: Outcome) -> str | None:
-    """What to do where the text was not learnt by heart, or was cut."""
+    """Return one line of advice if the text was not learnt by heart, or was cut; else None."""
     excess = outcome.loss - outcome.entropy
     if excess > LEARNT_NATS:
-        return f"the mean loss is {excess:.2f} nats above the text's own entropy: give more --steps for less"
+        return f"the mean loss is {excess:.2f} nats above the text's own entropy: give more --steps to lower it"
     if outcome.n_cut:
         return f"{outcome.n_cut} of {outcome.n_texts} texts lost their end: give a larger --context-length to keep it"
     return None
@@ -136,39 +143,55 @@ def _setting(outcome: Outcome) -> str:
     return f"GPT-2 with {outcome.n_parameters:,} parameters, {outcome.n_texts} texts, every batch {batch} tokens"
 
 
-class _Progress:
-    """The loss on standard error as it falls: beside a bar on a terminal, ten lines elsewhere."""
+@contextmanager
+def _progress(steps: int) -> Iterator[OnLog]:
+    """Show the loss on standard error as it falls: beside a bar on a terminal, on ten lines elsewhere."""
+    console = Console(file=sys.stderr)  # this file: transformers is silenced by putting another in its place
+    columns = (BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    bar = Progress(TextColumn("{task.description}"), *columns, console=console, disable=not console.is_terminal)
+    task = bar.add_task(f"training {steps} steps", total=steps)
+    tenth = 0
 
-    def __init__(self, steps: int) -> None:
-        self._steps = steps
-        self._console = Console(file=sys.stderr)  # this file: transformers is silenced by putting another in its place
-        self._bar = Progress(
-            TextColumn("loss {task.fields[loss]}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-            transient=True,
-        )
-        self._task = self._bar.add_task("", total=steps, loss="")
-        self._tenth = 0
+    def show(step: int, loss: float) -> None:
+        nonlocal tenth
+        bar.update(task, completed=step, description=f"loss {loss:.4f}")
+        if bar.disable and 10 * step // steps > tenth:
+            tenth = 10 * step // steps
+            console.print(f"step {step} of {steps}: loss {loss:.4f}", highlight=False)
 
-    def __call__(self, step: int, loss: float) -> None:
-        if self._console.is_terminal:
-            self._bar.update(self._task, completed=step, loss=f"{loss:.4f}")
-        elif 10 * step // self._steps > self._tenth:
-            self._tenth = 10 * step // self._steps
-            self._console.print(f"step {step} of {self._steps}: loss {loss:.4f}", highlight=False)
+    with bar:
+        yield show
 
-    def __enter__(self) -> _Progress:
-        self._started = time.monotonic()
-        if self._console.is_terminal:
-            self._bar.start()
-        else:
-            self._console.print(f"training {self._steps} steps", highlight=False)
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._console.is_terminal:
-            self._bar.stop()
-        self._console.print(f"trained for {time.monotonic() - self._started:.0f} s", highlight=False)
+def loss_curve(losses: Sequence[tuple[int, float]], entropy: float, setting: str) -> Figure:
+    """Draw the mean loss against the step, and the text's own entropy, the lowest loss that any model can reach.
+
+    Args:
+        losses: (step, mean loss in nats per target), in order.
+        entropy: in nats per target.
+        setting: what was trained, for the subtitle.
+    """
+    figure = make_figure("Training loss: every position predicts its next token", setting, 3.6)
+    axes = figure.add_subplot()
+    steps, values = zip(*losses, strict=True) if losses else ((), ())
+    axes.plot(steps, values, color="#0072B2", linewidth=1.4, label="mean loss")
+    axes.axhline(entropy, color=GUIDE, linewidth=1.2, linestyle="--", zorder=1)
+    axes.annotate(
+        f"the text's own entropy, {entropy:.3f}",
+        (1, entropy),
+        xycoords=("axes fraction", "data"),
+        xytext=(-4, 5),
+        textcoords="offset points",
+        ha="right",
+        fontsize=9,
+    )
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats per target)")
+    axes.set_xlim(left=0)
+    axes.set_ylim(0, 1.08 * max([entropy, *values]))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_formatter(THOUSANDS)
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -6,7 +6,6 @@ transformers' Trainer does the steps; what is the note's own stands in corpus.py
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,7 @@ from transformers import (
 
 from kvcache.learn import training_folder
 from kvcache.learn.corpus import IGNORED, Corpus, build_corpus, build_tokenizer, lines_of, special_ids
-from kvcache.learn.training_folder import Outcome, Settings
+from kvcache.learn.training_folder import OnLog, Outcome, Settings
 from kvcache.models.skeleton import count_parameters, quiet
 
 if TYPE_CHECKING:
@@ -38,9 +37,6 @@ if TYPE_CHECKING:
 
 N_LOGS = 200
 """About so many points has the loss curve, and a tenth as many checkpoints are written."""
-
-OnLog = Callable[[int, float], None]
-"""Called with the step and the mean loss since the call before."""
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:

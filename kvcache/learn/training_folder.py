@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -20,6 +21,9 @@ SCHEMA_VERSION = 1
 _RECORD, _TEXT, _CHECKPOINTS, _SEAL = "training.json", "text.txt", "checkpoints", "kvbench-seal.json"
 _PICKLED_ARGUMENTS = "training_args.bin"
 """The Trainer pickles its arguments into every checkpoint and never reads them again."""
+
+OnLog = Callable[[int, float], None]
+"""Called with the step and the mean loss, in nats per target, since the call before."""
 
 
 class FolderError(Exception):
