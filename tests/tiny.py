@@ -140,7 +140,7 @@ ARCHITECTURES: dict[str, Callable[..., PreTrainedModel]] = {
 
 
 def build_without_compiler(name: str, model: PreTrainedModel) -> Strategy:
-    """A strategy as the catalogue builds it, but `compiled` without its compiler (test_compiled.py has it with).
+    """A strategy as the catalogue builds it, but `compiled` without its compiler (tests/compiled/ has it with).
 
     The test is skipped where the strategy does not take the model's architecture.
     """

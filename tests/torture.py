@@ -1,4 +1,4 @@
-"""What is done to stored data in tests/test_torture.py (a little) and by `nox -s store_torture` (a lot)."""
+"""Kills writers and damages stored data: a little in tests/store/test_torture.py, a lot in the study store_torture."""
 
 from __future__ import annotations
 

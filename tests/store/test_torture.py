@@ -1,4 +1,4 @@
-"""No kill loses stored data, no damage is read as another value. `nox -s store_torture` does far more of it."""
+"""No kill loses stored data, no damage is read as another value. The study store_torture does far more."""
 
 from __future__ import annotations
 

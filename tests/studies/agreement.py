@@ -1,10 +1,11 @@
-"""How the pytest-benchmark suite and `kvbench run` agree: both measure the same cases, one after the other, twice.
+"""Compares the pytest-benchmark suite (`nox -s perf`) with `kvbench run` on the same cases (7 min).
 
-Prints suite / run per strategy and phase: the ratio of the medians over both turns. `nox -s perf_agreement -- MODEL`.
+They take turns, twice. The table shows suite / run per strategy and phase: the ratio of the medians over both turns.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -43,7 +44,9 @@ def run_ms(model: str, n_prompt: int, n_gen: int, folder: Path) -> Times:
 
 def main() -> None:
     """Measure in turns and print the table."""
-    model = sys.argv[1] if len(sys.argv) > 1 else "random:gpt2"
+    parser = argparse.ArgumentParser(prog="nox -s study -- agreement", description=__doc__)
+    parser.add_argument("--model", default="random:gpt2")
+    model = parser.parse_args().model
     with tempfile.TemporaryDirectory() as scratch:
         turns = [(suite_ms(model, 64, 8, Path(scratch)), run_ms(model, 64, 8, Path(scratch))) for _ in range(2)]
     print(f"{model}, prompt 64, 8 new tokens, 1 thread\n\nstrategy     phase     suite ms   run ms   suite / run")

@@ -1,8 +1,8 @@
-"""The first gate's error rates: decisions on an unchanged tree, and planted extras. `-- N` decisions (default 1000)."""
+"""Counts the counter gate's false alarms on an unchanged tree, and whether it finds planted extra work (minutes)."""
 
 from __future__ import annotations
 
-import sys
+import argparse
 import time
 from functools import partial
 from multiprocessing import Pool
@@ -14,13 +14,15 @@ from tests.planted import PLANTED, alarms, counted
 
 
 def is_alarm(base: Session, _number: int) -> bool:
-    """One decision: count the unchanged strategy anew, and hold it against `base`."""
+    """Count the unchanged strategy again and judge it against `base`: one decision."""
     return bool(alarms(counted(Dynamic), base))
 
 
 def main() -> None:
     """Print both, and fail if there is a false alarm or a planted extra was missed."""
-    n, begin = int(sys.argv[1]) if len(sys.argv) > 1 else 1000, time.monotonic()
+    parser = argparse.ArgumentParser(prog="nox -s study -- counter_decisions", description=__doc__)
+    parser.add_argument("--decisions", type=int, default=1000, help="on the unchanged tree [default: 1000]")
+    n, begin = parser.parse_args().decisions, time.monotonic()
     base = session_of(counted(Dynamic))
     with Pool(usable_cores()) as pool:
         false = sum(pool.imap_unordered(partial(is_alarm, base), range(n), chunksize=10))

@@ -1,8 +1,8 @@
-"""What `kvbench ab` finds and what it wrongly says: A/A, planted slow-downs, disturbed runs.
+"""Counts what `kvbench ab` detects and its false alarms: same revision twice, planted slow-downs, disturbances (hours).
 
-Run by `nox -s gate_power`. Every run is the command itself, as a user calls it. Its outcome is appended to runs.jsonl,
-so the show can be spread over several stretches: `nox -s gate_power -- --part aa --runs 20`, again and again; with
-`--runs 0` the table and the plot are drawn from what is there. Nothing of it asserts a time.
+Every run is the command itself, as a user calls it. Its outcome is appended to runs.jsonl, so that the study can be
+spread over several sessions: `nox -s study -- gate_power --part aa --runs 20`, again and again. With `--runs 0` the
+table and the plot are drawn from what is stored. No time is asserted.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def fork_servers(driver: psutil.Process) -> list[psutil.Process]:
 
 def ab(part: str, what: str, words: Sequence[str], budget_min: float, disturbance: Disturbance | None = None) -> Run:
     """One `kvbench ab`; its outcome."""
-    paths = [str(ROOT / "tests" / "perf"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(ROOT / "tests" / "studies"), *filter(None, [os.environ.get("PYTHONPATH")])]
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "bench.cli", "ab", *words, "--budget", str(budget_min), "-o", "json"]
         load, began = psutil.getloadavg()[0], time.monotonic()
@@ -259,7 +259,7 @@ def line(run: Run) -> str:
 
 def main() -> None:
     """Run rounds of the parts asked for, then draw all that is stored."""
-    parser = argparse.ArgumentParser(prog="nox -s gate_power --", description=__doc__)
+    parser = argparse.ArgumentParser(prog="nox -s study -- gate_power", description=__doc__)
     parser.add_argument(
         "--part", choices=PARTS, action="append", help=f"repeatable [default: all but {', '.join(sorted(ASKED_FOR))}]"
     )

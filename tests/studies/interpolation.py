@@ -1,6 +1,6 @@
-"""Is a naive decode that is timed at every k-th position worth a full one? Both take turns in the same rounds.
+"""Compares naive decode timed at every k-th position with every position timed, paired round by round (minutes).
 
-Run by `nox -s interpolation`; prints the paired ratio of the two TPOTs with its 95 % interval. No time is asserted.
+Prints the ratio of the two TPOTs with its 95 % interval. No time is asserted.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def full_ms(worker: Worker) -> float:
 
 def main() -> None:
     """Measure, and print one line per prompt length."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        prog="nox -s study -- interpolation", description=__doc__.splitlines()[0] if __doc__ else None
+    )
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--n-prompt", type=int, nargs="+", default=[32, 128, 512])
     parser.add_argument("--rounds", type=int, default=6)

@@ -1,7 +1,7 @@
-"""Does the suite add anything of its own? `dynamic` as the suite times it, against a bare hand-written loop.
+"""Compares `dynamic` as kvbench times it with a bare hand-written loop: the cost of measuring (minutes).
 
 Both run in one process on the same weights and take turns in the same rounds, in alternating directions, with
-hf-generate as a third. Run by `nox -s overhead`; prints paired ratios with their 95 % intervals. No time is asserted.
+hf-generate as a third. Prints paired ratios with their 95 % intervals. No time is asserted.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ def bare_turn(worker: Worker) -> Callable[[], Times]:
 
 def main() -> None:
     """Measure, and print one line per phase and pair."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        prog="nox -s study -- overhead", description=__doc__.splitlines()[0] if __doc__ else None
+    )
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--n-prompt", type=int, default=128)
     parser.add_argument("--n-gen", type=int, default=32)

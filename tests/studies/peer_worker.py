@@ -208,7 +208,7 @@ def _declare(lib: Any) -> None:
 
 
 def check_installed(engine: str) -> None:
-    """Raise ImportError where `engine` is not installed; `nox -s peers` installs both."""
+    """Raise ImportError where `engine` is not installed; `nox -s study -- peers` installs both."""
     if engine == "ctranslate2" and importlib.util.find_spec("ctranslate2") is None:
         raise ImportError("CTranslate2 is not installed")
     if engine == "llama.cpp" and not _llama_cpp_build().exists():
@@ -238,7 +238,7 @@ def generated(engine: Engine, request: Generate) -> Generated:
     return Generated(tokens=tokens, ns=np.diff([start, *stamps]).tolist())
 
 
-def main() -> None:
+def serve() -> None:
     """Serve on standard input and output; what an engine prints goes to standard error."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -261,4 +261,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve()

@@ -1,9 +1,9 @@
-"""How fast are other inference engines on the same weights? CTranslate2 and llama.cpp beside kvbench's strategies.
+"""Measures CTranslate2 and llama.cpp beside kvbench's strategies on the same weights (7 min; npm is needed).
 
-Every engine is a process of its own that sleeps when it has not the turn; they take turns in the same rounds, in
-alternating directions. Tokens come first: in float32 an engine that emits others than naive greedy re-feed gets no
-time; in bfloat16, where two correct paths may part at a near tie, the table says where they part. Run by
-`nox -s peers`, which installs the engines; prints one Markdown table. No time is asserted.
+Every engine is a process of its own that sleeps while another has the turn; they take turns in the same rounds, in
+alternating directions. Tokens are checked first: in float32 an engine whose tokens differ from naive greedy re-feed's
+is not timed; in bfloat16, where two correct computations may choose differently at a near tie, the table shows the
+position. `nox -s study -- peers` installs the engines. Prints one Markdown table. No time is asserted.
 """
 
 from __future__ import annotations
@@ -253,7 +253,9 @@ def say(text: str) -> None:
 
 def main() -> None:
     """Measure, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        prog="nox -s study -- peers", description=__doc__.splitlines()[0] if __doc__ else None
+    )
     parser.add_argument("--model", default="smollm2-135m", help="any spec whose architecture is Llama's")
     parser.add_argument("--n-prompt", type=int, default=128)
     parser.add_argument("--n-gen", type=int, default=64)

@@ -1,4 +1,4 @@
-"""Slow-downs planted into a model for `nox -s gate_power`: model factories that read KVBENCH_PLANTED.
+"""Slow-downs planted into a model for `nox -s study -- gate_power`: model factories that read KVBENCH_PLANTED.
 
 `busy:0.05` is busy work, not sleep, after every decode step: 5 % of that step's own time. The real ones are what people
 do to a decode step by mistake. The tokens stay the same, the weights too, and `busy:0` is what they are compared with.

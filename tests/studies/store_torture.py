@@ -1,4 +1,4 @@
-"""Kills and damage, many times over: `nox -s store_torture -- [--writers 200] [--damages 1000] [--kills 200]`."""
+"""Kills writers and runs, and damages stored files, at random: no record is lost, no damaged one believed (an hour)."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def kept(folder: Path, before: Samples) -> Samples:
 
 def main() -> None:
     """Do all of it, and say what came of it."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="nox -s study -- store_torture", description=__doc__)
     for name, default in (("writers", 200), ("damages", 1000), ("kills", 200), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     asked = parser.parse_args()

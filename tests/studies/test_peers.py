@@ -23,7 +23,7 @@ def test_a_peer_emits_the_tokens_of_naive_re_feed(engine, model, tmp_path):
     try:
         peer_worker.check_installed(engine)
     except ImportError as error:
-        pytest.skip(f"{error} (nox -s peers)")
+        pytest.skip(f"{error} (nox -s study -- peers)")
     prompt = torch.randint(VOCAB_SIZE, (1, N_PROMPT), generator=torch.Generator().manual_seed(0))
     expected = reference(model, prompt, N_GEN).tokens[0].tolist()
     assert len(set(expected)) > 3  # a model that repeats one token would hide a wrong position

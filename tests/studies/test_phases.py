@@ -2,7 +2,7 @@
 
 `-- --model smollm2-135m` times another model than random:tiny, `--n-prompt` and `--n-gen` other lengths
 (tests/studies/conftest.py); `kvbench run -m MODEL -p N_PROMPT -n N_GEN -t 1` measures the same cases, and
-`nox -s perf_agreement` prints how they agree. A decode here is a whole phase of n_gen - 1 steps,
+`nox -s study -- agreement` compares them. A decode here is a whole phase of n_gen - 1 steps,
 `extra_info["tpot_ms"]` its median per step. hf-generate is called once a step here and pays for its set-up each time; a
 run calls it once for all of them.
 """

@@ -1,4 +1,4 @@
-"""The counters' gate catches each planted extra and nothing else; `nox -s counter_decisions` does it 1,000 times."""
+"""The counters' gate catches each planted extra and nothing else; The study counter_decisions does it 1,000 times."""
 
 from __future__ import annotations
 
