@@ -287,7 +287,8 @@ def history(
     """Show how the times of a baseline drifted over its sessions, and where its counters grew."""
     from bench.commands import flags
     from bench.judge import drift
-    from bench.judge.baseline import find_baseline, read_sessions
+    from bench.judge.baseline import find_baseline
+    from bench.store.sessions import read_sessions
     from bench.tell import tables
     from bench.tell.plots.style import save
 

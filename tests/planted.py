@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bench.judge.baseline import Session
 from bench.judge.gate import gate
 from bench.record import Run, Verdict
+from bench.store.sessions import Session
 from kvcache import models
 from kvcache.proof.counts import PhaseCounter
 from kvcache.proof.tokens import Reference, agreement, reference

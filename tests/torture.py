@@ -15,10 +15,12 @@ from bench.ab import record
 from bench.ab.record import AbManifest, Settings, Side
 from bench.analysis.outcomes import unfinished
 from bench.errors import DataError
-from bench.judge.baseline import promote, read_sessions
+from bench.judge.baseline import promote
 from bench.record import Run
+from bench.store import sealed
 from bench.store.checked_lines import Appender
 from bench.store.run_folder import RunWriter, create_run, read_run
+from bench.store.sessions import read_sessions
 from tests.handmade import grid, make_run
 from tests.synthetic import Machine
 
@@ -90,7 +92,7 @@ def damage(content: bytes, chance: random.Random) -> tuple[str, bytes]:
 
 def store_ab(out: Path) -> Path:
     """Write an A/B that was never measured to a folder."""
-    manifest = record.signed(
+    manifest = sealed.sealed(
         AbManifest(
             schema_version=record.AB_VERSION,
             created_utc="2026-01-01T00:00:00+00:00",
@@ -105,7 +107,7 @@ def store_ab(out: Path) -> Path:
     )
     measure = Machine().pairs(0)
     out.mkdir(parents=True)
-    (out / record.MANIFEST).write_bytes(msgspec.json.encode(manifest))
+    sealed.write(out / record.MANIFEST, manifest)
     lines = Appender((out / record.PAIRS).open("xb"), manifest.digest)
     for taken in (taken for number in range(3) for taken in measure(number, CASES)):
         lines.append(taken)

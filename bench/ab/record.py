@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -12,7 +11,7 @@ import msgspec
 from bench.case import Case
 from bench.errors import DataError
 from bench.record import Environment
-from bench.store import checked_lines
+from bench.store import checked_lines, sealed
 
 MANIFEST, PAIRS = "ab.json", "pairs.jsonl"
 
@@ -127,12 +126,6 @@ class AbManifest(msgspec.Struct, frozen=True, kw_only=True):
         return f"kvbench ab: {self.head.label} against {self.base.label}; a change up to {threshold} counts as none"
 
 
-def signed(manifest: AbManifest) -> AbManifest:
-    """The same, with its digest."""
-    blank = msgspec.structs.replace(manifest, digest="")
-    return msgspec.structs.replace(manifest, digest=hashlib.sha256(msgspec.json.encode(blank)).hexdigest())
-
-
 _decode_record = msgspec.json.Decoder(PairTimes | PairFailure | checked_lines.Closing).decode
 
 
@@ -156,24 +149,8 @@ def read(folder: Path) -> Ab:
     Raises:
         DataError: it is missing or damaged, or of another version.
     """
-    manifest = _read_manifest(folder / MANIFEST)
+    manifest = sealed.read(folder / MANIFEST, AbManifest, AB_VERSION)
     try:
         return Ab(manifest, *checked_lines.read(folder / PAIRS, manifest.digest, _decode_record))
     except checked_lines.Damaged as error:
         raise DataError(str(error)) from error
-
-
-def _read_manifest(path: Path) -> AbManifest:
-    try:
-        content = path.read_bytes()
-        version = msgspec.json.decode(content, type=dict[str, object]).get("schema_version")
-        if isinstance(version, int) and version != AB_VERSION:
-            raise DataError(f"{path}: stored in version {version} of the form, and this kvbench reads {AB_VERSION}")
-        manifest = msgspec.json.decode(content, type=AbManifest)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: damaged ({error})") from error
-    if manifest != signed(manifest):
-        raise DataError(f"{path}: damaged (its digest does not fit its content)")
-    return manifest

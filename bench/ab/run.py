@@ -16,15 +16,16 @@ import msgspec
 from bench.ab import verdicts, worktrees
 from bench.ab.conduct import conduct
 from bench.ab.pairs import ForkServers, PairMeasurer, Told, server_key
-from bench.ab.record import AB_VERSION, MANIFEST, PAIRS, AbManifest, Settings, Side, SideName, signed
+from bench.ab.record import AB_VERSION, MANIFEST, PAIRS, AbManifest, Settings, Side, SideName
 from bench.case import Case, Sweep
 from bench.errors import DataError, UsageError
 from bench.machine.environment import TorchFacts, read_environment
 from bench.measure.plan import refuse_too_long
 from bench.measure.run import noting
 from bench.record import Environment, Verdict
+from bench.store import sealed
 from bench.store.checked_lines import Appender
-from bench.store.run_folder import check_name, write_atomically
+from bench.store.run_folder import check_name
 
 
 class Finished(NamedTuple):
@@ -132,7 +133,7 @@ def compare(
             environment=_environment(cases, told),
             cases=cases,
         )
-        manifest = signed(unsigned)
+        manifest = sealed.sealed(unsigned)
         folder, pairs = _make_folder(out, run_name, manifest)
         stack.enter_context(noting(f"what was measured is kept in {folder}"))
         appender = Appender(pairs, manifest.digest)
@@ -209,7 +210,7 @@ def _make_folder(out: Path, name: str, manifest: AbManifest) -> tuple[Path, Bina
     try:
         folder.mkdir(parents=True)
         pairs = (folder / PAIRS).open("xb")
-        write_atomically(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
+        sealed.write(folder / MANIFEST, manifest)
     except OSError as error:
         raise UsageError(f"--out {folder}: cannot be written ({error.strerror})") from error
     return folder, pairs

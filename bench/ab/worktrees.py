@@ -1,8 +1,7 @@
-"""Revisions of the current repository, each checked out in a temporary worktree of its own, and the tree as it is."""
+"""Checks revisions of the current repository out, each in a temporary worktree, and copies the working tree."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -12,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import filelock
+
 from bench.errors import UsageError
 
 PREFIX = "kvbench-worktree-"
@@ -19,7 +20,7 @@ LOCK = "lock"
 
 
 def repository(folder: Path) -> Path:
-    """The top folder of the repository that `folder` lies in.
+    """Find the top folder of the repository that `folder` lies in.
 
     Raises:
         UsageError: it lies in none, or there is no git.
@@ -35,7 +36,7 @@ def repository(folder: Path) -> Path:
 
 
 def commit(top: Path, revision: str, argument: str) -> str:
-    """The commit that `revision` names.
+    """Resolve `revision` to a commit.
 
     Raises:
         UsageError: it names none.
@@ -53,7 +54,7 @@ def commit(top: Path, revision: str, argument: str) -> str:
 
 @contextmanager
 def checkout(top: Path, sha: str) -> Iterator[Path]:
-    """A worktree of the commit `sha`, gone when the context ends. What killed processes left is removed, too."""
+    """Check the commit `sha` out in a worktree that is removed with the context; remove what killed processes left."""
     remove_abandoned()
     with _folder() as folder:
         tree = folder / "tree"
@@ -69,7 +70,7 @@ def checkout(top: Path, sha: str) -> Iterator[Path]:
 
 @contextmanager
 def snapshot(top: Path) -> Iterator[Path]:
-    """A copy of the working tree as it is now, without what git ignores: no later edit changes what is measured."""
+    """Copy the working tree without what git ignores, so that no later edit changes what is measured."""
     remove_abandoned()
     with _folder() as folder:
         tree = folder / "tree"
@@ -87,7 +88,7 @@ def snapshot(top: Path) -> Iterator[Path]:
 
 
 def describe(top: Path, tree: Path) -> str:
-    """The name of `tree`, a `snapshot` of the repository `top`: the commit, and what tells its changed content."""
+    """Name a `snapshot` of the repository `top`: its commit, and a digest of its content if that was changed."""
     try:
         on = f" on {_git(top, 'rev-parse', '--verify', '--quiet', 'HEAD')[:12]}"
     except subprocess.CalledProcessError:  # no commit yet
@@ -106,21 +107,19 @@ def describe(top: Path, tree: Path) -> str:
 
 
 def remove_abandoned() -> None:
-    """Remove what processes made that were killed before they could remove it: their locks are nobody's any more."""
+    """Remove the worktrees of processes that were killed before they could do so: nobody holds their locks any more."""
     for lock in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{LOCK}"):
-        with suppress(OSError), lock.open("rb") as file:  # another user's, or held, or just gone
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(OSError), filelock.FileLock(lock, blocking=False):  # another user's, or held, or just gone
             _forget(lock.parent / "tree")
             shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 @contextmanager
 def _folder() -> Iterator[Path]:
-    """A temporary folder with a lock that this process holds."""
+    """Make a temporary folder with a lock that this process holds."""
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     try:
-        with (folder / f"{LOCK}.part").open("wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with filelock.FileLock(folder / f"{LOCK}.part"):
             (folder / f"{LOCK}.part").rename(folder / LOCK)  # none is ever seen under its name without being held
             yield folder
     finally:

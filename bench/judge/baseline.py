@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -17,55 +16,12 @@ from bench.analysis.outcomes import outcomes, unfinished
 from bench.analysis.summary import phases, summarize
 from bench.case import Case
 from bench.errors import DataError, FailedRun, UsageError
-from bench.record import Environment, Run, TokensMatch
-from bench.store.run_folder import check_name, write_atomically
+from bench.record import Environment, Run
+from bench.store.run_folder import check_name
+from bench.store.sessions import BASELINE_VERSION, CaseFigures, Session, read_sessions, refuse_impossible, write_session
 from bench.tell.words import missing
 from kvcache.arithmetic.costs import Phase
 from kvcache.proof.counters import Counters
-
-BASELINE_VERSION = 1
-TIMES = ("latency_ms", "mfu", "mbu")
-
-
-class Figures(msgspec.Struct, frozen=True, kw_only=True):
-    """What a session says of one case and phase. A figure that was not measured is None, never zero."""
-
-    case: Case
-    phase: Phase
-    tokens_match: TokensMatch
-    counters: Counters
-    samples: int
-    """Timed turns behind the medians."""
-    latency_ms: float
-    mfu: float | None
-    mbu: float | None
-    """Shares of the GEMM rate and of the read bandwidth that were measured beside it."""
-
-
-class Session(msgspec.Struct, frozen=True, kw_only=True):
-    """One run, boiled down to what later runs are judged by."""
-
-    schema_version: int
-    run_id: str
-    created_utc: str
-    """When the run was measured, ISO 8601."""
-    promoted_utc: str
-    environment: Environment
-    weights: dict[str, str]
-    """Digest of each model's weights, by model spec."""
-    figures: list[Figures]
-    digest: str = ""
-    """SHA-256 of this session with an empty digest."""
-
-    def comparable(self, other: Session, case: Case) -> bool:
-        """Whether times of `case` in both come from the same machine, software and weights."""
-        same_weights = self.weights.get(case.model) == other.weights.get(case.model)
-        return same_weights and self.environment.fingerprint == other.environment.fingerprint
-
-    @property
-    def by_case_and_phase(self) -> dict[tuple[str, Phase], Figures]:
-        """The figures by `Case.key` and phase."""
-        return {(row.case.key, row.phase): row for row in self.figures}
 
 
 def session_of(run: Run) -> Session:
@@ -84,7 +40,7 @@ def session_of(run: Run) -> Session:
         for phase, counters in _counters(run, case).items():
             row = rows[case.key, phase]
             figures.append(
-                Figures(
+                CaseFigures(
                     case=case,
                     phase=phase,
                     tokens_match=match,
@@ -104,7 +60,7 @@ def session_of(run: Run) -> Session:
         weights=run.manifest.weights,
         figures=figures,
     )
-    _refuse_impossible(session, run.path)
+    refuse_impossible(session, run.path)
     return session
 
 
@@ -131,10 +87,8 @@ def promote(run: Run, baselines: Path, name: str | None) -> Path:
     path = folder / f"{session.run_id}.json"
     if path.exists():
         raise UsageError(f"{run.name}: is a session of {folder} already")
-    session = msgspec.structs.replace(session, digest=_digest(session))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, msgspec.json.format(msgspec.json.encode(session), indent=1) + b"\n")
+        write_session(path, session)
     except OSError as error:
         raise UsageError(f"--baseline-dir {baselines}: cannot be written ({error.strerror})") from error
     return path
@@ -174,19 +128,6 @@ def find_baseline(baselines: Path, name: str | None) -> Path:
         there = f"there are {', '.join(known)}" if known else "there is none yet: `kvbench baseline promote RUN`"
         raise DataError(f"{folder}: no baseline; {there}")
     return folder
-
-
-def read_sessions(folder: Path) -> list[Session]:
-    """Every session of a baseline, oldest first, each checked.
-
-    Raises:
-        DataError: there is none, or one is damaged or of a newer schema.
-    """
-    paths = sorted(folder.glob("*.json"))
-    if not paths:
-        there = "no session" if folder.is_dir() else "no such folder"
-        raise DataError(f"{folder}: {there}; `kvbench baseline promote RUN` makes one")
-    return sorted(map(_read_session, paths), key=lambda session: (session.created_utc, session.run_id))
 
 
 def newest(sessions: Sequence[Session]) -> Session:
@@ -231,37 +172,3 @@ def _counters(run: Run, case: Case) -> dict[Phase, Counters]:
 
 def _share(value: Any) -> float | None:
     return None if missing(value) else float(value)
-
-
-def _read_session(path: Path) -> Session:
-    try:
-        content = path.read_bytes()
-        version = msgspec.json.decode(content, type=dict[str, object]).get("schema_version")
-        if isinstance(version, int) and version > BASELINE_VERSION:
-            raise DataError(
-                f"{path}: schema {version} is newer than this kvbench reads ({BASELINE_VERSION}); upgrade it"
-            )
-        session = msgspec.json.decode(content, type=Session)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: damaged ({error})") from error
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
-    if session.digest != _digest(session):
-        raise DataError(f"{path}: damaged (its digest does not fit its content)")
-    _refuse_impossible(session, str(path))
-    return session
-
-
-def _refuse_impossible(session: Session, where: str) -> None:
-    """A time, or a share of a roof, that is not finite and positive was never measured."""
-    for row in session.figures:
-        for name in TIMES:
-            value = getattr(row, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise DataError(
-                    f"{where}: {name} of {row.case.key}, {row.phase}, is {value}: no such time was measured"
-                )
-
-
-def _digest(session: Session) -> str:
-    return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(session, digest=""))).hexdigest()

@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bench.judge.baseline import Session
 from bench.judge.gate import EXACT
+from bench.store.sessions import Session
 from bench.tell.layout import markdown_table
 from bench.tell.plots.style import GUIDE, make_figure, styles
 from bench.tell.words import NOTHING

@@ -18,11 +18,12 @@ from bench.analysis import cautions
 from bench.analysis.outcomes import outcomes
 from bench.case import Case
 from bench.errors import DataError, FailedRun
-from bench.judge.baseline import Figures, Session, newest, read_sessions, refuse_unfit, session_of
+from bench.judge.baseline import newest, refuse_unfit, session_of
 from bench.judge.compare import nearest
 from bench.judge.tolerance import MIN_SESSIONS, slow_down, tolerance
 from bench.record import Run, Verdict, VerdictKind
 from bench.store.run_folder import find_run, read_run
+from bench.store.sessions import CaseFigures, Session, read_sessions
 from kvcache.arithmetic.costs import Phase
 from kvcache.proof.counters import Counters
 from kvcache.strategies.catalogue import REFEEDING
@@ -96,7 +97,7 @@ def _cases(run: Run, base: Session, head: Session) -> Iterator[Verdict]:
             yield Verdict(case=key, phase=phase, kind="new", quantity="tokens_match", detail=detail)
 
 
-def _counters(base: Figures, head: Figures) -> Iterator[Verdict]:
+def _counters(base: CaseFigures, head: CaseFigures) -> Iterator[Verdict]:
     """A verdict per counter, and one on the tokens."""
     case, phase = head.case.key, head.phase
     yield Verdict(case=case, phase=phase, kind="same", quantity="tokens_match")

@@ -1,7 +1,7 @@
-"""Files of records that are only ever appended to, one a line.
+"""Files of records that are only ever appended to, one per line.
 
 Every line has a checksum that continues the checksum of the line before it (the first continues a digest that the
-caller has), so that a changed, lost, doubled or swapped line is found. A line is flushed and synced before `append`
+caller gives), so that a changed, lost, doubled or swapped line is found. A line is flushed and synced before `append`
 returns: a kill loses at most the line being written, which is recognised and dropped.
 """
 
@@ -78,10 +78,10 @@ class Content(NamedTuple, Generic[T]):
 
 
 def read(path: Path, digest: str, decode: Callable[[msgspec.Raw], T | Closing]) -> Content[T]:
-    """The records of a file; the torn last line of a killed writer is left out.
+    """Read the records of a file; the torn last line of a killed writer is left out.
 
     Raises:
-        Damaged: it cannot be read, or holds what was not written so.
+        Damaged: it cannot be read, or its content is not what was written.
     """
     crc = zlib.crc32(digest.encode())
     try:

@@ -1,32 +1,31 @@
 """A run folder on disk: a manifest, and samples files that are only ever appended to. Nothing stored is written again.
 
-A samples file is of checked lines (checked_lines.py), the first of which continues the manifest's digest; each is on
-the disk before the next turn starts.
+A samples file consists of checked lines (checked_lines.py), the first of which continues the manifest's digest; each is
+on the disk before the next turn starts.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+import filelock
 import msgspec
 
 from bench.errors import DataError, UsageError
 from bench.record import SCHEMA_VERSION, CeilingSample, Check, Failure, Manifest, Record, Run, Sample
-from bench.store import checked_lines
+from bench.store import checked_lines, sealed
 
 NAME = re.compile(r"[A-Za-z0-9._-]+")
+LOCK = ".lock"
+
+RecordKind = Literal["run", "ab"]
+_MANIFESTS: dict[RecordKind, str] = {"run": "manifest.json", "ab": "ab.json"}
 
 _decode_record = msgspec.json.Decoder(Record | checked_lines.Closing).decode
-_decode_manifest = msgspec.json.Decoder(Manifest).decode
-_encode = msgspec.json.Encoder().encode
 
 
 def check_name(name: str) -> str:
@@ -100,9 +99,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     Raises:
         UsageError: the folder cannot be written.
     """
-    manifest = msgspec.structs.replace(manifest, digest=_digest(manifest))
+    manifest = sealed.sealed(manifest)
     try:
-        write_atomically(folder / _MANIFESTS["run"], msgspec.json.format(_encode(manifest)))
+        sealed.write(folder / _MANIFESTS["run"], manifest)
     except OSError as error:
         raise UsageError(f"--out: {folder} cannot be written ({error.strerror})") from error
     return manifest
@@ -110,17 +109,24 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep a run folder to one measuring process; the kernel lets go of it when the process ends, however it ends.
+    """Reserve a run folder for one measuring process; the kernel frees it when the process ends, however it ends.
 
     Raises:
-        UsageError: another process measures into it.
+        UsageError: another process measures into it, or it cannot be written.
     """
-    with (folder / _MANIFESTS["run"]).open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"{folder}: another process measures into it; wait until it ends") from None
+    lock = filelock.FileLock(folder / LOCK, blocking=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise UsageError(f"{folder}: another process measures into it; wait until it ends") from None
+    except OSError as error:
+        raise UsageError(f"--out: {folder} cannot be written ({error.strerror})") from error
+    try:
         yield
+    finally:
+        # Removed while it is still held: who opened it before finds it without a name and starts over (filelock looks).
+        (folder / LOCK).unlink(missing_ok=True)
+        lock.release()
 
 
 def read_run(folder: Path) -> Run:
@@ -129,7 +135,7 @@ def read_run(folder: Path) -> Run:
     Raises:
         DataError: it is missing, damaged (the file and line are named), or of a newer schema.
     """
-    manifest = _read_manifest(folder)
+    manifest = sealed.read(folder / _MANIFESTS["run"], Manifest, SCHEMA_VERSION)
     samples: list[Sample] = []
     checks: list[Check] = []
     failures: list[Failure] = []
@@ -157,13 +163,8 @@ def read_run(folder: Path) -> Run:
     )
 
 
-RecordKind = Literal["run", "ab"]
-
-_MANIFESTS: dict[RecordKind, str] = {"run": "manifest.json", "ab": "ab.json"}
-
-
 def find(run: str, out: Path) -> tuple[Path, RecordKind]:
-    """The folder that `run` means, a path or a bare name under `out`, and whether it holds a run or an A/B.
+    """Find the folder that `run` means, a path or a bare name under `out`, and whether it holds a run or an A/B.
 
     Raises:
         DataError: there is no such folder, or it holds neither.
@@ -181,26 +182,11 @@ def find(run: str, out: Path) -> tuple[Path, RecordKind]:
 
 
 def find_run(run: str, out: Path) -> Path:
-    """The folder of the run that `run` means; raises as `find`, and where it is an A/B's."""
+    """Find the folder of the run that `run` means; raises as `find`, and where it is an A/B's."""
     folder, kind = find(run, out)
     if kind == "ab":
-        raise DataError(f"{folder}: the record of an A/B, no run; `kvbench report {folder}` tells its verdicts")
+        raise DataError(f"{folder}: the record of an A/B, no run; `kvbench report {folder}` shows its verdicts")
     return folder
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a whole file under a temporary name, sync it, and rename it into place."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _new_samples_file(folder: Path) -> BinaryIO:
@@ -223,31 +209,8 @@ def _file_number(path: Path) -> int:
     return int(number or 1)
 
 
-def _digest(manifest: Manifest) -> str:
-    return hashlib.sha256(_encode(msgspec.structs.replace(manifest, digest=""))).hexdigest()
-
-
-def _read_manifest(folder: Path) -> Manifest:
-    path = folder / _MANIFESTS["run"]
-    try:
-        content = path.read_bytes()
-        version = msgspec.json.decode(content, type=dict[str, object]).get("schema_version")
-        if isinstance(version, int) and version > SCHEMA_VERSION:
-            raise DataError(
-                f"{path}: schema {version} is newer than this kvbench reads ({SCHEMA_VERSION}); upgrade kvbench"
-            )
-        manifest = _decode_manifest(content)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: damaged ({error})") from error
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
-    if manifest.digest != _digest(manifest):
-        raise DataError(f"{path}: damaged (its digest does not fit its content)")
-    return manifest
-
-
 def _records(path: Path, digest: str) -> list[Record]:
-    """The records of one samples file."""
+    """Read the records of one samples file."""
     try:
         found = checked_lines.read(path, digest, _decode_record)
     except checked_lines.Damaged as error:
@@ -258,7 +221,7 @@ def _records(path: Path, digest: str) -> list[Record]:
 
 
 def _refuse_impossible(record: Record, path: Path, number: int) -> None:
-    """Times are positive integers: a zero or negative one was never measured."""
+    """Refuse times and amounts that are zero or negative: such were never measured."""
     if isinstance(record, Sample):
         events = record.step_event_ns if record.step_event_ns is not None else record.step_ns
         times = [record.prefill_ns, record.prefill_event_ns or 1, *record.step_ns, *events]

@@ -15,7 +15,7 @@ from bench.analysis.summary import summarize
 from bench.errors import UsageError
 from bench.judge.compare import Comparison
 from bench.record import Run
-from bench.store.run_folder import write_atomically
+from bench.store.sealed import write_atomically
 from bench.tell import notes, tables
 from bench.tell.benchmark_json import benchmark_json
 from bench.tell.plots import rows

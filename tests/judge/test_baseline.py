@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from bench.errors import DataError, FailedRun, UsageError
 from bench.judge import baseline
-from bench.judge.baseline import machine_name, newest, promote, read_sessions, session_of
+from bench.judge.baseline import machine_name, newest, promote, session_of
 from bench.record import Covariates, Run
 from bench.store.run_folder import NAME
+from bench.store.sessions import read_sessions
 from tests.handmade import ENVIRONMENT, fail, grid, make_case, make_run
 
 CASES = grid(["naive", "dynamic"], [32, 128], n_gen=4)

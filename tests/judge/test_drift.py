@@ -7,7 +7,8 @@ import msgspec
 import pytest
 
 from bench.judge import drift
-from bench.judge.baseline import Session, session_of
+from bench.judge.baseline import session_of
+from bench.store.sessions import Session
 from bench.tell.plots.style import save
 from tests.handmade import ENVIRONMENT, grid, make_run
 

@@ -11,10 +11,11 @@ import pytest
 from bench.case import Case
 from bench.errors import DataError
 from bench.judge import baseline
-from bench.judge.baseline import Session, session_of
+from bench.judge.baseline import session_of
 from bench.judge.gate import EXACT, gate, read_baseline, share_of
 from bench.record import Covariates, Run, Verdict
 from bench.store.run_folder import RunWriter, create_run
+from bench.store.sessions import Session
 from bench.tell import verdicts
 from kvcache.proof.counters import Counters
 from tests.handmade import ENVIRONMENT, fail, grid, make_case, make_run

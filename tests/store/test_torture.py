@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -11,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from bench.errors import UsageError
-from bench.judge.baseline import promote, read_sessions
+from bench.judge.baseline import promote
 from bench.store.run_folder import RunWriter, create_run, locked, read_run
+from bench.store.sessions import read_sessions
 from tests.handmade import make_run
 from tests.torture import CASES, Damaged, kill_a_writer, other_run, store
 
@@ -46,8 +49,25 @@ def test_two_writers_at_once_each_have_a_file(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert sorted(sample.order for sample in read_run(folder).samples) == list(range(len(run.samples)))
-    with locked(folder), pytest.raises(UsageError, match="another process measures into it"), locked(folder):
+
+
+def test_a_run_is_locked_by_one_process_until_it_ends_however_it_ends(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with locked(tmp_path):
+            os.write(writing, b".")
+            signal.pause()
+    os.read(reading, 1)
+    with pytest.raises(UsageError, match="another process measures into it"), locked(tmp_path):
         pass
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with locked(tmp_path):
+        with pytest.raises(UsageError, match="another process measures into it"), locked(tmp_path):
+            pass
+        assert list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_promotions_at_once_are_two_sessions(tmp_path: Path) -> None:

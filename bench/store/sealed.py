@@ -1,0 +1,85 @@
+"""One JSON document in one file: versioned, sealed by a digest of itself, and written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from bench.errors import DataError
+
+D = TypeVar("D", bound=msgspec.Struct)
+"""A struct that can be sealed: it has the fields `schema_version: int` and `digest: str`."""
+
+
+def sealed(document: D) -> D:
+    """Return `document` with its digest: the SHA-256 of the document with an empty digest."""
+    blank = msgspec.structs.replace(document, digest="")
+    return msgspec.structs.replace(document, digest=_sha256(blank))
+
+
+def write(path: Path, document: msgspec.Struct) -> None:
+    """Write a `sealed` document.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; no part of the file is left.
+    """
+    write_atomically(path, msgspec.json.format(msgspec.json.encode(document)) + b"\n")
+
+
+def read(path: Path, kind: type[D], version: int) -> D:
+    """Read a document of `kind` and check its seal.
+
+    The digest is that of the stored fields, not of the struct's: a document that was stored before `kind` gained an
+    optional field keeps its seal.
+
+    Raises:
+        DataError: it is missing, damaged, or not stored in `version` of its form.
+    """
+    try:
+        content = path.read_bytes()
+        fields = msgspec.json.decode(content, type=dict[str, Any])
+        _check_version(path, fields.get("schema_version"), version)
+        document = msgspec.json.decode(content, type=kind)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: damaged ({error})") from error
+    if fields.get("digest") != _sha256(fields | {"digest": ""}):
+        raise DataError(f"{path}: damaged (its digest does not fit its content)")
+    return document
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a whole file under a temporary name, sync it, and rename it into place.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; no part of the file is left.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _check_version(path: Path, stored: object, version: int) -> None:
+    if not isinstance(stored, int) or stored == version:
+        return
+    if stored > version:
+        raise DataError(f"{path}: schema {stored} is newer than this kvbench reads ({version}); upgrade kvbench")
+    raise DataError(f"{path}: schema {stored} is older than this kvbench reads ({version}); measure it again")
+
+
+def _sha256(document: object) -> str:
+    return hashlib.sha256(msgspec.json.encode(document)).hexdigest()

@@ -1,0 +1,63 @@
+"""A sealed document: what is written is read, an optional field may come later, and nothing else passes."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from bench.errors import DataError
+from bench.store import sealed
+
+
+class Note(msgspec.Struct, frozen=True, kw_only=True):
+    schema_version: int = 2
+    text: str
+    share: float = 0.25
+    digest: str = ""
+
+
+class LaterNote(Note, frozen=True, kw_only=True):
+    author: str | None = None
+
+
+@pytest.fixture
+def note(tmp_path):
+    path = tmp_path / "note.json"
+    sealed.write(path, sealed.sealed(Note(text="ä")))
+    return path
+
+
+def test_what_is_written_is_read_and_nothing_else_is_left(note):
+    assert sealed.read(note, Note, 2) == sealed.sealed(Note(text="ä"))
+    assert [path.name for path in note.parent.iterdir()] == ["note.json"]
+
+
+def test_a_seal_holds_after_the_form_gained_an_optional_field(note):
+    assert sealed.read(note, LaterNote, 2).author is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("0.25", "0.26", "its digest does not fit"),
+        ('"text"', '"test"', "damaged"),
+        ("{", "[", "damaged"),
+        ("ä", "", "its digest does not fit"),
+        (': "ä"', ": 5", "damaged"),
+    ],
+)
+def test_what_was_changed_is_refused(note, old, new, said):
+    note.write_text(note.read_text().replace(old, new, 1))
+    with pytest.raises(DataError, match=said):
+        sealed.read(note, Note, 2)
+
+
+@pytest.mark.parametrize(("version", "said"), [(1, "schema 2 is newer .* upgrade"), (3, "schema 2 is older")])
+def test_another_version_is_refused(note, version, said):
+    with pytest.raises(DataError, match=said):
+        sealed.read(note, Note, version)
+
+
+def test_a_missing_document_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"none\.json: No such file"):
+        sealed.read(tmp_path / "none.json", Note, 2)
