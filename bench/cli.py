@@ -206,9 +206,9 @@ def compare(
     """
     from bench.commands import flags
     from bench.judge.compare import compare as compare_runs
-    from bench.judge.compare import render
     from bench.store.run_folder import find_run, read_run
     from bench.tell import tables
+    from bench.tell.comparison import render
     from bench.tell.report import write_comparison
 
     form = flags.one("--format", output_format, tables.FORMATS)
@@ -218,7 +218,7 @@ def compare(
     if form != "md":  # the rows alone are on stdout: the verdict, and what is not compared, must not be lost
         print(render(comparison, "md"), file=sys.stderr)
     folder = write_comparison(comparison, run_b, plots)
-    print(f"plots: {folder}", file=sys.stderr)
+    print("plots: none, nothing was compared" if folder is None else f"plots: {folder}", file=sys.stderr)
     if comparison.exit_code:
         raise typer.Exit(comparison.exit_code)
 
@@ -286,19 +286,21 @@ def history(
 ) -> None:
     """Show how the times of a baseline drifted over its sessions, and where its counters grew."""
     from bench.commands import flags
-    from bench.judge import drift
     from bench.judge.baseline import find_baseline
+    from bench.judge.drift import drift
     from bench.store.sessions import read_sessions
     from bench.tell import tables
+    from bench.tell.drift import markdown
+    from bench.tell.plots.drift import figure
     from bench.tell.plots.style import save
 
     form = flags.one("--format", output_format, tables.FORMATS)
     folder = find_baseline(baseline_dir, name)
-    frame = drift.drift(read_sessions(folder))
-    _emit(drift.markdown(frame) if form == "md" else tables.data(frame, form))
+    frame = drift(read_sessions(folder))
+    _emit(markdown(frame) if form == "md" else tables.data(frame, form))
     if plot is not None:
         try:
-            written = save(drift.figure(frame, folder.name), plot.with_suffix(""))
+            written = save(figure(frame, folder.name), plot.with_suffix(""))
         except OSError as error:
             raise UsageError(f"--plot {plot}: cannot be written ({error.strerror})") from error
         print(f"plot: {written[0]}", file=sys.stderr)

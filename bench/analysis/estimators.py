@@ -72,9 +72,11 @@ def paired_ratio(a: Iterable[float], b: Iterable[float], level: float = LEVEL) -
 def unpaired_ratio(a: Iterable[float], b: Iterable[float], level: float = LEVEL) -> Ratio:
     """`a / b` of two sets of values measured at different times; no interval below, for example, four and four values.
 
-    The exponent of the Hodges-Lehmann shift of the logs (the median of all differences), with the interval that inverts
-    the exact Mann-Whitney test (Hollander, Wolfe & Chicken 2014, section 4.3). It knows nothing of a machine that
-    became faster or slower between the two: that is in the ratio.
+    The estimate is the ratio of the two medians, so that it agrees with them where they stand beside it (their
+    Hodges-Lehmann shift need not: where each sample has two clusters, it can lie on the other side of one). The interval
+    inverts the exact Mann-Whitney test (Hollander, Wolfe & Chicken 2014, section 4.3), and is widened to hold the
+    estimate where it does not. It knows nothing of a machine that became faster or slower between the two: that is in
+    the ratio.
 
     Raises:
         ValueError: one is empty, or holds a value that is not finite and positive.
@@ -82,7 +84,13 @@ def unpaired_ratio(a: Iterable[float], b: Iterable[float], level: float = LEVEL)
     above, below = _positive(a), _positive(b)
     differences = np.sort(np.subtract.outer(np.log(above), np.log(below)).ravel())
     rank = _critical_rank(_mann_whitney_distribution(len(above), len(below)), level)
-    return _ratio(differences, rank, n=min(len(above), len(below)), paired=False)
+    ratio = _ratio(differences, rank, n=min(len(above), len(below)), paired=False)
+    estimate = float(np.median(above) / np.median(below))
+    if ratio.low is None or ratio.high is None:
+        return msgspec.structs.replace(ratio, estimate=estimate)
+    return msgspec.structs.replace(
+        ratio, estimate=estimate, low=min(ratio.low, estimate), high=max(ratio.high, estimate)
+    )
 
 
 def _finite(values: Iterable[float]) -> Floats:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pandas as pd
 
 from bench.analysis.cautions import disturbed
 from bench.analysis.outcomes import outcomes, unfinished
@@ -19,7 +20,6 @@ from bench.errors import DataError, FailedRun, UsageError
 from bench.record import Environment, Run
 from bench.store.run_folder import check_name
 from bench.store.sessions import BASELINE_VERSION, CaseFigures, Session, read_sessions, refuse_impossible, write_session
-from bench.tell.words import missing
 from kvcache.arithmetic.costs import Phase
 from kvcache.proof.counters import Counters
 
@@ -171,4 +171,4 @@ def _counters(run: Run, case: Case) -> dict[Phase, Counters]:
 
 
 def _share(value: Any) -> float | None:
-    return None if missing(value) else float(value)
+    return None if pd.isna(value) else float(value)

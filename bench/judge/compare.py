@@ -1,4 +1,4 @@
-"""Two runs -> rows side by side: the ratio of their times per case and phase, and what cannot be compared, and why."""
+"""Sets two runs side by side: the ratio of their times per case and phase, and what cannot be compared, and why."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from bench.analysis.frames import CASE_COLUMNS
 from bench.analysis.outcomes import Outcome, outcomes
 from bench.case import Case
 from bench.record import Run
-from bench.tell import tables, words
 
-Verdict = Literal["faster", "slower", "no difference shown", "too few rounds"]
+Difference = Literal["faster", "slower", "no difference shown", "too few rounds"]
 
 ROW_FLOATS: list[str] = ["a_ms", "a_low", "a_high", "b_ms", "b_low", "b_high", "ratio", "ratio_low", "ratio_high"]
 ROW_COLUMNS: list[str] = [*CASE_COLUMNS, "phase", *ROW_FLOATS, "interval", "verdict"]
@@ -31,14 +30,14 @@ class Excluded(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """What the times of run B are to those of run A."""
+    """The times of run B beside those of run A."""
 
     a: str
     b: str
     """Names of the runs."""
     rows: pd.DataFrame
     """One row per compared case and phase, columns `ROW_COLUMNS`: medians in ms and their intervals; `ratio` = B / A
-    (below one B is faster) and its 95 % interval; `interval` says that it is unpaired; the verdict is on B."""
+    (below one B is faster) and its 95 % interval; `interval` is "unpaired"; `verdict` is the `Difference` of B."""
     only_in_a: list[Excluded]
     only_in_b: list[Excluded]
     not_comparable: list[Excluded]
@@ -55,39 +54,19 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     @property
     def exit_code(self) -> int:
         """3 if nothing could be compared, or a case has a time on one side only; else 0, whatever the ratios are."""
-        return EXIT_NOT_COMPARABLE if self.rows.empty or self._one_sided else 0
+        return EXIT_NOT_COMPARABLE if self.rows.empty or self.one_sided else 0
 
     @property
-    def sentence(self) -> str:
-        """What got faster or slower, and how much could not be compared, in one line."""
-        told = [self._told("faster", best="min"), self._told("slower", best="max")]
-        counts = self.rows["verdict"].value_counts()
-        told += [f"{name} in {counts[name]}" for name in ("no difference shown", "too few rounds") if name in counts]
-        apart = f" ({'; '.join(self.fields_apart)})" if self.fields_apart else ""
-        parts = [part for part in told if part] or [f"nothing could be compared{apart}"]
-        lacking = len(self._one_sided)
-        parts += [f"{lacking} case{'s' if lacking > 1 else ''} not comparable"] if lacking else []
-        machine = "" if self.same_machine else ", on another machine or software"
-        return f"{self.b} against {self.a}{machine}: {'; '.join(parts)}"
-
-    @property
-    def _one_sided(self) -> list[Excluded]:
+    def one_sided(self) -> list[Excluded]:
+        """The cases that have a valid time on one side only."""
         return [*self.only_in_a, *self.only_in_b, *self.not_comparable]
-
-    def _told(self, verdict: Verdict, best: Literal["min", "max"]) -> str:
-        rows = self.rows[self.rows["verdict"] == verdict]
-        if rows.empty:
-            return ""
-        row = rows.loc[rows["ratio"].agg(f"idx{best}")].to_dict()
-        most = f"{words.row_name(row)}, time x {words.time_ratio(row)}"
-        return f"{verdict} in {len(rows)} of {len(self.rows)} (most: {most})"
 
 
 def compare(a: Run, b: Run) -> Comparison:
     """Set run `b` beside run `a`, case by case. Cases pair if they are equal in every field, the seed included.
 
-    Two runs are two sessions, so their rounds are no pairs: the ratio holds whatever the machine did in between, and
-    its interval (Mann-Whitney) only what varies within them. `kvbench ab` measures in pairs.
+    Two runs are two sessions, so their rounds are no pairs: the ratio includes whatever the machine did in between, and
+    its interval covers only what varies within them. `kvbench ab` measures in pairs.
     """
     ended_a, ended_b = outcomes(a), outcomes(b)
     cases_a, cases_b = _cases(a, ended_a), _cases(b, ended_b)
@@ -103,7 +82,7 @@ def compare(a: Run, b: Run) -> Comparison:
             reason = "; ".join(f"{ended.status} in {side}: {ended.error}" for side, ended in failed.items())
             (in_neither if len(failed) == 2 else not_comparable).append(Excluded(case=key, reason=reason))
         elif case.model in other_weights:
-            not_comparable.append(Excluded(case=key, reason=f"the weights of {case.model} are others"))
+            not_comparable.append(Excluded(case=key, reason=f"the weights of {case.model} differ"))
         else:
             rows += _rows(case, turns_a[turns_a["case"] == key], turns_b[turns_b["case"] == key])
     environment_a, environment_b = a.manifest.environment, b.manifest.environment
@@ -121,8 +100,8 @@ def compare(a: Run, b: Run) -> Comparison:
     )
 
 
-def verdict(ratio: Ratio) -> Verdict:
-    """What a ratio B / A of times shows: its interval lies below one, above it, or on both sides."""
+def difference(ratio: Ratio) -> Difference:
+    """Name what a ratio B / A of times shows, by whether its interval lies below one, above it, or on both sides."""
     if ratio.low is None or ratio.high is None:
         return "too few rounds"
     if ratio.high < 1:
@@ -130,36 +109,8 @@ def verdict(ratio: Ratio) -> Verdict:
     return "slower" if ratio.low > 1 else "no difference shown"
 
 
-_HOW = (
-    "A ratio is the median over every turn of B with every turn of A, so it need not be that of the two medians. "
-    "Intervals are unpaired: they hold what varies within the runs, not what changed between them."
-)
-
-
-def render(comparison: Comparison, form: tables.Format) -> str:
-    """The comparison as a document: sentence, table, exclusions, differences (md), or the rows (csv, json, jsonl)."""
-    if form != "md":
-        return tables.data(comparison.rows, form)
-    parts = [f"{comparison.sentence}.\n"]
-    if not comparison.rows.empty:
-        parts.append(tables.comparison_markdown(comparison.rows))
-        parts.append(f"{_HOW}\n")
-    excluded = {
-        f"Only in A ({comparison.a})": comparison.only_in_a,
-        f"Only in B ({comparison.b})": comparison.only_in_b,
-        "Not comparable": comparison.not_comparable,
-        "Without a time in either": comparison.in_neither,
-    }
-    for title, cases in excluded.items():
-        if cases:
-            parts.append(f"{title}:\n\n" + "".join(f"- {case.case}: {case.reason}\n" for case in cases))
-    if comparison.differences:
-        parts.append("Differences, A -> B:\n\n" + "".join(f"- {line}\n" for line in comparison.differences))
-    return "\n".join(parts)
-
-
 def _cases(run: Run, ended: dict[str, Outcome]) -> dict[str, Case]:
-    """The cases that a run has a result of, by key."""
+    """List the cases that a run has a result of, by key."""
     return {plan.case.key: plan.case for plan in run.manifest.plan if ended[plan.case.key].measured}
 
 
@@ -176,7 +127,7 @@ def _only_in(own: dict[str, Case], others: dict[str, Case], ended: dict[str, Out
 
 
 def nearest(case: Case, unpaired: list[Case]) -> str:
-    """The other run's case that differs in one field alone, if there is one: most likely what was meant."""
+    """Name the other run's case that differs in one field alone, if there is one: it is probably what was meant."""
     fields = msgspec.structs.asdict(case)
     for candidate in unpaired:
         found = msgspec.structs.asdict(candidate)
@@ -187,7 +138,7 @@ def nearest(case: Case, unpaired: list[Case]) -> str:
 
 
 def _fields_apart(cases_a: dict[str, Case], cases_b: dict[str, Case]) -> list[str]:
-    """The fields that keep every case of the one run from being a case of the other."""
+    """List the fields that keep every case of the one run from being a case of the other."""
     lines: list[str] = []
     for name in Case.__struct_fields__ if cases_a and cases_b else ():
         values_a, values_b = (
@@ -206,13 +157,13 @@ def _rows(case: Case, a: pd.DataFrame, b: pd.DataFrame) -> list[dict[str, Any]]:
         ratio = estimators.unpaired_ratio(values_b, values_a)
         times = [*estimators.median_interval(values_a), *estimators.median_interval(values_b)]
         figures = dict(zip(ROW_FLOATS, [*times, ratio.estimate, ratio.low, ratio.high], strict=True))
-        told = {"phase": phase, "interval": "unpaired", "verdict": verdict(ratio)}
-        rows.append({**msgspec.structs.asdict(case), **figures, **told})
+        found = {"phase": phase, "interval": "unpaired", "verdict": difference(ratio)}
+        rows.append({**msgspec.structs.asdict(case), **figures, **found})
     return rows
 
 
 def _differences(a: Run, b: Run) -> list[str]:
-    """Fields of the environments, and weights, that are not equal; the load of the moment always differs."""
+    """List the fields of the environments, and the weights, that differ; the load of the moment always does."""
     fields_a, fields_b = (msgspec.structs.asdict(run.manifest.environment) for run in (a, b))
     weights_a, weights_b = a.manifest.weights, b.manifest.weights
     lines = [

@@ -63,12 +63,14 @@ def document(run: Run, summary: pd.DataFrame, fitted: pd.DataFrame) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def write_comparison(comparison: Comparison, b: Run, folder: Path | None) -> Path:
-    """Draw the plots of a comparison into `folder`, by default one in B's; return the folder.
+def write_comparison(comparison: Comparison, b: Run, folder: Path | None) -> Path | None:
+    """Draw the plots of a comparison into `folder`, by default one in B's; return it, or None without rows.
 
     Raises:
         UsageError: the folder cannot be written.
     """
+    if comparison.rows.empty:
+        return None
     folder = folder if folder is not None else Path(b.path) / "plots" / f"against-{comparison.a}"
     try:
         _save_all(comparison_figures(comparison.rows, comparison.a, comparison.b), folder)

@@ -6,9 +6,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench.judge import drift
 from bench.judge.baseline import session_of
+from bench.judge.drift import drift
 from bench.store.sessions import Session
+from bench.tell.drift import markdown
+from bench.tell.plots.drift import figure
 from bench.tell.plots.style import save
 from tests.handmade import ENVIRONMENT, grid, make_run
 
@@ -30,7 +32,7 @@ def sessions(*factors: float, environments: tuple = ()) -> list[Session]:
 
 def test_times_are_relative_to_the_first_session_of_the_machine() -> None:
     other = msgspec.structs.replace(ENVIRONMENT, torch="2.14")
-    found = drift.drift(sessions(1, 1.1, 2, 1, environments=(ENVIRONMENT, ENVIRONMENT, other, other)))
+    found = drift(sessions(1, 1.1, 2, 1, environments=(ENVIRONMENT, ENVIRONMENT, other, other)))
     dynamic = found[(found["strategy"] == "dynamic") & (found["phase"] == "decode")]
     assert dynamic["relative_time"].to_list() == pytest.approx([1, 1.1, 1, 0.5])
     assert dynamic["machine"].to_list() == [1, 1, 2, 2]
@@ -42,13 +44,13 @@ def test_counters_that_grew_are_told() -> None:
     row = two.figures[1]
     more = msgspec.structs.replace(row.counters, copied_bytes=row.counters.copied_bytes + 1)
     two = msgspec.structs.replace(two, figures=[msgspec.structs.replace(row, counters=more), *two.figures[2:]])
-    found = drift.drift([one, two])
+    found = drift([one, two])
     assert found["more_work"].sum() == 1
-    assert "1 counters" in drift.markdown(found)
+    assert "1 counters" in markdown(found)
 
 
 def test_the_table() -> None:
-    assert drift.markdown(drift.drift(sessions(1, 1.25))) == (
+    assert markdown(drift(sessions(1, 1.25))) == (
         "Times relative to the first session of the same machine and software:\n\n"
         "| measured         |   machine |   naive prefill |   dynamic prefill |   naive decode |   dynamic decode |   more work |\n"
         "|:-----------------|----------:|----------------:|------------------:|---------------:|-----------------:|------------:|\n"
@@ -57,8 +59,17 @@ def test_the_table() -> None:
     )
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 30])
+def test_sessions_are_numbered_by_whole_numbers(n: int) -> None:
+    for axes in figure(drift(sessions(*[1.0] * n)), "laptop").axes:
+        low, high = axes.get_xlim()
+        shown = [tick for tick in axes.get_xticks() if low <= tick <= high]
+        assert shown
+        assert all(tick == int(tick) and 1 <= tick <= n for tick in shown)
+
+
 def test_the_plot_has_a_line_per_strategy_and_units(tmp_path: Path) -> None:
-    drawn = drift.figure(drift.drift(sessions(1, 1.02, 0.97)), "laptop")
+    drawn = figure(drift(sessions(1, 1.02, 0.97)), "laptop")
     prefill, decode = drawn.axes
     assert [line.get_label() for line in decode.get_lines()][:2] == ["naive", "dynamic"]
     assert prefill.get_ylabel() == "time / time of the first session"

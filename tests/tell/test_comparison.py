@@ -1,0 +1,54 @@
+# ruff: noqa: E501  what documents look like stands here as it is printed
+import json
+
+import msgspec
+import pytest
+
+from bench.judge import compare
+from bench.tell import comparison, tables
+from bench.tell.report import write_comparison
+from tests.handmade import ENVIRONMENT, grid, make_case, make_run
+
+MARKDOWN = """\
+b against a: faster in 1 of 2 (most: dynamic decode, prompt 128, time x 0.500 [0.500-0.500]); no difference shown in 1; 1 case not comparable.
+
+smollm2-135m, float32, cpu, 2 threads, sdpa, batch 1, 32 new tokens
+
+|   prompt | strategy   | phase   |   A ms |   B ms |               B / A | verdict             |
+|---------:|:-----------|:--------|-------:|-------:|--------------------:|:--------------------|
+|      128 | dynamic    | prefill |    100 |    100 | 1.000 [1.000-1.000] | no difference shown |
+|      128 | dynamic    | decode  |   10.0 |   5.00 | 0.500 [0.500-0.500] | faster              |
+
+A ratio is that of the two medians. Its interval is unpaired: it covers what varies within the runs, not what changed between them.
+
+Only in B (b):
+
+- smollm2-135m static cpu float32 sdpa t2 b1 p64 n32 d0 s0: not in A
+
+Differences, A -> B:
+
+- torch: 2.13.0 -> 2.14.0
+"""
+
+
+def test_the_document():
+    flat = {"turn_noise": 0, "step_noise": 0}
+    a = make_run([make_case()], path="runs/a", ms=lambda _, step: 10.0 if step else 100.0, **flat)
+    environment = msgspec.structs.replace(ENVIRONMENT, torch="2.14.0", isa="AVX512")
+    b = make_run(
+        [make_case(), make_case("static", 64)],
+        path="runs/b",
+        ms=lambda _, step: 5.0 if step else 100.0,
+        environment=environment,
+        **flat,
+    )
+    found = compare.compare(a, b)
+    assert comparison.render(found, "md").replace(", on another machine or software", "") == MARKDOWN
+    assert json.loads(comparison.render(found, "jsonl").splitlines()[1])["ratio"] == pytest.approx(0.5)
+    assert comparison.render(found, "csv") == tables.data(found.rows, "csv")
+
+
+def test_where_nothing_was_compared_there_is_nothing_to_draw(tmp_path):
+    a, b = make_run(grid(["naive"], [32])), make_run(grid(["static"], [64]))
+    assert write_comparison(compare.compare(a, b), b, tmp_path / "plots") is None
+    assert not (tmp_path / "plots").exists()
