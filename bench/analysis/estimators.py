@@ -73,7 +73,7 @@ def unpaired_ratio(a: Iterable[float], b: Iterable[float], level: float = LEVEL)
     """`a / b` of two sets of values measured at different times; no interval below, for example, four and four values.
 
     The estimate is the ratio of the two medians, so that it agrees with them where they stand beside it (their
-    Hodges-Lehmann shift need not: where each sample has two clusters, it can lie on the other side of one). The interval
+    Hodges-Lehmann shift need not: where each sample has two clusters, it can be on the other side of one). The interval
     inverts the exact Mann-Whitney test (Hollander, Wolfe & Chicken 2014, section 4.3), and is widened to hold the
     estimate where it does not. It knows nothing of a machine that became faster or slower between the two: that is in
     the ratio.
