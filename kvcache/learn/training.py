@@ -1,6 +1,6 @@
-"""A small GPT-2 trained as the study note says: all positions at once under the causal mask, each on the next token.
+"""Trains a small GPT-2 as in the study note: all positions at once under the causal mask, each on its next token.
 
-transformers' Trainer does the steps; what is the note's own stands in corpus.py and in `next_token_loss`.
+transformers' Trainer runs the steps; the note's own part is corpus.py and `next_token_loss`.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ from transformers import (
 
 from kvcache.learn import training_folder
 from kvcache.learn.corpus import IGNORED, Corpus, build_corpus, build_tokenizer, lines_of, special_ids
-from kvcache.learn.training_folder import OnLog, Outcome, Settings
+from kvcache.learn.training_folder import DamagedError, OnLog, Outcome, Settings
 from kvcache.models.skeleton import count_parameters, quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 N_LOGS = 200
-"""About so many points has the loss curve, and a tenth as many checkpoints are written."""
+"""Approximate number of points of the loss curve; a tenth as many checkpoints are written."""
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats of `logits [batch, q, vocab]` against `targets [batch, q]`, without IGNORED ones.
+    """Return the mean cross-entropy in nats of `logits [batch, q, vocab]` against `targets [batch, q]`.
 
-    Input and targets come shifted already, so position t is compared with target t.
+    IGNORED targets do not count. The targets are shifted already, so position t is compared with target t.
     """
     return cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
 
 
 def build_model(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
-    """An untrained GPT-2 of the size asked for, as many positions as the context has; equal for equal seeds.
+    """Build an untrained GPT-2 with as many positions as the context; equal seeds give equal weights.
 
-    Without dropout: the text is to be learnt by heart, and its entropy is to be reached.
+    It has no dropout, since it should learn the text by heart and reach its entropy.
     """
     sos, eos, pad = special_ids(tokenizer)
     config = GPT2Config(
@@ -71,13 +71,14 @@ def build_model(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> GPT2L
 
 
 def train(folder: Path, on_log: OnLog | None = None) -> Outcome:
-    """Do what was begun in `folder` (`training_folder.begin`), from its newest checkpoint if there is one.
+    """Train in `folder`, prepared by `training_folder.begin`, from its newest checkpoint if it has one.
 
-    A training that was killed and taken up again ends at the same weights as an undisturbed one, bit by bit, on the
-    CPU with equal threads and versions. The result is an ordinary checkpoint folder, as `save_pretrained` writes it.
+    A training that was killed and resumed ends with the same weights as an undisturbed one, bit by bit, on the CPU
+    with the same number of threads and the same versions. The result is an ordinary checkpoint folder, as
+    `save_pretrained` writes it.
 
     Raises:
-        DamagedError: what is stored in the folder is not what this command wrote.
+        DamagedError: the record, the text or the newest checkpoint cannot be read.
     """
     record, text = training_folder.read(folder)
     if record.outcome is not None:
@@ -92,10 +93,18 @@ def train(folder: Path, on_log: OnLog | None = None) -> Outcome:
     with quiet():
         trainer = _trainer(folder, model, corpus, settings, on_log)
         shapes = _watch_shapes(model)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except Exception as error:
+            if checkpoint is None or shapes:  # not in loading: the model was fed
+                raise
+            reason = str(error).split("\n")[0]
+            raise DamagedError(
+                f"{checkpoint} cannot be loaded ({reason}); remove it to resume from an earlier"
+            ) from error
     shape = (min(settings.batch_size, len(corpus)), settings.context_length)
     if shapes - {shape}:
-        raise AssertionError(f"training is to see one static shape, {shape}; it saw {sorted(shapes)}")
+        raise AssertionError(f"training must use one static shape, {shape}; it used {sorted(shapes)}")
     outcome = Outcome(
         loss=mean_loss(model, corpus, settings.batch_size),
         entropy=corpus.entropy,
@@ -113,7 +122,7 @@ def train(folder: Path, on_log: OnLog | None = None) -> Outcome:
 
 @torch.inference_mode()
 def mean_loss(model: PreTrainedModel, corpus: Corpus, batch_size: int) -> float:
-    """Mean loss over all targets of `corpus`, in nats, by the model as it is."""
+    """Return the mean loss of `model`, in nats, over all targets of `corpus`."""
     model.eval()
     total = 0.0
     for first in range(0, len(corpus), batch_size):
@@ -129,7 +138,7 @@ def _trainer(folder: Path, model: PreTrainedModel, corpus: Corpus, settings: Set
         output_dir=str(training_folder.checkpoints(folder)),
         max_steps=settings.steps,
         per_device_train_batch_size=min(settings.batch_size, len(corpus)),
-        dataloader_drop_last=True,  # an incomplete batch would be a second shape; the texts are shuffled anew each time
+        dataloader_drop_last=True,  # an incomplete batch would be a second shape; texts are shuffled every epoch
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=min(10, settings.steps // 10),
@@ -137,7 +146,7 @@ def _trainer(folder: Path, model: PreTrainedModel, corpus: Corpus, settings: Set
         logging_steps=logging_steps,
         logging_nan_inf_filter=False,
         save_steps=logging_steps * max(1, settings.steps // logging_steps // (N_LOGS // 10)),
-        save_total_limit=2,  # the newest is sealed only when it is whole; until then the one before it counts
+        save_total_limit=2,  # until the newest is marked complete, the one before it counts
         use_cpu=True,
         dataloader_pin_memory=False,
         remove_unused_columns=False,
@@ -157,13 +166,13 @@ def _trainer(folder: Path, model: PreTrainedModel, corpus: Corpus, settings: Set
 
 
 class _Watch(TrainerCallback):
-    """Seals every checkpoint once it is whole, and passes the losses on."""
+    """Marks every checkpoint once it is complete, and passes the losses on."""
 
     def __init__(self, folder: Path, on_log: OnLog | None) -> None:
         self.folder, self.report = folder, on_log
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        training_folder.seal(self.folder, state.global_step)
+        training_folder.mark_complete(self.folder, state.global_step)
 
     def on_log(
         self,
@@ -178,14 +187,14 @@ class _Watch(TrainerCallback):
 
 
 def _watch_shapes(model: PreTrainedModel) -> set[tuple[int, ...]]:
-    """The shapes of all inputs that `model` is fed from now on; filled as they come."""
+    """Return a set that fills with the shapes of all inputs that `model` is fed from now on."""
     shapes: set[tuple[int, ...]] = set()
     model.register_forward_pre_hook(lambda _, __, fed: shapes.add(tuple(fed["input_ids"].shape)), with_kwargs=True)
     return shapes
 
 
 def _save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Write the result beside its place and move it there, the weights last: with them the folder is a model."""
+    """Write the result into a temporary folder and move it, the weights last: they make `folder` a model."""
     with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as beside, quiet():
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)

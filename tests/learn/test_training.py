@@ -10,7 +10,6 @@ import time
 from itertools import cycle
 from pathlib import Path
 
-import msgspec
 import pytest
 import torch
 from hypothesis import Phase, given, settings
@@ -146,40 +145,39 @@ def test_no_pickled_arguments_are_left(undisturbed: Path) -> None:
     assert not list(undisturbed.rglob("training_args.bin"))
 
 
-def begun(folder: Path, step: int, settings: Settings = TINY) -> Path:
-    """A training with one sealed checkpoint of made-up files."""
-    if not folder.exists():
-        training_folder.begin(folder, OWN_TEXT, settings)
-    checkpoint = training_folder.checkpoints(folder) / f"checkpoint-{step}"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "model.safetensors").write_bytes(b"weights")
-    training_folder.seal(folder, step)
-    return checkpoint
+def test_newest_complete_checkpoint_counts(tmp_path: Path) -> None:
+    folder = training_folder.checkpoints(tmp_path)
+    assert training_folder.newest_checkpoint(tmp_path) is None
+    for step in (9, 10, 11):
+        (folder / f"checkpoint-{step}").mkdir(parents=True)
+        (folder / f"checkpoint-{step}" / "model.safetensors").write_bytes(b"weights")
+    for step in (9, 10):  # 11 was cut short by a kill
+        training_folder.mark_complete(tmp_path, step)
+    assert training_folder.newest_checkpoint(tmp_path) == folder / "checkpoint-10"
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-10", "checkpoint-9"]
 
 
-def test_newest_sealed_checkpoint_counts(tmp_path: Path) -> None:
-    begun(tmp_path / "a", 9)
-    newest = begun(tmp_path / "a", 10)
-    (newest.parent / "checkpoint-11").mkdir()  # cut short by a kill
-    assert training_folder.newest_checkpoint(tmp_path / "a") == newest
+def test_kill_before_the_marker_loses_the_checkpoint_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed where the newest checkpoint has all its files, but not its marker: the one before it is taken."""
+    mark = training_folder.mark_complete
 
+    def killed_at_third(folder: Path, step: int) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+        mark(folder, step)
 
-@pytest.mark.parametrize("change", ["altered", "added", "removed", "another training's", "broken seal"])
-def test_checkpoint_that_this_training_did_not_write_is_refused(tmp_path: Path, change: str) -> None:
-    checkpoint = begun(tmp_path / "a", 10)
-    if change == "altered":
-        (checkpoint / "model.safetensors").write_bytes(b"Weights")
-    elif change == "added":
-        (checkpoint / "pytorch_model.bin").write_bytes(b"pickle")
-    elif change == "removed":
-        (checkpoint / "model.safetensors").unlink()
-    elif change == "another training's":
-        other = begun(tmp_path / "b", 11, msgspec.structs.replace(TINY, seed=1))
-        other.rename(checkpoint.parent / other.name)
-    else:
-        (checkpoint / "kvbench-seal.json").write_text("{")
-    with pytest.raises(DamagedError, match="not as this training wrote it"):
-        training_folder.newest_checkpoint(tmp_path / "a")
+    training_folder.begin(tmp_path / "a", OWN_TEXT, TINY)
+    with monkeypatch.context() as patch:
+        patch.setattr(training_folder, "mark_complete", killed_at_third)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(tmp_path / "a")
+    kept = training_folder.checkpoints(tmp_path / "a")
+    assert (kept / "checkpoint-3" / "trainer_state.json").is_file()
+    newest = training_folder.newest_checkpoint(tmp_path / "a")
+    assert newest == kept / "checkpoint-2"
+    (newest / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(DamagedError, match="checkpoint-2 cannot be loaded"):
+        training.train(tmp_path / "a")
 
 
 def test_changed_text_or_record_is_refused(tmp_path: Path) -> None:
