@@ -11,6 +11,8 @@ from kvcache.strategies.catalogue import REFEEDING
 
 NaiveLogits = Literal["last", "all"]
 DeviceName = Literal["cpu", "cuda"]
+HOST_DEVICES: frozenset[DeviceName] = frozenset({"cpu"})
+"""Devices on which the worker's own threads compute, in the machine's memory: a call returns when its work is done."""
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,10 +21,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bench.case import Case, DeviceName, naive_steps
+from bench.case import HOST_DEVICES, Case, naive_steps
 from bench.machine.ceilings import Ceilings
-from bench.machine.clock import PausingClock, make_clock, stamping
-from bench.machine.environment import CovariateReader, last_level_cache_bytes, peak_memory_bytes, reset_peak_memory
+from bench.machine.clock import PausingClock, stamping
+from bench.machine.covariates import CovariateReader
+from bench.machine.devices import DEVICES
 from bench.measure import framework
 from bench.protocol import (
     VERSION,
@@ -126,7 +127,7 @@ class Worker:
     def load(self, request: Load) -> Loaded:
         group = request.group
         torch.set_num_threads(group.n_threads)
-        self.device = torch.device(group.device)
+        self.device = DEVICES[group.device]
         self.model = models.load(
             group.model,
             dtype=group.dtype,
@@ -137,8 +138,8 @@ class Worker:
         self.vocab_size: int = self.model.config.get_text_config(decoder=True).vocab_size
         if request.strategy:
             self.strategy = build(request.strategy, self.model, naive_logits=request.naive_logits)
-        self.clock = make_clock(group.device)
-        self.covariates = CovariateReader(group.device)
+        self.clock = self.device.clock()
+        self.covariates = CovariateReader(self.device)
         gc.collect()
         gc.freeze()
         gc.disable()
@@ -149,16 +150,16 @@ class Worker:
         found = reference(self.model, prompt, case.n_gen, context)
         save_file({"tokens": found.tokens.contiguous(), "logits": found.logits.contiguous()}, path)
         del found
-        give_back_memory(case.device)
+        self.device.give_back_memory()
         return Done()
 
     def check(self, case: Case, path: Path, *, count: bool) -> Checked:
         self.case = case
         context, self.prompt = self._ids(case)
-        stored = load_file(path, device=str(self.device))
+        stored = load_file(path, device=self.device.name)
         self.expected = Reference(stored["tokens"], stored["logits"])
-        give_back_memory(case.device)
-        has_peak = reset_peak_memory(case.device)
+        self.device.give_back_memory()
+        has_peak = self.device.reset_peak_memory()
         compiled_before_s = self.strategy.compile_s or 0.0
         self.strategy.prepare(case.batch_size, case.capacity, context)
         phases = PhaseCounter(self.strategy)
@@ -167,7 +168,7 @@ class Worker:
             found = agreement(self.strategy, self.prompt, self.expected, self._steps(), phases.apart)
         self.tokens_match = found.tokens_match
         self.expected = Reference(stored["tokens"], torch.empty(0))  # the logits are no longer needed
-        peak_bytes = peak_memory_bytes(case.device) if has_peak else None
+        peak_bytes = self.device.peak_memory_bytes() if has_peak else None
         if count and compiles:
             phases.count_eager(self.prompt, stored["tokens"])
         return Checked(
@@ -204,14 +205,15 @@ class Worker:
         )
 
     def _pausing_clock(self) -> PausingClock:
-        if self.pause is None or self.device.type != "cpu":
+        if self.pause is None or self.device.name not in HOST_DEVICES:
             raise Unsupported("turns in lockstep are for workers of a driver, on the CPU")
         return PausingClock(self.pause)
 
     def choose_ceilings(self, request: ChooseCeilings) -> CeilingsChosen:
         torch.set_num_threads(request.n_threads)
-        self.covariates = CovariateReader(request.device)
-        self.ceilings = Ceilings(request.device, request.dtype, last_level_cache_bytes(request.device))
+        device = DEVICES[request.device]
+        self.covariates = CovariateReader(device)
+        self.ceilings = Ceilings(device, request.dtype)
         return CeilingsChosen(kernels=self.ceilings.kernels)
 
     def take_ceiling_turn(self, ceiling: CeilingName) -> CeilingTurnTaken:
@@ -227,7 +229,7 @@ class Worker:
 
     def _ids(self, case: Case) -> tuple[Tensor | None, Tensor]:
         context, prompt = token_ids(case, self.vocab_size)
-        return (context.to(self.device) if context is not None else None), prompt.to(self.device)
+        return (context.to(self.device.name) if context is not None else None), prompt.to(self.device.name)
 
     def _steps(self) -> list[int] | None:
         """Which decode steps to compute: all (None), or every k-th one where a step needs no cache."""
@@ -237,16 +239,6 @@ class Worker:
         computed = range(self.case.n_gen) if steps is None else [0, *steps]
         if self.tokens_match == "true" and not torch.equal(tokens, self.expected.tokens[:, list(computed)]):
             raise OtherTokens(f"{self.case.strategy} emitted other tokens in a timed turn than when it was checked")
-
-
-def give_back_memory(device: DeviceName) -> None:
-    """Return what earlier cases have freed, so that a peak is this case's and another worker finds room."""
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()
-    elif sys.platform == "linux":
-        with suppress(AttributeError):  # malloc_trim is glibc's
-            ctypes.CDLL(None).malloc_trim(0)
 
 
 def first_line(error: BaseException) -> str:

@@ -20,10 +20,10 @@ from typing import NamedTuple
 import msgspec
 
 from bench.ab.record import NAMES, PairTimes, SideName, Turn
-from bench.case import Case
+from bench.case import HOST_DEVICES, Case
 from bench.errors import DataError
 from bench.machine import affinity
-from bench.machine.environment import usable_cores
+from bench.machine.affinity import usable_cores
 from bench.measure.schedule import LOAD_TIMEOUT_S, turn_ns
 from bench.measure.worker_process import WorkerFailed, WorkerProcess
 from bench.protocol import CheckCase, Checked, GoOn, Load, Loaded, Paused, Reply, Request, TakeTurn, TurnTaken
@@ -144,7 +144,7 @@ class Pair:
             steps_ns = warmest.step_ns or [warmest.prefill_ns]
             step_s = sum(steps_ns) / len(steps_ns) / 1e9
             # Off Linux nothing tells when a side rests.
-            may = self.can_pause and case.device == "cpu" and sys.platform == "linux"
+            may = self.can_pause and case.device in HOST_DEVICES and sys.platform == "linux"
             lockstep = may and step_s >= LOCKSTEP_FROM_S
             warm_up = not lockstep or step_s < CHECK_IS_WARM_UP_FROM_S
             known = self.manners[key] = Manner(lockstep, warm_up, turn_s)
@@ -181,7 +181,7 @@ class Pair:
         """
         with self._alive("base"):
             own = sorted(affinity.common(self.workers["base"].pid))
-        return own if len(own) > 1 and case.n_threads == 1 and case.device == "cpu" else []
+        return own if len(own) > 1 and case.n_threads == 1 and case.device in HOST_DEVICES else []
 
     def _give(self, chosen: Collection[int]) -> None:
         for name, worker in self.workers.items():

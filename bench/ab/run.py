@@ -17,7 +17,7 @@ from bench.ab import verdicts, worktrees
 from bench.ab.conduct import conduct
 from bench.ab.pairs import ForkServers, PairMeasurer, Told, server_key
 from bench.ab.record import AB_VERSION, MANIFEST, PAIRS, AbManifest, Settings, Side, SideName
-from bench.case import Case, Sweep
+from bench.case import HOST_DEVICES, Case, Sweep
 from bench.errors import DataError, UsageError
 from bench.machine.environment import TorchFacts, read_environment
 from bench.measure.plan import refuse_too_long
@@ -166,7 +166,7 @@ def _settled(sweeps: Sequence[Sweep], told: Told) -> list[Case]:
 
 
 def _environment(cases: Sequence[Case], told: Told) -> Environment:
-    if any(case.device == "cuda" for case in cases):
+    if any(case.device not in HOST_DEVICES for case in cases):
         return read_environment()
     return read_environment(TorchFacts(isa=next(iter(told.values())).isa, gpu=None, gpu_driver=None))
 

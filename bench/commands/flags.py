@@ -8,9 +8,10 @@ from typing import Any, TypeVar, get_args
 
 import msgspec
 
-from bench.case import PRESETS, DeviceName, NaiveLogits, Sweep
+from bench.case import PRESETS, NaiveLogits, Sweep
 from bench.errors import UsageError
-from bench.machine.environment import usable_cores
+from bench.machine.affinity import usable_cores
+from bench.machine.devices import DEVICES
 from bench.measure.schedule import Options
 from kvcache.models import ATTN_IMPLEMENTATIONS, DTYPES
 from kvcache.strategies.catalogue import STRATEGIES
@@ -88,14 +89,11 @@ def limits(repetitions: int | None, processes: int | None, timeout_s: float | No
 
 
 def device(text: str) -> str:
-    """`cpu`, or `cuda` where there is one: asking for CUDA never gives the CPU in silence."""
-    devices: tuple[DeviceName, ...] = get_args(DeviceName)
-    name = one("--device", text, devices)
-    if name == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise UsageError("--device cuda: torch finds no CUDA device on this machine; use --device cpu")
+    """Check that this machine has the device: asking for CUDA never gives the CPU in silence."""
+    name = one("--device", text, DEVICES)
+    reason = DEVICES[name].why_unusable()
+    if reason is not None:
+        raise UsageError(f"--device {name}: {reason}; use --device cpu")
     return name
 
 

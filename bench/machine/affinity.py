@@ -5,10 +5,19 @@ Every function but `waited_ns` raises FileNotFoundError where the process is gon
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
+
+from bench.machine import cgroup
+
+
+def usable_cores() -> int:
+    """Logical cores that this process may use: its affinity, cut by a container's CPU quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return math.ceil(min(cores, cgroup.cpu_quota()))
 
 
 def common(pid: int) -> frozenset[int]:

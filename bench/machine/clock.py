@@ -13,7 +13,6 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 
@@ -60,65 +59,7 @@ class HostClock:
 
     def stop(self) -> Times:
         """Give the times of all stamps."""
-        return Times(host_ns=_intervals(self._marks), event_ns=None)
-
-
-class CudaClock:
-    """Host time and a CUDA event per stamp; the host waits for the device at the ends of phases only.
-
-    Events are made before the first turn and used again in each, so that none is created in a timed region.
-    """
-
-    def __init__(self, device: str | torch.device = "cuda", n_stamps: int = 256) -> None:
-        """Make events for `n_stamps` stamps a turn; a longer turn makes more on its way, once."""
-        # Not at the top: the driver and the report side read `Times` where torch cannot be imported.
-        import torch
-
-        self._cuda = torch.cuda
-        self._device = torch.device(device)
-        self._stream = torch.cuda.current_stream(self._device)
-        self._events = [self._new_event() for _ in range(n_stamps + 1)]
-        self._marks: list[int] = []
-        self._phase_open = False
-
-    def start(self) -> None:
-        """Wait until the device is idle, forget earlier stamps, and begin."""
-        self._stream = self._cuda.current_stream(self._device)
-        self._marks = []
-        self._cuda.synchronize(self._device)
-        self._record()
-        self._marks.append(perf_counter_ns())
-        self._phase_open = False
-
-    def stamp(self, *, end_of_phase: bool = False) -> None:
-        """Mark that a token is done, in the device's order of work; with `end_of_phase`, wait until it is."""
-        self._record()
-        if end_of_phase:
-            self._cuda.synchronize(self._device)
-        self._marks.append(perf_counter_ns())
-        self._phase_open = not end_of_phase
-
-    def stop(self) -> Times:
-        """Wait for the device, let the latest stamp end now if its phase is still open, and read the events."""
-        self._cuda.synchronize(self._device)
-        if self._phase_open:
-            self._marks[-1] = perf_counter_ns()
-            self._phase_open = False
-        used = self._events[: len(self._marks)]
-        # elapsed_time is in milliseconds, to half a microsecond.
-        event_ns = [round(before.elapsed_time(after) * 1e6) for before, after in pairwise(used)]
-        return Times(host_ns=_intervals(self._marks), event_ns=event_ns)
-
-    def _record(self) -> None:
-        n_used = len(self._marks)
-        if n_used == len(self._events):
-            self._events.append(self._new_event())
-        self._events[n_used].record(self._stream)
-
-    def _new_event(self) -> torch.cuda.Event:
-        event = self._cuda.Event(enable_timing=True)
-        event.record(self._stream)  # torch makes the CUDA event at its first record
-        return event
+        return Times(host_ns=intervals(self._marks), event_ns=None)
 
 
 class PausingClock:
@@ -144,16 +85,6 @@ class PausingClock:
         return Times(host_ns=self._intervals, event_ns=None)
 
 
-def make_clock(device: str | torch.device) -> Clock:
-    """The clock for `device`: `cpu`, or `cuda` with an optional index."""
-    kind = str(device).partition(":")[0]
-    if kind == "cpu":
-        return HostClock()
-    if kind == "cuda":
-        return CudaClock(device)
-    raise ValueError(f"device is {kind!r}; there are clocks for cpu and cuda")
-
-
 def stamping(clock: Clock) -> Callable[[Tensor, Tensor], None]:
     """What `Strategy.generate` is to call after each token of a turn: the first one ends the prefill."""
     first = True
@@ -166,5 +97,6 @@ def stamping(clock: Clock) -> Callable[[Tensor, Tensor], None]:
     return stamp
 
 
-def _intervals(marks: list[int]) -> list[int]:
+def intervals(marks: list[int]) -> list[int]:
+    """Return the time between each mark and the next."""
     return [after - before for before, after in pairwise(marks)]

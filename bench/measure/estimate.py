@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bench.case import Case, naive_steps
+from bench.machine.devices import DEVICES
 from bench.record import CasePlan
 from kvcache.arithmetic.costs import Costs
 from kvcache.strategies.catalogue import REFEEDING
@@ -22,8 +23,6 @@ def turn_seconds(item: CasePlan) -> float:
 
 
 def _seconds(costs: Costs, case: Case) -> float:
-    """A middling machine: a core multiplies 80 GFLOP/s and streams 7 GB/s, a forward's own overhead is 15 ms."""
-    cuda = case.device == "cuda"
-    flops_per_s = 1e14 if cuda else 8e10 * case.n_threads
-    bytes_per_s = 1e12 if cuda else 7e9 * case.n_threads
-    return max(costs.flops / flops_per_s, costs.bytes / bytes_per_s) + 15e-3 * costs.forward_calls
+    """Estimate a phase on a middling machine, where a forward's own overhead is 15 ms."""
+    rates = DEVICES[case.device].typical_rates(case.n_threads)
+    return max(costs.flops / rates.flops_per_s, costs.bytes / rates.bytes_per_s) + 15e-3 * costs.forward_calls

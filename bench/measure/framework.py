@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bench.case import Case
+from bench.case import HOST_DEVICES, Case
 from bench.machine.clock import Clock, stamping
 from kvcache.models.shrunken import VOCAB_SIZE, shrunken
 from kvcache.strategies.catalogue import build
@@ -22,7 +22,7 @@ def time_steps(strategy: Strategy, case: Case, clock: Clock) -> list[int] | None
     which feeds a step other rows; for a compiled one, which would have to be compiled anew; and for a model that
     cannot be shrunk.
     """
-    if case.device != "cpu" or not strategy.reads_cache or strategy.compile_s is not None:
+    if case.device not in HOST_DEVICES or not strategy.reads_cache or strategy.compile_s is not None:
         return None
     small = shrunken(strategy.model)
     if small is None:

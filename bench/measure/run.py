@@ -14,7 +14,8 @@ import msgspec
 
 from bench.case import Sweep
 from bench.errors import DataError, UsageError
-from bench.machine.environment import available_memory_bytes, read_environment
+from bench.machine.devices import DEVICES
+from bench.machine.environment import read_environment
 from bench.measure import plan as planning
 from bench.measure.ceiling_turns import CEILINGS
 from bench.measure.progress import ProgressBar
@@ -184,10 +185,9 @@ def _with_ceilings(job: Job) -> Job:
 
 
 def _fits_in_memory(planned: Sequence[CasePlan]) -> None:
-    if any(item.case.device == "cuda" for item in planned):
-        return  # the device's memory is what counts there, and only its allocator knows it
-    needed, available = planning.memory_bytes(planned), available_memory_bytes()
-    if needed > available:
+    available = DEVICES[planned[0].case.device].available_memory_bytes()
+    needed = planning.memory_bytes(planned)
+    if available is not None and needed > available:
         raise UsageError(
             f"this grid needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are free: choose a "
             "smaller --model, fewer --strategies, a smaller --batch-size or shorter --n-prompt"

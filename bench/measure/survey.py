@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from bench.case import DeviceName, Group
+from bench.machine.devices import DEVICES
 from bench.measure.ceiling_turns import CEILINGS, CeilingTurns
 from bench.measure.worker_process import WorkerProcess
 from bench.record import CasePlan, Ceiling, CeilingSample, Environment
@@ -21,11 +22,13 @@ def settings_of(plans: Iterable[CasePlan]) -> list[Setting]:
 
 def settings_here(environment: Environment) -> list[Setting]:
     """What `kvbench env` measures: float32 and bfloat16 with one thread and with all; the GPU if there is one."""
-    dtypes = ("float32", "bfloat16")
-    found: list[Setting] = [("cpu", dtype, count) for count in sorted({1, environment.cores}) for dtype in dtypes]
-    if environment.gpu is not None:
-        found += [("cuda", dtype, environment.cores) for dtype in (*dtypes, "float16")]
-    return found
+    return [
+        (device.name, dtype, count)
+        for device in DEVICES.values()
+        if device.is_in(environment)
+        for count in device.ceiling_threads(environment.cores)
+        for dtype in device.ceiling_dtypes
+    ]
 
 
 def survey(settings: Sequence[Setting], say: Callable[[str], None]) -> list[Ceiling]:

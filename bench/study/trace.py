@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from bench.errors import UsageError
-from bench.machine.clock import make_clock, stamping
+from bench.machine.clock import Clock, stamping
+from bench.machine.devices import DEVICES
 from bench.study.prompt import encode, end_of_sequence, fitting, load
 from kvcache.learn.trace import Step, trace
 from kvcache.proof.tokens import agreement, reference
@@ -92,7 +93,7 @@ def run(
             strategy.reset()
             if agreement(strategy, ids, expected).tokens_match == "false":
                 match = "false"
-    times = step_times_ns(built, {name: len(steps) for name, steps in traced.items()}, ids)
+    times = step_times_ns(built, {name: len(steps) for name, steps in traced.items()}, ids, DEVICES[device].clock())
 
     def words(token_ids: tuple[int, ...]) -> str:
         return str(tokenizer.decode(list(token_ids))).replace("\n", "\\n")
@@ -116,7 +117,7 @@ def run(
 
 
 def step_times_ns(
-    strategies: Mapping[str, Strategy], n_steps: Mapping[str, int], prompt: Tensor
+    strategies: Mapping[str, Strategy], n_steps: Mapping[str, int], prompt: Tensor, clock: Clock
 ) -> dict[str, list[float]]:
     """Return for each strategy the median time in ns of each of its steps; the first step is the prefill.
 
@@ -127,8 +128,8 @@ def step_times_ns(
         strategies: by name, each prepared for `prompt`.
         n_steps: how many steps each of them takes.
         prompt: token ids `[1, n_prompt]`.
+        clock: of the device that the strategies run on.
     """
-    clock = make_clock(prompt.device)
     rounds_ns: dict[str, list[list[int]]] = {name: [] for name in strategies}
     n_rounds = spent_ns = 0
     while n_rounds < FEWEST_ROUNDS or (n_rounds < MOST_ROUNDS and spent_ns < BUDGET_NS):

@@ -12,6 +12,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from bench.case import HOST_DEVICES
 from bench.record import Ceiling, Environment
 from bench.tell.layout import markdown_table, terminal_table
 from bench.tell.words import NOTHING, Row, by_setting, context, missing, number, time_ratio, with_interval
@@ -108,7 +109,7 @@ def _ceilings(ceilings: Sequence[Ceiling]) -> str:
         [
             device,
             dtype,
-            NOTHING if device == "cuda" else str(n_threads),
+            str(n_threads) if device in HOST_DEVICES else NOTHING,
             *_rate(found.get("read_bandwidth"), 1e9),
             *_rate(found.get("gemm"), 1e12),
         ]

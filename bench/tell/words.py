@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from bench.case import HOST_DEVICES
+
 SETTING_COLUMNS: list[str] = ["model", "dtype", "device", "n_threads", "attn_implementation", "batch_size"]
 """What the rows of one table and the curves of one plot have in common; it stands in the title."""
 
@@ -57,7 +59,8 @@ def time_ratio(row: Row) -> str:
 
 def setting(row: Row, also: Sequence[str] = ()) -> str:
     """The setting of a row in words, `smollm2-135m, float32, cpu, 2 threads, sdpa, batch 1`, and the columns `also`."""
-    threads = [] if row["device"] == "cuda" else [f"{row['n_threads']} thread{'s' if row['n_threads'] > 1 else ''}"]
+    count = f"{row['n_threads']} thread{'s' if row['n_threads'] > 1 else ''}"
+    threads = [count] if row["device"] in HOST_DEVICES else []
     parts = [row["model"], row["dtype"], row["device"], *threads, row["attn_implementation"]]
     parts.append(f"batch {row['batch_size']}")
     parts += [f"{row['n_gen']} new token{'s' if row['n_gen'] > 1 else ''}"] if "n_gen" in also else []

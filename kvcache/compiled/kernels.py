@@ -76,7 +76,7 @@ def product(x: Tensor, linear: Linear) -> Tensor:
     if x.device.type != "cpu" or (torch.compiler.is_compiling() and not _is_few_rows(x)):
         return functional.linear(x, *linear)  # inductor takes oneDNN's for constant weights only
     if not torch.compiler.is_compiling():
-        return _onednn_linear(x, *linear)
+        return onednn_linear(x, *linear)
     rows = x.shape[0] * x.shape[1]
     out_features = linear.weight.shape[0]
     streams = STREAMS if out_features % STREAMS == 0 else 1
@@ -99,11 +99,11 @@ def _product_by_feature(rows: Tensor, linear: Linear) -> Tensor:
     rows and not the weight: 200 against 186 GFLOP/s at 128 rows (packed weights: 206), float32; 380 against 353 in
     bfloat16. What stands between two such products (a gate) does not care which axis comes first.
     """
-    result = _onednn_linear(linear.weight, rows)
+    result = onednn_linear(linear.weight, rows)
     return result if linear.bias is None else result.add_(linear.bias.unsqueeze(1))
 
 
-def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias` by oneDNN, on a weight that is not packed."""
     result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # noqa: SLF001  # no public name
     return result

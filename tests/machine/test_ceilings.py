@@ -8,8 +8,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.machine.ceilings import CACHES, Ceilings, Kernel, fastest, gemm_kernels, read_kernels, time_passes
+from bench.machine import cpu, kernels
+from bench.machine.ceilings import Ceilings, fastest, time_passes
 from bench.machine.clock import Times
+from bench.machine.cpu import CACHES, Cpu
+from bench.machine.cuda import Cuda
+from bench.machine.kernels import Kernel
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -34,8 +38,16 @@ class WorkClock:
 
 
 def data(dtype: torch.dtype) -> torch.Tensor:
-    """Two matrices of 1,024 x 1,024 in `dtype`."""
-    return torch.rand(2 * 1024 * 1024).to(dtype)
+    """Two matrices of 128 x 128 in `dtype`."""
+    return torch.rand(2 * 128 * 128).to(dtype)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products and data that take no time on one thread of a CPU that emulates bfloat16."""
+    monkeypatch.setattr(cpu, "GEMM_SHAPES", ((64, 128), (64, 256)))
+    monkeypatch.setattr(kernels, "BLOCK_NUMBERS", 1 << 16)
+    monkeypatch.setattr(cpu, "LEAST_DATA_BYTES", 1 << 20)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -43,7 +55,7 @@ def test_every_read_kernel_sees_every_byte(dtype: torch.dtype) -> None:
     """A NaN anywhere comes out: what a kernel does not read it cannot notice."""
     buffer = data(dtype)
     numbers = buffer.view(torch.float32)
-    for kernel in read_kernels(buffer):
+    for kernel in Cpu().read_kernels(buffer):
         assert kernel.amount == buffer.nbytes
         for place in (0, len(numbers) // 2 - 1, len(numbers) // 2, len(numbers) - 1):
             kept = numbers[place].clone()
@@ -53,9 +65,12 @@ def test_every_read_kernel_sees_every_byte(dtype: torch.dtype) -> None:
         assert not torch.as_tensor(kernel.run(0)).isnan().any(), kernel.name
 
 
+@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_product_is_one_and_takes_the_flops_it_says(dtype: torch.dtype) -> None:
-    kernels = list(gemm_kernels(data(dtype)))
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("oneDNN has no bfloat16 products on this CPU")
+    kernels = list(Cpu().gemm_kernels(data(dtype)))
     assert [kernel.name.split()[0] for kernel in kernels] == ["mm", "onednn", "onednn-packed"]
     with FlopCounterMode(display=False) as counter:
         kernels[0].run(0)
@@ -67,9 +82,11 @@ def test_every_product_is_one_and_takes_the_flops_it_says(dtype: torch.dtype) ->
     assert not torch.equal(torch.as_tensor(kernels[1].run(0)), torch.as_tensor(kernels[1].run(1)))
 
 
+@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_ceilings_of_this_machine(dtype: str) -> None:
-    found = Ceilings("cpu", dtype, cache_bytes=1 << 20)
+def test_ceilings_of_this_machine(monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    monkeypatch.setattr(Cpu, "last_level_cache_bytes", lambda _: 1 << 20)
+    found = Ceilings(Cpu(), dtype)
     assert found.cache_bytes == 1 << 20
     amount, pass_ns = found.take_turn("read_bandwidth")
     assert amount >= CACHES << 20
@@ -78,6 +95,18 @@ def test_ceilings_of_this_machine(dtype: str) -> None:
     amount, _ = found.take_turn("gemm")
     rows, n_in, n_out = map(int, found.kernels["gemm"].split()[1].split("x"))
     assert amount == 2 * rows * n_in * n_out
+
+
+def test_the_data_are_larger_than_any_cache() -> None:
+    assert Cpu().data_bytes(1 << 20) == 512 << 20
+    assert Cpu().data_bytes(1 << 30) == CACHES << 30
+
+
+@pytest.mark.usefixtures("small")
+def test_a_cache_of_unknown_size_is_taken_for_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cpu, "last_level_cache_bytes", lambda _: None)
+    monkeypatch.setattr(Cpu, "data_bytes", lambda _, cache_bytes: cache_bytes // 64)
+    assert Ceilings(Cpu(), "float32").cache_bytes == 64 << 20
 
 
 def kernel(name: str, amount: int, clock: WorkClock, pass_ns: int) -> Kernel:
@@ -136,7 +165,7 @@ def test_every_pass_has_a_time_of_its_own() -> None:
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_ceilings_of_a_gpu(dtype: str) -> None:
-    found = Ceilings("cuda", dtype, cache_bytes=50 << 20)
+    found = Ceilings(Cuda(), dtype)
     for ceiling in ("read_bandwidth", "gemm"):
         amount, pass_ns = found.take_turn(ceiling)
         assert amount / min(pass_ns) > 1

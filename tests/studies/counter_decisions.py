@@ -8,7 +8,7 @@ from functools import partial
 from multiprocessing import Pool
 
 from bench.judge.baseline import session_of
-from bench.machine.environment import usable_cores
+from bench.machine.affinity import usable_cores
 from bench.store.sessions import Session
 from kvcache.strategies.cached import Dynamic
 from tests.planted import PLANTED, alarms, counted

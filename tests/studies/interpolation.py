@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bench.analysis.estimators import paired_ratio
 from bench.case import Case, naive_steps
-from bench.machine.environment import usable_cores
+from bench.machine.affinity import usable_cores
 from bench.protocol import TakeTurn, TurnTaken
 from bench.worker import Worker
 from tests.studies.overhead import suite_worker

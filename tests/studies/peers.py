@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 
 from bench.analysis.estimators import paired_ratio
 from bench.case import Case
-from bench.machine.environment import usable_cores
+from bench.machine.affinity import usable_cores
 from bench.measure.worker_process import TREE, WorkerFailed, WorkerProcess, worker_environment
 from bench.protocol import CheckCase, Checked, Load, MakeReference, TakeTurn, TurnTaken
 from bench.worker import token_ids

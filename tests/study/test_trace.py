@@ -195,11 +195,11 @@ class Recorded:
 
 
 @pytest.mark.parametrize(("step_ns", "rounds"), [(1000, 25), (10**9, 3), (10**7, 9)])
-def test_strategies_take_turns_until_time_is_up(monkeypatch, step_ns: int, rounds: int) -> None:
-    monkeypatch.setattr(tracing, "make_clock", lambda _: Clock(step_ns))
+def test_strategies_take_turns_until_time_is_up(step_ns: int, rounds: int) -> None:
     turns: list[str] = []
     strategies = {name: Recorded(name, turns) for name in ("naive", "dynamic")}
-    found = tracing.step_times_ns(strategies, {"naive": 3, "dynamic": 2}, torch.zeros(1, 2, dtype=torch.long))
+    prompt = torch.zeros(1, 2, dtype=torch.long)
+    found = tracing.step_times_ns(strategies, {"naive": 3, "dynamic": 2}, prompt, Clock(step_ns))
     assert turns == ["naive", "dynamic"] * rounds
     assert found == {"naive": [10 * step_ns, step_ns, step_ns], "dynamic": [10 * step_ns, step_ns]}
 

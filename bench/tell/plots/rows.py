@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
+from bench.case import HOST_DEVICES
 from bench.tell.plots.ladder import catalogue_place, ladder, look, threads
 from bench.tell.plots.steps import EXTENT, PLOT_COLUMNS, file_suffix, intervals
 from bench.tell.plots.style import (
@@ -51,7 +52,7 @@ def figures(floors: pd.DataFrame) -> dict[str, Figure]:
         if len(set(rows["strategy"])) > 1:
             drawn["ladder" + suffix] = ladder(rows)
     columns = [column for column in PLOT_COLUMNS if column != "n_threads"]
-    for _, rows in timed[timed["device"] == "cpu"].groupby(columns, sort=False):
+    for _, rows in timed[timed["device"].isin(HOST_DEVICES)].groupby(columns, sort=False):
         if len(set(rows["n_threads"])) > 1:
             drawn["threads" + file_suffix(rows, timed, columns)] = threads(rows)
     return drawn

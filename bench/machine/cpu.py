@@ -1,0 +1,158 @@
+"""The CPU as a device: its caches and memory, and the kernels that show how fast it reads and multiplies."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from bench.case import DeviceName
+from bench.machine import cgroup
+from bench.machine.cgroup import read_file
+from bench.machine.clock import HostClock
+from bench.machine.kernels import Kernel, Products, Rates, products
+from bench.record import Environment
+
+if TYPE_CHECKING:  # importing this module must not import torch: flags and reports use it
+    from torch import Tensor
+
+CPUS = Path("/sys/devices/system/cpu")
+CACHES, LEAST_DATA_BYTES = 3, 512 << 20
+"""The data of a ceiling are so many last-level caches large, and larger where the cache is small: what the pass before
+left there must not count. With three caches of 32 MiB a read loop gave 40 GB/s, over 540 MB of weights 32."""
+GEMM_SHAPES = ((512, 1024), (512, 2048), (1024, 4096))
+"""(rows, features in = features out), the smallest first."""
+
+
+class Cpu:
+    """The processor that runs this very process."""
+
+    name: DeviceName = "cpu"
+    ceiling_dtypes = ("float32", "bfloat16")
+
+    def why_unusable(self) -> str | None:
+        """Return None: there is always a CPU."""
+        return None
+
+    def is_in(self, environment: Environment) -> bool:
+        """Return True: every machine has one."""
+        return True
+
+    def clock(self) -> HostClock:
+        """Make the host's clock."""
+        return HostClock()
+
+    def gauge(self) -> None:
+        """Return None: the CPU's clock rate is not read."""
+        return
+
+    def ceiling_threads(self, cores: int) -> list[int]:
+        """Return the thread counts whose ceilings `kvbench env` shows: one, and all cores."""
+        return sorted({1, cores})
+
+    def typical_rates(self, n_threads: int) -> Rates:
+        """Return the rates of a middling machine: a core multiplies 80 GFLOP/s and streams 7 GB/s."""
+        return Rates(flops_per_s=8e10 * n_threads, bytes_per_s=7e9 * n_threads)
+
+    def last_level_cache_bytes(self) -> int | None:
+        """Return the size of all level-3 caches together; None where the system does not say.
+
+        Not py-cpuinfo's figure: on AMD that is one core's level 2.
+        """
+        sizes = {}
+        for folder in CPUS.glob("cpu[0-9]*/cache/index*"):
+            size = re.fullmatch(r"(\d+)K", read_file(folder / "size") or "")
+            if read_file(folder / "level") == "3" and size:
+                sizes[read_file(folder / "shared_cpu_list")] = int(size[1]) * 1024
+        return sum(sizes.values()) or None
+
+    def available_memory_bytes(self) -> int:
+        """Return the memory that this process can still take without swapping: the machine's, or its container's."""
+        return int(min(psutil.virtual_memory().available, cgroup.free_memory_bytes()))
+
+    def give_back_memory(self) -> None:
+        """Return what was freed to the system, so that a peak is the next case's own and other workers find room."""
+        gc.collect()
+        if sys.platform == "linux":
+            with suppress(AttributeError):  # malloc_trim is glibc's
+                ctypes.CDLL(None).malloc_trim(0)
+
+    def reset_peak_memory(self) -> bool:
+        """Begin a new high-water mark of this process; False where the system does not allow it."""
+        try:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # 5: reset VmHWM (proc(5))
+        except OSError:
+            return False
+        return True
+
+    def peak_memory_bytes(self) -> int | None:
+        """Return the most resident memory since `reset_peak_memory`, mapped weights included; None where unknown."""
+        peak = re.search(r"^VmHWM:\s+(\d+) kB$", read_file(Path("/proc/self/status")) or "", re.MULTILINE)
+        return int(peak[1]) * 1024 if peak else None
+
+    def data_bytes(self, cache_bytes: int) -> int:
+        """Return how many bytes a ceiling's kernels go through, with a last-level cache of `cache_bytes`."""
+        return max(CACHES * cache_bytes, LEAST_DATA_BYTES)
+
+    def read_kernels(self, data: Tensor) -> Iterator[Kernel]:
+        """Make kernels that read all of `data` (one dimension) once.
+
+        The bytes are read as float32 whatever the dtype: in bfloat16 torch's own sums are bound by conversions.
+        """
+        import torch
+
+        from kvcache.compiled.kernels import onednn_linear
+
+        numbers = data.view(torch.float32)
+        first, second = numbers.chunk(2)
+        rows, one = numbers.view(-1, 4096), torch.rand(1, 4096)
+        size = data.nbytes
+        yield Kernel("dot", size, lambda _: torch.dot(first, second))
+        yield Kernel("norm", size, lambda _: torch.linalg.vector_norm(numbers))
+        yield Kernel("sum", size, lambda _: numbers.sum())
+        yield Kernel("amax", size, lambda _: numbers.amax())
+        yield Kernel("mv", size, lambda _: torch.mv(rows, one[0]))
+        yield Kernel("onednn-1-row", size, lambda _: onednn_linear(one, rows))
+
+    def gemm_kernels(self, data: Tensor) -> Iterator[Kernel]:
+        """Make products of activations with square weights that lie one after the other in `data`, in its dtype."""
+        import torch
+
+        from kvcache.compiled.kernels import onednn_linear
+
+        for operands in products(data, GEMM_SHAPES):
+            yield operands.rotating("mm", torch.mm)
+            yield operands.rotating("onednn", onednn_linear)
+            yield _packed(operands)
+
+
+def _packed(operands: Products) -> Kernel:
+    """Make a kernel of oneDNN's products on weights in its own layout, into which the first pass brings them all."""
+    import torch
+
+    from kvcache.compiled.kernels import onednn_linear
+
+    x = operands.x
+    packed: list[Tensor] = []
+
+    def run(number: int) -> Tensor:
+        if not packed:
+            pack = torch.ops.mkldnn._reorder_linear_weight  # noqa: SLF001  # its only name
+            packed.extend(pack(weight, len(x)) for weight in operands.weights)
+        return onednn_linear(x, packed[number % len(packed)])
+
+    return Kernel(f"onednn-packed {operands.shape}", operands.flops, run)
+
+
+def isa() -> str:
+    """Return the widest vector instructions that torch uses, as in `AVX512`; imports torch."""
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability()

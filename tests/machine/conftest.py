@@ -1,0 +1,32 @@
+"""Kernel files that a test writes, in place of this machine's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.machine import cgroup, covariates, cpu, cuda, environment
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """Write kernel files under a folder that stands in for the root; absolute paths are looked up there."""
+
+    class Rooted(type(Path())):
+        def __new__(cls, *parts: str):
+            path = Path(*parts)
+            return tmp_path / path.relative_to("/") if path.is_absolute() else path
+
+    for module in (cgroup, covariates, cpu, cuda, environment):
+        monkeypatch.setattr(module, "Path", Rooted)
+    for module in (cpu, environment):
+        monkeypatch.setattr(module, "CPUS", tmp_path / "sys/devices/system/cpu")
+
+    def write(contents: dict[str, str]) -> None:
+        for name, text in contents.items():
+            path = tmp_path / name.lstrip("/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+
+    return write

@@ -1,0 +1,66 @@
+"""What the machine did to a turn."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from bench.machine import covariates
+from bench.machine.covariates import CovariateReader
+from bench.machine.cpu import Cpu
+from bench.record import Covariates
+
+
+def test_covariates_are_differences_over_the_turn(files):
+    reader = CovariateReader(Cpu())
+    files(
+        {
+            "/proc/stat": "cpu  10 0 20 30 1 0 2 5 0 0\ncpu0 10 0 20 30 1 0 2 5 0 0\n",
+            "/proc/pressure/cpu": "some avg10=0.07 avg60=0.32 avg300=0.12 total=1000\nfull avg10=0.00 total=0\n",
+        }
+    )
+    reader.start()
+    files(
+        {
+            "/proc/stat": "cpu  11 0 20 31 1 0 2 8 0 0\n",
+            "/proc/pressure/cpu": "some avg10=0.07 avg60=0.32 avg300=0.12 total=1700\nfull avg10=0.00 total=0\n",
+        }
+    )
+    found = reader.stop()
+    tick_ns = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+    assert found.steal_ns == 3 * tick_ns
+    assert found.stall_ns == 700_000
+    assert found.gpu_clock_mhz is None
+    assert found.gpu_throttle_reasons is None
+    assert found.idle_arms_ns is None
+
+
+@pytest.mark.parametrize("stat", [None, "cpu  10 0 20 30\n", ""])
+def test_missing_covariates_are_none(files, stat):
+    if stat is not None:
+        files({"/proc/stat": stat})
+    reader = CovariateReader(Cpu())
+    reader.start()
+    found = reader.stop()
+    assert found.steal_ns is None
+    assert found.stall_ns is None
+    assert isinstance(found, Covariates)
+
+
+def test_page_faults_are_counted():
+    reader = CovariateReader(Cpu())
+    reader.start()
+    block = bytearray(64 * 2**20)
+    found = reader.stop()
+    assert len(block) == 64 * 2**20
+    assert found.page_faults is not None
+    assert found.page_faults >= 16  # by huge pages of 4 MB at the largest; 16384 by small ones
+
+
+def test_a_look_reads_two_small_files(monkeypatch):
+    """Whatever takes longer would show between the turns."""
+    read = []
+    monkeypatch.setattr(covariates, "read_file", lambda path, *_: read.append(str(path)))
+    CovariateReader(Cpu()).start()
+    assert read == ["/proc/stat", "/proc/pressure/cpu"]
