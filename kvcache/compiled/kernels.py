@@ -6,12 +6,14 @@ Axes: `batch` sequences, `q` positions of one forward, `in` and `out` features.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kvcache.compiled.decoder import Activation, Layer, Linear, Norm, Rotary
+if TYPE_CHECKING:  # a ceiling takes oneDNN's product from here and needs no transformers
+    from kvcache.compiled.decoder import Activation, Layer, Linear, Norm, Rotary
 
 FEW_ROWS = 8
 """Up to here a compiled product is a multiply-and-sum, above it a GEMM."""
