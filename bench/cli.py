@@ -595,12 +595,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def _print_summary(finished: Run, form: Format) -> None:
     """Write the derived files, print the table where its reader expects it, and leave with 5 if a case failed."""
-    from bench.analysis.cautions import cautions
-    from bench.tell import notes, report, tables
+    from bench.tell import notes, tables
+    from bench.tell.report import Report, write_plots, write_tables
 
-    summary = report.write_report(finished)
+    report = Report.of(finished)
+    summary = report.summary
+    write_tables(report)
     if form != "md":
-        _emit(tables.data(summary, form))
+        _emit(tables.render(summary, form))
         print(finished.path, file=sys.stderr)
     elif sys.stdout.isatty():
         from rich.console import Console
@@ -610,7 +612,8 @@ def _print_summary(finished: Run, form: Format) -> None:
     else:
         _emit("\n".join([tables.markdown(summary), notes.reading_line(summary), f"{finished.path}\n"]))
     if form == "md":  # what weakens the figures must be seen beside them
-        print(notes.caution_lines(cautions(finished)), end="", file=sys.stderr)
+        print(notes.caution_lines(report.cautions), end="", file=sys.stderr)
+    write_plots(report)
     failed = summary["status"].isin(["failed", "oom", "timeout"]).any()
     if failed or (summary["status"] == "unsupported").all():
         raise typer.Exit(EXIT_FAILED_CASE)

@@ -16,21 +16,23 @@ sys.meta_path.insert(0, Blocker())
 
 from pathlib import Path
 from bench.ab import record, verdicts
-from bench.analysis import cautions, frames
+from bench.analysis.tidy import Tidy
 from bench.judge import compare
 from bench.tell.plots import comparison, style
 from bench.tell.plots import steps as step_plots
 from bench.tell import notes
-from bench.analysis import rounds, slopes, summary
+from bench.analysis import slopes, summary
+from bench.analysis.cautions import cautions
 from bench.tell import tables
 from tests.handmade import grid, make_run
 from tests.torture import store_ab
 
 assert verdicts.stored_verdicts(record.read(store_ab(Path(sys.argv[1]) / "ab")))
 run = make_run(grid(["naive", "dynamic"], [32, 128]))
-summarized, steps = summary.summarize(run), rounds.usable_steps(run)
+tidy = Tidy.of(run)
+summarized, steps = summary.summarize(tidy), tidy.steps
 lines = slopes.slopes(steps)
-assert tables.render(summarized, "md") and notes.slope_lines(lines) and notes.caution_lines(cautions.cautions(run))
+assert tables.render(summarized, "md") and notes.slope_lines(lines) and notes.caution_lines(cautions(tidy, summarized))
 drawn = step_plots.figures(summarized, steps, lines)
 compared = compare.compare(run, run)
 drawn |= comparison.comparison_figures(compared.rows, compared.a, compared.b)

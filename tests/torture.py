@@ -13,7 +13,7 @@ import msgspec
 
 from bench.ab import record
 from bench.ab.record import AbManifest, Settings, Side
-from bench.analysis.outcomes import unfinished
+from bench.analysis.tidy import unfinished
 from bench.errors import DataError
 from bench.judge.baseline import promote
 from bench.record import Run

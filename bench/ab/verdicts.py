@@ -13,8 +13,8 @@ import msgspec
 import numpy as np
 
 from bench.ab.record import NAMES, Ab, PairFailure, PairTimes, SideName, Turn
-from bench.analysis.rounds import CLOCK_TICK_NS, STEAL_SHARE
 from bench.analysis.summary import phases
+from bench.analysis.tidy import CLOCK_TICK_NS, STEAL_SHARE
 from bench.case import Case
 from bench.judge import sequential
 from bench.judge.sequential import CONFIRMATION_LOOKS, SCREENING_PAIRS, Call, LogRatios
@@ -255,7 +255,7 @@ def figure(times: PairTimes, phase: Phase, n_threads: int) -> float | None:
 def undisturbed(times: PairTimes, n_threads: int) -> dict[SideName, list[Turn]]:
     """Base's and head's turns, but for those in which the hypervisor took a share of the CPU time, and their opposites.
 
-    That share is the one of `rounds.measured_turns`. The other side's turn goes too, so that both have as many: of
+    That share is the one of `Tidy.measured`. The other side's turn goes too, so that both have as many: of
     more, the fastest is faster.
     """
     both = zip(*([turn for turn in times.turns if turn.side == name] for name in NAMES), strict=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
 import msgspec
 import pandas as pd
 
-from bench.analysis import estimators, frames, roofline, rounds
-from bench.analysis.outcomes import unfinished
+from bench.analysis import frames
+from bench.analysis.tidy import CLOCK_TICK_NS, MIN_PROCESSES, Tidy
 from bench.record import Run
 
 FIRST_STEP_FACTOR = 10.0
@@ -39,51 +39,51 @@ class Caution(msgspec.Struct, frozen=True, kw_only=True):
     advice: str
 
 
-def cautions(run: Run) -> list[Caution]:
-    """Every caution that the records of `run` give rise to, those of the whole run first."""
-    measured, lacking = rounds.measured_turns(run), unfinished(run)
+def cautions(tidy: Tidy, summary: pd.DataFrame) -> list[Caution]:
+    """List every caution that a run gives rise to, those of the whole run first; `summary` as `summarize` makes it."""
     return [
-        *_unfinished(run, lacking),
-        *_processes(measured),
-        *_naive_logits(run),
-        *_disturbed(measured),
-        *_idle_arms(measured),
-        *_first_steps(rounds.usable_steps(run)),
-        *_intervals(rounds.usable_turns(run), lacking),
-        *_above_the_roof(run),
-        *_without_ceilings(run),
+        *_unfinished(tidy),
+        *_processes(tidy.measured),
+        *_naive_logits(tidy.run),
+        *_disturbed(tidy),
+        *_idle_arms(tidy.measured),
+        *_first_steps(tidy.steps),
+        *_intervals(tidy, summary),
+        *_above_the_roof(summary),
+        *_without_ceilings(tidy.run),
     ]
 
 
-def disturbed(run: Run) -> dict[str, float]:
-    """Cases of which too many rounds were disturbed (`MAX_DROPPED`), and the share of those."""
-    shares = rounds.measured_turns(run).groupby("case")["disturbed"].mean()
+def disturbed(tidy: Tidy) -> dict[str, float]:
+    """Find the cases of which too many rounds were disturbed (`MAX_DROPPED`), and the share of those."""
+    shares = tidy.measured.groupby("case", sort=False)["disturbed"].mean()
     return {str(case): float(share) for case, share in shares.items() if share > MAX_DROPPED}
 
 
 def scope(n_processes: int) -> str:
-    """Where an interval holds: `within 1 process`, `within 3 processes`, or `over 8 processes`."""
-    if n_processes >= rounds.MIN_PROCESSES:
+    """Say where an interval holds: `within 1 process`, `within 3 processes`, or `over 8 processes`."""
+    if n_processes >= MIN_PROCESSES:
         return f"over {n_processes} processes"
     return f"within {n_processes} process{'es' if n_processes > 1 else ''}"
 
 
-def _unfinished(run: Run, lacking: Collection[str]) -> Iterator[Caution]:
-    if lacking:
+def _unfinished(tidy: Tidy) -> Iterator[Caution]:
+    if tidy.unfinished:
+        n_cases = len(tidy.run.manifest.plan)
         yield Caution(
             case=None,
-            text=f"the run was interrupted: {len(lacking)} of {len(run.manifest.plan)} cases lack rounds",
-            advice=f"`kvbench run --resume {run.name}` adds them",
+            text=f"the run was interrupted: {len(tidy.unfinished)} of {n_cases} cases lack rounds",
+            advice=f"`kvbench run --resume {tidy.run.name}` adds them",
         )
 
 
 def _processes(turns: pd.DataFrame) -> Iterator[Caution]:
     n_processes = turns["process"].nunique()
-    if 0 < n_processes < rounds.MIN_PROCESSES:
+    if 0 < n_processes < MIN_PROCESSES:
         yield Caution(
             case=None,
             text=f"the intervals hold {scope(n_processes)}; processes differ by a few percent",
-            advice=f"for intervals over processes measure with --processes {rounds.MIN_PROCESSES}",
+            advice=f"for intervals over processes measure with --processes {MIN_PROCESSES}",
         )
 
 
@@ -96,20 +96,19 @@ def _naive_logits(run: Run) -> Iterator[Caution]:
         )
 
 
-def _disturbed(turns: pd.DataFrame) -> Iterator[Caution]:
-    for case, share in turns.groupby("case", sort=False)["disturbed"].mean().items():
-        if share > MAX_DROPPED:
-            yield Caution(
-                case=str(case),
-                text=f"{share:.0%} of the rounds were disturbed by CPU steal or GPU throttling: inconclusive",
-                advice="measure again when the machine is quieter, or with more --repetitions",
-            )
+def _disturbed(tidy: Tidy) -> Iterator[Caution]:
+    for case, share in disturbed(tidy).items():
+        yield Caution(
+            case=case,
+            text=f"{share:.0%} of the rounds were disturbed by CPU steal or GPU throttling: inconclusive",
+            advice="measure again when the machine is quieter, or with more --repetitions",
+        )
 
 
 def _idle_arms(turns: pd.DataFrame) -> Iterator[Caution]:
     totals = turns[turns["idle_arms_ns"].notna()].groupby("case", sort=False)[["idle_arms_ns", "wall_ms"]]
     for case, rows in totals:
-        beyond_rounding = (rows["idle_arms_ns"] - rounds.CLOCK_TICK_NS).clip(lower=0)
+        beyond_rounding = (rows["idle_arms_ns"] - CLOCK_TICK_NS).clip(lower=0)
         share = float(beyond_rounding.sum()) / frames.NS_PER_MS / float(rows["wall_ms"].sum())
         if share > MAX_IDLE_SHARE:
             yield Caution(
@@ -133,33 +132,31 @@ def _first_steps(steps: pd.DataFrame) -> Iterator[Caution]:
             )
 
 
-def _intervals(turns: pd.DataFrame, lacking: Collection[str]) -> Iterator[Caution]:
-    """Of cases that are `lacking` rounds none is missed: they are told to be resumed."""
-    for (case, phase), rows in turns.groupby(["case", "phase"], sort=False):
-        values = rounds.independent_values(rows)
-        median, low, high = estimators.median_interval(values)
-        if low is None or high is None:
-            if phase == "prefill" and case not in lacking:  # both phases have the same turns
+def _intervals(tidy: Tidy, summary: pd.DataFrame) -> Iterator[Caution]:
+    """Cautions of intervals that are missing or wide. Unfinished cases have another advice, which is to be resumed."""
+    for row in summary[summary["latency_ms"].notna()].to_dict("records"):
+        if pd.isna(row["latency_ms_low"]):
+            if row["phase"] == "prefill" and row["case"] not in tidy.unfinished:  # both phases have the same turns
                 yield Caution(
-                    case=str(case),
-                    text=f"no interval: six undisturbed rounds are needed, it has {len(values)}",
+                    case=row["case"],
+                    text=f"no interval: six undisturbed rounds are needed, it has {row['samples']}",
                     advice="measure with --repetitions 6 or more",
                 )
-        elif (high - low) / median > MAX_INTERVAL_WIDTH:
+        elif (row["latency_ms_high"] - row["latency_ms_low"]) / row["latency_ms"] > MAX_INTERVAL_WIDTH:
             yield Caution(
-                case=str(case),
-                text=f"the interval of {phase} is wider than {MAX_INTERVAL_WIDTH:.0%} of its median",
+                case=row["case"],
+                text=f"the interval of {row['phase']} is wider than {MAX_INTERVAL_WIDTH:.0%} of its median",
                 advice="measure on a quieter machine, or with more --repetitions",
             )
 
 
-def _above_the_roof(run: Run) -> Iterator[Caution]:
-    for (case, phase), row in roofline.columns(run, rounds.by_case_and_phase(run)).items():
+def _above_the_roof(summary: pd.DataFrame) -> Iterator[Caution]:
+    for row in summary.to_dict("records"):
         for share, what in (("mbu", "reads at {:.2f} x the bandwidth"), ("mfu", "computes at {:.2f} x the GEMM rate")):
-            if row.get(share, 0.0) > MAX_SHARE:
+            if row[share] > MAX_SHARE:
                 yield Caution(
-                    case=case,
-                    text=f"{phase} {what.format(row[share])} measured beside it: that is no ceiling",
+                    case=row["case"],
+                    text=f"{row['phase']} {what.format(row[share])} measured beside it: that is no ceiling",
                     advice=f"do not trust its {share.upper()}; measure again when the machine is quieter",
                 )
 

@@ -1,4 +1,4 @@
-"""Each case against the machine's roofs: MFU, MBU, what binds it, and what costs and roofs predict for it.
+"""Each case against the machine's roofs: MFU, MBU, the limiting resource, and what costs and roofs predict for it.
 
 The roofline model (Williams, Waterman & Patterson, CACM 52(4), 2009): a forward takes at least its FLOPs at the GEMM
 rate, and at least its bytes at the read bandwidth. Both roofs are those measured in the rounds of the case itself.
@@ -6,16 +6,16 @@ rate, and at least its bytes at the read bandwidth. Both roofs are those measure
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import lsq_linear
 
-from bench.analysis import round_pairs, rounds
-from bench.analysis.prediction import Point, leave_one_out
+from bench.analysis.tidy import Tidy, paired_ratio
 from bench.case import Group
-from bench.record import CasePlan, Run
+from bench.record import CasePlan
 from kvcache.arithmetic.costs import Costs
 
 CACHES = 2
@@ -27,30 +27,40 @@ OVERHEAD_SHARE = 0.5
 FLOOR_COLUMNS: list[str] = ["compute_floor_ms", "memory_floor_ms", "gemm_flop_per_s", "read_bytes_per_s"]
 """A forward's floors and the medians of the roofs they come from: no columns of the summary, but plots draw them."""
 
-Latencies = Mapping[tuple[str, str], pd.DataFrame]
-"""(case key, phase) -> its usable turns (`bench.analysis.rounds.usable_turns`)."""
+PRIOR_WEIGHT = 0.03
+"""Weight of the expectation that both roofs are reached and nothing is added, against one measured case: a forward
+repeats within some 3 %, while a share of the roof may be anything. It only decides what the other cases leave open."""
 
 
-def columns(run: Run, latencies: Latencies) -> dict[tuple[str, str], dict[str, Any]]:
-    """(case key, phase) -> mfu, mbu, their intervals, bound, predicted_ms, and the `FLOOR_COLUMNS`.
+class Point(NamedTuple):
+    """One case and phase, in milliseconds per forward: its two floors, and the measured median."""
+
+    compute_ms: float
+    memory_ms: float
+    latency_ms: float
+
+
+def columns(tidy: Tidy) -> dict[tuple[str, str], dict[str, Any]]:
+    """Compute, by case key and phase: mfu, mbu, their intervals, bound, predicted_ms, and the `FLOOR_COLUMNS`.
 
     A case without costs, times, or ceilings measured beside it has no entry.
     """
-    roofs = dict(iter(rounds.usable_ceilings(run).groupby(["cell", "ceiling"])))
+    roofs = dict(iter(tidy.ceilings.groupby(["cell", "ceiling"])))
     found: dict[tuple[str, str], dict[str, Any]] = {}
     curves: dict[tuple[Group, str, str], dict[tuple[str, str], Point]] = {}
-    for plan in run.manifest.plan:
+    for plan in tidy.run.manifest.plan:
         cell = plan.case.cell.key
         gemm, read = roofs.get((cell, "gemm")), roofs.get((cell, "read_bandwidth"))
         if gemm is None or read is None:
             continue
         for phase, costs in (("prefill", plan.prefill), ("decode", plan.decode)):
             key = (plan.case.key, phase)
-            if costs is None or key not in latencies:
+            turns = tidy.by_case_and_phase.get(key)
+            if costs is None or turns is None:
                 continue
-            found[key] = _row(plan, costs, latencies[key], gemm, read)
+            found[key] = _row(plan, costs, turns, gemm, read)
             floors = found[key]["compute_floor_ms"], found[key]["memory_floor_ms"]
-            point = Point(*floors, float(latencies[key]["latency_ms"].median()))
+            point = Point(*floors, float(turns["latency_ms"].median()))
             curves.setdefault((plan.case.group, plan.case.strategy, phase), {})[key] = point
     for points in curves.values():
         for key, predicted_ms in zip(points, leave_one_out(list(points.values())), strict=True):
@@ -58,16 +68,32 @@ def columns(run: Run, latencies: Latencies) -> dict[tuple[str, str], dict[str, A
     return found
 
 
-def with_floors(run: Run, summary: pd.DataFrame) -> pd.DataFrame:
-    """The summary of `run` (as `summarize` makes it) and the `FLOOR_COLUMNS` of each row, empty where not known."""
-    found = columns(run, rounds.by_case_and_phase(run))
-    keys = [
-        (plan.case.key, phase)
-        for plan in run.manifest.plan
-        for phase in (("prefill", "decode") if plan.case.n_gen > 1 else ("prefill",))
+def leave_one_out(points: Sequence[Point]) -> list[float | None]:
+    """Predict each of `points` (of one strategy, phase and group) from the others, in ms; None for one alone."""
+    return [
+        predict(point, [*points[:number], *points[number + 1 :]]) if len(points) > 1 else None
+        for number, point in enumerate(points)
     ]
-    values = {name: [found.get(key, {}).get(name) for key in keys] for name in FLOOR_COLUMNS}
-    return summary.assign(**pd.DataFrame(values, index=summary.index, dtype="float64"))
+
+
+def predict(point: Point, others: Sequence[Point]) -> float:
+    """Compute `a x compute floor + b x memory floor + c`; a, b, c fit `others` by least squares of relative errors.
+
+    1 / a and 1 / b are the shares of the roofs that the strategy reaches, c is its overhead per forward, in ms; none is
+    negative. The sum, and not the larger floor: products and attention follow each other and do not overlap.
+    """
+    table = np.array(others)
+    measured = table[:, 2]
+    typical_ms = float(np.median(measured))
+    terms = np.column_stack([table[:, 0], table[:, 1], np.full(len(table), typical_ms)]) / measured[:, None]
+    expected = np.array([1.0, 1.0, 0.0])
+    fit = lsq_linear(
+        np.vstack([terms, PRIOR_WEIGHT * np.eye(3)]),
+        np.concatenate([np.ones(len(table)), PRIOR_WEIGHT * expected]),
+        bounds=(0, np.inf),
+    )
+    a, b, c = fit.x
+    return float(a * point.compute_ms + b * point.memory_ms + c * typical_ms)
 
 
 def _row(plan: CasePlan, costs: Costs, own: pd.DataFrame, gemm: pd.DataFrame, read: pd.DataFrame) -> dict[str, Any]:
@@ -89,7 +115,7 @@ def _row(plan: CasePlan, costs: Costs, own: pd.DataFrame, gemm: pd.DataFrame, re
 
 
 def bound(compute_ms: float, memory_ms: float, latency_ms: float) -> str:
-    """What a forward is bound by: the larger floor's roof, or overhead where that floor is under half its time.
+    """Name the limiting resource of a forward: that of the larger floor; overhead where it is under half the time.
 
     >>> bound(10, 40, 50), bound(40, 10, 50), bound(10, 20, 50)
     ('memory', 'compute', 'overhead')
@@ -101,14 +127,14 @@ def bound(compute_ms: float, memory_ms: float, latency_ms: float) -> str:
 
 def _share(name: str, amount: int, own: pd.DataFrame, roof: pd.DataFrame) -> dict[str, float | None]:
     """The case's rate as a share of the roof beside it, `amount` being that of the whole phase."""
-    ratio = round_pairs.ratio(own.assign(per_s=amount / own["total_ms"] * 1000), beside(own, roof), "per_s")
+    ratio = paired_ratio(own.assign(per_s=amount / own["total_ms"] * 1000), beside(own, roof), "per_s")
     if ratio is None:
         return {}
     return {name: ratio.estimate, f"{name}_low": ratio.low, f"{name}_high": ratio.high}
 
 
 def beside(own: pd.DataFrame, roof: pd.DataFrame) -> pd.DataFrame:
-    """`roof` with a row for each turn of `own` that has any of it in its round.
+    """Take the rate of `roof` beside each turn of `own` that has any of it in its round.
 
     `per_s` is the geometric mean of the turns nearest before and after, where the round has both.
     """

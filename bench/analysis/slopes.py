@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
-from bench.analysis import estimators, rounds
+from bench.analysis import estimators
+from bench.analysis.tidy import independent_values
 
 CURVE_COLUMNS: list[str] = [
     "model",
@@ -39,7 +40,7 @@ no slope: the noise of its steps, stretched to 1,000 tokens, would be told as a 
 def slopes(steps: pd.DataFrame) -> pd.DataFrame:
     """One row per curve: the fitted slope of step latency against position, in ms per 1,000 tokens, and its interval.
 
-    `steps` are as `rounds.usable_steps` makes them. Each time that the strategy went through all its context
+    `steps` are as `Tidy.steps` has them. Each time that the strategy went through all its context
     lengths gives one line (Theil-Sen: the median of the slopes between every two steps, which a stall moves little);
     the slope is the
     median of these, with its exact interval, so there is none below six rounds. Turns are resampled, not steps, because
@@ -57,7 +58,7 @@ def slopes(steps: pd.DataFrame) -> pd.DataFrame:
             continue
         slope: tuple[float | None, ...] = (None, None, None)
         if enough:
-            slope = estimators.median_interval(rounds.independent_values(fits, "slope"))
+            slope = estimators.median_interval(independent_values(fits, "slope"))
         rows.append(
             {
                 **dict(zip(CURVE_COLUMNS, key, strict=True)),

@@ -1,4 +1,4 @@
-"""Run -> the summary frame: one row per case and phase, the columns of `summary.csv` in their order."""
+"""Tidy -> the summary frame: one row per case and phase, the columns of `summary.csv` and what plots need besides."""
 
 from __future__ import annotations
 
@@ -9,88 +9,43 @@ from typing import Any
 import msgspec
 import pandas as pd
 
-from bench.analysis import estimators, frames, roofline, round_pairs, rounds
-from bench.analysis.outcomes import outcomes
+from bench.analysis import columns, estimators, frames, roofline
+from bench.analysis.tidy import Tidy, independent_values, paired_ratio
 from bench.case import Case
-from bench.record import CasePlan, Check, Run
+from bench.record import CasePlan, Check
 from kvcache.arithmetic.costs import Phase
 from kvcache.strategies.catalogue import REFEEDING, YARDSTICKS
 
-SUMMARY_TYPES: dict[str, str] = {
-    "model": "string",
-    "strategy": "string",
-    "phase": "string",
-    "device": "string",
-    "dtype": "string",
-    "attn_implementation": "string",
-    "n_threads": "Int64",
-    "batch_size": "Int64",
-    "n_prompt": "Int64",
-    "n_gen": "Int64",
-    "n_depth": "Int64",
-    "samples": "Int64",
-    "latency_ms": "float64",
-    "latency_ms_low": "float64",
-    "latency_ms_high": "float64",
-    "tokens_per_s": "float64",
-    "speedup_vs_naive": "float64",
-    "speedup_low": "float64",
-    "speedup_high": "float64",
-    "flops": "Int64",
-    "bytes": "Int64",
-    "arithmetic_intensity": "float64",
-    "gemm_flops": "Int64",
-    "gemv_flops": "Int64",
-    "mfu": "float64",
-    "mbu": "float64",
-    "bound": "string",
-    "predicted_ms": "float64",
-    "forward_calls": "Int64",
-    "tokens_processed": "Int64",
-    "kv_bytes_predicted": "Int64",
-    "kv_bytes_measured": "Int64",
-    "peak_memory_bytes": "Int64",
-    "compile_s": "float64",
-    "steps_timed": "Int64",
-    "tokens_match": "string",
-    "status": "string",
-    "error": "string",
-    "mfu_low": "float64",
-    "mfu_high": "float64",
-    "mbu_low": "float64",
-    "mbu_high": "float64",
-    "speedup_vs_hf": "float64",
-    "speedup_vs_hf_low": "float64",
-    "speedup_vs_hf_high": "float64",
-    "framework_ms": "float64",
-}
-"""Columns of the summary and their types, in order; results/README.md explains each. What a row leaves out is empty."""
+WIDE_TYPES: dict[str, str] = {"case": "string"} | columns.TYPES | dict.fromkeys(roofline.FLOOR_COLUMNS, "float64")
+"""Columns of the wide summary and their types: the case's key, those of `summary.csv`, and the floors for the plots."""
 
 
-def summarize(run: Run) -> pd.DataFrame:
-    """One row per planned case and phase, with the columns of `SUMMARY_TYPES`.
+def summarize(tidy: Tidy) -> pd.DataFrame:
+    """Make one row per planned case and phase, with the columns of `WIDE_TYPES`.
 
-    Times are medians of the undisturbed turns (`rounds.usable`) with exact 95 % intervals; the speed-ups pair a case
+    Times are medians of the undisturbed turns (`Tidy.turns`) with exact 95 % intervals; the speed-ups pair a case
     with the naive one of its cell, and with hf-generate, round by round. A case that failed in any process keeps its
     rows, without a time.
     """
-    latencies = rounds.by_case_and_phase(run)
-    against_roofs = roofline.columns(run, latencies)
+    plans = tidy.run.manifest.plan
+    latencies, against_roofs = tidy.by_case_and_phase, roofline.columns(tidy)
     baseline_keys = {
         (plan.case.cell, baselines): plan.case.key
-        for plan in run.manifest.plan
+        for plan in plans
         for baselines in _COMPARED
         if plan.case.strategy in baselines
     }
-    ended = outcomes(run)
+    checks: dict[str, list[Check]] = {plan.case.key: [] for plan in plans}
+    for check in tidy.run.checks:
+        checks[check.case].append(check)
     rows: list[dict[str, Any]] = []
-    for plan in run.manifest.plan:
-        case, outcome = plan.case, ended[plan.case.key]
-        checks = [check for check in run.checks if check.case == case.key]
+    for plan in plans:
+        case, outcome = plan.case, tidy.outcomes[plan.case.key]
+        ended = {"tokens_match": outcome.tokens_match, "status": outcome.status, "error": outcome.error}
         for phase in phases(case):
-            row = {**msgspec.structs.asdict(case), "phase": phase, **_counters(plan, phase), **_sizes(checks, phase)}
-            row["framework_ms"] = _framework_ms(checks) if phase == "decode" else None
-            row |= {"tokens_match": outcome.tokens_match, "status": outcome.status, "error": outcome.error}
+            row = {"case": case.key, **msgspec.structs.asdict(case), "phase": phase, **ended}
+            row |= _counters(plan, phase) | _sizes(checks[case.key], phase)
+            row["framework_ms"] = _framework_ms(checks[case.key]) if phase == "decode" else None
             if (case.key, phase) in latencies:
                 row |= _times(case, phase, latencies[case.key, phase])
                 for baselines, names in _COMPARED.items():
@@ -98,16 +53,16 @@ def summarize(run: Run) -> pd.DataFrame:
                     row |= _speedup(case.strategy in baselines, names, baseline, latencies[case.key, phase])
                 row |= against_roofs.get((case.key, phase), {})
             rows.append(row)
-    return frames.typed(rows, list(SUMMARY_TYPES), SUMMARY_TYPES)
+    return frames.typed(rows, list(WIDE_TYPES), WIDE_TYPES)
 
 
 def phases(case: Case) -> list[Phase]:
-    """The phases that a case has: with n_gen = 1 nothing is decoded."""
+    """List the phases that a case has: with n_gen = 1 nothing is decoded."""
     return ["prefill", "decode"] if case.n_gen > 1 else ["prefill"]
 
 
 def _times(case: Case, phase: Phase, own: pd.DataFrame) -> dict[str, Any]:
-    latency_ms, low, high = estimators.median_interval(rounds.independent_values(own))
+    latency_ms, low, high = estimators.median_interval(independent_values(own))
     tokens = case.batch_size * (case.n_prompt if phase == "prefill" else 1)
     return {
         "samples": len(own),
@@ -134,7 +89,7 @@ def _speedup(
 ) -> dict[str, float | None]:
     if is_baseline:
         return dict.fromkeys(names, 1.0)
-    ratio = None if baseline is None else round_pairs.ratio(baseline, own, "latency_ms")
+    ratio = None if baseline is None else paired_ratio(baseline, own, "latency_ms")
     return {} if ratio is None else dict(zip(names, (ratio.estimate, ratio.low, ratio.high), strict=True))
 
 

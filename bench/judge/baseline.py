@@ -13,8 +13,8 @@ import msgspec
 import pandas as pd
 
 from bench.analysis.cautions import disturbed
-from bench.analysis.outcomes import outcomes, unfinished
-from bench.analysis.summary import phases, summarize
+from bench.analysis.summary import summarize
+from bench.analysis.tidy import Tidy
 from bench.case import Case
 from bench.errors import DataError, FailedRun, UsageError
 from bench.record import Environment, Run
@@ -24,14 +24,14 @@ from kvcache.arithmetic.costs import Phase
 from kvcache.proof.counters import Counters
 
 
-def session_of(run: Run) -> Session:
-    """Boil `run` down. Cases that did not end well, or are unsupported here, are left out.
+def session_of(tidy: Tidy) -> Session:
+    """Boil a run down. Cases that did not end well, or are unsupported here, are left out.
 
     Raises:
         DataError: a case has no counters (an older kvbench stored it), or they differ between its processes.
     """
-    ended = outcomes(run)
-    rows = _summary_rows(run)
+    run, ended = tidy.run, tidy.outcomes
+    rows = {(row["case"], row["phase"]): row for row in summarize(tidy).to_dict("records")}
     figures = []
     for case in (plan.case for plan in run.manifest.plan if ended[plan.case.key].status == "ok"):
         match = ended[case.key].tokens_match
@@ -72,13 +72,14 @@ def promote(run: Run, baselines: Path, name: str | None) -> Path:
         DataError: the run was disturbed, cannot be a session, or lacks a case that the newest session there has.
         UsageError: it is a session there already, or the folder cannot be written.
     """
-    refuse_unfit(run)
-    for key, share in disturbed(run).items():
+    tidy = Tidy.of(run)
+    refuse_unfit(tidy)
+    for key, share in disturbed(tidy).items():
         raise DataError(
             f"{run.name} cannot be a baseline: {share:.0%} of the rounds of {key} were disturbed; measure again when "
             "the machine is quieter, or with more --repetitions"
         )
-    session = session_of(run)
+    session = session_of(tidy)
     folder = baselines / (name if name is not None else machine_name(session.environment))
     known = read_sessions(folder) if folder.is_dir() and any(folder.glob("*.json")) else []
     lost = newest(known).by_case_and_phase.keys() - session.by_case_and_phase.keys() if known else set()
@@ -94,18 +95,18 @@ def promote(run: Run, baselines: Path, name: str | None) -> Path:
     return path
 
 
-def refuse_unfit(run: Run) -> None:
+def refuse_unfit(tidy: Tidy) -> None:
     """See to it that nothing failed and nothing is missing in a run that others are judged by.
 
     Raises:
         FailedRun: a case failed, emitted other tokens, or was not measured, or none is supported.
     """
-    ended = outcomes(run)
+    run, ended = tidy.run, tidy.outcomes
     bad = {key: end for key, end in ended.items() if end.status not in {"ok", "unsupported"}}
     for key, end in bad.items():
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         raise FailedRun(f"{run.name} cannot be a baseline: {key}: {end.status}: {end.error}{more}")
-    for key in unfinished(run):
+    for key in tidy.unfinished:
         raise FailedRun(
             f"{run.name} cannot be a baseline: {key} lacks rounds; `kvbench run --resume {run.name}` adds them"
         )
@@ -141,12 +142,6 @@ def machine_name(environment: Environment) -> str:
     slug = re.sub(r"[^a-z0-9]+", "-", kind.lower()).strip("-")
     fingerprint = hashlib.sha256(msgspec.json.encode(environment.fingerprint, order="sorted")).hexdigest()
     return f"{slug}-{environment.cores}-cores-{fingerprint[:8]}"
-
-
-def _summary_rows(run: Run) -> dict[tuple[str, Phase], dict[Any, Any]]:
-    """The summary's rows by case key and phase; it has them in the order of the plan."""
-    keys = [(plan.case.key, phase) for plan in run.manifest.plan for phase in phases(plan.case)]
-    return dict(zip(keys, summarize(run).to_dict("records"), strict=True))
 
 
 def _counters(run: Run, case: Case) -> dict[Phase, Counters]:

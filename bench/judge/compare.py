@@ -7,10 +7,10 @@ from typing import Any, Literal
 import msgspec
 import pandas as pd
 
-from bench.analysis import estimators, rounds
+from bench.analysis import estimators
 from bench.analysis.estimators import Ratio
 from bench.analysis.frames import CASE_COLUMNS
-from bench.analysis.outcomes import Outcome, outcomes
+from bench.analysis.tidy import Outcome, Tidy, independent_values
 from bench.case import Case
 from bench.record import Run
 
@@ -68,13 +68,14 @@ def compare(a: Run, b: Run) -> Comparison:
     Two runs are two sessions, so their rounds are no pairs: the ratio includes whatever the machine did in between, and
     its interval covers only what varies within them. `kvbench ab` measures in pairs.
     """
-    ended_a, ended_b = outcomes(a), outcomes(b)
+    tidy_a, tidy_b = Tidy.of(a), Tidy.of(b)
+    ended_a, ended_b = tidy_a.outcomes, tidy_b.outcomes
     cases_a, cases_b = _cases(a, ended_a), _cases(b, ended_b)
     other_weights = {model for model, digest in a.manifest.weights.items() if b.manifest.weights.get(model) != digest}
     not_comparable: list[Excluded] = []
     in_neither: list[Excluded] = []
     rows: list[dict[str, Any]] = []
-    turns_a, turns_b = rounds.usable_turns(a), rounds.usable_turns(b)
+    turns_a, turns_b = tidy_a.turns, tidy_b.turns
     for key in (key for key in cases_a if key in cases_b):
         case, failed = cases_a[key], {"A": ended_a[key], "B": ended_b[key]}
         failed = {side: ended for side, ended in failed.items() if ended.status != "ok"}
@@ -152,8 +153,8 @@ def _fields_apart(cases_a: dict[str, Case], cases_b: dict[str, Case]) -> list[st
 def _rows(case: Case, a: pd.DataFrame, b: pd.DataFrame) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for phase in a["phase"].unique():
-        values_a = rounds.independent_values(a[a["phase"] == phase])
-        values_b = rounds.independent_values(b[b["phase"] == phase])
+        values_a = independent_values(a[a["phase"] == phase])
+        values_b = independent_values(b[b["phase"] == phase])
         ratio = estimators.unpaired_ratio(values_b, values_a)
         times = [*estimators.median_interval(values_a), *estimators.median_interval(values_b)]
         figures = dict(zip(ROW_FLOATS, [*times, ratio.estimate, ratio.low, ratio.high], strict=True))

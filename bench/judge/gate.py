@@ -15,7 +15,7 @@ from typing import Literal
 import msgspec
 
 from bench.analysis import cautions
-from bench.analysis.outcomes import outcomes
+from bench.analysis.tidy import Tidy
 from bench.case import Case
 from bench.errors import DataError, FailedRun
 from bench.judge.baseline import newest, refuse_unfit, session_of
@@ -51,9 +51,9 @@ def read_baseline(path: str, out: Path) -> list[Session]:
             "makes one of those, results/baselines/NAME"
         ) from None
     try:
-        run = read_run(found)
-        refuse_unfit(run)
-        return [session_of(run)]
+        tidy = Tidy.of(read_run(found))
+        refuse_unfit(tidy)
+        return [session_of(tidy)]
     except (DataError, FailedRun) as error:
         raise DataError(f"--baseline {error}") from error
 
@@ -64,12 +64,13 @@ def gate(run: Run, sessions: Sequence[Session]) -> list[Verdict]:
     Raises:
         DataError: the run holds no counters.
     """
-    base, head = newest(sessions), session_of(run)
-    verdicts = list(_cases(run, base, head))
+    tidy = Tidy.of(run)
+    base, head = newest(sessions), session_of(tidy)
+    verdicts = list(_cases(tidy, base, head))
     judged = base.by_case_and_phase.keys() & head.by_case_and_phase.keys()
     for key in (key for key in head.by_case_and_phase if key in judged):
         verdicts += _counters(base.by_case_and_phase[key], head.by_case_and_phase[key])
-    return verdicts + _times(run, sessions, head, [key for key in head.by_case_and_phase if key in judged])
+    return verdicts + _times(tidy, sessions, head, [key for key in head.by_case_and_phase if key in judged])
 
 
 def share_of(case: Case, phase: Phase) -> Share:
@@ -77,16 +78,16 @@ def share_of(case: Case, phase: Phase) -> Share:
     return "mbu" if phase == "decode" and case.strategy not in REFEEDING else "mfu"
 
 
-def _cases(run: Run, base: Session, head: Session) -> Iterator[Verdict]:
+def _cases(tidy: Tidy, base: Session, head: Session) -> Iterator[Verdict]:
     """What failed, what is missing, and what is new."""
-    ended = outcomes(run)
+    ended = tidy.outcomes
     tolerated = {"ok", "unsupported"} if any(end.status != "unsupported" for end in ended.values()) else {"ok"}
     failed = {key: end for key, end in ended.items() if end.status not in tolerated and end.measured}
     for key, end in failed.items():
         yield Verdict(
             case=key, phase="prefill", kind="failed", quantity="tokens_match", detail=f"{end.status}: {end.error}"
         )
-    unknown = [plan.case for plan in run.manifest.plan if (plan.case.key, "prefill") not in base.by_case_and_phase]
+    unknown = [plan.case for plan in tidy.run.manifest.plan if (plan.case.key, "prefill") not in base.by_case_and_phase]
     for (key, phase), row in base.by_case_and_phase.items():
         if (key, phase) not in head.by_case_and_phase and key not in failed:
             why = ended[key].error if key in ended else f"not in the run{nearest(row.case, unknown)}"
@@ -111,11 +112,11 @@ def _counters(base: CaseFigures, head: CaseFigures) -> Iterator[Verdict]:
         yield Verdict(case=case, phase=phase, kind=kind, quantity=name, base=before, head=now)
 
 
-def _times(run: Run, sessions: Sequence[Session], head: Session, keys: Sequence[tuple[str, Phase]]) -> list[Verdict]:
+def _times(tidy: Tidy, sessions: Sequence[Session], head: Session, keys: Sequence[tuple[str, Phase]]) -> list[Verdict]:
     """A verdict on the time of each case and phase; where there is no ground for one, not comparable and why."""
     grounds = {key: _ground(sessions, head, key) for key in keys}
     n_judged = sum(not isinstance(ground, str) for ground in grounds.values())
-    disturbed = cautions.disturbed(run) if n_judged else {}
+    disturbed = cautions.disturbed(tidy) if n_judged else {}
     verdicts = []
     for (key, phase), ground in grounds.items():
         row = head.by_case_and_phase[key, phase]

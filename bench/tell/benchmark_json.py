@@ -9,20 +9,18 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from bench.analysis import rounds
 from bench.analysis.frames import CASE_COLUMNS
-from bench.record import Run
+from bench.analysis.tidy import Tidy
 
 SCHEMA = "5.3.1"
 """The version of pytest-benchmark whose files these look like."""
 
 
-def benchmark_json(run: Run) -> str:
-    """One benchmark per case and phase, each usable turn a round, in seconds: TTFT for prefill, TPOT for decode."""
-    environment = run.manifest.environment
-    turns = rounds.usable_turns(run)
+def benchmark_json(tidy: Tidy) -> str:
+    """Write a benchmark per case and phase, a round per usable turn, in seconds: TTFT for prefill, TPOT for decode."""
+    environment = tidy.run.manifest.environment
     benchmarks = []
-    for (case, phase), rows in turns.groupby(["case", "phase"], sort=False):
+    for (case, phase), rows in tidy.turns.groupby(["case", "phase"], sort=False):
         params = {name: rows[name].iloc[0] for name in CASE_COLUMNS} | {"phase": phase}
         params = {name: value.item() if isinstance(value, np.generic) else value for name, value in params.items()}
         benchmarks.append(_benchmark(str(case), str(phase), params, [float(ms) / 1e3 for ms in rows["latency_ms"]]))
@@ -36,7 +34,7 @@ def benchmark_json(run: Run) -> str:
         },
         "commit_info": {"id": commit.rstrip("+"), "dirty": commit.endswith("+"), "project": "kvbench"},
         "benchmarks": benchmarks,
-        "datetime": run.manifest.created_utc,
+        "datetime": tidy.run.manifest.created_utc,
         "version": SCHEMA,
         "kvbench": msgspec.to_builtins(environment.fingerprint),
     }

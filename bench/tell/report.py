@@ -1,17 +1,18 @@
-"""Everything that is derived from a stored run, written beside its samples: tables and plots. Never read back."""
+"""Everything that is derived from a stored run, written beside its samples: tables, then plots. Never read back."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bench.analysis import roofline, rounds
-from bench.analysis.cautions import cautions
+from bench.analysis.cautions import Caution, cautions
 from bench.analysis.slopes import slopes
 from bench.analysis.summary import summarize
+from bench.analysis.tidy import Tidy
 from bench.errors import UsageError
 from bench.judge.compare import Comparison
 from bench.record import Run
@@ -24,41 +25,74 @@ from bench.tell.plots.comparison import comparison_figures
 from bench.tell.plots.style import save
 
 
-def write_report(run: Run) -> pd.DataFrame:
-    """Draw every table and plot of `run` into its folder; return the summary (one row per case and phase).
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What is derived from a run, computed once: what the tables, the plots and the terminal show."""
+
+    tidy: Tidy
+    summary: pd.DataFrame
+    """One row per case and phase (`bench.analysis.summary.summarize`)."""
+    slopes: pd.DataFrame
+    cautions: list[Caution]
+
+    @classmethod
+    def of(cls, run: Run) -> Report:
+        """Derive everything from `run`; nothing is written."""
+        tidy = Tidy.of(run)
+        summary = summarize(tidy)
+        return cls(tidy=tidy, summary=summary, slopes=slopes(tidy.steps), cautions=cautions(tidy, summary))
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.tidy.run.path)
+
+
+def write_tables(report: Report) -> None:
+    """Write summary.csv, .json, .md and benchmark.json into the run's folder.
 
     Raises:
         UsageError: the folder cannot be written.
     """
-    folder = Path(run.path)
-    summary = summarize(run)
-    steps = rounds.usable_steps(run)
-    fitted = slopes(steps)
     texts = {
-        "summary.csv": tables.render(summary, "csv"),
-        "summary.json": tables.render(summary, "json"),
-        "summary.md": document(run, summary, fitted),
-        "benchmark.json": benchmark_json(run),
+        "summary.csv": tables.render(report.summary, "csv"),
+        "summary.json": tables.render(report.summary, "json"),
+        "summary.md": document(report),
+        "benchmark.json": benchmark_json(report.tidy),
     }
     try:
         for name, text in texts.items():
-            write_atomically(folder / name, text.encode())
-        figures = step_plots.figures(summary, steps, fitted)
-        figures |= rows.figures(roofline.with_floors(run, summary))
-        _save_all(figures, folder / "plots")
+            write_atomically(report.folder / name, text.encode())
     except OSError as error:
-        raise UsageError(f"{folder}: cannot be written ({error.strerror})") from error
-    return summary
+        raise UsageError(f"{report.folder}: cannot be written ({error.strerror})") from error
 
 
-def document(run: Run, summary: pd.DataFrame, fitted: pd.DataFrame) -> str:
-    """The run as Markdown: the table, the fitted slopes, and what a reader should know before believing it."""
+def write_plots(report: Report) -> None:
+    """Draw every plot of the run into the folder `plots` in its own, as .png and .svg.
+
+    Raises:
+        UsageError: the folder cannot be written.
+    """
+    try:
+        _save_all(figures(report), report.folder / "plots")
+    except OSError as error:
+        raise UsageError(f"{report.folder}: cannot be written ({error.strerror})") from error
+
+
+def figures(report: Report) -> dict[str, Figure]:
+    """Draw every plot that the run holds the data for, by file name (without suffix)."""
+    drawn = step_plots.figures(report.summary, report.tidy.steps, report.slopes)
+    return drawn | rows.figures(report.summary)
+
+
+def document(report: Report) -> str:
+    """Write the run as Markdown: the table, the fitted slopes, and what a reader should know before believing it."""
     parts = [
-        tables.render(summary, "md"),
-        notes.reading_line(summary),
-        notes.slope_lines(fitted),
-        notes.prediction_lines(summary),
-        notes.caution_lines(cautions(run)),
+        tables.render(report.summary, "md"),
+        notes.reading_line(report.summary),
+        notes.slope_lines(report.slopes),
+        notes.prediction_lines(report.summary),
+        notes.caution_lines(report.cautions),
     ]
     return "\n".join(part for part in parts if part)
 

@@ -12,6 +12,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from bench.analysis import columns
 from bench.case import HOST_DEVICES
 from bench.record import Ceiling, Environment
 from bench.tell.layout import markdown_table, terminal_table
@@ -57,7 +58,7 @@ Line = list[str]
 
 def render(summary: pd.DataFrame, form: Format) -> str:
     """The summary frame as one document: a readable table (md), or every column (csv, json, jsonl)."""
-    return markdown(summary) if form == "md" else data(summary, form)
+    return markdown(summary) if form == "md" else data(summary[columns.NAMES], form)
 
 
 def data(frame: pd.DataFrame, form: Literal["csv", "json", "jsonl"]) -> str:

@@ -1,11 +1,19 @@
 import msgspec
 import pytest
 
-from bench.analysis.cautions import Caution, cautions, scope
+from bench.analysis.cautions import Caution, scope
+from bench.analysis.cautions import cautions as cautions_of
+from bench.analysis.summary import summarize
+from bench.analysis.tidy import Tidy
 from bench.record import Covariates
 from tests.handmade import QUIET, grid, make_case, make_run
 
 CASE = make_case()
+
+
+def cautions(run):
+    tidy = Tidy.of(run)
+    return cautions_of(tidy, summarize(tidy))
 
 
 def texts(run):

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.analysis.prediction import Point, leave_one_out, predict
+from bench.analysis.roofline import Point, leave_one_out, predict
 
 shares = st.floats(1.0, 4.0)
 

@@ -3,7 +3,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.analysis import cautions, roofline, rounds, summary
+from bench.analysis import cautions, roofline
+from bench.analysis import summary as summaries
+from bench.analysis.tidy import Tidy
 from bench.record import Covariates
 from bench.tell import notes
 from tests.handmade import QUIET, floors_ms, grid, make_case, make_run, smollm2_plan, steady_roofs
@@ -19,8 +21,12 @@ def run_of(cases, ms=None, roofs=steady_roofs, **arguments):
     return make_run(cases, ms=ms or default, plan=smollm2_plan, roofs=roofs, **quiet)
 
 
+def summarize(run):
+    return summaries.summarize(Tidy.of(run))
+
+
 def rows(run, case=CASE):
-    frame = summary.summarize(run).query(f"strategy == '{case.strategy}' and n_prompt == {case.n_prompt}")
+    frame = summarize(run).query(f"strategy == '{case.strategy}' and n_prompt == {case.n_prompt}")
     return [frame[frame["phase"] == phase].iloc[0] for phase in ("prefill", "decode")]
 
 
@@ -81,7 +87,7 @@ def test_weights_that_the_cache_can_hold_have_no_mbu(weights_bytes, has_mbu):
 
 
 def test_a_run_without_ceilings_has_no_shares_bounds_or_predictions():
-    frame = summary.summarize(run_of(grid(["naive", "dynamic"], [32, 128]), roofs=None))
+    frame = summarize(run_of(grid(["naive", "dynamic"], [32, 128]), roofs=None))
     assert frame[[*SHARES, "bound", "predicted_ms"]].isna().all(axis=None)
     assert frame[["bytes", "arithmetic_intensity", "latency_ms"]].notna().all(axis=None)
 
@@ -112,7 +118,7 @@ def test_warm_ups_and_disturbed_turns_of_a_ceiling_do_not_count():
 def test_one_slow_pass_does_not_lower_the_roof():
     (taken, *_) = run_of([CASE]).ceilings
     assert max(taken.pass_ns) == 2 * sorted(taken.pass_ns)[1]
-    frame = rounds.usable_ceilings(run_of([CASE])).query("ceiling == 'read_bandwidth'")
+    frame = Tidy.of(run_of([CASE])).ceilings.query("ceiling == 'read_bandwidth'")
     assert frame["per_s"].to_list() == pytest.approx([40e9] * 6)
 
 
@@ -134,9 +140,9 @@ def test_predictions_come_from_the_other_cases_of_the_strategy_and_phase():
         compute_ms, memory_ms = floors_ms(case, step)
         return 1.4 * compute_ms + 1.2 * memory_ms + 9
 
-    frame = summary.summarize(run_of(cases, ms=ms))
+    frame = summarize(run_of(cases, ms=ms))
     assert (frame["predicted_ms"] / frame["latency_ms"] - 1).abs().max() < 0.1
-    other = summary.summarize(run_of(cases, ms=lambda case, step: (30 if case == cases[0] else 1) * ms(case, step)))
+    other = summarize(run_of(cases, ms=lambda case, step: (30 if case == cases[0] else 1) * ms(case, step)))
     for phase in ("prefill", "decode"):
         own, changed = (
             one[(one["phase"] == phase) & (one["strategy"] == "naive") & (one["n_prompt"] == 32)].iloc[0]
@@ -147,19 +153,21 @@ def test_predictions_come_from_the_other_cases_of_the_strategy_and_phase():
 
 
 def test_the_error_of_the_predictions_is_told_below_the_table():
-    frame = summary.summarize(run_of(grid(["dynamic"], [32, 128])))
+    frame = summarize(run_of(grid(["dynamic"], [32, 128])))
     frame = frame.assign(predicted_ms=frame["latency_ms"] * [1.1, 1.0, 0.7, 1.0])
     assert notes.prediction_lines(frame).splitlines()[2:] == [
         "- prefill: median error 20.0%, largest 30.0%, over 2 cases",
         "- decode: median error 0.0%, largest 0.0%, over 2 cases",
     ]
-    assert notes.prediction_lines(summary.summarize(run_of([CASE]))) == ""
+    assert notes.prediction_lines(summarize(run_of([CASE]))) == ""
 
 
 def test_a_strategy_above_the_roof_gives_a_caution():
     def found(factor):
         run = run_of([CASE], ms=lambda case, step: factor * max(floors_ms(case, step)))
-        return [caution.text for caution in cautions.cautions(run) if "ceiling" in caution.text]
+        return [
+            caution.text for caution in cautions.cautions(Tidy.of(run), summarize(run)) if "ceiling" in caution.text
+        ]
 
     assert found(1 / 1.04) == []
     assert found(1 / 1.2) == [
@@ -170,5 +178,5 @@ def test_a_strategy_above_the_roof_gives_a_caution():
 
 def test_floors_are_there_for_the_plots():
     run = run_of([CASE])
-    found = roofline.columns(run, rounds.by_case_and_phase(run))[CASE.key, "decode"]
+    found = roofline.columns(Tidy.of(run))[CASE.key, "decode"]
     assert (found["compute_floor_ms"], found["memory_floor_ms"]) == pytest.approx(floors_ms(CASE, 1))

@@ -2,12 +2,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from bench.analysis import rounds, slopes
+from bench.analysis import slopes
+from bench.analysis.tidy import Tidy
 from tests.handmade import grid, make_case, make_run
 
 
 def fitted(run):
-    return slopes.slopes(rounds.usable_steps(run)).set_index("strategy")
+    return slopes.slopes(Tidy.of(run).steps).set_index("strategy")
 
 
 def test_the_slope_of_a_straight_line_comes_out_exactly():
@@ -25,7 +26,7 @@ def test_the_slope_of_a_straight_line_comes_out_exactly():
 
 def test_contexts_are_pooled_and_strategies_and_settings_are_not():
     cases = [*grid(["naive", "dynamic"], [32, 512]), *grid(["dynamic"], [32], dtype="bfloat16")]
-    lines = slopes.slopes(rounds.usable_steps(make_run(cases)))
+    lines = slopes.slopes(Tidy.of(make_run(cases)).steps)
     assert list(zip(lines["strategy"], lines["dtype"], strict=True)) == [
         ("naive", "float32"),
         ("dynamic", "float32"),
@@ -71,7 +72,7 @@ def test_too_few_positions_have_a_row_without_a_slope(n_prompts, n_gen):
 
 
 def test_no_steps_have_no_row():
-    assert slopes.slopes(rounds.usable_steps(make_run([make_case(n_gen=1)]))).empty
+    assert slopes.slopes(Tidy.of(make_run([make_case(n_gen=1)])).steps).empty
 
 
 def test_a_long_decode_is_thinned_and_still_fitted():

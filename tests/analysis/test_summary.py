@@ -5,9 +5,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from bench.analysis import summary
+from bench.analysis import columns, summary
 from bench.analysis.estimators import paired_ratio
-from bench.analysis.outcomes import NOT_MEASURED
+from bench.analysis.tidy import NOT_MEASURED, Tidy
 from bench.record import Covariates
 from tests.handmade import QUIET, fail, grid, make_case, make_run
 
@@ -60,12 +60,17 @@ COLUMNS = [
     "framework_ms",
 ]
 
+
+def summarize(run):
+    return summary.summarize(Tidy.of(run))
+
+
 NUMBERS = ["samples", "latency_ms", "latency_ms_low", "latency_ms_high", "tokens_per_s", "steps_timed"]
 SPEEDUP = ["speedup_vs_naive", "speedup_low", "speedup_high"]
 
 
 def row(run, case, phase="decode"):
-    frame = summary.summarize(run)
+    frame = summarize(run)
     names = ["strategy", "n_prompt", "n_gen", "dtype", "batch_size"]
     wanted = (frame[names] == [getattr(case, name) for name in names]).all(axis=1) & (frame["phase"] == phase)
     (found,) = frame[wanted].to_dict("records")
@@ -74,8 +79,10 @@ def row(run, case, phase="decode"):
 
 def test_the_columns_are_those_of_the_contract_in_its_order_also_of_a_run_without_samples():
     cases = grid(["naive", "dynamic"], [32, 128])
-    full, empty = summary.summarize(make_run(cases)), summary.summarize(make_run(cases, rounds=0, warmups=0))
-    assert list(full.columns) == list(empty.columns) == COLUMNS
+    full, empty = summarize(make_run(cases)), summarize(make_run(cases, rounds=0, warmups=0))
+    assert list(full.columns) == list(empty.columns)
+    assert columns.NAMES == COLUMNS
+    assert set(COLUMNS) < set(full.columns)
     assert (full.dtypes == empty.dtypes).all()
     assert len(full) == len(empty) == 8
 
@@ -94,7 +101,7 @@ def test_latency_and_throughput_count_tokens_of_the_whole_batch_and_never_the_pr
 def test_the_speed_up_pairs_the_rounds_of_a_cell():
     cases = grid(["naive", "dynamic"], [4, 512])  # at 4 every naive step is timed
     run = make_run(cases, turn_noise=0.05)
-    frame = summary.summarize(run)
+    frame = summarize(run)
     naive_ms, own_ms = (
         [np.mean(sample.step_ns) for sample in run.samples if sample.case == case.key and not sample.warmup]
         for case in cases[:2]
@@ -125,7 +132,7 @@ def test_drift_that_both_share_cancels_in_the_speed_up():
 def test_without_a_time_of_naive_there_is_no_speed_up(strategies):
     cases = grid(strategies, [32])
     failures = [fail(case) for case in cases if case.strategy == "naive"]
-    frame = summary.summarize(make_run(cases, failures=failures))
+    frame = summarize(make_run(cases, failures=failures))
     assert frame[SPEEDUP].isna().all(axis=None)
 
 
@@ -158,7 +165,7 @@ def test_a_failed_case_keeps_its_rows_without_numbers(status):
         assert (found["status"], found["error"]) == (status, "the reason")
         assert np.isnan([found[name] for name in SPEEDUP]).all()
         assert found["forward_calls"] > 0  # what arithmetic says needs no measurement
-    frame = summary.summarize(run)
+    frame = summarize(run)
     assert frame.loc[frame["strategy"] == "dynamic", NUMBERS].isna().all(axis=None)
     assert row(run, cases[0])["status"] == "ok"
 
@@ -211,13 +218,13 @@ def test_a_model_of_unknown_costs_has_empty_counters():
     (plan,) = run.manifest.plan
     unknown = msgspec.structs.replace(plan, prefill=None, decode=None)
     manifest = msgspec.structs.replace(run.manifest, plan=[unknown])
-    frame = summary.summarize(msgspec.structs.replace(run, manifest=manifest))
+    frame = summarize(msgspec.structs.replace(run, manifest=manifest))
     assert frame[["flops", "forward_calls", "kv_bytes_predicted"]].isna().all(axis=None)
     assert frame["latency_ms"].notna().all()
 
 
 def test_one_token_has_a_prefill_row_alone():
-    assert summary.summarize(make_run([make_case(n_gen=1)]))["phase"].to_list() == ["prefill"]
+    assert summarize(make_run([make_case(n_gen=1)]))["phase"].to_list() == ["prefill"]
 
 
 def test_from_six_processes_on_the_interval_is_over_the_processes():

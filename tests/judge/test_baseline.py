@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bench.analysis.tidy import Tidy
 from bench.errors import DataError, FailedRun, UsageError
 from bench.judge import baseline
 from bench.judge.baseline import machine_name, newest, promote, session_of
@@ -33,7 +34,7 @@ def test_a_session_comes_back_as_it_was(tmp_path: Path) -> None:
     path = promote(run, tmp_path, "laptop")
     assert path == tmp_path / "laptop" / "first.json"
     (stored,) = read_sessions(tmp_path / "laptop")
-    expected = session_of(run)
+    expected = session_of(Tidy.of(run))
     assert stored.figures == expected.figures
     assert len(stored.figures) == 2 * len(CASES)
     assert stored.environment == ENVIRONMENT
@@ -108,10 +109,12 @@ def test_a_resumed_run_counts_the_fewest_graphs() -> None:
     assert first.counters is not None
     more = {phase: msgspec.structs.replace(found, compiled_graphs=3) for phase, found in first.counters.items()}
     resumed = msgspec.structs.replace(run, checks=[msgspec.structs.replace(first, counters=more), *run.checks[1:]])
-    assert session_of(resumed).figures[0].counters.compiled_graphs == 0
+    assert session_of(Tidy.of(resumed)).figures[0].counters.compiled_graphs == 0
     other = {phase: msgspec.structs.replace(found, forward_calls=99) for phase, found in first.counters.items()}
     with pytest.raises(DataError, match="not deterministic"):
-        session_of(msgspec.structs.replace(run, checks=[msgspec.structs.replace(first, counters=other), *run.checks]))
+        session_of(
+            Tidy.of(msgspec.structs.replace(run, checks=[msgspec.structs.replace(first, counters=other), *run.checks]))
+        )
 
 
 @pytest.mark.parametrize("value", [math.inf, 0.0, -1.0])
@@ -120,7 +123,7 @@ def test_impossible_figures_are_refused(
     column: str, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest = baseline.summarize
-    monkeypatch.setattr(baseline, "summarize", lambda run: honest(run).assign(**{column: value}))
+    monkeypatch.setattr(baseline, "summarize", lambda tidy: honest(tidy).assign(**{column: value}))
     with pytest.raises(DataError, match=f"{column} of .* is {value}"):
         promote(run_named("x"), tmp_path, None)
     assert not list(tmp_path.iterdir())
@@ -128,7 +131,7 @@ def test_impossible_figures_are_refused(
 
 def test_a_time_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = baseline.summarize
-    monkeypatch.setattr(baseline, "summarize", lambda run: honest(run).assign(latency_ms=math.nan))
+    monkeypatch.setattr(baseline, "summarize", lambda tidy: honest(tidy).assign(latency_ms=math.nan))
     with pytest.raises(DataError, match=r"latency_ms of .* is nan"):
         promote(run_named("x"), tmp_path, None)
 
@@ -186,5 +189,5 @@ def test_a_machine_has_a_name_of_its_own() -> None:
 
 
 def test_shares_are_stored_as_none_where_nothing_was_measured() -> None:
-    assert pd.isna(baseline.summarize(run_named("x"))["mfu"]).all()
-    assert {row.mfu for row in session_of(run_named("x")).figures} == {None}
+    assert pd.isna(baseline.summarize(Tidy.of(run_named("x")))["mfu"]).all()
+    assert {row.mfu for row in session_of(Tidy.of(run_named("x"))).figures} == {None}

@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from bench.analysis.tidy import Tidy
 from bench.judge.baseline import session_of
 from bench.judge.drift import drift
 from bench.store.sessions import Session
@@ -24,7 +25,7 @@ def sessions(*factors: float, environments: tuple = ()) -> list[Session]:
         run = make_run(
             CASES, ms=lambda case, step, f=factor: 40.0 * f, turn_noise=0, step_noise=0, environment=environment
         )
-        session = session_of(run)
+        session = session_of(Tidy.of(run))
         created = f"2026-11-{number + 1:02}T04:00:00Z"
         made.append(msgspec.structs.replace(session, run_id=f"run-{number}", created_utc=created))
     return made

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from bench.analysis.tidy import Tidy
 from bench.case import Case
 from bench.errors import DataError
 from bench.judge import baseline
@@ -47,7 +48,7 @@ def of_kind(found: list[Verdict], kind: str) -> list[Verdict]:
 
 
 RUN = make_run(CASES, rounds=2)
-BASE = [session_of(RUN)]
+BASE = [session_of(Tidy.of(RUN))]
 
 
 def test_an_unchanged_run_passes_on_any_machine() -> None:
@@ -125,7 +126,7 @@ def test_nothing_in_common_is_no_pass() -> None:
 def test_a_case_without_decode() -> None:
     cases = [make_case("dynamic", 32, n_gen=1)]
     run = make_run(cases, rounds=2)
-    assert verdicts.exit_code(gate(run, [session_of(run)])) == 0
+    assert verdicts.exit_code(gate(run, [session_of(Tidy.of(run))])) == 0
 
 
 def test_the_roof_follows_the_physics() -> None:
@@ -141,8 +142,8 @@ def roofs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Summaries with shares of a roof, as a run with measured ceilings has them: inverse to the time."""
     honest = baseline.summarize
 
-    def summarize(run: Run):
-        summary = honest(run)
+    def summarize(tidy: Tidy):
+        summary = honest(tidy)
         return summary.assign(mfu=30 / summary["latency_ms"], mbu=30 / summary["latency_ms"])
 
     monkeypatch.setattr(baseline, "summarize", summarize)
@@ -154,7 +155,7 @@ def stored_sessions(n: int = 6, **arguments) -> list[Session]:
     sessions = []
     for number in range(n):
         drift = float(np.exp(random.normal(0, 0.02)))
-        session = session_of(make_run(CASES, ms=times(drift), seed=number, **arguments))
+        session = session_of(Tidy.of(make_run(CASES, ms=times(drift), seed=number, **arguments)))
         sessions.append(msgspec.structs.replace(session, run_id=f"session-{number}"))
     return sessions
 
@@ -225,7 +226,7 @@ def test_a_time_without_ground_is_not_compared(sessions: Callable[[], list[Sessi
 def test_a_share_that_the_run_lost_is_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     sessions = stored_sessions()
     patched = baseline.summarize
-    monkeypatch.setattr(baseline, "summarize", lambda run: patched(run).assign(mbu=math.nan))
+    monkeypatch.setattr(baseline, "summarize", lambda tidy: patched(tidy).assign(mbu=math.nan))
     found = gate(make_run(CASES, ms=times()), sessions)
     assert judged(found).kind == "inconclusive"
     assert verdicts.exit_code(found) == 4
@@ -240,7 +241,7 @@ def test_other_weights_have_no_common_time() -> None:
 
 @pytest.mark.usefixtures("roofs")
 def test_sessions_that_did_other_work_do_not_set_the_time() -> None:
-    past = [session_of(change(make_run(CASES, seed=n), DYNAMIC, "decode", copied_bytes=9)) for n in range(5)]
+    past = [session_of(Tidy.of(change(make_run(CASES, seed=n), DYNAMIC, "decode", copied_bytes=9))) for n in range(5)]
     past = [msgspec.structs.replace(session, run_id=f"{n}") for n, session in enumerate(past)]
     assert judged(gate(make_run(CASES), [*past, *stored_sessions(3)])).kind == "not-comparable"
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.analysis.summary import summarize
+from bench.analysis.tidy import Tidy
 from bench.store.run_folder import read_run
 
 Times = dict[tuple[str, str], float]
@@ -38,7 +39,7 @@ def run_ms(model: str, n_prompt: int, n_gen: int, folder: Path) -> Times:
     grid = ["-m", model, "-p", str(n_prompt), "-n", str(n_gen), "-t", "1", "-r", "12", "-o", "csv"]
     command = [sys.executable, "-m", "bench.cli", "run", *grid, "--out", str(folder / "runs")]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    rows = summarize(read_run(max((folder / "runs").iterdir()))).to_dict("records")
+    rows = summarize(Tidy.of(read_run(max((folder / "runs").iterdir())))).to_dict("records")
     return {(row["strategy"], row["phase"]): row["latency_ms"] for row in rows}
 
 

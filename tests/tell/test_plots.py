@@ -5,7 +5,8 @@ import matplotlib as mpl
 import pytest
 from matplotlib.text import Text
 
-from bench.analysis import rounds, slopes, summary
+from bench.analysis import slopes, summary
+from bench.analysis.tidy import Tidy
 from bench.judge import compare
 from bench.tell.plots import comparison, style
 from bench.tell.plots import steps as step_plots
@@ -16,8 +17,8 @@ ALL = ["naive", "dynamic", "static", "compiled", "hf-generate"]
 
 
 def figures_of(run):
-    steps = rounds.usable_steps(run)
-    return step_plots.figures(summary.summarize(run), steps, slopes.slopes(steps))
+    tidy = Tidy.of(run)
+    return step_plots.figures(summary.summarize(tidy), tidy.steps, slopes.slopes(tidy.steps))
 
 
 def comparison_of(cases, factor=0.8, **arguments):
@@ -120,7 +121,7 @@ def test_latency_of_each_step():
         ("position (tokens before the new one), log scale", "latency of one step (ms), log scale"),
         ("position (tokens before the new one)", "latency of one step (ms)"),
     ]
-    fitted = slopes.slopes(rounds.usable_steps(USUAL_RUN)).set_index("strategy")
+    fitted = slopes.slopes(Tidy.of(USUAL_RUN).steps).set_index("strategy")
     assert [text.split("  ")[0] for text in legend(figure)] == USUAL
     shown = float(legend(figure)[1].split()[1])
     assert shown == pytest.approx(fitted.loc["dynamic", "slope_ms_per_1000_tokens"], rel=0.01)
@@ -140,7 +141,7 @@ def test_throughput():
     ]
     assert [axes.get_title() for axes in figure.axes] == ["prefill", "decode"]
     assert legend(figure) == USUAL
-    decode = summary.summarize(USUAL_RUN).query("phase == 'decode' and strategy == 'dynamic'")
+    decode = summary.summarize(Tidy.of(USUAL_RUN)).query("phase == 'decode' and strategy == 'dynamic'")
     (line,) = [line for line in figure.axes[1].lines if line.get_label() == "dynamic"]
     assert list(line.get_ydata()) == pytest.approx(decode["tokens_per_s"].to_list())
 
@@ -157,7 +158,7 @@ def test_speedup():
 
 
 def test_intervals_reach_from_low_to_high():
-    rows = summary.summarize(USUAL_RUN).query("phase == 'decode' and strategy == 'static'")
+    rows = summary.summarize(Tidy.of(USUAL_RUN)).query("phase == 'decode' and strategy == 'static'")
     axes = USUAL_FIGURES["speedup"].axes[1]
     bars = [segment[:, 1] for collection in axes.collections for segment in collection.get_segments()]
     for low, high in zip(rows["speedup_low"], rows["speedup_high"], strict=True):

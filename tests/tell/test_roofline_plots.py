@@ -3,7 +3,8 @@ import warnings
 import numpy as np
 import pytest
 
-from bench.analysis import roofline, summary
+from bench.analysis.summary import summarize
+from bench.analysis.tidy import Tidy
 from bench.tell.plots import rows
 from bench.tell.plots.ladder import LIMIT
 from tests.handmade import fail, floors_ms, grid, make_run, smollm2_plan, steady_roofs
@@ -18,7 +19,7 @@ def ms(case, step):
 
 def floors_of(cases, **arguments):
     run = make_run(cases, **({"ms": ms, "plan": smollm2_plan, "roofs": steady_roofs} | arguments))
-    return roofline.with_floors(run, summary.summarize(run))
+    return summarize(Tidy.of(run))
 
 
 def figures_of(cases, **arguments):

@@ -6,8 +6,10 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from bench.analysis import rounds, slopes, summary
+from bench.analysis import columns, slopes
+from bench.analysis import summary as summaries
 from bench.analysis.cautions import Caution
+from bench.analysis.tidy import Tidy
 from bench.record import Ceiling
 from bench.tell import notes, tables
 from tests.handmade import ENVIRONMENT, fail, grid, make_case, make_run
@@ -22,8 +24,12 @@ def run_of(cases, **arguments):
     return make_run(cases, ms=simple_ms, turn_noise=0, step_noise=0, **arguments)
 
 
+def summarize(run):
+    return summaries.summarize(Tidy.of(run))
+
+
 CASES = grid(["naive", "dynamic", "static"], [32, 2048], n_gen=16)
-SUMMARY = summary.summarize(run_of(CASES, failures=[fail(CASES[-1])], tokens_match={CASES[1].key: "tie"}))
+SUMMARY = summarize(run_of(CASES, failures=[fail(CASES[-1])], tokens_match={CASES[1].key: "tie"}))
 
 MARKDOWN = """\
 smollm2-135m, float32, cpu, 2 threads, sdpa, batch 1, 16 new tokens
@@ -75,7 +81,7 @@ def test_the_table_of_a_run_in_a_terminal():
 def test_each_case_against_the_yardstick():
     """Only where generate() was measured or roofs were; a case that failed has no line."""
     cases = grid(["naive", "compiled", "hf-generate", "static"], [32], n_gen=16)
-    text = tables.markdown(summary.summarize(run_of(cases, failures=[fail(cases[-1])])))
+    text = tables.markdown(summarize(run_of(cases, failures=[fail(cases[-1])])))
     title = "Against hf-generate and the machine's roofs: smollm2-135m, float32, cpu, 2 threads, sdpa, batch 1"
     lines = text.split(title)[1].splitlines()[4:]
     assert [[cell.strip() for cell in line.split("|")[2:6]] for line in lines] == [
@@ -90,7 +96,7 @@ def test_each_case_against_the_yardstick():
 def test_five_strategies_fit_100_columns(n_prompt):
     """Where the figures are too long, an interval goes below its figure and nothing is cut."""
     cases = grid(["naive", "dynamic", "static", "compiled", "hf-generate"], [128, n_prompt])
-    text = printed(tables.terminal(summary.summarize(make_run(cases, turn_noise=0.02))))
+    text = printed(tables.terminal(summarize(make_run(cases, turn_noise=0.02))))
     assert max(map(len, text.splitlines())) <= 100
     assert "…" not in text
     roofs = 6 + 5 + 1 + 5
@@ -99,7 +105,7 @@ def test_five_strategies_fit_100_columns(n_prompt):
 
 def test_settings_have_tables_of_their_own_and_depth_stands_by_the_prompt():
     cases = [make_case(n_depth=512), make_case(n_gen=1), make_case(dtype="bfloat16", device="cuda", batch_size=4)]
-    text = tables.markdown(summary.summarize(run_of(cases)))
+    text = tables.markdown(summarize(run_of(cases)))
     assert [line for line in text.splitlines() if line and not line.startswith("|")] == [
         "smollm2-135m, float32, cpu, 2 threads, sdpa, batch 1, 32 new tokens",
         "smollm2-135m, float32, cpu, 2 threads, sdpa, batch 1, 1 new token",
@@ -112,14 +118,14 @@ def test_settings_have_tables_of_their_own_and_depth_stands_by_the_prompt():
 
 def test_other_tokens_are_shown_as_such():
     run = run_of([make_case()], tokens_match={make_case().key: "false"})
-    text = tables.markdown(summary.summarize(run))
+    text = tables.markdown(summarize(run))
     assert text.splitlines()[4].endswith("| false          |")
     assert text.endswith("- dynamic, prompt 128: failed: emitted other tokens\n")
 
 
 def test_csv_has_every_column_and_nothing_in_an_empty_cell():
     back = pd.read_csv(io.StringIO(tables.render(SUMMARY, "csv")), dtype={"tokens_match": "string"})
-    assert list(back.columns) == list(SUMMARY.columns)
+    assert list(back.columns) == columns.NAMES
     assert back["latency_ms"].to_list()[:-2] == SUMMARY["latency_ms"].to_list()[:-2]  # every digit
     assert back["latency_ms"].isna().sum() == 2
     assert tables.render(SUMMARY, "csv").splitlines()[-1] == (
@@ -131,7 +137,7 @@ def test_json_and_jsonl_hold_the_same_records_with_null_in_an_empty_cell():
     records = json.loads(tables.render(SUMMARY, "json"))
     lines = tables.render(SUMMARY, "jsonl").splitlines()
     assert [json.loads(line) for line in lines] == records
-    assert list(records[0]) == list(SUMMARY.columns)
+    assert list(records[0]) == columns.NAMES
     assert records[0]["latency_ms"] == 132.0
     assert records[0]["n_prompt"] == 32
     assert records[-1]["latency_ms"] is None
@@ -178,28 +184,28 @@ def test_the_ceilings_of_an_environment():
 
 def test_slopes_are_said_to_be_told_from_zero_or_not():
     straight = run_of(grid(["naive", "dynamic"], [32, 512]))
-    text = notes.slope_lines(slopes.slopes(rounds.usable_steps(straight)))
+    text = notes.slope_lines(slopes.slopes(Tidy.of(straight).steps))
     assert text == (
         "Latency of a decode step against the position of its token "
         "(smollm2-135m, float32, cpu, 2 threads, sdpa, batch 1):\n\n"
         "- naive: 1000 [1000-1000] ms per 1,000 tokens over positions 34 to 528, told from zero\n"
         "- dynamic: 0 [0-0] ms per 1,000 tokens over positions 33 to 543, not told from zero\n"
     )
-    few = notes.slope_lines(slopes.slopes(rounds.usable_steps(run_of([make_case()], rounds=3))))
+    few = notes.slope_lines(slopes.slopes(Tidy.of(run_of([make_case()], rounds=3)).steps))
     assert few.endswith(
         "- dynamic: 0 ms per 1,000 tokens over positions 129 to 159, without an interval: too few rounds\n"
     )
 
 
 def test_a_slope_of_too_few_positions_is_not_told():
-    text = notes.slope_lines(slopes.slopes(rounds.usable_steps(run_of([make_case(n_gen=4)]))))
+    text = notes.slope_lines(slopes.slopes(Tidy.of(run_of([make_case(n_gen=4)])).steps))
     assert text.endswith("\n- dynamic: too few positions for a slope (129 to 131)\n")
 
 
 def test_how_to_read_the_figures_is_said_where_it_applies():
     pairs, few = "pairs the turns of the same round", "fewer than six rounds"
     told = [
-        notes.reading_line(summary.summarize(run_of(cases, rounds=n_rounds)))
+        notes.reading_line(summarize(run_of(cases, rounds=n_rounds)))
         for cases, n_rounds in ((CASES, 6), (CASES, 5), (grid(["dynamic"], [32]), 5), (grid(["naive"], [32]), 6))
     ]
     assert [(pairs in line, few in line) for line in told] == [

@@ -36,9 +36,9 @@ UNKNOWN = f"{KERNELS},\nframework"
 framework, timed apart, took more than is left."""
 
 
-def figures(floors: pd.DataFrame) -> dict[str, Figure]:
-    """Every plot that the run holds the data for, by file name. `floors` as `roofline.with_floors` makes it."""
-    timed = floors[floors["latency_ms"].notna()]
+def figures(summary: pd.DataFrame) -> dict[str, Figure]:
+    """Every plot that the run holds the data for, by file name. `summary` as `summarize` makes it."""
+    timed = summary[summary["latency_ms"].notna()]
     known = timed[timed["compute_floor_ms"].notna()]
     drawn: dict[str, Figure] = {}
     columns = [*MACHINE_COLUMNS, "strategy"]

@@ -33,7 +33,7 @@ PLOT_COLUMNS = [*SETTING_COLUMNS, *EXTENT]
 def figures(summary: pd.DataFrame, steps: pd.DataFrame, slopes: pd.DataFrame) -> dict[str, Figure]:
     """Every plot of a run by file name (without suffix): one of each kind for each setting that the run has.
 
-    `summary` as `summarize`, `steps` as `rounds.usable_steps`, `slopes` as `slopes.slopes` make them. A setting
+    `summary` as `summarize`, `steps` as `Tidy.steps`, `slopes` as `slopes.slopes` make them. A setting
     without the times that a plot shows has no such plot.
     """
     drawn: dict[str, Figure] = {}

@@ -1,7 +1,7 @@
 import msgspec
 import pytest
 
-from bench.analysis import rounds
+from bench.analysis.tidy import CLOCK_TICK_NS, Tidy, independent_values
 from bench.record import Covariates
 from tests.handmade import ENVIRONMENT, QUIET, fail, grid, make_case, make_run
 
@@ -23,7 +23,7 @@ def disturbed(covariates, cores=2, case=None):
         covariates=lambda *_: covariates,
         environment=msgspec.structs.replace(ENVIRONMENT, cores=cores),
     )
-    return bool(rounds.measured_turns(run)["disturbed"].all())
+    return bool(Tidy.of(run).measured["disturbed"].all())
 
 
 @pytest.mark.parametrize(("steal_ns", "expected"), [(0, False), (99_000_000, False), (101_000_000, True)])
@@ -40,9 +40,9 @@ def test_threads_count_but_not_more_than_there_are_cores():
 
 def test_one_tick_of_the_steal_counter_is_rounding():
     tiny = make_run(
-        [make_case()], rounds=1, ms=lambda *_: 0.1, covariates=lambda *_: Covariates(steal_ns=rounds.CLOCK_TICK_NS)
+        [make_case()], rounds=1, ms=lambda *_: 0.1, covariates=lambda *_: Covariates(steal_ns=CLOCK_TICK_NS)
     )
-    assert not rounds.measured_turns(tiny)["disturbed"].any()
+    assert not Tidy.of(tiny).measured["disturbed"].any()
 
 
 @pytest.mark.parametrize(("reasons", "expected"), [(0x0, False), (0x1, False), (0x4, False), (0x24, True), (0x8, True)])
@@ -62,32 +62,32 @@ def steal_in(*numbers):
 
 def test_disturbed_rounds_and_warmups_are_left_out():
     run = make_run(grid(["naive", "dynamic"], [32]), covariates=steal_in(1, 4))
-    assert set(rounds.usable_turns(run)["round"]) == {0, 2, 3, 5}
-    assert set(rounds.usable_steps(run)["round"]) == {0, 2, 3, 5}
-    assert not rounds.usable_steps(run)["warmup"].any()
+    assert set(Tidy.of(run).turns["round"]) == {0, 2, 3, 5}
+    assert set(Tidy.of(run).steps["round"]) == {0, 2, 3, 5}
+    assert not Tidy.of(run).steps["warmup"].any()
 
 
 def test_where_every_round_is_disturbed_all_are_kept():
     run = make_run([make_case()], covariates=steal_in(*range(6)))
-    assert set(rounds.usable_turns(run)["round"]) == set(range(6))
+    assert set(Tidy.of(run).turns["round"]) == set(range(6))
 
 
 def test_a_case_that_failed_in_one_process_has_no_usable_turn():
     cases = grid(["naive", "dynamic"], [32])
     run = make_run(cases, processes=2, failures=[fail(cases[1], process=1)])
-    assert set(rounds.usable_turns(run)["case"]) == {cases[0].key}
+    assert set(Tidy.of(run).turns["case"]) == {cases[0].key}
 
 
 def test_a_run_without_samples_has_no_usable_turn():
     run = make_run([make_case()], rounds=0, warmups=0)
-    assert rounds.usable_turns(run).empty
-    assert rounds.usable_steps(run).empty
+    assert Tidy.of(run).turns.empty
+    assert Tidy.of(run).steps.empty
 
 
 def test_from_six_processes_on_the_process_is_what_is_resampled():
     def values(processes):
-        turns = rounds.usable_turns(make_run([make_case()], processes=processes, rounds=3))
-        return turns[turns["phase"] == "decode"], rounds.independent_values(turns[turns["phase"] == "decode"])
+        turns = Tidy.of(make_run([make_case()], processes=processes, rounds=3)).turns
+        return turns[turns["phase"] == "decode"], independent_values(turns[turns["phase"] == "decode"])
 
     turns, few = values(5)
     assert few == turns["latency_ms"].to_list()

@@ -1,0 +1,202 @@
+"""One walk over a run: which turns count, and how each case ended. Computed once, then handed to everything else.
+
+A turn counts if it is no warm-up, if the machine (not the code) did not disturb it, and if its case ended well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import msgspec
+import pandas as pd
+
+from bench.analysis import estimators, frames
+from bench.analysis.estimators import Ratio
+from bench.record import Run, Status, TokensMatch
+
+STEAL_SHARE = 0.05
+"""A turn is disturbed if the hypervisor took more than this share of the CPU time that its threads could use."""
+
+CLOCK_TICK_NS = 10_000_000
+"""Linux counts CPU time in ticks of 10 ms: a single one in a turn is the rounding of a counter, not a disturbance."""
+
+GPU_SLOWDOWN_REASONS = 0x08 | 0x20 | 0x40 | 0x80
+"""NVML throttle reasons from outside the code (nvml.h, nvmlClocksThrottleReason*): hardware slowdown, software and
+hardware thermal slowdown, power brake. The software power cap (0x04) is left out: heavy kernels cause it."""
+
+MIN_PROCESSES = 6
+"""With fewer processes there is no exact 95 % interval over processes."""
+
+NOT_MEASURED = "not measured: the run ended before this case; `kvbench run --resume` measures it"
+
+_WORST_STATUS: list[Status] = ["failed", "oom", "timeout", "unsupported"]
+_WORST_MATCH: list[TokensMatch] = ["false", "tie", "true"]
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How a case ended, over all of its processes: the worst of each."""
+
+    status: Status
+    tokens_match: TokensMatch | None
+    error: str | None = None
+    measured: bool = True
+    """False where the run holds neither a time nor a failure of the case."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tidy:
+    """What a run's records say, in frames. Its case keys are those of `run.manifest.plan`, in that order."""
+
+    run: Run
+    outcomes: dict[str, Outcome]
+    """How each planned case ended, by its key. Other tokens are a failure, whichever record reports them."""
+    unfinished: list[str]
+    """Cases that have fewer rounds than the run was asked for, or none, though they did not fail."""
+    measured: pd.DataFrame
+    """The turns (`frames.turns`) that are no warm-up, with a column `disturbed` (see `_judged`)."""
+    turns: pd.DataFrame
+    """The turns that every figure is made of: measured, undisturbed, and of cases that ended well.
+
+    A case without any undisturbed turn keeps all of them: a machine that steals from every round has no better ones to
+    offer, so its figures are shown, with a caution (`bench.analysis.cautions`) that nothing can be concluded from them.
+    """
+    ceilings: pd.DataFrame
+    """The undisturbed turns of the ceilings (`frames.ceilings`), without warm-ups."""
+
+    @classmethod
+    def of(cls, run: Run) -> Tidy:
+        """Walk over the records of `run`.
+
+        Raises:
+            ValueError: a turn of a case with n_gen > 1 has no timed decode step.
+        """
+        cores = run.manifest.environment.cores
+        rounds = _rounds(run)
+        ended = outcomes(run, rounds)
+        measured = _judged(frames.turns(run), cores)
+        hopeless = measured.groupby("case")["disturbed"].transform("all").astype("bool")
+        well = [key for key, outcome in ended.items() if outcome.status == "ok"]
+        ceilings = _judged(frames.ceilings(run), cores)
+        return cls(
+            run=run,
+            outcomes=ended,
+            unfinished=unfinished(run, ended, rounds),
+            measured=measured,
+            turns=measured[measured["case"].isin(well) & (~measured["disturbed"] | hopeless)],
+            ceilings=ceilings[~ceilings["disturbed"]],
+        )
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        """The decode steps (`frames.steps`) of `turns`."""
+        steps = frames.steps(self.run)
+        kept = self.turns[["case", "process", "round"]].drop_duplicates()
+        return steps[~steps["warmup"]].merge(kept, on=["case", "process", "round"])
+
+    @cached_property
+    def by_case_and_phase(self) -> dict[tuple[str, str], pd.DataFrame]:
+        """The `turns` of each case and phase, by (case key, phase)."""
+        groups = self.turns.groupby(["case", "phase"])
+        return {(str(case), str(phase)): rows for (case, phase), rows in groups}
+
+
+Rounds = dict[tuple[str, int], set[int]]
+"""(case key, process) -> the rounds that were measured there, warm-ups left out."""
+
+
+def outcomes(run: Run, rounds: Rounds | None = None) -> dict[str, Outcome]:
+    """Find how each planned case ended, by its key (`Tidy.outcomes`)."""
+    rounds = _rounds(run) if rounds is None else rounds
+    matches: dict[str, list[TokensMatch]] = {plan.case.key: [] for plan in run.manifest.plan}
+    worst: dict[str, tuple[Status, str]] = {}
+    for check in run.checks:
+        matches[check.case].append(check.tokens_match)
+    for failure in run.failures:
+        measured = len(rounds.get((failure.case, failure.process), ()))
+        if failure.worker_died and measured >= run.manifest.repetitions:
+            continue  # in a resumed run another worker did all the rounds
+        matches[failure.case] += [failure.tokens_match] if failure.tokens_match is not None else []
+        known = worst.get(failure.case)
+        if known is None or _WORST_STATUS.index(failure.status) < _WORST_STATUS.index(known[0]):
+            worst[failure.case] = (failure.status, failure.error)
+    timed = {case for case, _ in rounds}
+    return {key: _outcome(found, worst.get(key), key in timed) for key, found in matches.items()}
+
+
+def unfinished(run: Run, ended: dict[str, Outcome] | None = None, rounds: Rounds | None = None) -> list[str]:
+    """List the cases that `kvbench run --resume` would go on with (`Tidy.unfinished`)."""
+    rounds = _rounds(run) if rounds is None else rounds
+    ended = outcomes(run, rounds) if ended is None else ended
+    done: dict[str, int] = {}
+    for (case, _), numbers in rounds.items():
+        done[case] = done.get(case, 0) + len(numbers)
+    wanted = run.manifest.repetitions * run.manifest.processes
+    return [
+        key
+        for key, outcome in ended.items()
+        if not outcome.measured or (outcome.status == "ok" and done.get(key, 0) < wanted)
+    ]
+
+
+def independent_values(rows: pd.DataFrame, column: str = "latency_ms") -> list[float]:
+    """List the values of `column` that an interval resamples, from rows that repeat one measurement (one per turn).
+
+    Processes differ by a few percent (address layout, allocator). Where there are enough of them for an interval, the
+    median of each process is one value; below that each turn is one, and the interval holds within those processes.
+    """
+    if rows["process"].nunique() < MIN_PROCESSES:
+        return rows[column].to_list()
+    return rows.groupby("process")[column].median().to_list()
+
+
+def paired_ratio(above: pd.DataFrame, below: pd.DataFrame, column: str) -> Ratio | None:
+    """Divide `column` of `above` by that of `below` over the rounds that both have; None where they share none.
+
+    Both have a row per process and round. From `MIN_PROCESSES` processes each gives one ratio, and the
+    interval is over the processes.
+    """
+    names = ["process", "round"]
+    pairs = above[[*names, column]].merge(below[[*names, column]], on=names, suffixes=("_above", "_below"))
+    if pairs.empty:
+        return None
+    first, second = f"{column}_above", f"{column}_below"
+    if pairs["process"].nunique() < MIN_PROCESSES:
+        return estimators.paired_ratio(pairs[first], pairs[second])
+    ratios = [estimators.paired_ratio(rows[first], rows[second]).estimate for _, rows in pairs.groupby("process")]
+    return estimators.paired_ratio(ratios, [1.0] * len(ratios))
+
+
+def _rounds(run: Run) -> Rounds:
+    found: Rounds = {}
+    for sample in run.samples:
+        if not sample.warmup:
+            found.setdefault((sample.case, sample.process), set()).add(sample.round)
+    return found
+
+
+def _outcome(matches: list[TokensMatch], failure: tuple[Status, str] | None, timed: bool) -> Outcome:
+    match = min(matches, key=_WORST_MATCH.index, default=None)
+    if failure is not None:
+        return Outcome(status=failure[0], tokens_match=match, error=failure[1])
+    if match == "false":
+        return Outcome(status="failed", tokens_match=match, error="emitted other tokens")
+    if not timed:
+        return Outcome(status="failed", tokens_match=match, error=NOT_MEASURED, measured=False)
+    return Outcome(status="ok", tokens_match=match)
+
+
+def _judged(turns: pd.DataFrame, cores: int) -> pd.DataFrame:
+    """The turns that are no warm-up, with a column `disturbed`.
+
+    A turn is disturbed if more than `STEAL_SHARE` of wall time x threads was stolen (and more than one clock tick),
+    or if the GPU was throttled from outside. Steal is counted on all cores, but it only falls on cores that have work,
+    which in a turn are those of the arm's own threads; hence threads, not cores. A turn is never judged by its time,
+    nor by context switches, page faults or stalls, which the code itself may cause.
+    """
+    turns = turns[~turns["warmup"]]
+    threads = turns["n_threads"].clip(upper=cores)
+    steal_ns = turns["steal_ns"].fillna(0).astype("int64")
+    allowed_ns = (STEAL_SHARE * frames.NS_PER_MS * turns["wall_ms"] * threads).clip(lower=CLOCK_TICK_NS)
+    throttled = turns["gpu_throttle_reasons"].fillna(0).astype("int64") & GPU_SLOWDOWN_REASONS
+    return turns.assign(disturbed=(steal_ns > allowed_ns) | (throttled != 0))
