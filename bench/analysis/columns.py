@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.store.run_folder import write_atomically
-
 TEXT, COUNT, FIGURE = "string", "Int64", "float64"
 
 BEGIN, END = "<!-- columns: made by bench/analysis/columns.py -->", "<!-- end of columns -->"
@@ -199,4 +197,4 @@ def with_table(document: str) -> str:
 
 if __name__ == "__main__":
     path = Path(sys.argv[1])
-    write_atomically(path, with_table(path.read_text(encoding="utf-8")).encode())
+    path.write_text(with_table(path.read_text(encoding="utf-8")), encoding="utf-8")
