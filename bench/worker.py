@@ -51,11 +51,12 @@ from bench.protocol import (
 )
 from bench.record import CeilingName
 from kvcache import models
+from kvcache.caches.contract import Unsupported
 from kvcache.models.skeleton import is_out_of_memory
 from kvcache.proof.counts import PhaseCounter
 from kvcache.proof.tokens import Reference, agreement, reference
 from kvcache.strategies.catalogue import build
-from kvcache.strategies.strategy import Strategy, Unsupported
+from kvcache.strategies.strategy import Strategy
 
 
 class OtherTokens(Exception):

@@ -13,9 +13,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from kvcache.caches.contract import Unsupported
 from kvcache.compiled.strategy import Compiled
 from kvcache.strategies.catalogue import STRATEGIES, build
-from kvcache.strategies.strategy import Strategy, Unsupported
+from kvcache.strategies.strategy import Strategy
 
 VOCAB_SIZE = 97
 MAX_POSITIONS = 128

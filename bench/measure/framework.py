@@ -6,9 +6,10 @@ import torch
 
 from bench.case import HOST_DEVICES, Case
 from bench.machine.clock import Clock, stamping
+from kvcache.caches.contract import Unsupported
 from kvcache.models.shrunken import VOCAB_SIZE, shrunken
 from kvcache.strategies.catalogue import build
-from kvcache.strategies.strategy import Strategy, Unsupported
+from kvcache.strategies.strategy import Strategy
 
 N_PROMPT = 8
 """Short: what attention to many tokens costs is no framework's."""

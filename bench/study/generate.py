@@ -9,7 +9,7 @@ from transformers import TextStreamer
 from bench.errors import UsageError
 from bench.study.prompt import encode, end_of_sequence, fitting, load
 from kvcache.strategies.catalogue import build
-from kvcache.strategies.strategy import Unsupported
+from kvcache.caches.contract import Unsupported
 
 
 class _Stop(Exception):

@@ -17,7 +17,8 @@ from bench.study.prompt import encode, end_of_sequence, fitting, load
 from kvcache.learn.trace import Step, trace
 from kvcache.proof.tokens import agreement, reference
 from kvcache.strategies.catalogue import build
-from kvcache.strategies.strategy import Strategy, Unsupported
+from kvcache.strategies.strategy import Strategy
+from kvcache.caches.contract import Unsupported
 
 DEFAULT_N_GEN = 16
 

@@ -1,1 +1,1 @@
-"""Kinds of cache: all that this project knows of transformers' Cache API."""
+"""Kinds of cache, a file each: all that this project knows of transformers' Cache API."""

@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation, SiLUActivation
 from transformers.pytorch_utils import Conv1D
 
+from kvcache.caches.contract import Unsupported
 from kvcache.compiled.pages import leave_pages
-from kvcache.strategies.strategy import Unsupported
 
 Activation = Callable[[Tensor], Tensor]
 """It may write its result over its argument."""

@@ -7,7 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kvcache.caches.kinds import DynamicKV, KVCache, StaticKV
+from kvcache.caches.contract import KVCache
+from kvcache.caches.dynamic import DynamicKV
+from kvcache.caches.static import StaticKV
 from kvcache.strategies.strategy import Strategy, last_logits
 
 
@@ -18,7 +20,7 @@ class Cached(Strategy):
 
     def prepare(self, batch_size: int, capacity: int, context: Tensor | None = None) -> None:
         super().prepare(batch_size, capacity, context)
-        self.kv = self.cache_kind(self.model.config, capacity)
+        self.kv = self.cache_kind(self.model, capacity)
         if context is not None:
             with torch.inference_mode():
                 last_logits(self.model, context, cache=self.kv.cache)
@@ -46,6 +48,7 @@ class Cached(Strategy):
         return self.kv.used_bytes
 
     def _forward(self, ids: Tensor) -> Tensor:
+        """Feed `ids [batch, q]`; return the logits of the last position, `[batch, vocab]`."""
         mask_length = self.kv.padded_length
         return last_logits(
             self.model, ids, cache=self.kv.cache, attention_mask=self.attention_mask, mask_length=mask_length

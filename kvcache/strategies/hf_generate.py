@@ -17,49 +17,31 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from kvcache.caches.kinds import DynamicKV
-from kvcache.strategies.strategy import OnStep, Strategy, Unsupported, last_logits
+from kvcache.caches.contract import Unsupported
+from kvcache.caches.dynamic import DynamicKV
+from kvcache.strategies.cached import Cached
+from kvcache.strategies.strategy import OnStep
 
 
-class HfGenerate(Strategy):
+class HfGenerate(Cached):
     """What a user of transformers gets from `model.generate(...)` with greedy choice and nothing else set.
 
-    The generation config is blank: a model's own may stop at the end-of-sequence token or bend the logits, and
+    The generation config is blank: a model's own may stop at the end-of-sequence token or change the logits, and
     masking that token would change the tokens emitted. A context lies in a DynamicCache handed to `generate`.
     """
 
     name: ClassVar[str] = "hf-generate"
+    cache_kind = DynamicKV
 
     def prepare(self, batch_size: int, capacity: int, context: Tensor | None = None) -> None:
-        super().prepare(batch_size, capacity, context)
         if not hasattr(self.model, "generate"):
             raise Unsupported(f"{type(self.model).__name__} has no generate(); transformers' GenerationMixin gives it")
         self.context = context if context is not None else torch.empty((batch_size, 0), dtype=torch.long)
-        self.kv = DynamicKV(self.model.config, capacity)
-        if context is not None:
-            with torch.inference_mode():
-                last_logits(self.model, context, cache=self.kv.cache)
-            self.kv.mark()
-        self.reset()
+        super().prepare(batch_size, capacity, context)
 
     def reset(self) -> None:
         super().reset()
-        self.kv.restore()
         self.sequence = self.context.to(self.model.device)
-        self.attention_mask: Tensor | None = None
-
-    def prefill(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        self.attention_mask = attention_mask
-        return self._one_token(ids)
-
-    def decode(self, ids: Tensor) -> Tensor:
-        if self.attention_mask is not None:
-            self.attention_mask = torch.cat([self.attention_mask, torch.ones_like(ids)], dim=1)
-        return self._one_token(ids)
-
-    @property
-    def kv_bytes(self) -> int:
-        return self.kv.used_bytes
 
     @torch.inference_mode()
     def generate(
@@ -81,7 +63,7 @@ class HfGenerate(Strategy):
         steps_seen = self._generate(n_gen, on_step, forced)
         return torch.stack(steps_seen.tokens, dim=1)
 
-    def _one_token(self, ids: Tensor) -> Tensor:
+    def _forward(self, ids: Tensor) -> Tensor:
         self.sequence = torch.cat([self.sequence, ids], dim=1)
         return self._generate(1, None, None).logits
 
@@ -102,7 +84,7 @@ class HfGenerate(Strategy):
 
 
 class _Steps(LogitsProcessor):
-    """Sees every step of one `generate` call: its logits as they come, then the token that was taken."""
+    """Sees every step of one `generate` call: first its logits, then the token that was chosen."""
 
     def __init__(self, on_step: OnStep | None, forced: Tensor | None) -> None:
         self.on_step, self.forced = on_step, forced
@@ -124,7 +106,7 @@ class _Steps(LogitsProcessor):
 
 
 class _AfterEach(StoppingCriteria):
-    """Called by `generate` when a token has been taken; never stops it."""
+    """Called by `generate` when a token has been chosen; never stops it."""
 
     def __init__(self, steps: _Steps) -> None:
         self.steps = steps
@@ -136,7 +118,7 @@ class _AfterEach(StoppingCriteria):
 
 @contextmanager
 def _blank_generation_config(model: PreTrainedModel) -> Iterator[None]:
-    """`generate` fills what a caller leaves open from the model's own generation config: blank it meanwhile."""
+    """Blank the model's own generation config, from which `generate` fills whatever a caller leaves open."""
     own = model.generation_config
     model.generation_config = GenerationConfig()
     try:

@@ -19,10 +19,6 @@ OnStep = Callable[[Tensor, Tensor], None]
 """Called after each token with `token [batch]` (the argmax, on the device) and `logits [batch, vocab]`."""
 
 
-class Unsupported(Exception):
-    """This strategy cannot run this model on this machine; the message is the reason, in one line."""
-
-
 class Strategy(ABC):
     """Greedy generation, one verb per phase.
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from kvcache.caches.contract import Unsupported
 from kvcache.compiled.decoder import decoder
 from kvcache.compiled.kernels import CHUNK, FEW_ROWS, attend_to_chunks
 from kvcache.compiled.strategy import Compiled
 from kvcache.proof.tokens import TOLERANCE, agreement, reference
-from kvcache.strategies.strategy import Unsupported, last_logits
+from kvcache.strategies.strategy import last_logits
 from tests.tiny import ARCHITECTURES, MAX_POSITIONS, SLIDING_WINDOW, VOCAB_SIZE
 
 SUPPORTED = ["gpt2", "llama", "qwen3", "mistral"]

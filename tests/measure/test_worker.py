@@ -28,9 +28,9 @@ from bench.protocol import (
     TurnTaken,
 )
 from bench.worker import Worker, serve, token_ids
+from kvcache.caches.contract import Unsupported
 from kvcache.models.skeleton import is_out_of_memory
 from kvcache.strategies.cached import Dynamic
-from kvcache.strategies.strategy import Unsupported
 from tests.handmade import make_case
 
 

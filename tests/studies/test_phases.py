@@ -19,9 +19,10 @@ from torch import Tensor
 from bench.case import Sweep
 from bench.worker import token_ids
 from kvcache import models
+from kvcache.caches.contract import Unsupported
 from kvcache.proof.tokens import agreement, reference
 from kvcache.strategies.catalogue import STRATEGIES, build
-from kvcache.strategies.strategy import Strategy, Unsupported
+from kvcache.strategies.strategy import Strategy
 
 ROUNDS = 12
 

@@ -1,0 +1,159 @@
+"""One decode step over all layers, compiled by inductor: on the CPU it attends to the chunks in use."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import sysconfig
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from kvcache.caches.contract import Unsupported
+from kvcache.compiled.cache import Slot, attend_to_cache
+from kvcache.compiled.decoder import Activation, Decoder, Layer, Rotary
+from kvcache.compiled.kernels import CHUNK, block, head
+
+Backend = Literal["inductor", "eager"]
+
+LAYERS_PER_CALL = 2
+"""Layers compiled as one, where the model's number of them is a multiple. A call costs 25 microseconds of Python, one
+more layer five seconds of compiling."""
+
+FEWEST_CHUNKS = 2
+"""Chunks in use when a layer is compiled, and the fewest ever: the compiler takes a size of 1 as fixed, and sizes that
+are equal as one and the same, which is why a cache has more chunks than that."""
+
+
+class Step:
+    """Compiled pairs of layers, which run as often as the model has pairs; they share the compiled code.
+
+    Compiling takes as long as for one pair and serves any capacity; inductor keeps its results on disk.
+    """
+
+    options: ClassVar[dict[str, Any]] = {
+        # A normalised row is stored once, not computed anew for every row of the weight that it meets.
+        "realize_reads_threshold": 1,
+        # a * b + c in one instruction; it matters from four rows on, where arithmetic and not memory is the limit.
+        "cpp.enable_floating_point_contract_flag": "fast",
+        # Checks of shapes on every call, which `prepare` has fixed.
+        "size_asserts": False,
+        "alignment_asserts": False,
+    }
+    """All of inductor's settings that differ from its defaults."""
+
+    def __init__(self, model: Decoder, backend: Backend) -> None:
+        """Compile nothing yet.
+
+        Raises:
+            Unsupported: there is nothing to compile with on this machine.
+        """
+        self.model, self.backend = model, backend
+        if backend == "inductor":
+            self._require_compiler()
+        self._compiled_for: Hashable = None
+
+    @torch.inference_mode()
+    def prepare(self, slots: Sequence[Slot], positions: Tensor, rotary: Rotary | None, length: int) -> None:
+        """Compile what the shapes of `slots` need, by taking one step at position `length`, whose row is written again.
+
+        `positions [chunks * CHUNK]` are those of the cache, `rotary` their cosines and sines.
+        """
+        self.slots, self.positions, self.rotary = slots, positions, rotary
+        self.at = positions[length : length + 1].clone()
+        self.ids = positions.new_zeros((self.batch_size, 1))
+        in_use = self._in_use_at_first()
+        if self._compiled_for != self._key():
+            self._compiled_for = self._key()
+            self._of_kind = functools.cache(lambda _kind: self._compiled(_several))
+            self.head = self._compiled(head)
+            self._mark_what_varies(in_use)
+        size = LAYERS_PER_CALL if len(slots) % LAYERS_PER_CALL == 0 else 1
+        groups = [tuple(slots[first : first + size]) for first in range(0, len(slots), size)]
+        self._calls = [(self._of_kind(_kind([slot.layer for slot in group])), group) for group in groups]
+        self.run(self.ids, self.at, in_use)
+
+    def __call__(self, ids: Tensor, length: int) -> Tensor:
+        """Feed `ids [batch, 1]` at position `length`; return the logits that follow, `[batch, vocab]`."""
+        return self.run(ids, self.positions[length : length + 1], self.in_use(length))
+
+    def run(self, ids: Tensor, at: Tensor, in_use: Tensor) -> Tensor:
+        """As a call, with the position as a tensor, `at [1]`; `in_use [chunks, CHUNK]`: positions to attend to."""
+        model = self.model
+        x = model.embed(ids, at)
+        for several, slots in self._calls:
+            x = several(x, slots, at, in_use, self.rotary, model.activation)
+        return self.head(x, model.norm, model.head)
+
+    def in_use(self, length: int) -> Tensor:
+        """Return the positions of the chunks that hold a token when `length` tokens are held: `[chunks, CHUNK]`."""
+        return self.positions.view(-1, CHUNK)[: max(FEWEST_CHUNKS, length // CHUNK + 1)]
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences that the slots hold."""
+        return self.slots[0].keys.shape[0]
+
+    def _require_compiler(self) -> None:
+        """Refuse where inductor could not compile on this CPU, before it tries."""
+        compiler = os.environ.get("CXX") or "g++"
+        if shutil.which(compiler) is None:
+            raise Unsupported(f"compiled needs a C++ compiler: {compiler} is not on the PATH (CXX names another)")
+        header = Path(sysconfig.get_path("include"), "Python.h")
+        if not header.exists():
+            raise Unsupported(f"compiled needs Python's headers, as in the package python3-dev: there is no {header}")
+
+    def _key(self) -> Hashable:
+        """Return what the compiled code is made for; another key compiles anew."""
+        return self.batch_size
+
+    def _in_use_at_first(self) -> Tensor:
+        """Return the positions that the compiling step attends to: the fewest, whatever the capacity."""
+        return self.positions.view(-1, CHUNK)[:FEWEST_CHUNKS]
+
+    def _mark_what_varies(self, in_use: Tensor) -> None:
+        """Name to the compiler the sizes that differ between steps and between capacities."""
+        caches = [cache for slot in self.slots for cache in (slot.keys, slot.values)]
+        by_axis = {0: [in_use, *(self.rotary or ())], 2: caches}
+        for axis, tensors in by_axis.items():
+            for tensor in tensors:
+                torch._dynamo.mark_dynamic(tensor, axis)  # noqa: SLF001  # documented, if not by its name
+
+    def _compiled(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Put `function` under torch.compile without guards: `prepare` fixes the shapes and compiles anew for others.
+
+        Looking guards up for 30 layers would take a millisecond.
+        """
+        options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+        if self.backend == "inductor":
+            options |= self.options
+        settings: dict[str, Any] = {
+            "backend": self.backend,
+            "fullgraph": True,
+            "dynamic": False,  # but for what is marked
+            "isolate_recompiles": True,  # or the shapes of all instances together count against one limit
+            "options": options,
+        }
+        compiled: Callable[..., Tensor] = torch.compile(function, **settings)
+        return compiled
+
+
+def _several(
+    x: Tensor, slots: tuple[Slot, ...], at: Tensor, in_use: Tensor, rotary: Rotary | None, activation: Activation
+) -> Tensor:
+    """Take the step of some layers over `x [batch, 1, hidden]`; writes row `at [1]` of their caches."""
+    here = None if rotary is None else (rotary[0][at], rotary[1][at])
+    for slot in slots:
+        x = block(x, slot.layer, here, functools.partial(attend_to_cache, slot, at, in_use), activation)
+    return x
+
+
+def _kind(part: Layer | object) -> Hashable:
+    """Return what layers are compiled for: everything but the values of their weights."""
+    if isinstance(part, Tensor):
+        return tuple(part.shape)
+    return tuple(map(_kind, part)) if isinstance(part, (tuple, list)) else part
