@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+
+from filelock import FileLock
 
 _MARKER = "kvbench-complete-2.json"
 """Lists the other files of a folder with their sizes; written last. Its number is that of the layout of the folders."""
@@ -18,7 +18,7 @@ _CACHE_LINE_BYTES = 64
 
 
 class ModelError(Exception):
-    """A model cannot be had. The message is one line for users: it names the value at fault and what would be valid."""
+    """A model cannot be loaded. The message is one line for users: the value at fault and what would be valid."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
@@ -29,7 +29,7 @@ class AttentionError(ModelError):
 
 
 def cache_folder() -> Path:
-    """`$KVBENCH_CACHE`, or else `kvbench` in the user's cache folder (`$XDG_CACHE_HOME`, `~/.cache`)."""
+    """Return `$KVBENCH_CACHE`, or else `kvbench` in the user's cache folder (`$XDG_CACHE_HOME`, `~/.cache`)."""
     own = os.environ.get("KVBENCH_CACHE")
     if own:
         return Path(own).expanduser().absolute()
@@ -37,7 +37,7 @@ def cache_folder() -> Path:
 
 
 def find(name: str) -> Path | None:
-    """The folder `name` of the cache folder if it is whole: each of its files has the size it was made with."""
+    """Find the folder `name` of the cache folder if it is whole: each of its files has the size it was made with."""
     folder = cache_folder() / name
     try:
         sizes: dict[str, int] = json.loads((folder / _MARKER).read_text())
@@ -48,11 +48,11 @@ def find(name: str) -> Path | None:
 
 
 def made_once(name: str, make: Callable[[Path], None], *, note: str) -> Path:
-    """The folder `name` of the cache folder; where it is not whole, `make(empty folder)` fills it first.
+    """Return the folder `name` of the cache folder; where it is not whole, `make(empty folder)` fills it first.
 
     What decides the content (a digest, a seed, the data type) belongs into `name`: a whole folder is never made again.
     Processes that ask at the same time wait for the first one, and a process that dies on the way leaves nothing
-    that would be taken for whole. `note` is told on stderr before the making.
+    that would be taken for whole. `note` is written to stderr before the making.
 
     Raises:
         ModelError: the cache folder cannot be written, or `make` says so.
@@ -65,24 +65,20 @@ def made_once(name: str, make: Callable[[Path], None], *, note: str) -> Path:
     folder = cache_folder() / name
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_name(f"{name}.lock")):
-            if find(name) is None:  # another process may have made it while this one waited
-                sys.stderr.write(f"kvbench: {note}\n")
-                sys.stderr.flush()
-                _make(folder, make)
+        lock = folder.with_name(f"{name}.lock")
+        with FileLock(lock):
+            try:
+                if find(name) is None:  # another process may have made it while this one waited
+                    sys.stderr.write(f"kvbench: {note}\n")
+                    sys.stderr.flush()
+                    _make(folder, make)
+            finally:
+                lock.unlink(missing_ok=True)  # filelock makes another for those that wait for this one
     except (OSError, SafetensorError) as error:
         raise ModelError(
             f"cannot write {folder} ({error}); set KVBENCH_CACHE to a folder that can be written and has room"
         ) from error
     return folder
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`; the kernel lets go of it when the process ends, however it ends."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _make(folder: Path, make: Callable[[Path], None]) -> None:

@@ -1,0 +1,81 @@
+"""What the tests of models share: a refusal's message, logits, where weights are mapped from, a tiny GGUF file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from kvcache.models import (
+    ModelError,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
+
+
+def refusal(call, *arguments, **options) -> str:
+    """The message of the ModelError that the call raises; always one line."""
+    with pytest.raises(ModelError) as caught:
+        call(*arguments, **options)
+    message = str(caught.value)
+    assert message
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(IDS, use_cache=False).logits
+
+
+def mapped_from(model: PreTrainedModel) -> str:
+    """The file that the first weight of `model` is mapped from; empty: it lies in memory of its own."""
+    place = next(model.parameters()).data_ptr()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        first, last = (int(end, 16) for end in line.split()[0].split("-"))
+        if first <= place < last:
+            return line.split()[5] if len(line.split()) > 5 else ""
+    return ""
+
+
+def python(code: str, *arguments: object) -> subprocess.Popen[str]:
+    """Start another Python process in the repository's root."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def write_gguf(path: Path) -> None:
+    """A tiny Llama with a tokenizer of 8 bytes and 2 merges."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(8)
+    writer.add_vocab_size(10)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(["<s>", "</s>", "a", "b", "c", "d", "e", "f", "ab", "cd"])
+    writer.add_token_types([3, 3, *[1] * 8])
+    writer.add_token_merges(["a b", "c d"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    random = np.random.default_rng(0)
+    shapes = {"attn_q": (32, 32), "attn_k": (16, 32), "attn_v": (16, 32), "attn_output": (32, 32)}
+    shapes |= {"ffn_gate": (64, 32), "ffn_up": (64, 32), "ffn_down": (32, 64), "attn_norm": (32,), "ffn_norm": (32,)}
+    tensors = {f"blk.0.{name}": shape for name, shape in shapes.items()}
+    for name, shape in {**tensors, "token_embd": (10, 32), "output_norm": (32,), "output": (10, 32)}.items():
+        writer.add_tensor(f"{name}.weight", random.normal(size=shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
