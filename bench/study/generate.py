@@ -8,8 +8,8 @@ from transformers import TextStreamer
 
 from bench.errors import UsageError
 from bench.study.prompt import encode, end_of_sequence, fitting, load
-from kvcache.strategies.catalogue import build
 from kvcache.caches.contract import Unsupported
+from kvcache.strategies.catalogue import build
 
 
 class _Stop(Exception):

@@ -14,11 +14,11 @@ from bench.errors import UsageError
 from bench.machine.clock import Clock, stamping
 from bench.machine.devices import DEVICES
 from bench.study.prompt import encode, end_of_sequence, fitting, load
+from kvcache.caches.contract import Unsupported
 from kvcache.learn.trace import Step, trace
 from kvcache.proof.tokens import agreement, reference
 from kvcache.strategies.catalogue import build
 from kvcache.strategies.strategy import Strategy
-from kvcache.caches.contract import Unsupported
 
 DEFAULT_N_GEN = 16
 
