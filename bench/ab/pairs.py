@@ -10,7 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-from bench.ab.pair import Manner, Pair, SideFailed
+from bench.ab.both import SideFailed
+from bench.ab.pair import Manner, Pair
 from bench.ab.record import Introduction, PairFailure, PairTimes, Side, SideName
 from bench.ab.workers import ForkServer
 from bench.case import Case, Group

@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import math
 import os
+import sys
+import time
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
 from bench.machine import cgroup
+
+MOST_SPIN_S, SPIN_POLL_S = 5.0, 0.0005
+"""For how long `wait_for_rest` watches threads compute, and how often it looks. Waiting threads spin for some
+milliseconds of their own; where other programs have the cores, that takes longer."""
 
 
 def usable_cores() -> int:
@@ -64,6 +70,18 @@ def at_rest(pid: int) -> bool:
             stat = Path(f"/proc/{pid}/task/{thread}/stat").read_text(encoding="utf-8", errors="replace")
             if stat.rpartition(")")[2].split()[0] == "R":  # the name before it may hold anything
                 return False
+    return True
+
+
+def wait_for_rest(pid: int) -> bool:
+    """Wait until no thread of `pid` computes, for `MOST_SPIN_S` at most; whether that came. True at once off Linux."""
+    if sys.platform != "linux":
+        return True
+    deadline = time.monotonic() + MOST_SPIN_S
+    while not at_rest(pid):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(SPIN_POLL_S)
     return True
 
 

@@ -12,8 +12,10 @@ import msgspec
 import pytest
 from hypothesis import strategies as st
 
+from bench.ab import both
 from bench.ab import pair as pair_module
-from bench.ab.pair import Manner, Pair, SideFailed
+from bench.ab.both import SideFailed
+from bench.ab.pair import Manner, Pair
 from bench.ab.record import NAMES, PairTimes, Turn
 from bench.ab.verdicts import figure, undisturbed
 from bench.errors import DataError
@@ -37,12 +39,12 @@ class FakeWorker:
         steps=(1, 2),
         failure=None,
         first_ns=None,
-        lockstep=False,
+        step_ns=None,
         compile_s=None,
     ):
         self.compile_s = compile_s
-        self.name, self.log, self.match, self.lockstep = name, log, match, lockstep
-        self.steps, self.failure, self.pid = list(steps), failure, os.getpid()
+        self.name, self.log, self.match = name, log, match
+        self.steps, self.failure, self.pid, self.step_ns = list(steps), failure, os.getpid(), step_ns
         self.turns_ns = itertools.chain([first_ns or turn_ns], itertools.repeat(turn_ns))
 
     def death(self):
@@ -61,7 +63,7 @@ class FakeWorker:
             raise WorkerFailed("oom", "not enough memory", alive=False)
         match self.request:
             case Load():
-                return Loaded(version=1, code="", lockstep=self.lockstep)
+                return Loaded(version=1, code="", lockstep=True)
             case CheckCase():
                 self.log.append(("CheckCase answered", self.name))
                 return Checked(
@@ -84,7 +86,7 @@ class FakeWorker:
                 return TurnTaken(
                     prefill_ns=turn_ns,
                     steps=self.steps,
-                    step_ns=[turn_ns] * len(self.steps),
+                    step_ns=[self.step_ns or turn_ns] * len(self.steps),
                     prefill_event_ns=None,
                     step_event_ns=None,
                     covariates=Covariates(steal_ns=0),
@@ -94,7 +96,7 @@ class FakeWorker:
 @pytest.fixture(autouse=True)
 def resting(monkeypatch):
     """The fake workers' process is this one, which is not at rest."""
-    monkeypatch.setattr(pair_module.affinity, "at_rest", lambda pid: True)
+    monkeypatch.setattr(both.affinity, "at_rest", lambda pid: True)
 
 
 def measured(number=0, base=None, head=None, case=CASE, manners=None, timeout_s=60.0):
@@ -121,12 +123,12 @@ def test_both_are_checked_and_warmed_up_then_timed_in_blocks_whose_first_side_al
 
 @pytest.mark.parametrize(("number", "order"), [(0, "BHHB"), (1, "HBBH")])
 def test_a_single_block_has_both_sides_in_its_middle(number, order):
-    middling = {"turn_ns": 100_000_000}
+    middling = {"turn_ns": 300_000_000, "step_ns": 10**6}
     assert turns(measured(number, middling, middling)[0]) == order
 
 
 def test_each_sides_shorter_warm_up_says_how_many_turns_there_are():
-    assert turns(measured(0, {"turn_ns": 10**6}, {"turn_ns": 10**9})[0]) == "BH"
+    assert turns(measured(0, {"turn_ns": 10**6}, {"turn_ns": 10**9, "step_ns": 10**6})[0]) == "BH"
     a_slow_moment = {"turn_ns": 10**6, "first_ns": 10**8}
     assert len(measured(0, a_slow_moment, a_slow_moment)[0].turns) == 4 * pair_module.MOST_BLOCKS
 
@@ -135,8 +137,8 @@ def test_each_sides_shorter_warm_up_says_how_many_turns_there_are():
 def given(monkeypatch):
     """What `cores.give` was asked for on a machine of four cores."""
     asked: list[list[int]] = []
-    monkeypatch.setattr(pair_module.affinity, "common", lambda pid: frozenset(range(4)))
-    monkeypatch.setattr(pair_module.affinity, "give", lambda pid, cores: asked.append(sorted(cores)))
+    monkeypatch.setattr(both.affinity, "common", lambda pid: frozenset(range(4)))
+    monkeypatch.setattr(both.affinity, "give", lambda pid, cores: asked.append(sorted(cores)))
     return asked
 
 
@@ -156,7 +158,7 @@ def test_both_sides_have_the_same_core_in_a_block_and_another_in_the_next(given)
 def test_who_has_more_threads_or_a_gpu_or_one_block_is_left_where_it_is(given):
     for case in (make_case(n_gen=3, n_threads=2), make_case(n_gen=3, n_threads=1, device="cuda")):
         measured(case=case)
-    slow = {"turn_ns": 10**9}
+    slow = {"turn_ns": 10**9, "step_ns": 10**6}
     measured(0, slow, slow, case=ONE_THREAD)
     assert not given
 
@@ -166,7 +168,7 @@ def test_a_worker_that_died_in_its_sleep_is_that_sides_failure(gone, given, monk
     def vanished(pid, *_):
         raise FileNotFoundError(f"/proc/{pid}/task")
 
-    monkeypatch.setattr(pair_module.affinity, gone, vanished)
+    monkeypatch.setattr(both.affinity, gone, vanished)
     with pytest.raises(SideFailed, match="base failed: it died"):
         measured(case=ONE_THREAD)
 
@@ -175,7 +177,7 @@ def test_cores_that_the_system_does_not_give_are_told(given, monkeypatch):
     def refused(pid, cores):
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(pair_module.affinity, "give", refused)
+    monkeypatch.setattr(both.affinity, "give", refused)
     with pytest.raises(DataError, match="base's worker cannot be given cores: Operation not permitted"):
         measured(case=ONE_THREAD)
 
@@ -183,7 +185,7 @@ def test_cores_that_the_system_does_not_give_are_told(given, monkeypatch):
 @pytest.mark.parametrize(("cores", "at_once"), [(4, True), (3, False)])
 @pytest.mark.parametrize("number", [0, 1])
 def test_both_check_at_once_only_where_each_of_their_threads_has_a_core(cores, at_once, number, monkeypatch):
-    monkeypatch.setattr(pair_module, "usable_cores", lambda: cores)
+    monkeypatch.setattr(both, "usable_cores", lambda: cores)
     _, log = measured(number)
     first, second = (("base", "head"), ("head", "base"))[number]
     sent, got = ("CheckCase", "CheckCase answered")
@@ -196,9 +198,9 @@ def test_both_check_at_once_only_where_each_of_their_threads_has_a_core(cores, a
 @pytest.mark.parametrize("number", [0, 1])
 def test_where_cores_are_too_few_a_side_begins_when_the_other_rests(number, lockstep, monkeypatch):
     """Whoever has just answered computes on until it has been looked at three times, as threads that spin do."""
-    monkeypatch.setattr(pair_module, "usable_cores", lambda: 3)
+    monkeypatch.setattr(both, "usable_cores", lambda: 3)
     log: list[tuple[str, str]] = []
-    sides = {name: FakeWorker(name, log, turn_ns=10**8 if lockstep else 10**6, lockstep=True) for name in NAMES}
+    sides = {name: FakeWorker(name, log, turn_ns=10**8 if lockstep else 10**6) for name in NAMES}
     looks = {}
     for pid, worker in enumerate(sides.values()):
         worker.pid, looks[pid] = pid, 0
@@ -216,10 +218,10 @@ def test_where_cores_are_too_few_a_side_begins_when_the_other_rests(number, lock
         return receive(self, timeout_s)
 
     monkeypatch.setattr(FakeWorker, "receive", received)
-    monkeypatch.setattr(pair_module.affinity, "at_rest", at_rest)
-    monkeypatch.setattr(pair_module.affinity, "waited_ns", lambda pid: 0)
-    monkeypatch.setattr(pair_module.affinity, "terms", lambda pid: "any core")
-    monkeypatch.setattr(pair_module.affinity, "common", lambda pid: frozenset())
+    monkeypatch.setattr(both.affinity, "at_rest", at_rest)
+    monkeypatch.setattr(both.affinity, "waited_ns", lambda pid: 0)
+    monkeypatch.setattr(both.affinity, "terms", lambda pid: "any core")
+    monkeypatch.setattr(both.affinity, "common", lambda pid: frozenset())
     pair = Pair(number, *sides.values(), 60.0, {})
     pair.load(CASE)
     assert pair.measure("key", CASE, Path("reference")).lockstep == lockstep
@@ -227,30 +229,30 @@ def test_where_cores_are_too_few_a_side_begins_when_the_other_rests(number, lock
 
 @pytest.mark.parametrize("spinning", ["base", "head"])
 def test_a_side_that_computes_while_it_waits_is_in_the_others_way(spinning, monkeypatch):
-    monkeypatch.setattr(pair_module, "MOST_SPIN_S", 0.01)
-    monkeypatch.setattr(pair_module.affinity, "terms", lambda pid: "any core")
-    monkeypatch.setattr(pair_module.affinity, "common", lambda pid: frozenset())
-    monkeypatch.setattr(pair_module.affinity, "waited_ns", lambda pid: 0)
-    monkeypatch.setattr(pair_module.affinity, "at_rest", lambda pid: pid != 1)
+    monkeypatch.setattr(both.affinity, "MOST_SPIN_S", 0.01)
+    monkeypatch.setattr(both.affinity, "terms", lambda pid: "any core")
+    monkeypatch.setattr(both.affinity, "common", lambda pid: frozenset())
+    monkeypatch.setattr(both.affinity, "waited_ns", lambda pid: 0)
+    monkeypatch.setattr(both.affinity, "at_rest", lambda pid: pid != 1)
     log: list[tuple[str, str]] = []
     workers = {name: FakeWorker(name, log) for name in NAMES}
     for name, worker in workers.items():
         worker.pid = int(name == spinning)
     pair = Pair(0, *workers.values(), 60.0, {})
-    monkeypatch.setattr(pair_module, "usable_cores", lambda: 4)
+    monkeypatch.setattr(both, "usable_cores", lambda: 4)
     pair.measure("key", CASE, Path("reference"))  # there is a core for each thread
-    monkeypatch.setattr(pair_module, "usable_cores", lambda: 3)
+    monkeypatch.setattr(both, "usable_cores", lambda: 3)
     with pytest.raises(DataError, match=f"{spinning}'s worker computes while it waits"):
         pair.measure("key", CASE, Path("reference"))
 
 
 def test_a_long_turn_is_taken_once():
-    slow = {"turn_ns": 10**9}
+    slow = {"turn_ns": 10**9, "step_ns": 10**6}
     assert turns(measured(0, slow, slow)[0]) == "BH"
     assert turns(measured(1, slow, slow)[0]) == "HB"
 
 
-LONG_STEPS = {"turn_ns": 10**8, "lockstep": True}
+LONG_STEPS = {"turn_ns": 10**8}
 
 
 @pytest.mark.parametrize(("number", "order"), [(0, "BHBHBHBHHBHBHBHB"), (1, "HBHBHBHBBHBHBHBH")])
@@ -275,16 +277,15 @@ def test_from_the_second_pair_on_a_long_check_is_all_the_warm_up_unless_it_compi
 
 
 def test_a_long_turn_warms_up_once():
-    slow = {"turn_ns": 10**9}
+    slow = {"turn_ns": 10**9, "step_ns": 10**6}
     times, log = measured(0, slow, slow)
     assert [name for name, _ in log].count("TakeTurn") == 2 + len(times.turns)
 
 
-@pytest.mark.parametrize("sides", [{}, {"lockstep": True}])
-def test_whole_turns_always_have_a_warm_up(sides):
+def test_whole_turns_always_have_a_warm_up():
     manners = {}
     for number in (0, 1):
-        times, log = measured(number, sides, sides, manners=manners)
+        times, log = measured(number, manners=manners)
         assert [name for name, _ in log].count("TakeTurn") == 4 + len(times.turns)
 
 
@@ -298,7 +299,7 @@ def test_the_prefill_alone_does_not_make_steps_long():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FakeWorker, "receive", received)
-        assert not measured(0, {"lockstep": True}, {"lockstep": True})[0].lockstep
+        assert not measured(0)[0].lockstep
 
 
 def test_what_the_first_pair_found_holds_for_all_pairs_of_a_case():
@@ -311,19 +312,18 @@ def test_what_the_first_pair_found_holds_for_all_pairs_of_a_case():
     assert not measured(2, LONG_STEPS, LONG_STEPS, manners=manners)[0].lockstep
 
 
-@pytest.mark.parametrize("both_can", [True, False])
-def test_only_a_base_that_must_counts_operations_and_then_head_does_too(both_can, monkeypatch):
+def test_operations_are_not_counted(monkeypatch):
     asked = []
     send = FakeWorker.send
     monkeypatch.setattr(FakeWorker, "send", lambda self, request: (asked.append(request), send(self, request)))
-    measured(0, LONG_STEPS | {"lockstep": both_can}, LONG_STEPS)
-    assert [request.count for request in asked if isinstance(request, CheckCase)] == [not both_can] * 2
+    measured(0, LONG_STEPS, LONG_STEPS)
+    assert [request.count for request in asked if isinstance(request, CheckCase)] == [False] * 2
 
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_where_cores_are_too_few_both_sides_failures_are_told(number, monkeypatch):
     """Though nothing can be seen of a process that is gone."""
-    monkeypatch.setattr(pair_module, "usable_cores", lambda: 3)
+    monkeypatch.setattr(both, "usable_cores", lambda: 3)
     gone = set()
 
     def at_rest(pid):
@@ -341,7 +341,7 @@ def test_where_cores_are_too_few_both_sides_failures_are_told(number, monkeypatc
             raise
 
     monkeypatch.setattr(FakeWorker, "receive", received)
-    monkeypatch.setattr(pair_module.affinity, "at_rest", at_rest)
+    monkeypatch.setattr(both.affinity, "at_rest", at_rest)
     with pytest.raises(SideFailed) as told:
         measured(number, {"failure": "CheckCase"}, {"failure": "CheckCase"})
     assert told.value.failures == dict.fromkeys(NAMES, ("oom", "not enough memory"))
@@ -349,7 +349,7 @@ def test_where_cores_are_too_few_both_sides_failures_are_told(number, monkeypatc
 
 def test_what_was_waited_for_a_core_before_the_first_token_is_told_apart(monkeypatch):
     waited = itertools.count(step=5)  # each request costs 5, as two readings of it tell
-    monkeypatch.setattr(pair_module.affinity, "waited_ns", lambda pid: next(waited))
+    monkeypatch.setattr(both.affinity, "waited_ns", lambda pid: next(waited))
     times, _ = measured(0, LONG_STEPS, LONG_STEPS)
     assert {(turn.prefill_waited_ns, turn.waited_ns) for turn in times.turns} == {(5, 20)}
 
@@ -372,11 +372,8 @@ def test_a_turn_in_lockstep_has_one_time_limit(monkeypatch):
     assert [seconds for name, seconds in given_s if name == "head"][:4] == [2.5, 1.5, 0.5, 0.0]
 
 
-def test_who_cannot_pause_or_has_short_steps_or_a_gpu_takes_whole_turns():
-    cannot = LONG_STEPS | {"lockstep": False}
+def test_who_has_short_steps_or_a_gpu_takes_whole_turns():
     for base, head, case in [
-        (cannot, LONG_STEPS, CASE),
-        (LONG_STEPS, cannot, CASE),
         (LONG_STEPS | {"turn_ns": 10**6}, LONG_STEPS | {"turn_ns": 10**6}, CASE),
         (LONG_STEPS, LONG_STEPS, make_case(n_gen=3, device="cuda")),
     ]:
@@ -426,9 +423,9 @@ def test_sides_that_time_other_steps_are_not_comparable():
 
 @pytest.mark.parametrize("equal", range(pair_module.MOST_BLOCKS + 1))
 def test_a_side_on_other_cores_is_not_comparable_whenever_that_begins(equal, monkeypatch):
-    both = "cores 0,1 at nice 0"
-    answers = iter([both, both, *[both, both] * equal, both, "cores 0 at nice 0"])
-    monkeypatch.setattr(pair_module.affinity, "terms", lambda pid: next(answers))
+    terms = "cores 0,1 at nice 0"
+    answers = iter([terms, terms, *[terms, terms] * equal, terms, "cores 0 at nice 0"])
+    monkeypatch.setattr(both.affinity, "terms", lambda pid: next(answers))
     with pytest.raises(DataError, match=r"base's worker may use cores 0,1 at nice 0, head's cores 0 at nice 0"):
         measured()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.ab import pairs
-from bench.ab.pair import SideFailed
+from bench.ab.both import SideFailed
 from bench.ab.pairs import PairMeasurer
 from bench.ab.record import NAMES, PairFailure, PairTimes, Side
 from bench.errors import DataError
