@@ -132,38 +132,45 @@ def run(
     """
     from bench.commands import flags
     from bench.measure import run
+    from bench.measure.plan import within_positions
+    from bench.measure.server_process import RunServers
     from bench.tell import tables
 
     form = flags.one("--format", output_format, tables.FORMATS)
-    if resume is not None:
-        grid = (model, strategies, n_prompt, n_gen, n_depth, batch_size, dtype, threads, device, name)
-        settings = (attn_implementation, naive_logits, seed, repetitions, processes, timeout)
-        if preset != "default" or not ceilings or any(value is not None for value in (*grid, *settings)):
-            raise UsageError("--resume goes on with what the run was asked for: leave out every flag but --out and -o")
-        job = run.resume(resume, out)
-    else:
-        sweeps = flags.sweeps(
-            preset,
-            model=model,
-            strategies=strategies,
-            n_prompt=n_prompt,
-            n_gen=n_gen,
-            n_depth=n_depth,
-            batch_size=batch_size,
-            dtype=dtype,
-            threads=threads,
-            device_name=device,
-            attn_implementation=attn_implementation,
-            naive_logits=naive_logits,
-            seed=seed,
-        )
-        if n_prompt is None:
-            sweeps = run.within_positions(sweeps)
-        job = replace(run.plan(sweeps, flags.limits(repetitions, processes, timeout), out, name), ceilings=ceilings)
-    if dry_run:
-        _emit(f"{run.estimate(job)}\n")
-        return
-    finished = run.measure(job)
+    with RunServers() as servers:
+        if resume is not None:
+            grid = (model, strategies, n_prompt, n_gen, n_depth, batch_size, dtype, threads, device, name)
+            settings = (attn_implementation, naive_logits, seed, repetitions, processes, timeout)
+            if preset != "default" or not ceilings or any(value is not None for value in (*grid, *settings)):
+                raise UsageError(
+                    "--resume goes on with what the run was asked for: leave out every flag but --out and -o"
+                )
+            job = run.resume(resume, out)
+        else:
+            sweeps = flags.sweeps(
+                preset,
+                model=model,
+                strategies=strategies,
+                n_prompt=n_prompt,
+                n_gen=n_gen,
+                n_depth=n_depth,
+                batch_size=batch_size,
+                dtype=dtype,
+                threads=threads,
+                device_name=device,
+                attn_implementation=attn_implementation,
+                naive_logits=naive_logits,
+                seed=seed,
+            )
+            if not dry_run:
+                servers.start(sweeps[0].models[0], sweeps[0].n_threads[0])  # it imports torch while this process plans
+            if n_prompt is None:
+                sweeps = within_positions(sweeps, _tell)
+            job = replace(run.plan(sweeps, flags.limits(repetitions, processes, timeout), out, name), ceilings=ceilings)
+        if dry_run:
+            _emit(f"{run.estimate(job)}\n")
+            return
+        finished = run.measure(job, servers)
     _print_summary(finished, form)
 
 
@@ -551,12 +558,17 @@ def env(
     """
     from bench.commands import flags
     from bench.machine.environment import read_environment
-    from bench.measure import survey
+    from bench.measure import ceiling_turns
+    from bench.measure.server_process import RunServers
     from bench.tell import tables
 
     form = flags.one("--format", output_format, tables.ENVIRONMENT_FORMATS)
     environment = read_environment()
-    found = survey.survey(survey.settings_here(environment), _tell) if ceilings else []
+    found = []
+    if ceilings:
+        with RunServers() as servers:
+            settings = ceiling_turns.settings_here(environment)
+            found = ceiling_turns.survey(settings, lambda n_threads: servers.fork("", n_threads), _tell)
     _emit(tables.render_environment(environment, form, found))
 
 

@@ -1,9 +1,11 @@
 """Fresh worker processes at the price of a fork: the libraries are imported once, every connection gets a new process.
 
-Run by path under an arm's interpreter (`python -P fork_server.py SOCKET MODEL`), so this file is the driver's while the
-worker that it serves is the arm's own: it may import nothing of this project but what that worker is made of, and
-that of any revision. It says who it is in one line of JSON, then forks a worker for each connection to SOCKET, which
-first tells its process id. A fork has its own heap, model and threads: none of them exist before it.
+Run by path under the interpreter of what is measured (`python -P fork_server.py SOCKET MODEL`), so this file is the
+driver's while the worker may be another revision's: it may import nothing of this project but what that worker is made
+of, and that of any revision. It prints one JSON line with its code path and versions, then forks a worker for each
+connection to SOCKET, which first sends its process id; for each worker that ends it prints a line with its exit code.
+A fork has its own heap, model, threads and CUDA context: none of them exist before it. A worker's standard error goes
+to the file PID.errors beside SOCKET.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import random
 import signal
 import socket
 import sys
+import traceback
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,41 +31,59 @@ PADDING_BYTES = 1 << 20
 
 
 def main(path: str, model: str) -> None:
-    """Import the worker, say who we are, and serve until the driver ends."""
+    """Import the worker, print the introduction, and fork workers until the driver ends."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    hello = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no part of what we say
+    news = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # where a library prints
     gc.disable()  # it would make the imports take a quarter longer
     with socket.socket(socket.AF_UNIX) as door:
         door.bind(path)
         door.listen()
-        print(json.dumps(introduction(model)), file=hello, flush=True)
+        write_line(news, introduction(model))
         gc.collect()
         gc.enable()
         gc.freeze()  # else every fork's first collection walks through, and so copies, all that was imported
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the workers
+        signal.signal(signal.SIGCHLD, lambda *_: reap(news))
         while True:
             connection, _ = door.accept()
             if os.fork() == 0:
+                os.close(news)
                 door.close()
-                work(connection)
+                work(connection, Path(path).parent)
             connection.close()
 
 
+def write_line(file: int, facts: Facts) -> None:
+    """Write a line of JSON at once."""
+    os.write(file, json.dumps(facts).encode() + b"\n")
+
+
+def reap(news: int) -> None:
+    """Print the exit code of every worker that has ended: negative is the signal that killed it."""
+    with suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            write_line(news, {"pid": ended[0], "exit_code": os.waitstatus_to_exitcode(ended[1])})
+
+
 def introduction(model: str) -> Facts:
-    """What the driver has to know before it trusts a time: whose code this is, and what it stands on."""
+    """Return what the driver has to know before it trusts a time: whose code this is, and what it stands on."""
     import torch
 
-    from bench import protocol, worker
+    import bench
+    from bench import protocol, worker  # noqa: F401  # imported before any fork
 
     users_own = model.startswith("py:")
     module = model.removeprefix("py:").partition(":")[0]
-    own = origin(module) | description_apart(model) if users_own else description(model)
-    return own | {
+    facts: Facts = {}
+    if users_own:
+        facts = origin(module) | description_in_a_fork(model)
+    elif model:
+        facts = description(model)
+    return facts | {
         "version": protocol.VERSION,
-        "code": str(Path(worker.__file__).resolve().parent.parent),
+        "code": str(Path(bench.__file__).resolve().parent.parent),
         "python": platform.python_version(),
         "torch": importlib.metadata.version("torch"),
         "transformers": importlib.metadata.version("transformers"),
@@ -71,7 +92,7 @@ def introduction(model: str) -> Facts:
 
 
 def origin(module: str) -> Facts:
-    """The file that the user's module will be imported from: as the worker finds it, the current folder last."""
+    """Find the file that the user's module will be imported from: as the worker finds it, the current folder last."""
     sys.path.append(str(Path.cwd()))
     found = None
     with suppress(Exception, SystemExit):  # no module, or its parent package fails; its description says so
@@ -80,7 +101,7 @@ def origin(module: str) -> Facts:
 
 
 def description(model: str) -> Facts:
-    """What a model's configuration says; its own module is then imported before any fork. No weights, no threads."""
+    """Read a model's configuration, which imports its module before any fork. No weights, no threads."""
     from kvcache import models
 
     try:
@@ -94,38 +115,45 @@ def description(model: str) -> Facts:
     return {"attn_implementation": found.attn_implementation, "max_positions": found.max_positions}
 
 
-def description_apart(model: str) -> Facts:
-    """The same of a user's own code, which makes the whole model: in a fork, since it may start threads."""
+def description_in_a_fork(model: str) -> Facts:
+    """Do the same with a user's own code, which makes the whole model: in a fork, since it may start threads."""
     reading, writing = os.pipe()
     if os.fork() == 0:
         try:
-            os.write(writing, json.dumps(description(model)).encode())
+            write_line(writing, description(model))
         finally:
             os._exit(0)
     os.close(writing)
-    with os.fdopen(reading, "rb") as told:
-        found: Facts = json.loads(told.read() or b'{"refused": "its process died"}')
+    with os.fdopen(reading, "rb") as answer:
+        found: Facts = json.loads(answer.read() or b'{"refused": "its process died"}')
     os.wait()
     return found
 
 
-def work(connection: socket.socket) -> None:
+def work(connection: socket.socket, folder: Path) -> None:
     """Be a worker on this connection, and end with it."""
+    import torch
+
     from bench import worker
 
     code = 1
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         worker.die_with_parent()
+        torch.set_num_interop_threads(1)
+        with (folder / f"{os.getpid()}.errors").open("wb") as errors:
+            os.dup2(errors.fileno(), sys.stdout.fileno())
+            os.dup2(errors.fileno(), sys.stderr.fileno())
         # Forks share their parent's addresses: padding lays out each heap anew, as a fresh process would.
         chance = random.SystemRandom()
         padding = [bytes(chance.randrange(16, 4096)) for _ in range(256)] + [bytes(chance.randrange(PADDING_BYTES))]
         with connection, connection.makefile("rb") as requests, connection.makefile("wb") as replies:
-            replies.write(json.dumps({"pid": os.getpid()}).encode() + b"\n")
-            replies.flush()
+            write_line(connection.fileno(), {"pid": os.getpid()})
             worker.serve(requests, replies)
         del padding
         code = 0
+    except BaseException:  # noqa: BLE001  # it becomes the last line of the failure
+        traceback.print_exc()
     finally:
         os._exit(code)
 

@@ -146,3 +146,28 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
 
 
 Reply = Loaded | Done | Checked | Paused | TurnTaken | FrameworkTimed | CeilingsChosen | CeilingTurnTaken | Refused
+
+
+class Introduction(msgspec.Struct, frozen=True, kw_only=True):
+    """The first line of a fork server: what it and its workers are made of."""
+
+    version: int
+    code: str
+    python: str
+    torch: str
+    transformers: str
+    isa: str
+    model_code: str | None = None
+    """The file of a `py:` model's module."""
+    refused: str | None = None
+    """Why the model is not available."""
+    attn_implementation: str = ""
+    max_positions: int | None = None
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True):
+    """A later line of a fork server: one of its workers has ended."""
+
+    pid: int
+    exit_code: int
+    """Negative: the signal that killed it."""

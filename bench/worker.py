@@ -1,14 +1,13 @@
-"""One process = one arm: a strategy on one model. It does one turn when told and sleeps otherwise.
+"""A worker: one process that holds one strategy on one model. It takes a turn on request and sleeps otherwise.
 
-Started by arm.py (by hand: `python -P -m bench.worker`) or forked by nursery.py; reads requests on standard input,
-answers on standard output (protocol.py). It ends when its standard input does, and dies with its parent.
+Forked by fork_server.py; reads requests and answers them, a line each (protocol.py). It ends when the requests do, and
+dies with its parent.
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
-import os
 import signal
 import sys
 from collections.abc import Callable
@@ -99,11 +98,11 @@ class Worker:
             return Refused(status="failed", error=str(reason), tokens_match="false")
         except torch.AcceleratorError as error:  # the CUDA context is lost: no later case may run in it
             self.poisoned = True
-            return Refused(status="failed", error=f"{type(error).__name__}: {first_line(error)}")
+            return Refused(status="failed", error=f"{type(error).__name__}: {one_line(error)}")
         except Exception as error:  # noqa: BLE001  # whatever a model raises is this case's result, and the other cases go on
             return Refused(
                 status="oom" if is_out_of_memory(error) else "failed",
-                error=f"{type(error).__name__}: {first_line(error)}",
+                error=f"{type(error).__name__}: {one_line(error)}",
             )
 
     def _carry_out(self, request: Request) -> Reply:
@@ -242,8 +241,8 @@ class Worker:
             raise OtherTokens(f"{self.case.strategy} emitted other tokens in a timed turn than when it was checked")
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, for a table."""
+def one_line(error: BaseException) -> str:
+    """Return the first line of an error's message, for a table."""
     return (str(error).strip() or "no message").splitlines()[0]
 
 
@@ -260,13 +259,13 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
     """Answer requests, a line each, until there are no more."""
     decode = msgspec.json.Decoder(Request).decode
 
-    def tell(reply: Reply) -> None:
+    def send(reply: Reply) -> None:
         replies.write(msgspec.json.encode(reply) + b"\n")
         replies.flush()
 
     def pause() -> None:
         try:
-            tell(Paused())
+            send(Paused())
             line = requests.readline()
         except BrokenPipeError:
             line = b""
@@ -278,19 +277,6 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
 
     worker = Worker(pause)
     for line in requests:
-        tell(worker.answer(decode(line)))
+        send(worker.answer(decode(line)))
         if worker.poisoned:
             return
-
-
-def main() -> None:
-    """Serve on standard input and output; anything that a library prints goes to standard error."""
-    die_with_parent()
-    torch.set_num_interop_threads(1)
-    replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    serve(sys.stdin.buffer, replies)
-
-
-if __name__ == "__main__":
-    main()

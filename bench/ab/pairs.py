@@ -12,14 +12,14 @@ import msgspec
 
 from bench.ab.both import SideFailed
 from bench.ab.pair import Manner, Pair
-from bench.ab.record import Introduction, PairFailure, PairTimes, Side, SideName
-from bench.ab.workers import ForkServer
+from bench.ab.record import PairFailure, PairTimes, Side, SideName
+from bench.ab.workers import SideServer
 from bench.case import Case, Group
 from bench.errors import DataError
 from bench.judge.sequential import PAIRS_A_PROMPT, SCREENING_PAIRS
 from bench.measure.schedule import LOAD_TIMEOUT_S
 from bench.measure.worker_process import WorkerFailed, WorkerProcess
-from bench.protocol import Load, MakeReference
+from bench.protocol import Introduction, Load, MakeReference
 from bench.store.checked_lines import Appender
 
 Litter = tuple[str, int]
@@ -53,12 +53,12 @@ class ForkServers:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def __getitem__(self, case: Case) -> list[ForkServer]:
+    def __getitem__(self, case: Case) -> list[SideServer]:
         """Base's and head's, for a case."""
         return self._fork_servers[server_key(case)]
 
     def wait(self) -> Told:
-        """Wait until all of them can fork; what each said of itself. Raises as `ForkServer.wait`."""
+        """Wait until all of them can fork; what each said of itself. Raises as `SideServer.wait`."""
         told = {
             (fork_server.side.name, *key): fork_server.wait()
             for key, pair in self._fork_servers.items()
@@ -80,7 +80,7 @@ class ForkServers:
         self._started = time.monotonic()
         with ExitStack() as stack:
             self._fork_servers = {
-                key: [stack.enter_context(ForkServer(side, *key)) for side in self.sides] for key in self.keys
+                key: [stack.enter_context(SideServer(side, *key)) for side in self.sides] for key in self.keys
             }
             self._stack = stack.pop_all()
 

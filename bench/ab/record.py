@@ -10,6 +10,7 @@ import msgspec
 
 from bench.case import Case
 from bench.errors import DataError
+from bench.protocol import Introduction
 from bench.record import Environment
 from bench.store import checked_lines, sealed
 
@@ -76,23 +77,6 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     def has_worker(self) -> bool:
         """Whether the checkout holds this project's code, and not only a user's."""
         return self.tree is not None and (Path(self.tree) / "bench" / "worker.py").is_file()
-
-
-class Introduction(msgspec.Struct, frozen=True, kw_only=True):
-    """What a fork_server says of itself."""
-
-    version: int
-    code: str
-    python: str
-    torch: str
-    transformers: str
-    isa: str
-    model_code: str | None = None
-    """The file of a `py:` model's module."""
-    refused: str | None = None
-    """Why the model cannot be had."""
-    attn_implementation: str = ""
-    max_positions: int | None = None
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

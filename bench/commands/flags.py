@@ -12,7 +12,7 @@ from bench.case import PRESETS, NaiveLogits, Sweep
 from bench.errors import UsageError
 from bench.machine.affinity import usable_cores
 from bench.machine.devices import DEVICES
-from bench.measure.schedule import Options
+from bench.measure.plan import Limits
 from kvcache.models import ATTN_IMPLEMENTATIONS, DTYPES
 from kvcache.strategies.catalogue import STRATEGIES
 
@@ -75,9 +75,9 @@ def at_least(flag: str, value: float, minimum: int) -> None:
         raise UsageError(f"{flag} {value}: too small; give at least {minimum}")
 
 
-def limits(repetitions: int | None, processes: int | None, timeout_s: float | None) -> Options:
+def limits(repetitions: int | None, processes: int | None, timeout_s: float | None) -> Limits:
     """How much is measured, checked; None takes the default."""
-    default = Options()
+    default = Limits()
     repetitions = default.repetitions if repetitions is None else repetitions
     processes = default.processes if processes is None else processes
     timeout_s = default.timeout_s if timeout_s is None else timeout_s
@@ -85,7 +85,7 @@ def limits(repetitions: int | None, processes: int | None, timeout_s: float | No
     at_least("--processes", processes, 1)
     if not 1 <= timeout_s <= MAX_TIMEOUT_S:  # NaN fails it too
         raise UsageError(f"--timeout {timeout_s:g}: give seconds from 1 to {MAX_TIMEOUT_S:g}")
-    return Options(repetitions=repetitions, processes=processes, timeout_s=timeout_s)
+    return Limits(repetitions=repetitions, processes=processes, timeout_s=timeout_s)
 
 
 def device(text: str) -> str:

@@ -1,18 +1,21 @@
-"""From sweeps to a plan: every case checked against its model, with its costs, and its memory estimated."""
+"""From sweeps to a plan: every case checked against its model, with its costs, its time and memory estimated."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
-from bench.case import Case, Sweep
+from bench.case import Case, Sweep, naive_steps
 from bench.errors import UsageError
+from bench.machine.devices import DEVICES
 from bench.record import CasePlan
 from kvcache import models
 from kvcache.arithmetic.architectures import UnknownGeometry, geometry
-from kvcache.arithmetic.costs import phase_costs
+from kvcache.arithmetic.costs import Costs, phase_costs
 from kvcache.models.checkpoint import COPY_LIMIT_BYTES
 from kvcache.strategies.catalogue import REFEEDING
 
@@ -20,13 +23,44 @@ PROCESS_BYTES = 400_000_000
 """Resident memory of a worker before it holds anything: the interpreter, torch and transformers."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much is measured: turns per case and process, processes per strategy, and the seconds a case may take.
+
+    With `ceilings` the machine's roofs have turns in every round too, and again after each second of the cases' turns.
+    """
+
+    repetitions: int = 6
+    processes: int = 1
+    timeout_s: float = 900.0
+    ceilings: bool = False
+
+
+def within_positions(sweeps: Sequence[Sweep], say: Callable[[str], None]) -> tuple[Sweep, ...]:
+    """Return a preset's sweeps without the prompts that a model has no positions for; `say` gets a line for each.
+
+    A sweep that none of its prompts fits is left as it is, for the plan to refuse with the reason.
+    """
+    fitting = []
+    for sweep in sweeps:
+        limits = {model: describe(model, sweep.attn_implementation).max_positions for model in sweep.models}
+        model, limit = min(limits.items(), key=lambda item: math.inf if item[1] is None else item[1])
+        room = math.inf if limit is None else limit - max(sweep.n_gen) - max(sweep.n_depth)
+        kept = tuple(n_prompt for n_prompt in sweep.n_prompt if n_prompt <= room)
+        left_out = ", ".join(str(n_prompt) for n_prompt in sweep.n_prompt if n_prompt > room)
+        if kept and left_out:
+            say(f"kvbench: {model} has {limit} positions: the preset's prompts of {left_out} are left out")
+        fitting.append(msgspec.structs.replace(sweep, n_prompt=kept or sweep.n_prompt))
+    return tuple(fitting)
+
+
 def plan(sweeps: Sequence[Sweep]) -> list[CasePlan]:
-    """Every case of `sweeps` with its costs, checked against the models' configurations (no weights are loaded).
+    """Return every case of `sweeps` with its costs, checked against the models' configurations (no weights are loaded).
 
     A case that several sweeps name is measured once.
 
     Raises:
-        UsageError: a model cannot be had, or a case does not fit its model.
+        UsageError: a model is not available, or a case does not fit its model.
     """
     planned = {}
     for case in (case for sweep in sweeps for case in sweep.cases()):
@@ -39,7 +73,7 @@ def plan(sweeps: Sequence[Sweep]) -> list[CasePlan]:
 
 @functools.cache
 def describe(model: str, attn_implementation: str) -> models.ModelDescription:
-    """As `models.describe` (no attention: the model's best), a model that cannot be had being a usage error."""
+    """Describe a model (no attention: its best); raises UsageError where it is not available."""
     try:
         return models.describe(model, attn_implementation=attn_implementation or None)
     except models.ModelError as error:
@@ -47,7 +81,7 @@ def describe(model: str, attn_implementation: str) -> models.ModelDescription:
 
 
 def memory_bytes(plans: Sequence[CasePlan]) -> int:
-    """The most memory that any group of `plans` needs at once, all its workers together (an upper estimate).
+    """Return the most memory that any group of `plans` needs at once, all its workers together (an upper estimate).
 
     Weights are mapped from one file and shared by the workers of a group, unless they are very large or the user's
     own code makes them; keys, values and logits are each worker's own.
@@ -106,3 +140,22 @@ def _with_costs(case: Case, model: models.ModelDescription, *, refeeds: bool) ->
         for phase in ("prefill", "decode")
     )
     return CasePlan(case=case, prefill=prefill, decode=decode, weights_bytes=model.weights_bytes(case.dtype))
+
+
+def turn_seconds(item: CasePlan) -> float:
+    """Return a rough time of one turn, before anything is measured: only its proportion between cases is relied on."""
+    if item.prefill is None:
+        return 1.0
+    seconds = _seconds(item.prefill, item.case)
+    if item.decode is not None:
+        share = 1.0
+        if item.case.strategy == "naive":
+            share = len(naive_steps(item.case)) / (item.case.n_gen - 1)
+        seconds += share * _seconds(item.decode, item.case)
+    return seconds
+
+
+def _seconds(costs: Costs, case: Case) -> float:
+    """Estimate a phase on a middling machine, where a forward's own overhead is 15 ms."""
+    rates = DEVICES[case.device].typical_rates(case.n_threads)
+    return max(costs.flops / rates.flops_per_s, costs.bytes / rates.bytes_per_s) + 15e-3 * costs.forward_calls

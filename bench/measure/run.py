@@ -1,8 +1,7 @@
-"""A job: one run from its plan to its last sample, new or resumed."""
+"""A job is one run, from its plan to its last sample, new or resumed."""
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,11 +16,12 @@ from bench.errors import DataError, UsageError
 from bench.machine.devices import DEVICES
 from bench.machine.environment import read_environment
 from bench.measure import plan as planning
-from bench.measure.ceiling_turns import CEILINGS
+from bench.measure.ceiling_turns import CEILINGS, settings_of, survey
+from bench.measure.plan import Limits
 from bench.measure.progress import ProgressBar
-from bench.measure.schedule import Options, pending_seconds
 from bench.measure.schedule import measure as measure_cases
-from bench.measure.survey import settings_of, survey
+from bench.measure.schedule import pending_seconds
+from bench.measure.server_process import RunServers
 from bench.record import SCHEMA_VERSION, CasePlan, Manifest, Run
 from bench.store.run_folder import RunWriter, check_name, find_run, locked, make_folder, read_run, write_manifest
 from kvcache import models
@@ -38,37 +38,15 @@ class Job:
     """Whether a new run measures the machine's ceilings; a resumed one goes on as it began."""
 
     @property
-    def options(self) -> Options:
+    def limits(self) -> Limits:
         """How much is measured."""
         run = self.manifest
-        return Options(
+        return Limits(
             repetitions=run.repetitions,
             processes=run.processes,
             timeout_s=run.timeout_s,
             ceilings=bool(run.ceilings),  # a run that began without them goes on without them
         )
-
-
-def within_positions(sweeps: Sequence[Sweep]) -> tuple[Sweep, ...]:
-    """The sweeps of a preset without the prompts that a model has no positions for; says so on stderr.
-
-    A sweep that none of its prompts fits is left as it is, for the plan to refuse with the reason.
-    """
-    fitting = []
-    for sweep in sweeps:
-        limits = {model: planning.describe(model, sweep.attn_implementation).max_positions for model in sweep.models}
-        model, limit = min(limits.items(), key=lambda item: math.inf if item[1] is None else item[1])
-        room = math.inf if limit is None else limit - max(sweep.n_gen) - max(sweep.n_depth)
-        kept = tuple(n_prompt for n_prompt in sweep.n_prompt if n_prompt <= room)
-        left_out = ", ".join(str(n_prompt) for n_prompt in sweep.n_prompt if n_prompt > room)
-        if kept and left_out:
-            sweep = msgspec.structs.replace(sweep, n_prompt=kept)  # noqa: PLW2901  # the same sweep, narrowed
-            print(
-                f"kvbench: {model} has {limit} positions: the preset's prompts of {left_out} are left out",
-                file=sys.stderr,
-            )
-        fitting.append(sweep)
-    return tuple(fitting)
 
 
 @contextmanager
@@ -85,8 +63,8 @@ NOTHING_KEPT = "nothing was measured yet, so nothing is kept"
 
 
 @noting(NOTHING_KEPT)
-def plan(sweeps: Sequence[Sweep], options: Options, out: Path, name: str | None) -> Job:
-    """A new job for a grid. Nothing is written yet.
+def plan(sweeps: Sequence[Sweep], limits: Limits, out: Path, name: str | None) -> Job:
+    """Plan a new job for a grid. Nothing is written yet.
 
     Raises:
         UsageError: the grid, a model, the name or the machine's memory does not allow it.
@@ -104,9 +82,9 @@ def plan(sweeps: Sequence[Sweep], options: Options, out: Path, name: str | None)
         run_id=f"{stamp}-{check_name(name) if name is not None else created.strftime('%f')}",
         created_utc=created.isoformat(timespec="seconds"),
         command=["kvbench", *sys.argv[1:]],
-        repetitions=options.repetitions,
-        processes=options.processes,
-        timeout_s=options.timeout_s,
+        repetitions=limits.repetitions,
+        processes=limits.processes,
+        timeout_s=limits.timeout_s,
         environment=read_environment(),
         plan=planned,
         weights=weights,
@@ -115,7 +93,7 @@ def plan(sweeps: Sequence[Sweep], options: Options, out: Path, name: str | None)
 
 
 def resume(run: str, out: Path) -> Job:
-    """The job of an interrupted run, with what it measured already.
+    """Plan to go on with an interrupted run, with what it measured already.
 
     Raises:
         DataError: there is no such run, it is damaged, or it was measured on another machine or with other software.
@@ -132,19 +110,19 @@ def resume(run: str, out: Path) -> Job:
 
 
 def estimate(job: Job) -> str:
-    """The grid and a rough estimate of its time and memory, for `--dry-run`."""
+    """Return the grid and a rough estimate of its time and memory, for `--dry-run`."""
     lines = [item.case.key for item in job.manifest.plan]
-    seconds = pending_seconds(job.manifest.plan, job.options, job.previous)
+    seconds = pending_seconds(job.manifest.plan, job.limits, job.previous)
     memory_gb = planning.memory_bytes(job.manifest.plan) / 1e9
     lines.append(
-        f"{len(lines)} cases, {job.options.repetitions} rounds each: very roughly {max(1, round(seconds / 60))} min "
+        f"{len(lines)} cases, {job.limits.repetitions} rounds each: very roughly {max(1, round(seconds / 60))} min "
         f"and at most {memory_gb:.1f} GB of memory"
     )
     return "\n".join(lines)
 
 
-def measure(job: Job) -> Run:
-    """Measure what is missing and return the whole run as stored.
+def measure(job: Job, servers: RunServers) -> Run:
+    """Measure what is missing, in workers that `servers` fork, and return the whole run as stored.
 
     What was measured is on the disk whatever happens; an interruption says how to go on.
 
@@ -157,7 +135,7 @@ def measure(job: Job) -> Run:
         folder = make_folder(job.out, job.manifest.run_id)
         with noting(NOTHING_KEPT):
             try:
-                job = _with_ceilings(job) if job.ceilings else job
+                job = _with_ceilings(job, servers) if job.ceilings else job
             except BaseException:
                 folder.rmdir()
                 raise
@@ -166,17 +144,23 @@ def measure(job: Job) -> Run:
         noting(f"what was measured is kept, go on with: kvbench run --resume {folder}"),
         locked(folder),
         RunWriter(folder, digest) as writer,
-        ProgressBar() as progress,
+        ProgressBar("starting the workers and loading the model", "measured in") as progress,
     ):
-        measure_cases(job.manifest.plan, job.options, writer, progress, job.previous)
+        fork = lambda group, process: servers.fork(group.model, group.n_threads, process)  # noqa: E731
+        measure_cases(job.manifest.plan, job.limits, writer, progress, fork, job.previous)
     return read_run(folder)
 
 
-def _with_ceilings(job: Job) -> Job:
-    """The job with the machine's ceilings in its manifest; where any is not to be had, with none."""
+def _with_ceilings(job: Job, servers: RunServers) -> Job:
+    """The job with the machine's ceilings in its manifest; with none where any cannot be measured."""
     settings = settings_of(job.manifest.plan)
+    model = job.manifest.plan[0].case.model  # so that the server goes on to fork the workers of the cases
     print("measuring the machine's ceilings", file=sys.stderr, flush=True)
-    found = survey(settings, lambda text: print(text, file=sys.stderr, flush=True))
+    found = survey(
+        settings,
+        lambda n_threads: servers.fork(model, n_threads),
+        lambda text: print(text, file=sys.stderr, flush=True),
+    )
     if len(found) < len(settings) * len(CEILINGS):
         print("MFU, MBU and predictions will be empty", file=sys.stderr, flush=True)
         found = []

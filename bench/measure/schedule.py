@@ -1,4 +1,4 @@
-"""Gives the turns: correctness first, warm-up, then rounds in which every arm of a cell has one turn.
+"""Gives the turns: correctness first, warm-up, then rounds in which every case of a cell has one turn.
 
 The direction of the rounds alternates (A B C, C B A), so that a linear drift of the machine cancels in the ratios. Only
 the worker that has the turn is active. The machine's ceilings have turns of their own in the rounds. Every record is on
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +18,9 @@ from typing import Protocol
 import msgspec
 
 from bench.case import Case, Group, NaiveLogits
-from bench.measure.ceiling_turns import CEILINGS, ROUND_S, CeilingTurns
-from bench.measure.estimate import turn_seconds
+from bench.measure.ceiling_turns import CEILINGS, ROUND_S, CeilingTurns, setting_of
+from bench.measure.plan import Limits, turn_seconds
+from bench.measure.resume import Past
 from bench.measure.worker_process import WorkerFailed, WorkerProcess
 from bench.protocol import (
     VERSION,
@@ -48,30 +49,33 @@ turns of seconds showed no trend after it."""
 
 
 CEILING_AGE_S = 1.0
-"""Seconds of the arms' turns after which the ceilings have theirs again: the read bandwidth of a shared machine was
+"""Seconds of the cases' turns after which the ceilings have theirs again: the read bandwidth of a shared machine was
 seen to change between 33 and 57 GB/s within seconds."""
 
-ArmKey = tuple[str, NaiveLogits]
+WorkerKey = tuple[str, NaiveLogits]
 """A strategy and its variant: what has a worker of its own within a group."""
 
-REFERENCE: ArmKey = ("", "last")
+REFERENCE: WorkerKey = ("", "last")
 """Key of the worker that runs no strategy: it makes the references that the others are checked against."""
 
-ROOFS: ArmKey = ("ceilings", "last")
+ROOFS: WorkerKey = ("ceilings", "last")
 """Key of the worker that runs the ceilings' kernels; it holds no model."""
 
 
 class Progress(Protocol):
-    """What the schedule tells while it works."""
+    """Where the schedule reports while it works: `bench.measure.progress.ProgressBar`. Amounts are rough seconds."""
 
-    def expect(self, seconds: float) -> None:
-        """So much more work lies ahead, or less, than was said before; in rough seconds (`estimate.turn_seconds`)."""
+    def expect(self, total: float) -> None:
+        """Set how much work there is in all."""
 
-    def done(self, seconds: float, took_s: float | None, case: Case) -> None:
-        """So much of it is done, for `case`, and took so long (None: not to be judged by)."""
+    def begin(self, title: str, amount: float) -> None:
+        """Begin a cell."""
+
+    def advance(self, amount: float, detail: str = "") -> None:
+        """Count so much of the cell as done."""
 
     def say(self, text: str) -> None:
-        """Something a reader should know at once: a case failed, a worker was started anew."""
+        """Print what a reader should know at once: a case failed, say."""
 
 
 class Writer(Protocol):
@@ -81,24 +85,16 @@ class Writer(Protocol):
         """Store one record; it is on the disk when this returns."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How much is measured: turns per case and process, processes per arm, and the seconds a case may take.
-
-    With `ceilings` the machine's roofs have turns in every round too, and again after each second of the arms' turns.
-    """
-
-    repetitions: int = 6
-    processes: int = 1
-    timeout_s: float = 900.0
-    ceilings: bool = False
+Fork = Callable[[Group, int], WorkerProcess]
+"""Makes a worker for a group in one of its sets of processes."""
 
 
 def measure(
     plans: Sequence[CasePlan],
-    options: Options,
+    limits: Limits,
     writer: Writer,
     progress: Progress,
+    fork: Fork,
     previous: Run | None = None,
 ) -> None:
     """Measure every case of `plans`, or what `previous` (the same run, interrupted) lacks.
@@ -106,63 +102,22 @@ def measure(
     A case that fails is stored as a failure, and the others go on.
     """
     past = Past(previous)
-    progress.expect(pending_seconds(plans, options, previous))
-    for group, process, cells in _pending(plans, options, past):
-        with ProcessSet(group, process, options, writer, progress, past) as workers:
+    progress.expect(pending_seconds(plans, limits, previous))
+    for group, process, cells in _pending(plans, limits, past):
+        with ProcessSet(group, process, limits, writer, progress, past, fork) as workers:
             workers.start([item.case for cell in cells for item in cell])
             for cell in cells:
                 workers.measure_cell(cell)
 
 
-def pending_seconds(plans: Sequence[CasePlan], options: Options, previous: Run | None = None) -> float:
-    """Rough seconds of all turns still to do: each case's rounds, its check, and one warm-up."""
+def pending_seconds(plans: Sequence[CasePlan], limits: Limits, previous: Run | None = None) -> float:
+    """Return the rough seconds of all turns still to do: each case's rounds, its check, and its warm-up."""
     past = Past(previous)
     return sum(
-        _cell_seconds(cell, options, past.missing_rounds(cell, process, options.repetitions), other_turns=2)
-        for _, process, cells in _pending(plans, options, past)
+        _cell_seconds(cell, limits, past.missing_rounds(cell, process, limits.repetitions))
+        for _, process, cells in _pending(plans, limits, past)
         for cell in cells
     )
-
-
-class Past:
-    """What an interrupted run holds already."""
-
-    def __init__(self, run: Run | None) -> None:
-        self._rounds: dict[tuple[str, int], set[int]] = {}
-        self._failed: set[tuple[str, int]] = set()
-        self.turns = 0
-        if run is not None:
-            for sample in run.samples:
-                self.turns = max(self.turns, sample.order + 1)
-                if not sample.warmup:
-                    self._rounds.setdefault((sample.case, sample.process), set()).add(sample.round)
-            for taken in run.ceilings:  # they too have used up the number of a torn round
-                self.turns = max(self.turns, taken.order + 1)
-                if not taken.warmup:
-                    self._rounds.setdefault((taken.cell, taken.process), set()).add(taken.round)
-            self._failed = {(failure.case, failure.process) for failure in run.failures if not failure.worker_died}
-
-    def failed(self, case: Case, process: int) -> bool:
-        """Whether a failure of the case is stored that is its result, and is not tried again (a dead worker is)."""
-        return (case.key, process) in self._failed
-
-    def next_round(self, cell: Sequence[CasePlan], process: int) -> int:
-        """The first round number that neither a case nor a ceiling of the cell has used."""
-        keys = [cell[0].case.cell.key, *(item.case.key for item in cell)]
-        used = [self._rounds.get((key, process), set()) for key in keys]
-        return max((number + 1 for rounds in used for number in rounds), default=0)
-
-    def missing_rounds(self, cell: Sequence[CasePlan], process: int, repetitions: int) -> int:
-        """Rounds still to do.
-
-        A round counts once every case of the cell that has not failed has its turn in it: the others were torn by the
-        interruption, and a pair is never made of two sessions.
-        """
-        live = [item.case.key for item in cell if not self.failed(item.case, process)]
-        if not live:
-            return 0
-        complete = set.intersection(*(self._rounds.get((key, process), set()) for key in live))
-        return max(0, repetitions - len(complete))
 
 
 @dataclass
@@ -183,17 +138,22 @@ class ProcessSet:
     """The workers of one group, one for each strategy and one that makes the references; measures cell by cell."""
 
     def __init__(
-        self, group: Group, process: int, options: Options, writer: Writer, progress: Progress, past: Past
+        self,
+        group: Group,
+        process: int,
+        limits: Limits,
+        writer: Writer,
+        progress: Progress,
+        past: Past,
+        fork: Fork,
     ) -> None:
-        self.group, self.process, self.options = group, process, options
-        self.writer, self.progress, self.past = writer, progress, past
-        self.arms: dict[ArmKey, WorkerProcess] = {}
-        self.loaded: set[ArmKey] = set()
-        self.framework: dict[tuple[ArmKey, int], list[int] | None] = {}
+        self.group, self.process, self.limits = group, process, limits
+        self.writer, self.progress, self.past, self.fork = writer, progress, past, fork
+        self.workers: dict[WorkerKey, WorkerProcess] = {}
+        self.loaded: set[WorkerKey] = set()
+        self.framework: dict[tuple[WorkerKey, int], list[int] | None] = {}
         """What steps without arithmetic take, by worker and batch size."""
         self.order = past.turns
-        self._left_s = 0.0
-        """What progress still expects of the cell being measured."""
         self._since_ceilings_s = 0.0
         """What turns have taken since the ceilings had theirs."""
 
@@ -206,20 +166,16 @@ class ProcessSet:
         self._stack.close()
 
     def start(self, cases: Sequence[Case]) -> None:
-        """Start every worker at once, so that they import their libraries side by side."""
+        """Fork every worker."""
         self.seed = cases[0].seed
-        for key in [REFERENCE, *([ROOFS] if self.options.ceilings else []), *dict.fromkeys(map(_key, cases))]:
+        for key in [REFERENCE, *([ROOFS] if self.limits.ceilings else []), *dict.fromkeys(map(_key, cases))]:
             self._start(key)
-        self.ceilings = CeilingTurns(self.arms[ROOFS], self.group) if self.options.ceilings else None
+        self.ceilings = CeilingTurns(self.workers[ROOFS], setting_of(self.group)) if self.limits.ceilings else None
 
     def measure_cell(self, cell: Sequence[CasePlan]) -> None:
         """Check, warm up and time every case of a cell."""
-        missing = self.past.missing_rounds(cell, self.process, self.options.repetitions)
-        self._left_s = _cell_seconds(cell, self.options, missing, other_turns=2)
-        self._measure_cell(cell, missing)
-        self._expect_left(0.0)  # of cases that failed, nothing more comes
-
-    def _measure_cell(self, cell: Sequence[CasePlan], missing: int) -> None:
+        missing = self.past.missing_rounds(cell, self.process, self.limits.repetitions)
+        self.progress.begin(f"measuring {cell[0].case.label}", _cell_seconds(cell, self.limits, missing))
         entries = [_Entry(item) for item in cell if not self.past.failed(item.case, self.process)]
         reference = self._reference(entries)
         if reference is None:
@@ -228,10 +184,8 @@ class ProcessSet:
             self._check(entry, reference)
         for entry in entries:
             self._warm_up(entry)
-        live = [entry.plan for entry in entries if entry.live]
-        if not live:
+        if not any(entry.live for entry in entries):
             return
-        self._expect_left(_cell_seconds(live, self.options, missing))  # the warm-ups took fewer turns, or more
         self._ceiling_turns(cell[0].case, 0, warmup=True)
         first = self.past.next_round(cell, self.process)
         for number in range(first, first + missing):
@@ -256,7 +210,7 @@ class ProcessSet:
         path = self._scratch / "reference.safetensors"
         try:
             self._load(REFERENCE)
-            self.arms[REFERENCE].ask(MakeReference(case=case, path=str(path)), self.options.timeout_s)
+            self.workers[REFERENCE].ask(MakeReference(case=case, path=str(path)), self.limits.timeout_s)
         except WorkerFailed as failure:
             for entry in entries:
                 self._fail(entry, failure, "the reference (one parallel forward) failed: ")
@@ -322,12 +276,12 @@ class ProcessSet:
         return len(trials) >= 2 and abs(trials[-1] / trials[-2] - 1) <= WARMUP_AGREEMENT and not _still_falling(trials)
 
     def _turn(self, entry: _Entry, number: int, *, warmup: bool) -> None:
-        others = [arm for key, arm in self.arms.items() if key != _key(entry.case)]
-        idle_before = sum(arm.cpu_ns for arm in others)
+        others = [worker for key, worker in self.workers.items() if key != _key(entry.case)]
+        idle_before = sum(worker.cpu_ns for worker in others)
         taken = self._try(entry, TakeTurn())
         if not isinstance(taken, TurnTaken):
             return
-        idle_ns = sum(arm.cpu_ns for arm in others) - idle_before
+        idle_ns = sum(worker.cpu_ns for worker in others) - idle_before
         self._since_ceilings_s += turn_ns(taken) / 1e9
         entry.trials.append(taken)
         self.writer.append(
@@ -363,41 +317,29 @@ class ProcessSet:
             self.writer.append(taken)
             self.order += 1
         if not warmup:
-            self._done(ROUND_S, None, case)
+            self.progress.advance(ROUND_S)
 
     def _try(self, entry: _Entry, request: Request) -> object:
-        """Ask the entry's arm within the time its case has left; a failure is stored and ends the case."""
+        """Ask the entry's worker within the time its case has left; a failure is stored and ends the case."""
         key = _key(entry.case)
         try:
-            if not isinstance(request, CheckCase) and not self.arms[key].alive:
-                raise self.arms[key].death()  # killed while it slept: a new one would know nothing of the case
+            if not isinstance(request, CheckCase) and not self.workers[key].alive:
+                raise self.workers[key].death()  # killed while it slept: a new one would know nothing of the case
             self._load(key)
-            spent_s = entry.spent_s
             reply = self._ask(entry, request)
         except WorkerFailed as failure:
             self._fail(entry, failure)
             return None
-        took = entry.spent_s - spent_s
-        is_turn = isinstance(request, TakeTurn)  # a check is slower than a turn: it would mislead the estimate
-        self._done(turn_seconds(entry.plan), took if is_turn else None, entry.case)
+        self.progress.advance(turn_seconds(entry.plan), entry.case.strategy)
         return reply
 
     def _ask(self, entry: _Entry, request: Request) -> Reply:
-        """The answer of the entry's arm, within the time that its case has left. Raises as `WorkerProcess.ask`."""
+        """The answer of the entry's worker, within the time that its case has left. Raises as `WorkerProcess.ask`."""
         started = time.monotonic()
         try:
-            return self.arms[_key(entry.case)].ask(request, self.options.timeout_s - entry.spent_s)
+            return self.workers[_key(entry.case)].ask(request, self.limits.timeout_s - entry.spent_s)
         finally:
             entry.spent_s += time.monotonic() - started
-
-    def _done(self, seconds: float, took_s: float | None, case: Case) -> None:
-        self._left_s -= seconds
-        self.progress.done(seconds, took_s, case)
-
-    def _expect_left(self, seconds: float) -> None:
-        """Tell progress that the cell takes so much more, whatever was expected of it before."""
-        self.progress.expect(seconds - self._left_s)
-        self._left_s = seconds
 
     def _fail(self, entry: _Entry, failure: WorkerFailed, prefix: str = "") -> None:
         entry.live = False
@@ -414,32 +356,32 @@ class ProcessSet:
         )
         self.progress.say(f"{failure.status}: {entry.case.key}: {error}")
 
-    def _load(self, key: ArmKey) -> None:
+    def _load(self, key: WorkerKey) -> None:
         """See that the worker `key` runs and holds its model; one that is gone is started anew."""
-        if not self.arms[key].alive:
+        if not self.workers[key].alive:
             self.loaded.discard(key)
             self._start(key)
         if key not in self.loaded:
             strategy, naive_logits = key
             load = Load(group=self.group, strategy=strategy, naive_logits=naive_logits, seed=self.seed)
-            loaded = self.arms[key].ask(load, LOAD_TIMEOUT_S)
+            loaded = self.workers[key].ask(load, LOAD_TIMEOUT_S)
             if not isinstance(loaded, Loaded) or loaded.version != VERSION:
                 raise WorkerFailed("failed", f"the worker speaks another protocol than {VERSION}", alive=True)
             self.loaded.add(key)
 
-    def _start(self, key: ArmKey) -> None:
-        self.arms[key] = self._stack.enter_context(WorkerProcess(self.group))
+    def _start(self, key: WorkerKey) -> None:
+        self.workers[key] = self._stack.enter_context(self.fork(self.group, self.process))
 
 
-def _key(case: Case) -> ArmKey:
+def _key(case: Case) -> WorkerKey:
     return case.strategy, case.naive_logits
 
 
-def _cell_seconds(cell: Sequence[CasePlan], options: Options, n_rounds: int, other_turns: int = 0) -> float:
-    """Rough seconds of so many rounds of a cell, and of so many turns besides (its check, its warm-up)."""
+def _cell_seconds(cell: Sequence[CasePlan], limits: Limits, n_rounds: int) -> float:
+    """Rough seconds of so many rounds of a cell, its checks and its warm-ups, which are about a turn each."""
     turns = [turn_seconds(plan) for plan in cell]
-    roofs = 1 + sum(seconds > CEILING_AGE_S for seconds in turns) if options.ceilings else 0
-    return sum(turns) * (n_rounds + other_turns) + ROUND_S * roofs * n_rounds
+    roofs = 1 + sum(seconds > CEILING_AGE_S for seconds in turns) if limits.ceilings else 0
+    return sum(turns) * (n_rounds + 2) + ROUND_S * roofs * n_rounds
 
 
 def turn_ns(taken: TurnTaken) -> int:
@@ -454,13 +396,13 @@ def _still_falling(trials: Sequence[int]) -> bool:
 
 
 def _pending(
-    plans: Sequence[CasePlan], options: Options, past: Past
+    plans: Sequence[CasePlan], limits: Limits, past: Past
 ) -> Iterator[tuple[Group, int, list[list[CasePlan]]]]:
     """The sets of workers still to be started, in order: a group, a process number, and the cells it has to measure."""
     for group in dict.fromkeys(item.case.group for item in plans):
         cells = _by_cell([item for item in plans if item.case.group == group])
-        for process in range(options.processes):
-            todo = [cell for cell in cells if past.missing_rounds(cell, process, options.repetitions)]
+        for process in range(limits.processes):
+            todo = [cell for cell in cells if past.missing_rounds(cell, process, limits.repetitions)]
             if todo:
                 yield group, process, todo
 

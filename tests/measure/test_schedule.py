@@ -10,7 +10,8 @@ import pytest
 
 from bench.case import Case, Group
 from bench.measure import schedule
-from bench.measure.schedule import CEILING_AGE_S, Options, measure
+from bench.measure.plan import Limits
+from bench.measure.schedule import CEILING_AGE_S, measure
 from bench.measure.worker_process import WorkerFailed
 from bench.protocol import (
     CeilingsChosen,
@@ -142,7 +143,7 @@ def _fake_arms(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def measured(cases: Sequence[Case], previous: Run | None = None, **options: Any) -> Memory:
     memory = Memory()
-    measure([make_plan(case) for case in cases], Options(**options), memory, memory, previous)
+    measure([make_plan(case) for case in cases], Limits(**options), memory, memory, previous)
     return memory
 
 
@@ -293,7 +294,7 @@ def test_worker_that_died_asleep_is_not_given_a_turn_anew() -> None:
                 next(arm for arm in ARMS if arm.strategy == "naive").alive = False
 
     memory = Sniper()
-    measure([make_plan(case) for case in CASES], Options(repetitions=2), memory, memory)
+    measure([make_plan(case) for case in CASES], Limits(repetitions=2), memory, memory)
     (failure,) = memory.of(Failure)
     assert (failure.status, failure.worker_died) == ("oom", True)
     assert "naive" not in turns()

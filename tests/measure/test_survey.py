@@ -9,7 +9,7 @@ import pytest
 
 from bench.case import Group
 from bench.measure import survey as surveys
-from bench.measure.survey import Setting, settings_here, settings_of, survey, told
+from bench.measure.ceiling_turns import Setting, one_line, settings_here, settings_of, survey
 from bench.measure.worker_process import WorkerFailed
 from bench.protocol import CeilingsChosen, CeilingTurnTaken, ChooseCeilings, Reply, Request
 from bench.record import Ceiling, Covariates
@@ -88,4 +88,4 @@ def test_the_settings_of_a_plan_and_of_this_machine() -> None:
 def test_a_ceiling_in_words() -> None:
     fields = {"device": "cpu", "dtype": "bfloat16", "n_threads": 1, "kernel": "mm 512x1024x1024", "per_s": 4.3e11}
     ceiling = msgspec.convert({"ceiling": "gemm", **fields}, Ceiling)
-    assert told(ceiling) == "GEMM, cpu bfloat16, 1 thread: 430 GFLOP/s (mm 512x1024x1024)"
+    assert one_line(ceiling) == "GEMM, cpu bfloat16, 1 thread: 430 GFLOP/s (mm 512x1024x1024)"
