@@ -47,7 +47,7 @@ def test_killed_run_resumes_to_the_same_cases(n_lines: int, victim: str, tmp_pat
     process = started(tmp_path, *([] if n_lines == 33 else ["--no-ceilings"]))
     path = samples_file(tmp_path, process, n_lines)
     if victim == "worker":
-        children = psutil.Process(process.pid).children()
+        children = psutil.Process(process.pid).children(recursive=True)
         (children[n_lines % len(children)] if children else process).kill()
         process.wait(timeout=120)
     process.kill()
@@ -66,7 +66,7 @@ def test_killed_run_resumes_to_the_same_cases(n_lines: int, victim: str, tmp_pat
 def test_interrupt_keeps_what_was_measured(number: signal.Signals, code: int, tmp_path: Path) -> None:
     process = started(tmp_path, "--no-ceilings")
     path = samples_file(tmp_path, process, 20)
-    workers = psutil.Process(process.pid).children()
+    workers = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
@@ -90,7 +90,7 @@ def test_interrupt_before_the_first_turn_says_what_is_kept(
     process = started(tmp_path)
     assert process.stderr is not None
     assert any(line.startswith(stage) for line in process.stderr)  # reads up to that line
-    workers = psutil.Process(process.pid).children()
+    workers = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code

@@ -1,54 +1,83 @@
-"""The time left: learned from the turns of late, and nothing is left of work that will not come."""
+"""Progress: the share that is done never falls, and the time left comes from the pace so far."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from rich.progress import Progress
 
+from bench.measure import progress
 from bench.measure.progress import ProgressBar
-from tests.handmade import grid
-
-CASES = grid(["dynamic"], [8, 16, 32])
 
 
-def time_left(capsys: pytest.CaptureFixture[str]) -> str:
-    """What the last line on stderr says is left."""
-    return capsys.readouterr().err.strip().splitlines()[-1].partition("about ")[2]
+class Clock:
+    """Stands still unless it is turned."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
-def test_the_first_turn_gives_the_pace(capsys: pytest.CaptureFixture[str]) -> None:
-    bar = ProgressBar()
-    bar.expect(100)
-    bar.done(10, 30, CASES[0])
-    assert time_left(capsys) == "4 min 30 s left"
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+
+    def with_clock(*columns: Any, **options: Any) -> Progress:
+        return Progress(*columns, **options, get_time=clock)
+
+    monkeypatch.setattr(progress, "Progress", with_clock)
+    return clock
 
 
-def test_a_check_is_work_done_but_no_pace(capsys: pytest.CaptureFixture[str]) -> None:
-    bar = ProgressBar()
-    bar.expect(60)
-    bar.done(10, None, CASES[0])
-    assert capsys.readouterr().err == ""
-    bar.done(10, 10, CASES[0])
-    assert time_left(capsys) == "40 s left"
+def bar() -> ProgressBar:
+    return ProgressBar("starting", "done in")
 
 
-def test_the_pace_is_that_of_late(capsys: pytest.CaptureFixture[str]) -> None:
-    """A hundred turns on a machine at rest, then as many under load: the rest is told at the pace under load."""
-    bar = ProgressBar()
-    bar.expect(300)
-    for took_s in (1.0, 2.0):
-        for _ in range(100):
-            bar.done(1, took_s, CASES[0])
-    bar.done(0, 0, CASES[1])
-    minutes, seconds = (int(word) for word in time_left(capsys).split()[:3:2])
-    assert 60 * minutes + seconds == pytest.approx(200, rel=0.06)
+def done(work: ProgressBar) -> float:
+    return work._bar.tasks[0].percentage
 
 
-def test_work_that_will_not_come_is_not_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
-    bar = ProgressBar()
-    bar.expect(100)
-    bar.done(10, 10, CASES[0])
-    bar.expect(-50)
-    bar.done(10, 10, CASES[1])
-    assert capsys.readouterr().err.splitlines()[-1].endswith("about 30 s left")
-    bar.done(40, 40, CASES[2])
-    assert capsys.readouterr().err.splitlines()[-1].endswith("nearly done")
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_the_pace_so_far_gives_the_time_left(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    work = bar()
+    work.expect(100)
+    work.begin("first", 20)
+    assert last_line(capsys) == "first"  # nothing is known yet
+    for _ in range(4):
+        clock.now += 15
+        work.advance(5)
+    work.begin("second", 80)
+    assert last_line(capsys) == "second, about 4 min 00 s left"
+
+
+def test_the_share_that_is_done_never_falls() -> None:
+    work, seen = bar(), []
+    work.expect(100)
+    for part in (10, 30, 60):
+        work.begin("a part", part)
+        for _ in range(7):
+            work.advance(part / 5)  # more turns than expected
+            seen.append(done(work))
+    assert seen == sorted(seen)
+    assert seen[-1] == 100
+    assert max(seen[:7]) == 10  # a part is never more than itself
+
+
+def test_a_part_that_failed_is_done_when_the_next_begins() -> None:
+    work = bar()
+    work.expect(100)
+    work.begin("fails at once", 50)
+    assert done(work) == 0
+    work.begin("another", 50)
+    assert done(work) == 50
+
+
+def test_the_end_says_how_long_it_took(capsys: pytest.CaptureFixture[str]) -> None:
+    with bar() as work:
+        work.expect(1)
+    assert capsys.readouterr().err == "starting\ndone in 0 s\n"

@@ -1,4 +1,4 @@
-"""The order of the turns: correctness first, arms interleaved in alternating directions, failures apart. No clock."""
+"""The order of the turns: correctness first, directions that alternate, one failure loses one case. No clock."""
 
 from __future__ import annotations
 
@@ -116,16 +116,19 @@ class Memory:
     def __init__(self) -> None:
         self.records: list[Record] = []
         self.said: list[str] = []
-        self.expected_s = self.done_s = 0.0
+        self.expected = self.begun = self.done = 0.0
 
     def append(self, record: Record) -> None:
         self.records.append(record)
 
-    def expect(self, seconds: float) -> None:
-        self.expected_s += seconds
+    def expect(self, total: float) -> None:
+        self.expected = total
 
-    def done(self, seconds: float, took_s: float | None, case: Case) -> None:
-        self.done_s += seconds
+    def begin(self, title: str, amount: float) -> None:
+        self.begun += amount
+
+    def advance(self, amount: float, detail: str = "") -> None:
+        self.done += amount
 
     def say(self, text: str) -> None:
         self.said.append(text)
@@ -134,16 +137,19 @@ class Memory:
         return [record for record in self.records if isinstance(record, kind)]
 
 
+def fake_arm(group: Group, process: int) -> Any:
+    return FakeArm(group)
+
+
 @pytest.fixture(autouse=True)
-def _fake_arms(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schedule, "WorkerProcess", FakeArm)
+def _fake_arms() -> None:
     ARMS.clear()
     FakeArm.log, FakeArm.failures, FakeArm.matches, FakeArm.times_ns = [], {}, {}, {}
 
 
 def measured(cases: Sequence[Case], previous: Run | None = None, **options: Any) -> Memory:
     memory = Memory()
-    measure([make_plan(case) for case in cases], Limits(**options), memory, memory, previous)
+    measure([make_plan(case) for case in cases], Limits(**options), memory, memory, fake_arm, previous)
     return memory
 
 
@@ -204,14 +210,14 @@ def test_warm_up_ends_when_two_turns_agree() -> None:
 
 
 @pytest.mark.parametrize("status", [None, "failed", "timeout"])
-def test_what_is_expected_in_the_end_is_what_was_done(status: Any) -> None:
-    """Cases with more warm-ups or none, or that fail on the way, leave no work that never comes."""
+def test_the_cells_are_all_the_work_that_was_expected(status: Any) -> None:
+    """Whether cases take more warm-ups or none, or fail on the way."""
     FakeArm.times_ns = {"naive": [9000, 5000, 1010, 1000]}
     if status is not None:
         FakeArm.failures = {("dynamic", "TakeTurn", 3): WorkerFailed(status, "gone", alive=False)}
     memory = measured(grid(["naive", "dynamic"], [8, 16]), repetitions=4, ceilings=True)
-    assert memory.expected_s == pytest.approx(memory.done_s)
-    assert memory.done_s > 0
+    assert memory.expected == pytest.approx(memory.begun)
+    assert memory.done > 0
 
 
 def test_warm_up_never_exceeds_its_most() -> None:
@@ -294,7 +300,7 @@ def test_worker_that_died_asleep_is_not_given_a_turn_anew() -> None:
                 next(arm for arm in ARMS if arm.strategy == "naive").alive = False
 
     memory = Sniper()
-    measure([make_plan(case) for case in CASES], Limits(repetitions=2), memory, memory)
+    measure([make_plan(case) for case in CASES], Limits(repetitions=2), memory, memory, fake_arm)
     (failure,) = memory.of(Failure)
     assert (failure.status, failure.worker_died) == ("oom", True)
     assert "naive" not in turns()

@@ -7,8 +7,6 @@ from typing import ClassVar
 import msgspec
 import pytest
 
-from bench.case import Group
-from bench.measure import survey as surveys
 from bench.measure.ceiling_turns import Setting, one_line, settings_here, settings_of, survey
 from bench.measure.worker_process import WorkerFailed
 from bench.protocol import CeilingsChosen, CeilingTurnTaken, ChooseCeilings, Reply, Request
@@ -22,8 +20,8 @@ class FakeArm:
     started: ClassVar[list[int]] = []
     lacking: ClassVar[str] = ""
 
-    def __init__(self, group: Group) -> None:
-        self.started.append(group.n_threads)
+    def __init__(self, n_threads: int) -> None:
+        self.started.append(n_threads)
 
     def ask(self, request: Request, timeout_s: float) -> Reply:
         if isinstance(request, ChooseCeilings):
@@ -41,8 +39,7 @@ class FakeArm:
 
 
 @pytest.fixture(autouse=True)
-def _fake_arms(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(surveys, "WorkerProcess", FakeArm)
+def _fake_arms() -> None:
     FakeArm.started, FakeArm.lacking = [], ""
 
 
@@ -51,7 +48,7 @@ SETTINGS: list[Setting] = [("cpu", "float32", 1), ("cpu", "bfloat16", 1), ("cpu"
 
 def test_a_rate_is_that_of_the_median_pass_and_its_name_has_a_unit() -> None:
     said: list[str] = []
-    found = survey(SETTINGS[-1:], said.append)
+    found = survey(SETTINGS[-1:], FakeArm, said.append)
     assert [(ceiling.name, ceiling.per_s) for ceiling in found] == [
         ("read_bandwidth_bytes_per_s cpu float32 t2", 50e9),
         ("gemm_flop_per_s cpu float32 t2", 50e9),
@@ -63,16 +60,16 @@ def test_a_rate_is_that_of_the_median_pass_and_its_name_has_a_unit() -> None:
 
 
 def test_settings_with_the_same_threads_share_a_worker() -> None:
-    assert len(survey(SETTINGS, lambda _: None)) == 6
+    assert len(survey(SETTINGS, FakeArm, lambda _: None)) == 6
     assert FakeArm.started == [1, 2]
 
 
 def test_a_setting_that_fails_is_told_and_costs_no_other() -> None:
     FakeArm.lacking, said = "bfloat16", []
-    found = survey(SETTINGS, said.append)
+    found = survey(SETTINGS, FakeArm, said.append)
     assert {(ceiling.dtype, ceiling.n_threads) for ceiling in found} == {("float32", 1), ("float32", 2)}
     assert [text for text in said if text.startswith("no ceilings")] == [
-        "no ceilings, cpu bfloat16, 1 threads: no kernel"
+        "no ceilings, cpu bfloat16, 1 thread: no kernel"
     ]
 
 
