@@ -12,7 +12,7 @@ import pytest
 
 from bench.ab import record, run
 from bench.errors import DataError, UsageError
-from bench.measure.worker_process import TREE
+from bench.measure.server_process import TREE
 from tests.ab.test_worktrees import git
 
 TINY = ["-m", "random:tiny", "--strategies", "dynamic", "-p", "4", "-n", "3", "-t", "1"]

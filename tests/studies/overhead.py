@@ -22,7 +22,7 @@ from transformers import DynamicCache
 from bench.analysis.estimators import paired_ratio
 from bench.case import Case
 from bench.machine.affinity import usable_cores
-from bench.measure.worker_process import worker_environment
+from bench.measure.server_process import worker_environment
 from bench.protocol import CheckCase, Checked, Load, Loaded, MakeReference, TakeTurn, TurnTaken
 from bench.worker import Worker
 

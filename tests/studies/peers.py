@@ -30,7 +30,8 @@ from safetensors.torch import load_file
 from bench.analysis.estimators import paired_ratio
 from bench.case import Case
 from bench.machine.affinity import usable_cores
-from bench.measure.worker_process import TREE, WorkerFailed, WorkerProcess, worker_environment
+from bench.measure.server_process import TREE, RunServers, worker_environment
+from bench.measure.worker_process import WorkerFailed
 from bench.protocol import CheckCase, Checked, Load, MakeReference, TakeTurn, TurnTaken
 from bench.worker import token_ids
 from kvcache import models
@@ -120,10 +121,10 @@ class Competitor:
     """CPU time that its process took in the turns of others: it should sleep."""
 
 
-def strategy(name: str, case: Case, reference: Path, stack: ExitStack) -> Competitor:
+def strategy(name: str, case: Case, reference: Path, servers: RunServers, stack: ExitStack) -> Competitor:
     """A strategy of kvbench, in a worker of its own, checked."""
     case = msgspec.structs.replace(case, strategy=name)
-    arm = stack.enter_context(WorkerProcess(case.group))
+    arm = stack.enter_context(servers.fork(case.model, case.n_threads))
     arm.ask(Load(group=case.group, strategy=name, naive_logits="last", seed=case.seed), TIMEOUT_S)
     checked = arm.ask(CheckCase(case=case, path=str(reference)), TIMEOUT_S)
     assert isinstance(checked, Checked)
@@ -183,9 +184,10 @@ def parting(tokens: list[int], expected: list[int]) -> str:
 def measure(case: Case, rounds: int, versions: dict[str, str]) -> list[Competitor]:
     """Every engine that can run `case`, with its times; what cannot be run is said on stderr."""
     with ExitStack() as stack:
+        servers = stack.enter_context(RunServers())
         reference = Path(stack.enter_context(tempfile.TemporaryDirectory()), "reference.safetensors")
         say(f"{case.dtype}: naive re-feed's tokens")
-        with WorkerProcess(case.group) as arm:
+        with servers.fork(case.model, case.n_threads) as arm:
             arm.ask(Load(group=case.group, strategy="", naive_logits="last", seed=case.seed), TIMEOUT_S)
             arm.ask(MakeReference(case=case, path=str(reference)), TIMEOUT_S)
         expected = load_file(reference)["tokens"][0].tolist()
@@ -198,7 +200,7 @@ def measure(case: Case, rounds: int, versions: dict[str, str]) -> list[Competito
                 if name in ENGINES:
                     competitors.append(peer(name, case, prompt, expected, stack, versions))
                 else:
-                    competitors.append(strategy(name, case, reference, stack))
+                    competitors.append(strategy(name, case, reference, servers, stack))
             except (PeerFailed, WorkerFailed, ModelError, ImportError) as error:
                 say(f"{case.dtype}: {name} is left out: {error}")
         for number in range(-WARMUPS, rounds):
