@@ -32,9 +32,7 @@ PADDING_BYTES = 1 << 20
 
 def main(path: str, model: str) -> None:
     """Import the worker, print the introduction, and fork workers until the driver ends."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    die_with_parent()
     news = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # where a library prints
     gc.disable()  # it would make the imports take a quarter longer
@@ -53,6 +51,13 @@ def main(path: str, model: str) -> None:
                 door.close()
                 work(connection, Path(path).parent)
             connection.close()
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent ends; elsewhere it ends when it reads or writes next."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def write_line(file: int, facts: Facts) -> None:
@@ -139,7 +144,9 @@ def work(connection: socket.socket, folder: Path) -> None:
     code = 1
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        worker.die_with_parent()
+        die_with_parent()
+        with suppress(OSError):  # not allowed in some sandboxes; then the out-of-memory killer chooses by size
+            Path("/proc/self/oom_score_adj").write_text("1000")  # it takes this process first
         torch.set_num_interop_threads(1)
         with (folder / f"{os.getpid()}.errors").open("wb") as errors:
             os.dup2(errors.fileno(), sys.stdout.fileno())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -244,15 +243,6 @@ class Worker:
 def one_line(error: BaseException) -> str:
     """Return the first line of an error's message, for a table."""
     return (str(error).strip() or "no message").splitlines()[0]
-
-
-def die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent ends, and be the first that the out-of-memory killer takes."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        with suppress(OSError):  # not allowed in some sandboxes; then the killer chooses by size, as ever
-            Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:

@@ -149,7 +149,7 @@ def turn_seconds(item: CasePlan) -> float:
     seconds = _seconds(item.prefill, item.case)
     if item.decode is not None:
         share = 1.0
-        if item.case.strategy == "naive":
+        if item.case.strategy in REFEEDING:
             share = len(naive_steps(item.case)) / (item.case.n_gen - 1)
         seconds += share * _seconds(item.decode, item.case)
     return seconds

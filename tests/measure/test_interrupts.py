@@ -7,28 +7,27 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import psutil
 import pytest
 
+from bench.measure.server_process import TREE
+from bench.store.run_folder import read_run
+from tests import stub_run
 from tests.commands.test_cli import kvbench
 
-KILLED_GRID = ["-m", "random:tiny", "-t", "1", "-p", "8,16", "-n", "8", "--strategies", "naive,dynamic"]
-KILLED_ROUNDS = 12
+GRID = ["-m", "random:tiny", "-t", "1", "-p", "8,16", "-n", "8", "--strategies", "naive,dynamic"]
+ROUNDS = 12
+SLOW = {"naive": [{"do": "slow", "seconds": 0.02}]}
+"""Slow enough to be caught in the act."""
 
 
-def started(out: Path, *flags: str) -> subprocess.Popen[str]:
-    tree = str(Path(__file__).resolve().parents[2])
-    grid = [*KILLED_GRID, "-r", str(KILLED_ROUNDS), "--name", "killed", *flags]
-    return subprocess.Popen(
-        [sys.executable, "-m", "bench.cli", "run", *grid, "--out", str(out)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": tree},
-    )
+def started(out: Path, *flags: str, script: Any = SLOW) -> subprocess.Popen[str]:
+    return stub_run.start(["run", *GRID, "-r", str(ROUNDS), "--name", "killed", *flags, "--out", str(out)], out, script)
 
 
 def samples_file(out: Path, process: subprocess.Popen[str], n_lines: int) -> Path:
@@ -42,61 +41,92 @@ def samples_file(out: Path, process: subprocess.Popen[str], n_lines: int) -> Pat
     raise AssertionError("the run ended, or stored nothing in two minutes")
 
 
+def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """What the fork server of a run has forked."""
+    (server,) = psutil.Process(process.pid).children()
+    return list(server.children())
+
+
+def resumed_rows(path: Path, kept: bytes, out: str) -> pd.DataFrame:
+    """The summary of a resumed run, whose first samples file is as it was."""
+    assert path.read_bytes()[: len(kept.rpartition(b"\n")[0])] == kept.rpartition(b"\n")[0]
+    return pd.read_csv(Path(out.strip().splitlines()[-1]) / "summary.csv")
+
+
 @pytest.mark.parametrize(("victim", "n_lines"), [("parent", 0), ("parent", 9), ("parent", 33), ("worker", 21)])
 def test_killed_run_resumes_to_the_same_cases(n_lines: int, victim: str, tmp_path: Path) -> None:
     process = started(tmp_path, *([] if n_lines == 33 else ["--no-ceilings"]))
     path = samples_file(tmp_path, process, n_lines)
     if victim == "worker":
-        children = psutil.Process(process.pid).children(recursive=True)
-        (children[n_lines % len(children)] if children else process).kill()
+        workers = workers_of(process)
+        workers[n_lines % len(workers)].kill()
         process.wait(timeout=120)
     process.kill()
-    process.wait()
+    process.communicate()
     kept = path.read_bytes()
-    done = kvbench("run", "--resume", str(path.parent))
-    assert path.read_bytes()[: len(kept.rpartition(b"\n")[0])] == kept.rpartition(b"\n")[0]
-    folder = Path(done.stdout.strip().splitlines()[-1])
-    rows = pd.read_csv(folder / "summary.csv")
+    code, out, errors = stub_run.finish(["run", "--resume", str(path.parent)], tmp_path)
+    assert code == 0, errors
+    rows = resumed_rows(path, kept, out)
     assert len(rows) == 2 * 2 * 2
     assert set(rows["status"]) == {"ok"}
-    assert (rows["samples"] >= KILLED_ROUNDS).all()
+    assert (rows["samples"] >= ROUNDS).all()
+
+
+def test_a_real_run_that_is_killed_resumes_too(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.cli", "run", *GRID, "-r", "6", "--name", "killed", "--out", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(TREE)},
+    )
+    path = samples_file(tmp_path, process, 12)
+    workers = workers_of(process)
+    process.kill()
+    process.communicate()
+    assert not psutil.wait_procs(workers, timeout=30)[1]  # they die with it
+    rows = resumed_rows(path, path.read_bytes(), kvbench("run", "--resume", str(path.parent)).stdout)
+    assert set(rows["status"]) == {"ok"}
+    turns = Counter(sample.case for sample in read_run(path.parent).samples if not sample.warmup)
+    assert min(turns.values()) >= 6
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupt_keeps_what_was_measured(number: signal.Signals, code: int, tmp_path: Path) -> None:
     process = started(tmp_path, "--no-ceilings")
     path = samples_file(tmp_path, process, 20)
-    workers = psutil.Process(process.pid).children(recursive=True)
+    workers = workers_of(process)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
     assert f"--resume {path.parent}" in errors
     assert "Traceback" not in errors
     assert path.read_bytes().count(b"\n") >= 20
-    psutil.wait_procs(workers, timeout=10)
-    assert not any(worker.is_running() for worker in workers)
+    assert not psutil.wait_procs(workers, timeout=30)[1]
+
+
+HANGING = {"ceilings": [{"on": "choose-ceilings", "do": "hang"}]}
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "stage", "says"),
+    ("number", "code", "script", "stage", "says"),
     [
-        (signal.SIGINT, 130, "measuring the machine's ceilings", "interrupted; nothing was measured yet"),
-        (signal.SIGTERM, 143, "starting the workers", "terminated; what was measured is kept"),
+        (signal.SIGINT, 130, HANGING, "measuring the machine's ceilings", "interrupted; nothing was measured yet"),
+        (signal.SIGTERM, 143, SLOW, "starting the workers", "terminated; what was measured is kept"),
     ],
 )
 def test_interrupt_before_the_first_turn_says_what_is_kept(
-    number: signal.Signals, code: int, stage: str, says: str, tmp_path: Path
+    number: signal.Signals, code: int, script: Any, stage: str, says: str, tmp_path: Path
 ) -> None:
-    process = started(tmp_path)
+    process = started(tmp_path, script=script)
     assert process.stderr is not None
     assert any(line.startswith(stage) for line in process.stderr)  # reads up to that line
     workers = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
-    (told,) = [line for line in errors.splitlines() if line.startswith("kvbench:")]
-    assert says in told
-    assert [str(folder) in told for folder in tmp_path.iterdir()] == ([] if "nothing" in says else [True])
+    (complaint,) = [line for line in errors.splitlines() if line.startswith("kvbench:")]
+    assert says in complaint
+    folders = [folder for folder in tmp_path.iterdir() if folder.name.endswith("-killed")]
+    assert [str(folder) in complaint for folder in folders] == ([] if "nothing" in says else [True])
     assert "Traceback" not in errors
-    psutil.wait_procs(workers, timeout=10)
-    assert not any(worker.is_running() for worker in workers)
+    assert not psutil.wait_procs(workers, timeout=30)[1]

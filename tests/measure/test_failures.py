@@ -1,0 +1,70 @@
+"""What a worker does wrong -> what is stored, said, and left with; the workers are stubs that do it on purpose."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvcache.strategies.catalogue import STRATEGIES
+from tests import stub_run
+
+GRID = ["--preset", "smoke", "-p", "8", "--strategies", ",".join(STRATEGIES), "-r", "2", "--no-ceilings"]
+
+
+def ended(out: Path, script: dict[str, Any], *flags: str) -> tuple[int, dict[str, dict[str, Any]], str]:
+    """Exit code, decode rows by strategy, and what was said."""
+    code, text, errors = stub_run.finish(["run", *GRID, "-o", "json", "--out", str(out), *flags], out, script)
+    rows = {row["strategy"]: row for row in json.loads(text) if row["phase"] == "decode"}
+    return code, rows, errors
+
+
+def test_one_worker_that_fails_costs_its_case_alone(tmp_path: Path) -> None:
+    script = {
+        "dynamic": [{"at": 3, "do": "crash"}],
+        "static": [{"at": 3, "do": "kill"}],
+        "compiled": [{"at": 3, "do": "refuse", "status": "oom", "error": "MemoryError: no message"}],
+        "hf-generate": [{"at": 3, "do": "wrong"}],
+    }
+    code, rows, errors = ended(tmp_path, script)
+    assert code == 5
+    assert {name: (row["status"], row["error"]) for name, row in rows.items()} == {
+        "naive": ("ok", None),
+        "dynamic": ("failed", "the worker ended with exit code 7: stub: crashed as scripted"),
+        "static": ("oom", "the worker was killed (signal 9): most likely out of memory"),
+        "compiled": ("oom", "MemoryError: no message"),
+        "hf-generate": ("failed", "hf-generate emitted other tokens in a timed turn than when it was checked"),
+    }
+    assert "failed: random:tiny dynamic" in errors
+
+
+def test_a_worker_that_hangs_is_given_up_on_and_what_is_not_supported_is_no_failure(tmp_path: Path) -> None:
+    refusal = {"on": "load", "do": "refuse", "status": "unsupported", "error": "no compiler"}
+    script = {"static": [{"at": 1, "do": "hang"}], "compiled": [refusal]}
+    code, rows, _ = ended(tmp_path, script, "--timeout", "2")
+    assert code == 5
+    assert {row["strategy"]: row["status"] for row in rows.values()} == {
+        "naive": "ok",
+        "dynamic": "ok",
+        "static": "timeout",
+        "compiled": "unsupported",
+        "hf-generate": "ok",
+    }
+    assert "of --timeout" in rows["static"]["error"]
+
+
+@pytest.mark.parametrize(("refused", "code"), [(["dynamic"], 0), (["naive", "dynamic"], 5)])
+def test_a_run_fails_if_nothing_of_it_is_supported(refused: list[str], code: int, tmp_path: Path) -> None:
+    refusal = [{"on": "load", "do": "refuse", "status": "unsupported", "error": "no compiler"}]
+    ended_with, rows, _ = ended(tmp_path, dict.fromkeys(refused, refusal), "--strategies", "naive,dynamic")
+    assert ended_with == code
+    assert [rows[name]["status"] for name in refused] == ["unsupported"] * len(refused)
+
+
+def test_processes_are_forked_by_servers_of_their_own(tmp_path: Path) -> None:
+    """The second of `--processes 2` comes from another parent, which has other addresses."""
+    code, rows, _ = ended(tmp_path, {}, "--processes", "2", "--strategies", "dynamic")
+    assert code == 0
+    assert {row["samples"] for row in rows.values()} == {4}
