@@ -6,6 +6,8 @@ prompt fed at once or in any pieces.
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,6 +22,8 @@ from tests.strategies.test_equivalence import MODELS, model_of, token_ids
 from tests.tiny import build_without_compiler
 
 PAD = 0
+CAPACITY = 32
+"""Of every strategy, above the longest text: with one capacity `compiled` traces its step once, not per example."""
 LENGTHS = st.lists(st.integers(1, 24), min_size=1, max_size=3)
 
 
@@ -42,9 +46,14 @@ def parallel(model: PreTrainedModel, ids: Tensor, mask: Tensor | None = None) ->
     return logits
 
 
+@cache
+def strategy_of(name: str, architecture: str) -> Strategy:
+    return build_without_compiler(name, model_of(architecture))
+
+
 def stepwise(strategy: Strategy, text: Tensor, n_prompt: int) -> Tensor:
     """The logits `[1, positions from n_prompt on, vocab]` of a prefill and then one token of the text at a time."""
-    strategy.prepare(1, text.shape[1] + 1)
+    strategy.prepare(1, CAPACITY)
     logits = [strategy.prefill(text[:, :n_prompt])]
     logits += [strategy.decode(text[:, place : place + 1]) for place in range(n_prompt, text.shape[1])]
     return torch.stack(logits, dim=1)
@@ -68,7 +77,7 @@ def test_position_t_of_training_is_step_t_of_generation(
     for row, text in enumerate(texts):
         n_prompt = data.draw(st.integers(1, text.shape[1]))
         assert_equal(
-            stepwise(build_without_compiler(name, model), text, n_prompt),
+            stepwise(strategy_of(name, architecture), text, n_prompt),
             at_once[row : row + 1, n_prompt - 1 : text.shape[1]],
         )
 
@@ -106,8 +115,8 @@ def test_prompt_may_be_fed_in_any_pieces(
     """The cache does not care in how many forwards it was filled: each piece ends with the logits of its last token."""
     model, text = model_of(architecture), token_ids(seed, 1, length)
     cuts = sorted(data.draw(st.sets(st.integers(1, length - 1), max_size=4)))
-    strategy = build_without_compiler(name, model)
-    strategy.prepare(1, length + 1)
+    strategy = strategy_of(name, architecture)
+    strategy.prepare(1, CAPACITY)
     at_once = parallel(model, text)
     for start, end in zip([0, *cuts], [*cuts, length], strict=True):
         assert_equal(strategy.prefill(text[:, start:end]), at_once[:, end - 1])
