@@ -7,6 +7,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from filelock import FileLock
 
 # Before any test imports transformers: nothing may depend on what a hub answers, or on how long it takes not to.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -21,13 +22,22 @@ hypothesis.settings.load_profile("kvbench")
 
 @pytest.fixture(scope="session")
 def love(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model of the tutorial: `kvbench train --out love` and nothing else, on one thread."""
+    """Train the tutorial's model once: `kvbench train --out love` and nothing else, on one thread.
+
+    The processes of pytest-xdist share it: the first trains, the others wait. No test may write into the folder.
+    """
     from bench.cli import main
 
-    folder = tmp_path_factory.mktemp("trained") / "love"
-    with pytest.raises(SystemExit) as ended:
-        main(["train", "--out", str(folder), "-t", "1"])
-    assert ended.value.code == 0
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # a worker's base folder lies in the session's
+        root = root.parent
+    folder, trained = root / "love", root / "love.trained"
+    with FileLock(root / "love.lock"):
+        if not trained.exists():
+            with pytest.raises(SystemExit) as ended:
+                main(["train", "--out", str(folder), "-t", "1"])
+            assert ended.value.code == 0
+            trained.touch()
     return folder
 
 

@@ -53,7 +53,7 @@ class Machine:
         own["head"][1] += np.log1p(self.slowdown)
         if self.lockstep:
             return PairTimes(case=case.key, pair=number, turns=self._in_lockstep(random, own), lockstep=True)
-        turns = []
+        turns: list[Turn] = []
         for block in range(self.blocks):
             for name in turn_order(number, block, self.blocks):
                 logs = own[name] + random.exponential(self.turn_noise, 2) + self.drift * len(turns) / 16

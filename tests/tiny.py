@@ -39,7 +39,8 @@ def tiny(model_type: str, geometry: dict[str, Any], seed: int = 0, **overrides: 
         torch.manual_seed(seed)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         _spread(model)
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    return model
 
 
 def _spread(model: PreTrainedModel) -> None:

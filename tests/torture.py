@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from bench.ab.record import AbManifest, Settings, Side
 from bench.analysis.tidy import unfinished
 from bench.errors import DataError
 from bench.judge.baseline import promote
-from bench.record import Run
+from bench.record import Record, Run
 from bench.store import sealed
 from bench.store.checked_lines import Appender
 from bench.store.run_folder import RunWriter, create_run, read_run
@@ -31,9 +32,14 @@ def store(run: Run, out: Path) -> Path:
     """Write a hand-made run to a folder of its own."""
     folder, manifest = create_run(out, run.manifest)
     with RunWriter(folder, manifest.digest) as writer:
-        for record in (*run.checks, *run.samples):
+        for record in turns_and_checks(run):
             writer.append(record)
     return folder
+
+
+def turns_and_checks(run: Run) -> list[Record]:
+    """Give the records of a hand-made run in the order in which they are stored."""
+    return [*run.checks, *run.samples]
 
 
 def kill_a_writer(out: Path, chance: random.Random) -> tuple[int, int]:
@@ -48,7 +54,7 @@ def kill_a_writer(out: Path, chance: random.Random) -> tuple[int, int]:
     if child == 0:
         try:
             with RunWriter(folder, manifest.digest) as writer:
-                for record in (*run.checks, *run.samples):
+                for record in turns_and_checks(run):
                     writer.append(record)
                     os.write(told, b".")
                 time.sleep(60)
@@ -63,13 +69,13 @@ def kill_a_writer(out: Path, chance: random.Random) -> tuple[int, int]:
         finished += len(received)
     os.close(seen)
     back = read_run(folder)
-    stored = [*back.checks, *back.samples]
-    assert stored == [*run.checks, *run.samples][: len(stored)]
+    stored = turns_and_checks(back)
+    assert stored == turns_and_checks(run)[: len(stored)]
     with RunWriter(folder, manifest.digest) as writer:  # resumable: a second file goes on
-        for record in [*run.checks, *run.samples][len(stored) :]:
+        for record in turns_and_checks(run)[len(stored) :]:
             writer.append(record)
     resumed = read_run(folder)
-    assert [*resumed.checks, *resumed.samples] == [*run.checks, *run.samples]
+    assert turns_and_checks(resumed) == turns_and_checks(run)
     return finished, len(stored)
 
 
@@ -163,7 +169,7 @@ class Content(NamedTuple):
     """What is read from a folder."""
 
     manifest: object
-    records: list
+    records: Sequence[object]
     finished: bool
 
 
@@ -172,7 +178,7 @@ def _content(folder: Path) -> Content:
         return Content(*record.read(folder))
     if (folder / "manifest.json").exists():
         run = read_run(folder)
-        return Content(run.manifest, [*run.checks, *run.samples], finished=not unfinished(run))
+        return Content(run.manifest, turns_and_checks(run), finished=not unfinished(run))
     return Content(None, read_sessions(folder), finished=True)
 
 

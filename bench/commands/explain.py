@@ -28,8 +28,8 @@ FLAGS: dict[str, str] = {
 """The flag that sets each field of a `Sweep`."""
 
 CORRECTNESS = (
-    "A strategy whose logits differ from the parallel forward beyond the dtype's tolerance fails and gets no time; "
-    "other tokens within it are a `tie`."
+    "A strategy whose logits differ from the parallel forward beyond the dtype's tolerance fails and is not timed; "
+    "if only tokens differ, within tolerance, the result is `tie`."
 )
 """The rule, in the words of the README."""
 

@@ -482,7 +482,7 @@ def test_what_every_step_costs_more_shows_whatever_is_added(added, slowdown):
 
 
 def test_a_cost_whose_place_differs_from_turn_to_turn_is_not_seen():
-    """What the README says of it."""
+    """As docs/judging-a-change.md warns, under "Not seen"."""
     quiet = block(0, 10**6, 10**6)
     quiet[1] = msgspec.structs.replace(quiet[1], step_ns=[10**6, 2 * 10**6])
     quiet[2] = msgspec.structs.replace(quiet[2], step_ns=[2 * 10**6, 10**6])

@@ -90,7 +90,7 @@ DISTURBANCES: dict[str, Disturbance] = {"hog": hog, "stopped": stopped, "pinned"
 def is_running(process: psutil.Process) -> bool:
     """Whether it has not ended."""
     try:
-        return process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

@@ -66,7 +66,8 @@ def main() -> None:
         )
         with tempfile.TemporaryDirectory() as folder:
             worker = suite_worker(case, Path(folder))
-        thinned, full = [], []
+        thinned: list[float] = []
+        full: list[float] = []
         for number in range(arguments.rounds):
             for first in (True, False) if number % 2 == 0 else (False, True):
                 (thinned if first else full).append((thinned_ms if first else full_ms)(worker))

@@ -85,9 +85,10 @@ def write_gguf(model: PreTrainedModel, dtype: str, path: Path) -> None:
             array = _interleaved(array, config.head_dim)
         is_matrix = array.ndim > 1
         stored = gguf.quants.quantize(array, matrix_type) if is_matrix else array
-        writer.add_tensor(
-            names.get_name(name, (".weight", ".bias")), stored, raw_dtype=matrix_type if is_matrix else None
-        )
+        gguf_name = names.get_name(name, (".weight", ".bias"))
+        if gguf_name is None:
+            raise ValueError(f"GGUF has no name for {name}")
+        writer.add_tensor(gguf_name, stored, raw_dtype=matrix_type if is_matrix else None)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

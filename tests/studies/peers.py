@@ -93,7 +93,7 @@ class Peer:
             raise PeerFailed(
                 f"its process ended with exit code {self._process.wait()}{''.join(f': {x}' for x in last)}"
             )
-        reply = msgspec.json.decode(line, type=peer_worker.Reply)
+        reply: peer_worker.Reply = msgspec.json.decode(line, type=peer_worker.Reply)
         if isinstance(reply, Failure):
             raise PeerFailed(reply.error)
         return reply

@@ -33,10 +33,14 @@ def kill_a_run(out: Path, most: int, chance: random.Random) -> list[int]:
     After `most` kills it may end in peace. The number of samples stored at each kill.
     """
     command = [sys.executable, "-m", "bench.cli"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     words, stored, held = RUN, Samples(), list[int]()
     while True:
-        process = subprocess.Popen([*command, *words, "--out", str(out)], **quiet, start_new_session=True)
+        process = subprocess.Popen(
+            [*command, *words, "--out", str(out)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         starting = chance.random() < 0.25
         before = stored_bytes(out)
         while process.poll() is None:
