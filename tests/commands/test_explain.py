@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from bench.case import PRESETS, Sweep
-from bench.commands import explain
+from bench.commands import explain, flags
 from kvcache.models.random_weights import GEOMETRIES
 from kvcache.strategies.catalogue import STRATEGIES
 
@@ -22,9 +22,9 @@ def plain(text: str) -> str:
     return " ".join(text.split())
 
 
-def parsed(flags: list[str]) -> Sweep:
+def parsed(shown: list[str]) -> Sweep:
     """The sweep that `kvbench run` makes of these flags."""
-    given = dict(shlex.split(flag) for flag in flags)
+    given = dict(shlex.split(flag) for flag in shown)
     values = {name: given.get(flag) for name, flag in explain.FLAGS.items()}
     renamed = {"models": "model", "n_threads": "threads", "device": "device_name"}
     words = {renamed.get(name, name): value for name, value in values.items()}
