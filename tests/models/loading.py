@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -20,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 
 
-def refusal(call, *arguments, **options) -> str:
+def refusal(call: Callable[..., object], *arguments: Any, **options: Any) -> str:
     """The message of the ModelError that the call raises; always one line."""
     with pytest.raises(ModelError) as caught:
         call(*arguments, **options)
@@ -32,7 +34,8 @@ def refusal(call, *arguments, **options) -> str:
 
 def logits(model: PreTrainedModel) -> torch.Tensor:
     with torch.inference_mode():
-        return model(IDS, use_cache=False).logits
+        found: torch.Tensor = model(IDS, use_cache=False).logits
+    return found
 
 
 def mapped_from(model: PreTrainedModel) -> str:
@@ -70,7 +73,12 @@ def write_gguf(path: Path) -> None:
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     random = np.random.default_rng(0)
-    shapes = {"attn_q": (32, 32), "attn_k": (16, 32), "attn_v": (16, 32), "attn_output": (32, 32)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "attn_q": (32, 32),
+        "attn_k": (16, 32),
+        "attn_v": (16, 32),
+        "attn_output": (32, 32),
+    }
     shapes |= {"ffn_gate": (64, 32), "ffn_up": (64, 32), "ffn_down": (32, 64), "attn_norm": (32,), "ffn_norm": (32,)}
     tensors = {f"blk.0.{name}": shape for name, shape in shapes.items()}
     for name, shape in {**tensors, "token_embd": (10, 32), "output_norm": (32,), "output": (10, 32)}.items():
