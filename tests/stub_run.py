@@ -15,7 +15,7 @@ from typing import Any
 
 from bench import cli
 from bench.case import Sweep
-from bench.machine.environment import TorchFacts
+from bench.machine.environment import TorchFacts, read_environment
 from bench.measure import plan, run, server_process
 from bench.record import CasePlan
 from kvcache import models
@@ -51,11 +51,11 @@ def _plan(sweeps: Iterable[Sweep]) -> list[CasePlan]:
 def _main() -> None:
     """Run the command with what would import torch replaced."""
     server_process.PROGRAM = STUB
-    plan.plan = _plan  # type: ignore[assignment]
+    plan.plan = _plan
     plan.memory_bytes = lambda plans: 0
     models.weights_digest = lambda model, seed=0: "5f" * 32  # type: ignore[assignment]
-    read = run.read_environment
-    run.read_environment = lambda: read(TorchFacts(isa="stub", gpu=None, gpu_driver=None))  # type: ignore[assignment]
+    facts = TorchFacts(isa="stub", gpu=None, gpu_driver=None)
+    vars(run)["read_environment"] = lambda: read_environment(facts)  # where `run` looks the name up
     cli.main()
 
 
