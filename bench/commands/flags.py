@@ -1,156 +1,211 @@
-"""The words of the command line -> values, each mistake one clear line that names the flag and says what is valid."""
+"""The flags that span a grid: one row each. `run`, `ab`, their help and the text of the presets are made of this table.
+
+A mistake is one line that names the flag and what is valid: a parser here says what is wrong with the value, and
+`bench.cli` puts the flag before it.
+"""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection
-from typing import Any, TypeVar, get_args
+import functools
+import inspect
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
 import msgspec
+import typer
 
-from bench.case import PRESETS, NaiveLogits, Sweep
-from bench.errors import UsageError
-from bench.machine.affinity import usable_cores
-from bench.machine.devices import DEVICES
-from bench.measure.plan import Limits
+from bench.case import PRESETS, DeviceName, NaiveLogits, Sweep
+from bench.commands.values import available_device, integers, thread_count, words
+from bench.tell.formats import DocumentFormat, Format
 from kvcache.models import ATTN_IMPLEMENTATIONS, DTYPES
+from kvcache.models.random_weights import GEOMETRIES
 from kvcache.strategies.catalogue import STRATEGIES
 
-MAX_TIMEOUT_S = 1e6
+if TYPE_CHECKING:  # mypy takes no Literal of a table's keys; typer checks words against it and completes them
+    PresetName = str
+    StrategyName = str
+    DtypeName = str
+    AttentionName = str
+else:
+    PresetName = Literal[*PRESETS]
+    StrategyName = Literal[*STRATEGIES]
+    DtypeName = Literal[*DTYPES]
+    AttentionName = Literal[*ATTN_IMPLEMENTATIONS]
 
-Word = TypeVar("Word", bound=str)
-
-
-def integers(flag: str, text: str, minimum: int = 1) -> tuple[int, ...]:
-    """The integers of a comma-separated list, each at least `minimum`."""
-    found = []
-    for word in words(flag, text):
-        try:
-            value = int(word)
-        except ValueError:
-            raise UsageError(
-                f"{flag} {word}: not an integer; give integers of at least {minimum}, as in 32,128"
-            ) from None
-        if value < minimum:
-            raise UsageError(f"{flag} {word}: too small; give integers of at least {minimum}")
-        if value in found:
-            raise UsageError(f"{flag} {text}: {value} is named twice; give every value once")
-        found.append(value)
-    return tuple(found)
+Grid = dict[str, Any]
+"""Field of `Sweep` -> value, for the flags that were given."""
 
 
-def choices(flag: str, text: str, valid: Collection[str]) -> tuple[str, ...]:
-    """The words of a comma-separated list, each one of `valid`; a miss names what it may have meant."""
-    found = words(flag, text)
-    for word in found:
-        if word not in valid:
-            near = difflib.get_close_matches(word, valid, n=2)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise UsageError(f"{flag} {word}: unknown{hint} (valid: {', '.join(valid)})")
-    return found
+class GridFlag(NamedTuple):
+    """A flag that sets one field of `Sweep`."""
+
+    field: str
+    names: tuple[str, ...]
+    """The spellings, the short one first."""
+    value: Any
+    """Type of one value: str, int or a Literal."""
+    help: str
+    least: int | None = None
+    """The smallest integer that is valid."""
+    most: int | None = None
+    many: bool = True
+    """Whether it takes a comma-separated list, as the field does."""
+
+    def option(self, *, many: bool = False) -> Any:
+        """Return typer's option for this flag, of one value or (`many`) of a list."""
+        if not many:
+            return typer.Option(*self.names, help=self.help, min=self.least, max=self.most)
+        metavar = "INTEGERS" if self.value is int else "NAMES"
+        return typer.Option(*self.names, help=f"{self.help} A list makes a grid.", parser=self.parse, metavar=metavar)
+
+    def parse(self, text: str) -> tuple[Any, ...]:
+        """Return the values of a comma-separated list.
+
+        Raises:
+            typer.BadParameter: a value is not valid, empty, or given twice.
+        """
+        if self.value is int:
+            return integers(text, self.least or 0)
+        return words(text, get_args(self.value))
 
 
-def one(flag: str, text: str, valid: Collection[Word]) -> Word:
-    """The one of `valid` that `text` is; a miss names what it may have meant."""
-    if "," in text:
-        raise UsageError(f"{flag} {text}: takes one value, not a list (valid: {', '.join(valid)})")
-    choices(flag, text, valid)
-    return next(word for word in valid if word == text)
+GRID: dict[str, GridFlag] = {
+    flag.field: flag
+    for flag in (
+        GridFlag(
+            "models",
+            ("-m", "--model"),
+            str,
+            f"Model: smollm2-135m; random:NAME with seeded weights ({', '.join(GEOMETRIES)}); a folder with "
+            "safetensors or one GGUF file; py:module:factory for your own code; or an id on the Hugging Face hub.",
+        ),
+        GridFlag("strategies", ("--strategies",), StrategyName, "Ways to generate, explained below."),
+        GridFlag("n_prompt", ("-p", "--n-prompt"), int, "Prompt length in tokens.", least=1),
+        GridFlag("n_gen", ("-n", "--n-gen"), int, "Tokens to generate.", least=1),
+        GridFlag("n_depth", ("-d", "--n-depth"), int, "Tokens in the cache before the prompt, not timed.", least=0),
+        GridFlag("batch_size", ("-b", "--batch-size"), int, "Sequences in a batch.", least=1),
+        GridFlag("dtype", ("--dtype",), DtypeName, f"Data type of the weights: {', '.join(DTYPES)}."),
+        GridFlag("n_threads", ("-t", "--threads"), int, "CPU threads; all cores unless given.", least=1),
+        GridFlag("device", ("--device",), DeviceName, "Device to measure on.", many=False),
+        GridFlag(
+            "attn_implementation",
+            ("--attn-implementation",),
+            AttentionName,
+            "Attention code of transformers; sdpa, where the model has it, unless given.",
+            many=False,
+        ),
+        GridFlag(
+            "naive_logits",
+            ("--naive-logits",),
+            NaiveLogits,
+            "Positions for which naive computes logits: the last one (a fair comparison), or all (the textbook loop).",
+            many=False,
+        ),
+        GridFlag(
+            "seed",
+            ("--seed",),
+            int,
+            "Seed of the prompts and of random weights.",
+            least=0,
+            most=2**63 - 1,
+            many=False,
+        ),
+    )
+}
+
+Out = Annotated[Path, typer.Option("--out", help="Folder of run folders.")]
+TableFormat = Annotated[Format, typer.Option("-o", "--format", help="Format of the table on stdout.")]
+TextFormat = Annotated[DocumentFormat, typer.Option("-o", "--format", help="Format of the output on stdout.")]
+RESULTS = Path("results/runs")
+
+CORRECTNESS = (
+    "A strategy whose logits differ from the parallel forward beyond the dtype's tolerance fails and is not "
+    "timed; if only tokens differ, within tolerance, the result is `tie`."
+)
+"""The rule, in the words of the README."""
+
+LABEL = (
+    "`pp128+tg31` names a case with 128 tokens of prompt and 31 decode steps (n_gen - 1: the prefill gives the first "
+    "token)."
+)
+"""The names of cases in progress and plots, in the words of the README."""
 
 
-def words(flag: str, text: str) -> tuple[str, ...]:
-    """The words of a comma-separated list, none of them empty, each given once."""
-    found = tuple(word.strip() for word in text.split(","))
-    if not all(found):
-        raise UsageError(f"{flag} {text!r}: an empty value in the list")
-    doubled = next((word for word in found if found.count(word) > 1), None)
-    if doubled is not None:
-        raise UsageError(f"{flag} {text}: {doubled} is named twice; give every value once")
-    return found
+def takes_grid(**defaults: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command every flag of the table where its parameter `grid` stands; it gets those that have a value.
+
+    `defaults` are the words that a flag takes where it is not given; others are then left to the preset.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def with_grid(**arguments: Any) -> None:
+            values = {field: arguments.pop(field) for field in GRID}
+            command(grid={field: value for field, value in values.items() if value is not None}, **arguments)
+
+        signature = inspect.signature(command, eval_str=True)
+        parameters: list[inspect.Parameter] = []
+        for parameter in signature.parameters.values():
+            rows = [_parameter(flag, defaults.get(flag.field)) for flag in GRID.values()]
+            parameters += rows if parameter.name == "grid" else [parameter.replace(kind=parameter.KEYWORD_ONLY)]
+        with_grid.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # for typer
+        return with_grid
+
+    return decorate
 
 
-def at_least(flag: str, value: float, minimum: int) -> None:
-    """Refuse a number that is too small."""
-    if value < minimum:
-        raise UsageError(f"{flag} {value}: too small; give at least {minimum}")
+def _parameter(flag: GridFlag, default: str | None) -> inspect.Parameter:
+    annotated: Any = Annotated  # mypy takes no type that is made at run time
+    annotation = annotated[tuple if flag.many else flag.value, flag.option(many=flag.many)]
+    return inspect.Parameter(flag.field, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def limits(repetitions: int | None, processes: int | None, timeout_s: float | None) -> Limits:
-    """How much is measured, checked; None takes the default."""
-    default = Limits()
-    repetitions = default.repetitions if repetitions is None else repetitions
-    processes = default.processes if processes is None else processes
-    timeout_s = default.timeout_s if timeout_s is None else timeout_s
-    at_least("--repetitions", repetitions, 1)
-    at_least("--processes", processes, 1)
-    if not 1 <= timeout_s <= MAX_TIMEOUT_S:  # NaN fails it too
-        raise UsageError(f"--timeout {timeout_s:g}: give seconds from 1 to {MAX_TIMEOUT_S:g}")
-    return Limits(repetitions=repetitions, processes=processes, timeout_s=timeout_s)
-
-
-def device(text: str) -> str:
-    """Check that this machine has the device: asking for CUDA never gives the CPU in silence."""
-    name = one("--device", text, DEVICES)
-    reason = DEVICES[name].why_unusable()
-    if reason is not None:
-        raise UsageError(f"--device {name}: {reason}; use --device cpu")
-    return name
-
-
-def sweeps(
-    preset: str,
-    *,
-    model: str | None,
-    strategies: str | None,
-    n_prompt: str | None,
-    n_gen: str | None,
-    n_depth: str | None,
-    batch_size: str | None,
-    dtype: str | None,
-    threads: str | None,
-    device_name: str | None,
-    attn_implementation: str | None,
-    naive_logits: str | None,
-    seed: int | None,
-) -> tuple[Sweep, ...]:
-    """The sweeps of a preset with every flag that was given (not None) put in its place.
+def sweeps(preset: str, grid: Grid) -> tuple[Sweep, ...]:
+    """Return the sweeps of a preset with the values of `grid` in place of their own.
 
     Raises:
-        UsageError: a flag's value is not valid.
+        UsageError: this machine has no such device, or fewer cores than threads.
     """
-    preset = one("--preset", preset, PRESETS)
-    if seed is not None and not 0 <= seed < 2**63:
-        raise UsageError(f"--seed {seed}: give an integer from 0 to 2**63 - 1")
-    chosen: dict[str, Any] = {
-        "models": words("--model", model) if model is not None else None,
-        "strategies": choices("--strategies", strategies, STRATEGIES) if strategies is not None else None,
-        "n_prompt": integers("--n-prompt", n_prompt) if n_prompt is not None else None,
-        "n_gen": integers("--n-gen", n_gen) if n_gen is not None else None,
-        "n_depth": integers("--n-depth", n_depth, minimum=0) if n_depth is not None else None,
-        "batch_size": integers("--batch-size", batch_size) if batch_size is not None else None,
-        "dtype": choices("--dtype", dtype, DTYPES) if dtype is not None else None,
-        "n_threads": thread_counts(threads),
-        "device": device(device_name) if device_name is not None else None,
-        "attn_implementation": (
-            one("--attn-implementation", attn_implementation, ATTN_IMPLEMENTATIONS)
-            if attn_implementation is not None
-            else None
-        ),
-        "naive_logits": one("--naive-logits", naive_logits, get_args(NaiveLogits))
-        if naive_logits is not None
-        else None,
-        "seed": seed,
-    }
-    given = {name: value for name, value in chosen.items() if value is not None}
-    return tuple(dict.fromkeys(msgspec.structs.replace(sweep, **given) for sweep in PRESETS[preset]))
+    available_device(grid.get("device", "cpu"))
+    chosen = grid | {"n_threads": tuple(map(thread_count, grid.get("n_threads", (None,))))}
+    return tuple(dict.fromkeys(msgspec.structs.replace(sweep, **chosen) for sweep in PRESETS[preset]))
 
 
-def thread_counts(text: str | None) -> tuple[int, ...]:
-    """Thread counts of `--threads`; all the cores this process may use where it is not given."""
-    cores = usable_cores()
-    if text is None:
-        return (cores,)
-    counts = integers("--threads", text)
-    if max(counts) > cores:
-        raise UsageError(f"--threads {max(counts)}: this process may use {cores} cores")
-    return counts
+def sweep_flags(sweep: Sweep) -> list[str]:
+    """Return the flags that make `sweep` of the preset `default`; for that preset itself, every flag with a value."""
+    default = msgspec.structs.asdict(Sweep())
+    return [
+        f"{GRID[field].names[0]} {','.join(map(str, value)) if isinstance(value, tuple) else value}"
+        for field, value in msgspec.structs.asdict(sweep).items()
+        if (value != default[field] or sweep == Sweep()) and value not in ((), "")
+    ]
+
+
+def below_the_flags() -> str:
+    """Return what the help of `run` ends with: strategies, presets, the rule of correctness, the names of cases."""
+    strategies = {name: [entry.summary] for name, entry in STRATEGIES.items()}
+    presets = {name: [" ".join(sweep_flags(sweep)) for sweep in grids] for name, grids in PRESETS.items()}
+    blocks = [
+        _listed("Strategies:", strategies),
+        _listed("Presets, as the flags that differ from those of `default`; a line is a grid:", presets),
+        CORRECTNESS,
+        LABEL,
+    ]
+    return "\n\n".join(blocks)
+
+
+def _listed(title: str, rows: dict[str, list[str]]) -> str:
+    """A block of the help in two columns, 78 characters wide, kept as it is by the backspace that stands before it."""
+    width = max(map(len, rows)) + 4
+    lines = [title]
+    for name, texts in rows.items():
+        start = f"  {name}".ljust(width)
+        for text in texts:
+            wrapped = textwrap.wrap(
+                text, 78, initial_indent=start, subsequent_indent=" " * (width + 2), break_on_hyphens=False
+            )
+            lines += wrapped
+            start = " " * width
+    return "\n".join(["\b", *lines])

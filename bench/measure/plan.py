@@ -34,6 +34,8 @@ class Limits:
     processes: int = 1
     timeout_s: float = 900.0
     ceilings: bool = False
+    budget_min: float | None = None
+    """Minutes that the run may take; the plan is reduced to fit. None: measured whole."""
 
 
 def within_positions(sweeps: Sequence[Sweep], say: Callable[[str], None]) -> tuple[Sweep, ...]:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from bench.judge.compare import Comparison, Difference
 from bench.tell import tables, words
+from bench.tell.formats import Format
 
 HOW = (
     "A ratio is that of the two medians. Its interval is unpaired: it covers what varies within the runs, not what "
@@ -26,7 +27,7 @@ def sentence(comparison: Comparison) -> str:
     return f"{comparison.b} against {comparison.a}{machine}: {'; '.join(parts)}"
 
 
-def render(comparison: Comparison, form: tables.Format) -> str:
+def render(comparison: Comparison, form: Format) -> str:
     """Render sentence, table, exclusions and differences (md), or the rows alone (csv, json, jsonl)."""
     if form != "md":
         return tables.data(comparison.rows, form)

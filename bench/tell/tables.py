@@ -15,14 +15,13 @@ from rich.text import Text
 from bench.analysis import columns
 from bench.case import HOST_DEVICES
 from bench.record import Ceiling, Environment
+from bench.tell.formats import DocumentFormat, Format
 from bench.tell.layout import markdown_table, terminal_table
 from bench.tell.words import NOTHING, Row, by_setting, context, missing, number, time_ratio, with_interval
 from kvcache.strategies.catalogue import REFEEDING, YARDSTICKS
 
-Format = Literal["md", "csv", "json", "jsonl"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-EnvironmentFormat = Literal["md", "json"]
-ENVIRONMENT_FORMATS: tuple[EnvironmentFormat, ...] = get_args(EnvironmentFormat)
+ENVIRONMENT_FORMATS: tuple[DocumentFormat, ...] = get_args(DocumentFormat)
 
 SUMMARY_HEADERS: list[str] = [
     "prompt",
@@ -90,7 +89,7 @@ def comparison_markdown(rows: pd.DataFrame) -> str:
     return _markdown(_comparison_tables(rows), COMPARISON_HEADERS)
 
 
-def render_environment(environment: Environment, form: EnvironmentFormat, ceilings: Sequence[Ceiling] = ()) -> str:
+def render_environment(environment: Environment, form: DocumentFormat, ceilings: Sequence[Ceiling] = ()) -> str:
     """The fields of an environment and the ceilings measured on it, as tables or as one JSON object."""
     fields = msgspec.structs.asdict(environment)
     if form == "json":

@@ -12,11 +12,11 @@ from rich.console import Group
 from rich.text import Text
 
 from bench.record import Verdict, VerdictKind
+from bench.tell.formats import DocumentFormat
 from bench.tell.layout import markdown_table, terminal_table
 from bench.tell.words import NOTHING, number
 
-VerdictFormat = Literal["md", "json"]
-VERDICT_FORMATS: tuple[VerdictFormat, ...] = get_args(VerdictFormat)
+VERDICT_FORMATS: tuple[DocumentFormat, ...] = get_args(DocumentFormat)
 
 Command = Literal["gate", "ab", "unfinished ab"]
 """What came to the verdicts (`kvbench report` tells a stored A/B, too): each has another way out."""

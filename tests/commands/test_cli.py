@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from bench.cli import main
-from bench.commands import explain
+from bench.commands import flags
 from tests.torture import store_ab
 
 STRATEGIES = ["naive", "dynamic", "static", "hf-generate"]  # compiled would take its time
@@ -124,7 +124,7 @@ def test_help_teaches_and_is_quick_to_say() -> None:
         assert command in done.stdout
     told = " ".join(kvbench("run", "--help", blocked=True).stdout.split())
     assert "--n-prompt" in told
-    assert " ".join(explain.below_the_flags().replace("\b", "").split()) in told
+    assert " ".join(flags.below_the_flags().replace("\b", "").split()) in told
 
 
 def test_version_is_said_without_torch() -> None:
@@ -215,6 +215,7 @@ def test_the_readmes_grid_of_a_random_model_fits_it(tmp_path: Path, capsys: pyte
         (["--seed", "99999999999999999999"], "--seed"),
         (["--resume", "x", "-r", "12"], "--resume"),
         (["--resume", "x", "-p", "8"], "--resume"),
+        (["--budget", "0"], "--budget"),
         (["-b", "100000"], "memory"),
     ],
 )

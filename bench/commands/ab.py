@@ -1,0 +1,68 @@
+"""`kvbench ab`: a verdict between two revisions or two environments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.commands import flags
+from bench.commands.output import note, print_verdicts
+
+
+@flags.takes_grid(strategies="naive,dynamic", n_prompt="128", n_gen="32")
+def ab(
+    grid: flags.Grid,
+    base: Annotated[str | None, typer.Argument(metavar="[BASE]", help="Git revision to compare with.")] = None,
+    head: Annotated[
+        str | None, typer.Argument(metavar="[HEAD]", help="Git revision to judge [default: the working tree as it is].")
+    ] = None,
+    base_python: Annotated[
+        str | None, typer.Option("--base-python", metavar="FILE", help="Python interpreter of base's environment.")
+    ] = None,
+    head_python: Annotated[
+        str | None, typer.Option("--head-python", metavar="FILE", help="Python interpreter of head's environment.")
+    ] = None,
+    base_env: Annotated[
+        list[str] | None,
+        typer.Option("--base-env", metavar="NAME=VALUE", help="Environment variable for base; may be repeated."),
+    ] = None,
+    head_env: Annotated[
+        list[str] | None,
+        typer.Option("--head-env", metavar="NAME=VALUE", help="Environment variable for head; may be repeated."),
+    ] = None,
+    threshold: Annotated[
+        float, typer.Option("--threshold", help="Share up to which a change counts as none: 0.03 is three percent.")
+    ] = 0.03,
+    budget: Annotated[float, typer.Option("--budget", metavar="MINUTES", help="Time that all of it may take.")] = 10.0,
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", min=1, max=1e6, help="Time that a request may take.")
+    ] = 900.0,
+    out: flags.Out = flags.RESULTS,
+    name: Annotated[str | None, typer.Option("--name", help="Name of its folder, appended to the timestamp.")] = None,
+    output_format: flags.TextFormat = "md",
+) -> None:
+    """Judge HEAD against BASE, measured in turns.
+
+    BASE and HEAD are two revisions of this repository, or two environments. Each side runs its own checkout in its own
+    processes. Every case is screened; what looks different is confirmed in fresh processes with fresh prompts, until
+    all is decided or --budget is spent. A change near --threshold may be judged either way. Exit codes: 0 nothing is
+    slower, 1 regression, 3 the sides cannot be compared or one cannot run a case, 4 undecided, 5 head fails or emits
+    other tokens, or neither side supports any case.
+
+    \b
+    Examples:
+      kvbench ab main                                    the working tree against main
+      kvbench ab v0.1.0 HEAD -m py:my_model:build        two revisions of your model
+      kvbench ab --head-python new/bin/python            two environments
+    """
+    from bench.ab import run as abtest
+
+    settings = abtest.settings(threshold, budget, timeout)
+    sweeps = flags.sweeps("default", grid)
+    pythons, variables = {"base": base_python, "head": head_python}, {"base": base_env or [], "head": head_env or []}
+    with abtest.sides(base, head, pythons=pythons, variables=variables, here=Path.cwd()) as (old, new):
+        finished = abtest.compare(old, new, sweeps, settings, out, name, note)
+    note(str(finished.folder))
+    print_verdicts(finished.verdicts, output_format, command="ab", title=finished.title)

@@ -1,0 +1,41 @@
+"""`kvbench env`: this machine and its ceilings."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from bench.commands import flags
+from bench.commands.output import emit, note
+
+
+def env(
+    output_format: flags.TextFormat = "md",
+    ceilings: Annotated[
+        bool, typer.Option("--ceilings/--no-ceilings", help="Measure read bandwidth and GEMM rate (takes seconds).")
+    ] = True,
+) -> None:
+    """Show this machine, its software and its speed.
+
+    The fields are those that a run stores. The ceilings are what MBU and MFU are shares of: the fastest of several
+    kernels, with one thread and with all, in float32 and bfloat16. They vary with the load of the machine, so a run
+    measures them again beside its cases.
+
+    \b
+    Examples:
+      kvbench env
+      kvbench env -o json --no-ceilings        plain numbers, in bytes
+    """
+    from bench.machine.environment import read_environment
+    from bench.measure import ceiling_turns
+    from bench.measure.server_process import RunServers
+    from bench.tell import tables
+
+    environment = read_environment()
+    measured = []
+    if ceilings:
+        with RunServers() as servers:
+            settings = ceiling_turns.settings_here(environment)
+            measured = ceiling_turns.survey(settings, lambda n_threads: servers.fork("", n_threads), note)
+    emit(tables.render_environment(environment, output_format, measured))

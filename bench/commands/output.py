@@ -1,0 +1,97 @@
+"""Printing: a document on stdout, all else on stderr; and leaving with the exit code that the results ask for."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+import typer
+
+from bench.errors import FailedRun, UsageError
+
+if TYPE_CHECKING:
+    from bench.record import Run, Verdict
+    from bench.tell.formats import DocumentFormat, Format
+    from bench.tell.verdicts import Command
+
+
+def emit(text: str) -> None:
+    """Write to stdout; a reader that has seen enough (`| head`) is no error."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def note(text: str) -> None:
+    """Write a line to stderr: progress, advice, the path of what was written."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_summary(run: Run, form: Format) -> None:
+    """Write the tables of a run and print its summary, then draw its plots.
+
+    The path of the run folder is the last line: of stdout with `md`, of stderr with the other formats.
+
+    Raises:
+        typer.Exit: a case failed, or every case is unsupported (exit code 5).
+    """
+    from bench.tell import notes, tables
+    from bench.tell.report import Report, write_plots, write_tables
+
+    report = Report.of(run)
+    summary = report.summary
+    write_tables(report)
+    if form != "md":
+        emit(tables.render(summary, form))
+        note(run.path)
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(tables.terminal(summary))
+        emit(f"{notes.reading_line(summary)}{run.path}\n")
+    else:
+        emit("\n".join([tables.markdown(summary), notes.reading_line(summary), f"{run.path}\n"]))
+    if form == "md":  # what weakens the figures must be seen beside them
+        print(notes.caution_lines(report.cautions), end="", file=sys.stderr, flush=True)
+    write_plots(report)  # they take seconds: the table is read meanwhile
+    failed = summary["status"].isin(["failed", "oom", "timeout"]).any()
+    if failed or (summary["status"] == "unsupported").all():
+        raise typer.Exit(FailedRun.exit_code)
+
+
+def print_verdicts(
+    found: Sequence[Verdict],
+    form: DocumentFormat,
+    *,
+    command: Command,
+    title: str,
+    require_time: bool = False,
+    in_step_summary: bool = True,
+) -> NoReturn:
+    """Print verdicts, the closing sentence last, and add them to the summary page of a workflow.
+
+    Raises:
+        typer.Exit: always, with the exit code of the verdicts.
+    """
+    from bench.tell import report, verdicts
+
+    sentence = verdicts.sentence(found, require_time=require_time, command=command)
+    if form == "json":
+        emit(verdicts.document(found, title=title, require_time=require_time, command=command))
+        note(sentence)
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(title, verdicts.terminal(found), sentence, sep="\n\n", markup=False, highlight=False)
+    else:
+        emit(f"{title}\n\n{verdicts.table(found)}\n{sentence}\n")
+    try:
+        if in_step_summary:
+            page = verdicts.markdown(found, title=title, require_time=require_time, command=command)
+            report.append_step_summary(page)
+    except UsageError as error:  # the verdict stands
+        note(f"kvbench: {error}")
+    raise typer.Exit(verdicts.exit_code(found, require_time=require_time))

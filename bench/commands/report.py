@@ -1,0 +1,81 @@
+"""`kvbench report` and `kvbench compare`: stored runs, drawn again and side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bench.commands import flags
+from bench.commands.output import emit, note, print_summary, print_verdicts
+from bench.errors import UsageError
+
+if TYPE_CHECKING:
+    from bench.tell.verdicts import Command
+
+
+def report(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="Run folder, or its name under --out; the folder of an A/B, too.")
+    ],
+    out: flags.Out = flags.RESULTS,
+    output_format: flags.TableFormat = "md",
+) -> None:
+    """Redraw a stored run and print its table.
+
+    Tables and plots are made anew from the samples. For an A/B, also an interrupted one, the verdicts are printed
+    (--format md or json) and the exit code is theirs. Works without torch and transformers.
+
+    \b
+    Examples:
+      kvbench report results/runs/20261123T040000Z-mine
+      kvbench report 20261123T040000Z-mine -o csv > mine.csv
+    """
+    from bench.ab import record
+    from bench.ab.verdicts import stored_verdicts
+    from bench.store.run_folder import find, read_run
+
+    folder, kind = find(run, out)
+    if kind == "run":
+        print_summary(read_run(folder), output_format)
+        return
+    if output_format not in ("md", "json"):
+        raise UsageError(f"--format {output_format}: {run} is an A/B, whose verdicts are printed as md or json")
+    stored = record.read(folder)
+    command: Command = "ab" if stored.finished else "unfinished ab"
+    print_verdicts(stored_verdicts(stored), output_format, command=command, title=stored.title, in_step_summary=False)
+
+
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="Run to compare with: a run folder, or its name under --out.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Run to judge.")],
+    out: flags.Out = flags.RESULTS,
+    output_format: flags.TableFormat = "md",
+    plots: Annotated[
+        Path | None, typer.Option("--plots", metavar="DIR", help="Folder for the plots [default: in B's folder].")
+    ] = None,
+) -> None:
+    """Compare two runs: what got faster or slower.
+
+    Prints the ratio and its interval for each case and phase, and draws both runs. The runs are different sessions, so
+    a ratio also contains whatever else changed between them: use it as a first look, and `kvbench ab` for a verdict.
+
+    \b
+    Example:
+      kvbench compare 20261123T040000Z-before 20261123T050000Z-after
+    """
+    from bench.judge.compare import compare as compare_runs
+    from bench.store.run_folder import find_run, read_run
+    from bench.tell.comparison import render
+    from bench.tell.report import write_comparison
+
+    run_a, run_b = (read_run(find_run(run, out)) for run in (a, b))
+    comparison = compare_runs(run_a, run_b)
+    emit(render(comparison, output_format))
+    if output_format != "md":  # the rows alone are on stdout: the verdict, and what is not compared, must not be lost
+        note(render(comparison, "md"))
+    folder = write_comparison(comparison, run_b, plots)
+    note("plots: none, nothing was compared" if folder is None else f"plots: {folder}")
+    if comparison.exit_code:
+        raise typer.Exit(comparison.exit_code)

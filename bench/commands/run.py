@@ -1,0 +1,113 @@
+"""`kvbench run`: measures a grid and prints its table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from bench.commands import config, flags
+from bench.commands.output import emit, note, print_summary
+from bench.errors import UsageError
+from bench.measure.plan import Limits
+
+BUDGET_MIN = {"default": 8.0}
+"""Minutes that a preset may take unless --budget is given; others, `smoke` above all, are measured whole."""
+WITH_RESUME = {"resume", "out", "output_format", "dry_run"}
+"""The flags that make sense beside --resume: the others were settled when the run began."""
+
+
+@flags.takes_grid()
+def run(
+    context: typer.Context,
+    *,
+    preset: Annotated[
+        flags.PresetName,
+        typer.Option("--preset", help="Prepared grid, changed by flags that are given; see below."),
+    ] = "default",
+    grid: flags.Grid,
+    repetitions: Annotated[
+        int, typer.Option("-r", "--repetitions", metavar="N", min=1, help="Rounds; six or more give intervals.")
+    ] = Limits.repetitions,
+    processes: Annotated[
+        int, typer.Option("--processes", metavar="N", min=1, help="Fresh processes per strategy.")
+    ] = Limits.processes,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            "--budget",
+            metavar="MINUTES",
+            min=0.1,
+            max=1e5,
+            help="Time that the run may take: the plan is reduced to fit [default: 8 for --preset default].",
+        ),
+    ] = None,
+    timeout: Annotated[
+        float,
+        typer.Option("--timeout", metavar="SECONDS", min=1, max=1e6, help="Time that a case may take in a process."),
+    ] = Limits.timeout_s,
+    ceilings: Annotated[
+        bool,
+        typer.Option(
+            "--ceilings/--no-ceilings", help="Measure the machine's read bandwidth and GEMM rate beside the cases."
+        ),
+    ] = True,
+    out: flags.Out = flags.RESULTS,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the run folder, appended to the timestamp.")
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="RUN", help="Continue an interrupted run: measure only what it lacks."),
+    ] = None,
+    config_file: config.ConfigFile = None,
+    output_format: flags.TableFormat = "md",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the cases and a rough estimate of the time; measure nothing.")
+    ] = False,
+) -> None:
+    """Measure a grid of cases and print the table.
+
+    Comma-separated values make a grid; what is not given comes from the preset. Samples, tables and plots are written
+    to a run folder, whose path is printed last.
+
+    \b
+    Examples:
+      kvbench run --preset smoke                        a first look, under a minute
+      kvbench run -m random:gpt2 -p 64,256 -n 16        your own grid
+      kvbench run --strategies naive,dynamic -b 1,4     two strategies, two batch sizes
+      kvbench run --dry-run -o csv                      the cases, nothing measured
+      kvbench run --config ci.toml                      a grid from a file
+      kvbench run --resume RUN                          go on after Ctrl-C
+
+    \b
+    A TOML file (--config), or [tool.kvbench] in ./pyproject.toml, holds long flags:
+      model = "random:gpt2"
+      n-prompt = [64, 256]
+      repetitions = 12
+    """
+    from bench.measure import run as measuring
+    from bench.measure.plan import within_positions
+    from bench.measure.server_process import RunServers
+
+    with RunServers() as servers:
+        if resume is not None:
+            if given := config.given(context) - WITH_RESUME:
+                named = ", ".join(config.flag_of(context, parameter) for parameter in sorted(given))
+                raise UsageError(f"--resume continues the run as it was planned: leave out {named}")
+            job = measuring.resume(resume, out)
+        else:
+            sweeps = flags.sweeps(preset, grid)
+            if not dry_run:
+                servers.start(sweeps[0].models[0], sweeps[0].n_threads[0])  # it imports torch while this process plans
+            if "n_prompt" not in grid:
+                sweeps = within_positions(sweeps, note)
+            budget_min = BUDGET_MIN.get(preset) if budget is None else budget
+            limits = Limits(repetitions=repetitions, processes=processes, timeout_s=timeout, budget_min=budget_min)
+            job = replace(measuring.plan(sweeps, limits, out, name), ceilings=ceilings)
+        if dry_run:
+            emit(f"{measuring.estimate(job)}\n")
+            return
+        finished = measuring.measure(job, servers)
+    print_summary(finished, output_format)

@@ -1,0 +1,193 @@
+"""`kvbench generate`, `kvbench trace` and `kvbench train`: the study note's own steps."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from bench.commands import flags
+from bench.commands.output import emit, note
+from bench.commands.values import available_device, thread_count, words
+from bench.errors import FailedRun, UsageError
+from kvcache.strategies.catalogue import STRATEGIES
+
+Prompt = Annotated[str, typer.Option("--prompt", help="Text to continue.")]
+Model = Annotated[str, flags.GRID["models"].option()]
+Dtype = Annotated[flags.DtypeName, flags.GRID["dtype"].option()]
+Threads = Annotated[int | None, flags.GRID["n_threads"].option()]
+Device = Annotated[Literal["cpu", "cuda"], flags.GRID["device"].option()]
+Seed = Annotated[int, flags.GRID["seed"].option()]
+
+
+def generate(
+    prompt: Prompt,
+    model: Model = "smollm2-135m",
+    strategy: Annotated[flags.StrategyName, typer.Option("--strategy", help="Way to generate.")] = "dynamic",
+    n_gen: Annotated[
+        int | None,
+        typer.Option(
+            "-n", "--n-gen", min=1, help="Tokens to generate at most [default: 128, or the model's positions]."
+        ),
+    ] = None,
+    stop_token_id: Annotated[
+        int | None,
+        typer.Option("--stop-token-id", metavar="ID", help="Stop after this token, too [default: end of sequence]."),
+    ] = None,
+    dtype: Dtype = "float32",
+    threads: Threads = None,
+    device: Device = "cpu",
+    seed: Seed = 0,
+) -> None:
+    """Continue a text greedily, with any strategy.
+
+    The continuation alone is written to stdout, token by token. It ends with the model's end-of-sequence token, with
+    --stop-token-id, or after --n-gen tokens.
+
+    \b
+    Examples:
+      kvbench generate --prompt "Lionel Messi is a" -n 16
+      kvbench generate --prompt "Lionel Messi is a" --strategy naive
+    """
+    from bench.study.generate import stream
+
+    stream(
+        model,
+        prompt,
+        strategy=strategy,
+        n_gen=n_gen,
+        stop_token_id=stop_token_id,
+        dtype=dtype,
+        n_threads=thread_count(threads),
+        device=available_device(device),
+        seed=seed,
+    )
+
+
+def trace(
+    prompt: Prompt,
+    model: Model = "smollm2-135m",
+    strategies: Annotated[
+        str, typer.Option("--strategies", metavar="NAMES", help="Ways to generate, side by side.")
+    ] = "naive,dynamic",
+    n_gen: Annotated[
+        int | None, typer.Option("-n", "--n-gen", min=1, help="Steps at most [default: 16, or the model's positions].")
+    ] = None,
+    until: Annotated[
+        int | None, typer.Option("--until", metavar="TOKEN_ID", help="Stop after this token, as after [EOS].")
+    ] = None,
+    show_input: Annotated[
+        bool, typer.Option("--show-input", help="Print each step's whole input below the table.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the trace to a .png, .svg or .pdf.")
+    ] = None,
+    picture: Annotated[
+        Literal["masks", "work", "shift", "all"], typer.Option("--picture", help="Picture that --plot draws.")
+    ] = "all",
+    dtype: Dtype = "float32",
+    threads: Threads = None,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    output_format: flags.TextFormat = "md",
+) -> None:
+    """Show generation step by step, with and without a cache.
+
+    T=1 is the prefill: the prompt goes in, one token comes out. From T=2 on naive is fed the whole sequence again, and
+    a cached strategy one token.
+
+    \b
+    Examples:
+      kvbench trace --prompt "Lionel Messi is a" --until 198
+      kvbench trace -m DIR --prompt "" --plot trace.png
+    """
+    from bench.study import trace as tracing
+    from bench.study import trace_pictures, trace_tables
+
+    drawing = trace_pictures.check(plot, picture)
+    traced = tracing.run(
+        model,
+        prompt,
+        strategies=words(strategies, STRATEGIES),
+        n_gen=n_gen,
+        until=until,
+        dtype=dtype,
+        n_threads=thread_count(threads),
+        device=available_device(device),
+        seed=seed,
+    )
+    if output_format == "json":
+        emit(trace_tables.as_json(traced))
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(trace_tables.terminal(traced))
+    else:
+        emit(trace_tables.markdown(traced))
+    if show_input and output_format == "md":
+        emit(f"\n{trace_tables.inputs(traced)}")
+    if drawing is not None:
+        drawing(traced)
+        note(f"plot: {plot}")
+    if traced.tokens_match != "true":
+        note(f"kvbench: the strategies chose different tokens ({traced.tokens_match})")
+    if traced.tokens_match == "false":
+        raise typer.Exit(FailedRun.exit_code)
+
+
+def train(
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            "--text", metavar="FILE", help="UTF-8 file with a text per line [default: twelve lines that come along]."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="New folder for the model.")] = None,
+    context_length: Annotated[
+        int | None,
+        typer.Option("--context-length", min=2, max=4096, help="Positions of every text, cut or padded [default: 64]."),
+    ] = None,
+    tokenizer: Annotated[
+        Literal["word", "bpe"] | None,
+        typer.Option("--tokenizer", help="Kind of tokenizer, made from the text [default: word]."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps [default: 80].")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of the weights and of the order [default: 0]."),
+    ] = None,
+    threads: Threads = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="DIR", help="Continue a training that was interrupted.")
+    ] = None,
+    output_format: flags.TextFormat = "md",
+) -> None:
+    """Train a small GPT-2 on a text, as in the tutorial.
+
+    Each line stands between [SOS] and [EOS], each token predicts the next, and all have one static shape. The result is
+    an ordinary checkpoint folder that every other command takes as --model DIR; DIR/loss.png is its loss curve.
+
+    \b
+    Examples:
+      kvbench train --out love
+      kvbench generate -m love --prompt ""
+      kvbench train --resume love
+    """
+    from bench.study import train as training
+
+    if resume is not None:
+        if any(value is not None for value in (text, out, context_length, tokenizer, steps, seed, threads)):
+            raise UsageError("--resume continues the training as it was begun: leave out every flag but -o")
+        folder = resume
+    elif out is None:
+        raise UsageError("--out: give a new folder for the model, or --resume with the folder of a training")
+    else:
+        settings = training.settings(context_length, tokenizer, steps, seed, thread_count(threads))
+        training.begin(out, text, settings)
+        folder = out
+    outcome = training.train(folder)
+    emit(training.render(outcome, folder, output_format))
+    if advice := training.advice(outcome):
+        note(f"kvbench: {advice}")
