@@ -157,7 +157,7 @@ def _verdict(
         if pairs < MOST_PAIRS:
             detail += ", --budget is spent" if finished else ", unfinished"
     elif call == "regression" and _is_waiting(own[SCREENING_PAIRS:], quantity):
-        call, detail = None, "head's worker waited for a core while base's did not"
+        call, detail = None, "the slow-down is mostly time in which head's worker waited for a core"
     verdict = Verdict(
         case=quantity.case.key,
         phase=quantity.phase,

@@ -58,11 +58,12 @@ def ab(
       kvbench ab --head-python new/bin/python            two environments
     """
     from bench.ab import run as abtest
+    from bench.ab.sides import sides as both_sides
 
     settings = abtest.settings(threshold, budget, timeout)
     sweeps = flags.sweeps("default", grid)
     pythons, variables = {"base": base_python, "head": head_python}, {"base": base_env or [], "head": head_env or []}
-    with abtest.sides(base, head, pythons=pythons, variables=variables, here=Path.cwd()) as (old, new):
+    with both_sides(base, head, pythons=pythons, variables=variables, here=Path.cwd()) as (old, new):
         finished = abtest.compare(old, new, sweeps, settings, out, name, note)
     note(str(finished.folder))
     print_verdicts(finished.verdicts, output_format, command="ab", title=finished.title)

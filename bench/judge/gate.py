@@ -150,10 +150,7 @@ def _ground(sessions: Sequence[Session], head: Session, key: tuple[str, Phase]) 
         return f"no {quantity} (measured only where weights exceed twice the last-level cache)"
     if len(shares) < MIN_SESSIONS:
         own = ", this run itself left out" if any(session.run_id == head.run_id for session in sessions) else ""
-        return (
-            f"{len(shares)} session{'' if len(shares) == 1 else 's'} of this machine, software, weights and counters"
-            f"{own}; {MIN_SESSIONS} are needed"
-        )
+        return f"{len(shares)} of {MIN_SESSIONS} sessions stored of this machine, software, weights and counters{own}"
     fewest = min(past.samples for past in alike)
     if row.samples < fewest:
         return f"{row.samples} timed rounds, the sessions have {fewest} or more: measure with as many --repetitions"

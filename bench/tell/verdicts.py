@@ -30,9 +30,9 @@ _ADVICE: dict[Command, dict[str, str]] = {
     },
     "ab": {
         "regression": "undo it, or merge it knowing what it costs",
-        "missing": "mend the side that fails, or leave the case out",
+        "missing": "fix the side that fails, or leave the case out",
         "nothing": "nothing was compared; see why below the table",
-        "inconclusive": "give it a longer --budget, fewer cases, or a quieter machine",
+        "inconclusive": "run again with a longer --budget, fewer cases, or on a quieter machine",
     },
 }
 _ADVICE["unfinished ab"] = _ADVICE["ab"] | {"inconclusive": "it did not come to its end, so run it again"}
@@ -91,7 +91,7 @@ def sentence(verdicts: Iterable[Verdict], *, require_time: bool = False, command
 
     match exit_code(ordered, require_time=require_time):
         case 5:
-            return f"FAILED: {told('failed')}; mend that first, its other figures mean nothing."
+            return f"FAILED: {told('failed')}; fix this first, its other figures mean nothing."
         case 1:
             return f"REGRESSION: {told('regression')}; {advice['regression']}."
         case 3 if "missing" in leading:
@@ -104,9 +104,20 @@ def sentence(verdicts: Iterable[Verdict], *, require_time: bool = False, command
             return f"INCONCLUSIVE: {told('inconclusive')}; {advice['inconclusive']}."
     compared = [verdict for verdict in ordered if verdict.kind in _COMPARED]
     n_times = sum(verdict.quantity in TIMES for verdict in compared)
-    found = f"{len(compared) - n_times} exact figures and {n_times} times compared, none worse"
+    n_exact = len(compared) - n_times
     faster = f", {told('faster')}" if "faster" in leading else ""
-    return f"PASSED: {found}{faster}; nothing to do."
+    if n_times == 0:
+        return f"Times NOT judged{_why_no_time(ordered)}. Counters: {n_exact} compared, none worse{faster}."
+    skipped = sum(verdict.quantity in TIMES for verdict in leading.get("not-comparable", []))
+    not_judged = f"; {skipped} times NOT judged, see why below the table" if skipped else ""
+    return f"PASSED: {n_times} times and {n_exact} counters compared, none worse{faster}{not_judged}; nothing to do."
+
+
+def _why_no_time(ordered: Sequence[Verdict]) -> str:
+    """Give the reasons why times were not judged, in brackets."""
+    lacking = (verdict for verdict in ordered if verdict.quantity in TIMES and verdict.kind == "not-comparable")
+    reasons = dict.fromkeys(verdict.detail for verdict in lacking)
+    return f" ({'; '.join(reasons)})" if reasons else ""
 
 
 def terminal(verdicts: Iterable[Verdict]) -> Group:

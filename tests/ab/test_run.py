@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.ab import record, run
+from bench.ab import record, run, sides
+from bench.cli import main
 from bench.errors import DataError, UsageError
 from bench.measure.server_process import TREE
 from tests.ab.test_worktrees import git
+from tests.torture import store_ab
 
 TINY = ["-m", "random:tiny", "--strategies", "dynamic", "-p", "4", "-n", "3", "-t", "1"]
 
@@ -47,7 +49,8 @@ def test_the_same_revision_twice(copy):
     assert done.returncode in {0, 4}, done.stderr
     told = json.loads(done.stdout)
     assert {verdict["phase"] for verdict in told["verdicts"]} == {"prefill", "decode"}
-    (folder,) = (copy / "runs").iterdir()
+    (folder,) = (path for path in (copy / "runs").iterdir() if path.is_dir())
+    assert not git(copy, "status", "--porcelain")
     manifest, records, finished = record.read(folder)
     assert finished
     trees = [manifest.base.tree, manifest.head.tree]
@@ -126,14 +129,25 @@ def test_a_head_that_emits_other_tokens_fails(tmp_path):
         (["HEAD", "--head-env", "PYTHONPATH=x"], "set it for both"),
         (["--head-python", "/nowhere/python"], "--head-python /nowhere/python"),
         (["HEAD", "--name", "a/b"], "a name has only"),
-        (["HEAD", "-p", "100000"], "positions of random:tiny"),
         (["HEAD", "--head-python", "./nowhere/python"], "/nowhere/python: No such file"),
     ],
 )
-def test_bad_input_is_refused_in_one_line(copy, words, said):
-    done = kvbench(copy, *words, *TINY[:4], "-t", "1")
+def test_bad_input_is_refused_in_one_line(copy, words, said, capsys, monkeypatch):
+    """Before any process of a side is started, so in this process."""
+    monkeypatch.chdir(copy)
+    with pytest.raises(SystemExit) as stop:
+        main(["ab", *words, *TINY])
+    assert stop.value.code == 2
+    errors = capsys.readouterr().err
+    assert said in errors
+    assert len(errors.splitlines()) == 1
+
+
+def test_a_prompt_beyond_the_models_positions_is_refused_in_one_line(copy):
+    """What the sides' processes say of the model decides."""
+    done = kvbench(copy, "HEAD", *TINY, "-p", "100000")
     assert done.returncode == 2, done.stderr
-    assert said in done.stderr
+    assert "positions of random:tiny" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -150,10 +164,20 @@ def test_a_model_that_cannot_be_imported_is_refused_in_one_line(tmp_path, spec):
 def test_paths_are_meant_from_the_current_folder(tmp_path):
     (tmp_path / "love").mkdir()
     love = str(tmp_path / "love")
-    assert run.absolute_folders(("love", "./love", "random:tiny"), tmp_path) == (love, love, "random:tiny")
+    assert sides.absolute_folders(("love", "./love", "random:tiny"), tmp_path) == (love, love, "random:tiny")
     (tmp_path / "python").symlink_to(sys.executable)
-    assert run.absolute("./love/../python", tmp_path) == str(tmp_path / "python")
-    assert run.absolute("python3", tmp_path) == "python3"
+    assert sides.absolute("./love/../python", tmp_path) == str(tmp_path / "python")
+    assert sides.absolute("python3", tmp_path) == "python3"
+
+
+def test_an_ab_leaves_nothing_that_git_shows(tmp_path):
+    git(tmp_path, "init", "-q")
+    manifest = record.read(store_ab(tmp_path.parent / "stored")).manifest
+    run._make_folder(tmp_path / "results" / "runs", "first", manifest)
+    assert (tmp_path / "results" / ".gitignore").read_text() == "*\n"
+    (tmp_path / "kept").mkdir()
+    run._make_folder(tmp_path / "kept", "second", manifest)
+    assert not git(tmp_path, "status", "--porcelain")
 
 
 def test_a_repository_of_other_code_can_differ_only_in_its_model(tmp_path):

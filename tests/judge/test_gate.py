@@ -209,8 +209,8 @@ OTHER_MACHINE = msgspec.structs.replace(ENVIRONMENT, cpu_model="Xeon")
 @pytest.mark.parametrize(
     ("sessions", "rounds", "why"),
     [
-        (lambda: stored_sessions(4), 6, "4 sessions of this machine"),
-        (lambda: stored_sessions(6, environment=OTHER_MACHINE), 6, "0 sessions of this machine"),
+        (lambda: stored_sessions(4), 6, "4 of 5 sessions stored of this machine"),
+        (lambda: stored_sessions(6, environment=OTHER_MACHINE), 6, "0 of 5 sessions stored of this machine"),
         (stored_sessions, 5, "5 timed rounds, the sessions have 6"),
     ],
 )
