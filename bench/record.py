@@ -16,7 +16,7 @@ from kvcache.proof.counters import Counters
 
 SCHEMA_VERSION = 1
 
-Status = Literal["ok", "failed", "oom", "timeout", "unsupported"]
+Status = Literal["ok", "failed", "oom", "timeout", "unsupported", "not measured"]
 TokensMatch = Literal["true", "tie", "false"]
 CeilingName = Literal["read_bandwidth", "gemm"]
 VerdictKind = Literal["failed", "regression", "missing", "inconclusive", "not-comparable", "new", "faster", "same"]

@@ -24,6 +24,7 @@ from bench.tell import notes
 from bench.analysis import slopes, summary
 from bench.analysis.cautions import cautions
 from bench.tell import tables
+from bench.tell.words import case_labels
 from tests.handmade import grid, make_run
 from tests.torture import store_ab
 
@@ -32,7 +33,8 @@ run = make_run(grid(["naive", "dynamic"], [32, 128]))
 tidy = Tidy.of(run)
 summarized, steps = summary.summarize(tidy), tidy.steps
 lines = slopes.slopes(steps)
-assert tables.render(summarized, "md") and notes.slope_lines(lines) and notes.caution_lines(cautions(tidy, summarized))
+assert tables.render(summarized, "md") and notes.slope_lines(lines) and notes.closing_lines(tidy, summarized)
+assert notes.caution_lines(cautions(tidy, summarized), case_labels(summarized))
 drawn = step_plots.figures(summarized, steps, lines)
 compared = compare.compare(run, run)
 drawn |= comparison.comparison_figures(compared.rows, compared.a, compared.b)

@@ -23,6 +23,9 @@ MAX_DROPPED = 0.2
 MAX_IDLE_SHARE = 0.01
 """CPU time of the arms that should sleep, as a share of the turns' time. One tick of the counter a turn is rounding."""
 
+MIN_ROUNDS = 6
+"""Undisturbed rounds that a 95 % interval needs."""
+
 MAX_INTERVAL_WIDTH = 0.2
 """Width of an interval as a share of its median."""
 
@@ -127,20 +130,24 @@ def _first_steps(steps: pd.DataFrame) -> Iterator[Caution]:
         if ratio >= FIRST_STEP_FACTOR and slowest_first > STALL_FACTOR * others.max():
             yield Caution(
                 case=str(case),
-                text=f"a first decode step took {ratio:.0f} x the median step: a set-up, or a stall",
+                text=f"a first decode step took {ratio:.0f} x the median step: probably one-time set-up or a stall",
                 advice="compare its rounds, and measure again on a quieter machine",
             )
 
 
 def _intervals(tidy: Tidy, summary: pd.DataFrame) -> Iterator[Caution]:
     """Cautions of intervals that are missing or wide. Unfinished cases have another advice, which is to be resumed."""
+    planned = tidy.run.manifest.repetitions * tidy.run.manifest.processes
+    advice = f"measure with --repetitions {MIN_ROUNDS} or more"
+    if planned >= MIN_ROUNDS:  # so some were disturbed, and what replaced them too
+        advice = "measure again when the machine is quieter"
     for row in summary[summary["latency_ms"].notna()].to_dict("records"):
         if pd.isna(row["latency_ms_low"]):
             if row["phase"] == "prefill" and row["case"] not in tidy.unfinished:  # both phases have the same turns
                 yield Caution(
                     case=row["case"],
                     text=f"no interval: six undisturbed rounds are needed, it has {row['samples']}",
-                    advice="measure with --repetitions 6 or more",
+                    advice=advice,
                 )
         elif (row["latency_ms_high"] - row["latency_ms_low"]) / row["latency_ms"] > MAX_INTERVAL_WIDTH:
             yield Caution(

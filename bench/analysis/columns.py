@@ -156,7 +156,12 @@ COLUMNS: list[Column] = [
         "`true`: same tokens as naive re-feed; `tie`: other tokens, logits within the tolerance of the dtype; "
         "`false`: failed",
     ),
-    Column("status", TEXT, "-", "`ok`, `failed`, `oom`, `timeout`, `unsupported`"),
+    Column(
+        "status",
+        TEXT,
+        "-",
+        "`ok`, `failed`, `oom`, `timeout`, `unsupported`, or `not measured` (the run ended before the case)",
+    ),
     Column("error", TEXT, "-", "why it is not `ok`"),
     *_interval("mfu", "`mfu` (signed rank); empty below six pairs"),
     *_interval("mbu", "`mbu` (signed rank); empty below six pairs"),
@@ -171,7 +176,8 @@ COLUMNS: list[Column] = [
         "of a decode step before any arithmetic (Python, transformers, torch's dispatch): the median step of the same "
         "modules with heads, MLPs and vocabulary too narrow to matter, at a prompt of 8, timed once per process, "
         "strategy and batch size before the rounds, and repeated in every row that shares them; empty for prefill, "
-        "naive, what is compiled, models that cannot be shrunk so, and on CUDA, where Python runs ahead of the kernels",
+        "naive, what is compiled, models that cannot be shrunk so, on CUDA, where Python runs ahead of the kernels, "
+        "and where it exceeds the step itself, since the machine was slower when it was timed",
     ),
 ]
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from scipy import stats
+from scipy.optimize import least_squares
 
 from bench.analysis import estimators
+from bench.analysis.estimators import Floats
 from bench.analysis.tidy import independent_values
+from kvcache.strategies.catalogue import REFEEDING
 
 CURVE_COLUMNS: list[str] = [
     "model",
@@ -24,7 +29,16 @@ CURVE_COLUMNS: list[str] = [
 
 _SLOPE: list[str] = ["slope_ms_per_1000_tokens", "slope_low", "slope_high"]
 
-SLOPE_COLUMNS: list[str] = [*CURVE_COLUMNS, *_SLOPE, "intercept_ms", "samples", "first_position", "last_position"]
+SLOPE_COLUMNS: list[str] = [
+    *CURVE_COLUMNS,
+    *_SLOPE,
+    "slope_at",
+    "curvature_ms",
+    "intercept_ms",
+    "samples",
+    "first_position",
+    "last_position",
+]
 
 MAX_POINTS = 600
 """Points of one fit, which looks at every pair of them."""
@@ -34,17 +48,21 @@ MIN_POSITIONS = 4
 MIN_SPAN = 16
 MIN_SPAN_SHARE = 0.1
 """A curve with fewer positions, or whose positions lie closer together (in tokens, and as a share of the last one), has
-no slope: the noise of its steps, stretched to 1,000 tokens, would be told as a figure."""
+no slope: the noise of its steps, stretched to 1,000 tokens, would be read as a figure."""
 
 
 def slopes(steps: pd.DataFrame) -> pd.DataFrame:
-    """One row per curve: the fitted slope of step latency against position, in ms per 1,000 tokens, and its interval.
+    """Fit one row per curve: the slope of step latency against position, in ms per 1,000 tokens, and its interval.
 
-    `steps` are as `Tidy.steps` has them. Each time that the strategy went through all its context
-    lengths gives one line (Theil-Sen: the median of the slopes between every two steps, which a stall moves little);
-    the slope is the
-    median of these, with its exact interval, so there is none below six rounds. Turns are resampled, not steps, because
-    the steps of a turn are slow or fast together: simulated with a spread of 3 % between turns, the interval of
+    `steps` are as `Tidy.steps` has them. A step from a cache takes a time that grows in a straight line, one that
+    re-feeds the sequence a time that grows with its square (attention among all of its tokens): the latter's slope is
+    that at its last position, `slope_at`, which is empty for a straight line. With x = position / 1,000 the curve is
+    `intercept_ms + b x + curvature_ms x^2`, whose slope at x is `b + 2 curvature_ms x`.
+
+    Each time that the strategy went through all its context lengths gives one curve (a line by Theil-Sen, the median of
+    the slopes between every two steps; a parabola by least squares that give way to stalls, Cauchy's loss); the slope
+    is the median of these, with its exact interval, so there is none below six rounds. Turns are resampled, not steps,
+    because the steps of a turn are slow or fast together: simulated with a spread of 3 % between turns, the interval of
     `scipy.stats.theilslopes` over pooled medians held the true slope in 26 % of the runs, this one in 97 %. Neither
     sees a machine that changes its speed between one context length and the next.
 
@@ -53,7 +71,9 @@ def slopes(steps: pd.DataFrame) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for key, curve in steps.groupby(CURVE_COLUMNS, sort=False):
         enough = _positions_suffice(curve["position"])
-        fits = _fits(curve) if enough else _NO_FITS
+        shape = dict(zip(CURVE_COLUMNS, key, strict=True))
+        bends = shape["strategy"] in REFEEDING
+        fits = _fits(curve, _parabola if bends else _line) if enough else _NO_FITS
         if enough and fits.empty:  # every pass was torn
             continue
         slope: tuple[float | None, ...] = (None, None, None)
@@ -61,26 +81,41 @@ def slopes(steps: pd.DataFrame) -> pd.DataFrame:
             slope = estimators.median_interval(independent_values(fits, "slope"))
         rows.append(
             {
-                **dict(zip(CURVE_COLUMNS, key, strict=True)),
+                **shape,
                 **dict(zip(_SLOPE, slope, strict=True)),
+                "slope_at": curve["position"].max() if bends and enough else None,
+                "curvature_ms": fits["curvature"].median(),
                 "intercept_ms": fits["intercept"].median(),
                 "samples": len(fits),
                 "first_position": curve["position"].min(),
                 "last_position": curve["position"].max(),
             }
         )
-    return pd.DataFrame(rows, columns=SLOPE_COLUMNS).astype(dict.fromkeys([*_SLOPE, "intercept_ms"], "float64"))
+    types = dict.fromkeys([*_SLOPE, "curvature_ms", "intercept_ms"], "float64") | {"slope_at": "Int64"}
+    return pd.DataFrame(rows, columns=SLOPE_COLUMNS).astype(types)
 
 
-_NO_FITS = pd.DataFrame(columns=["process", "slope", "intercept"])
+def latency_at(slope: pd.Series, positions: Floats) -> Floats:
+    """Evaluate the curve of a row of `slopes` at some positions, in ms."""
+    x, curvature = positions / 1000, slope["curvature_ms"]
+    at = 0.0 if pd.isna(slope["slope_at"]) else slope["slope_at"] / 1000
+    linear = slope["slope_ms_per_1000_tokens"] - 2 * curvature * at
+    found: Floats = slope["intercept_ms"] + linear * x + curvature * x**2
+    return found
 
 
-def _fits(curve: pd.DataFrame) -> pd.DataFrame:
-    """One line per process and pass: columns process, slope (ms per 1,000 tokens) and intercept (ms).
+_NO_FITS = pd.DataFrame(columns=["process", "slope", "curvature", "intercept"])
+
+Fit = Callable[[Floats, Floats], tuple[float, float, float]]
+"""x (positions / 1,000) and latencies in ms -> slope at the last x, curvature, intercept."""
+
+
+def _fits(curve: pd.DataFrame, fit: Fit) -> pd.DataFrame:
+    """One curve per process and pass: columns process, slope, curvature and intercept (units as in `slopes`).
 
     A pass is the first, second, ... turn of every case of the curve, by rank and not by round number: cells are
     measured one after the other and an interrupted round is left out of its own cell alone. Unfinished passes are no
-    line, since they lack a context length.
+    curve, since they lack a context length.
     """
     rank = curve.groupby(["case", "process"])["round"].rank(method="dense").rename("pass")
     n_cases = curve["case"].nunique()
@@ -89,9 +124,25 @@ def _fits(curve: pd.DataFrame) -> pd.DataFrame:
         if points["case"].nunique() < n_cases:
             continue
         thinned = points.sort_values("position").iloc[:: -(-len(points) // MAX_POINTS)]
-        line = stats.theilslopes(thinned["latency_ms"], thinned["position"] / 1000)
-        fits.append({"process": process, "slope": float(line.slope), "intercept": float(line.intercept)})
+        x = thinned["position"].to_numpy(dtype=np.float64) / 1000
+        slope, curvature, intercept = fit(x, thinned["latency_ms"].to_numpy(dtype=np.float64))
+        fits.append({"process": process, "slope": slope, "curvature": curvature, "intercept": intercept})
     return pd.DataFrame(fits, columns=_NO_FITS.columns)
+
+
+def _line(x: Floats, latency_ms: Floats) -> tuple[float, float, float]:
+    line = stats.theilslopes(latency_ms, x)
+    return float(line.slope), 0.0, float(line.intercept)
+
+
+def _parabola(x: Floats, latency_ms: Floats) -> tuple[float, float, float]:
+    """Residuals are shares of the latency: the short lengths count as much as the long ones."""
+    terms = np.stack([np.ones_like(x), x, x**2], axis=1) / latency_ms[:, None]
+    start = np.linalg.lstsq(terms, np.ones_like(x), rcond=None)[0]
+    robust = {"loss": "cauchy", "f_scale": 0.05, "x_scale": "jac"}
+    found = least_squares(lambda c: terms @ c - 1, start, jac=lambda _: terms, **robust)
+    intercept, linear, curvature = (float(value) for value in found.x)
+    return linear + 2 * curvature * float(x.max()), curvature, intercept
 
 
 def _positions_suffice(positions: pd.Series[int]) -> bool:

@@ -45,9 +45,9 @@ def summarize(tidy: Tidy) -> pd.DataFrame:
         for phase in phases(case):
             row = {"case": case.key, **msgspec.structs.asdict(case), "phase": phase, **ended}
             row |= _counters(plan, phase) | _sizes(checks[case.key], phase)
-            row["framework_ms"] = _framework_ms(checks[case.key]) if phase == "decode" else None
             if (case.key, phase) in latencies:
                 row |= _times(case, phase, latencies[case.key, phase])
+                row["framework_ms"] = _framework_ms(checks[case.key], row) if phase == "decode" else None
                 for baselines, names in _COMPARED.items():
                     baseline = latencies.get((baseline_keys.get((case.cell, baselines), ""), phase))
                     row |= _speedup(case.strategy in baselines, names, baseline, latencies[case.key, phase])
@@ -119,10 +119,14 @@ def _sizes(checks: list[Check], phase: Phase) -> dict[str, Any]:
     }
 
 
-def _framework_ms(checks: list[Check]) -> float | None:
-    """The median step without arithmetic, over all processes."""
+def _framework_ms(checks: list[Check], row: dict[str, Any]) -> float | None:
+    """The median step without arithmetic, over all processes; None where it exceeds the whole step.
+
+    It was timed before the rounds, so a machine that was slower then gives a part that is greater than its whole.
+    """
     times = [time for check in checks for time in check.framework_step_ns or ()]
-    return statistics.median(times) / 1e6 if times else None
+    framework_ms = statistics.median(times) / frames.NS_PER_MS if times else None
+    return framework_ms if framework_ms is not None and framework_ms <= row["latency_ms"] else None
 
 
 def _largest(values: Iterable[float | None]) -> float | None:

@@ -28,7 +28,7 @@ hardware thermal slowdown, power brake. The software power cap (0x04) is left ou
 MIN_PROCESSES = 6
 """With fewer processes there is no exact 95 % interval over processes."""
 
-NOT_MEASURED = "not measured: the run ended before this case; `kvbench run --resume` measures it"
+NOT_MEASURED = "the run ended before this case; `kvbench run --resume` measures it"
 
 _WORST_STATUS: list[Status] = ["failed", "oom", "timeout", "unsupported"]
 _WORST_MATCH: list[TokensMatch] = ["false", "tie", "true"]
@@ -38,10 +38,14 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """How a case ended, over all of its processes: the worst of each."""
 
     status: Status
+    """`not measured` where the run holds neither a time nor a failure of the case: it ended before."""
     tokens_match: TokensMatch | None
     error: str | None = None
-    measured: bool = True
-    """False where the run holds neither a time nor a failure of the case."""
+
+    @property
+    def measured(self) -> bool:
+        """Whether the run holds a time or a failure of the case."""
+        return self.status != "not measured"
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +186,7 @@ def _outcome(matches: list[TokensMatch], failure: tuple[Status, str] | None, tim
     if match == "false":
         return Outcome(status="failed", tokens_match=match, error="emitted other tokens")
     if not timed:
-        return Outcome(status="failed", tokens_match=match, error=NOT_MEASURED, measured=False)
+        return Outcome(status="not measured", tokens_match=match, error=NOT_MEASURED)
     return Outcome(status="ok", tokens_match=match)
 
 

@@ -51,11 +51,12 @@ def print_summary(run: Run, form: Format) -> None:
         from rich.console import Console
 
         Console().print(tables.terminal(summary))
-        emit(f"{notes.reading_line(summary)}{run.path}\n")
+        emit(f"{notes.reading_line(summary)}{report.closing}{run.path}\n")
     else:
-        emit("\n".join([tables.markdown(summary), notes.reading_line(summary), f"{run.path}\n"]))
+        said = [notes.reading_line(summary), report.closing]
+        emit("\n".join([tables.markdown(summary), *filter(None, said), f"{run.path}\n"]))
     if form == "md":  # what weakens the figures must be seen beside them
-        print(notes.caution_lines(report.cautions), end="", file=sys.stderr, flush=True)
+        print(report.caution_lines, end="", file=sys.stderr, flush=True)
     write_plots(report)  # they take seconds: the table is read meanwhile
     failed = summary["status"].isin(["failed", "oom", "timeout"]).any()
     if failed or (summary["status"] == "unsupported").all():

@@ -1,21 +1,27 @@
-"""How every table is laid out: Markdown with pipes, and a terminal's table without a frame."""
+"""How every table is laid out: Markdown with pipes, and a terminal's table that never cuts a number."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
+from rich.text import Text
 from tabulate import tabulate
+
+GAP = 2
+"""Columns of space between two columns of a terminal's table."""
 
 
 def markdown_table(lines: Iterable[Sequence[str]], headers: Sequence[str], align: Sequence[str] | None = None) -> str:
-    """`lines` of cells as Markdown, the cells as they are; `align` says left or right by column (None: all left)."""
+    """Write `lines` of cells as Markdown; `align` says left or right by column (None: all left)."""
     return str(tabulate(list(lines), headers, tablefmt="pipe", colalign=align, disable_numparse=True))
 
 
 def terminal_table(title: str | None, caption: str | None = None) -> Table:
-    """An empty table for a terminal of 100 columns, its title and caption on the left."""
+    """Make an empty table for a terminal, its title and caption on the left."""
     return Table(
         title=title,
         title_justify="left",
@@ -27,3 +33,104 @@ def terminal_table(title: str | None, caption: str | None = None) -> Table:
         show_edge=False,
         collapse_padding=True,
     )
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A table that fits any terminal.
+
+    Where it is too wide, in this order: intervals go below their figures, columns that say the same in every row become
+    a line below the table, and the rest is split into tables one below the other.
+    """
+
+    title: str | None
+    headers: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    left: frozenset[str]
+    """Headers of columns that are aligned to the left."""
+    names: int
+    """So many first columns name the row: they stay, and stand in every part of a table that is split."""
+    styles: Sequence[str] = field(default=())
+    """Style of the first cell of each line; none where it is empty."""
+    sections: bool = False
+    """Whether an empty line separates rows whose first cell differs."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        """Draw the table in the width that there is."""
+        width, columns = options.max_width, list(range(len(self.headers)))
+        constant: list[int] = []
+        if not self._fits(columns, width):
+            constant = [column for column in columns[self.names :] if len(self.lines) > 1 and self._is_constant(column)]
+            columns = [column for column in columns if column not in constant]
+        for number, part in enumerate(self._parts(columns, width)):
+            if number:
+                yield Text("")
+            yield self._drawn(part, width, None if number else self.title)
+        said = [f"{self._name(column)} {self.lines[0][column]}" for column in constant if self.lines[0][column] != "-"]
+        if said:
+            yield Text(f"\nin every row: {', '.join(said)}\n")
+
+    def _parts(self, columns: list[int], width: int) -> Iterator[list[int]]:
+        """Sets of columns that fit; one that alone is too wide stands alone, for the terminal to wrap."""
+        names, part = columns[: self.names], list[int]()
+        for column in columns[self.names :]:
+            if part and not self._fits([*names, *part, column], width):
+                yield [*names, *part]
+                part = []
+            part.append(column)
+        yield [*names, *part]
+
+    def _fits(self, columns: list[int], width: int) -> bool:
+        return sum(self._narrowest(column) for column in columns) + GAP * (len(columns) - 1) <= width
+
+    def _widths(self, columns: list[int], width: int) -> dict[int, int]:
+        """The widest columns give way first, each to the next narrower of its cells and at last to its longest word."""
+        widths = {column: self._widest(column) for column in columns}
+        while sum(widths.values()) + GAP * (len(columns) - 1) > width:
+            can = [column for column in columns if widths[column] > self._narrowest(column)]
+            if not can:
+                break
+            column = max(can, key=widths.__getitem__)
+            narrower = [len(line[column]) for line in self.lines if len(line[column]) < widths[column]]
+            widths[column] = max([*narrower, self._narrowest(column)])
+        return widths
+
+    def _drawn(self, columns: list[int], width: int, title: str | None) -> Table:
+        table, widths = terminal_table(title), self._widths(columns, width)
+        for column in columns:
+            header = self.headers[column]
+            table.add_column(header, justify="left" if header in self.left else "right", width=widths[column])
+        for number, line in enumerate(self.lines):
+            cells = [self._broken(line[column], column, widths[column]) for column in columns]
+            first = Text(cells[0], style=self.styles[number] if self.styles else "")
+            following = self.lines[number + 1][0] if number + 1 < len(self.lines) else line[0]
+            table.add_row(first, *cells[1:], end_section=self.sections and following != line[0])
+        return table
+
+    def _is_constant(self, column: int) -> bool:
+        return len({line[column] for line in self.lines}) == 1
+
+    def _name(self, column: int) -> str:
+        return self.headers[column].replace("\n", " ")
+
+    def _widest(self, column: int) -> int:
+        header = max(map(len, self.headers[column].split("\n")))
+        return max([header, *(len(line[column]) for line in self.lines)])
+
+    def _narrowest(self, column: int) -> int:
+        header = max(map(len, self.headers[column].split("\n")))
+        return max([header, *(len(piece) for line in self.lines for piece in self._pieces(line[column], column))])
+
+    def _pieces(self, cell: str, column: int) -> list[str]:
+        return cell.split() if self.headers[column] in self.left else _figure_and_interval(cell)
+
+    def _broken(self, cell: str, column: int, width: int) -> str:
+        """The cell with its interval below its figure where both are too wide; the terminal breaks words by itself."""
+        is_text = self.headers[column] in self.left
+        return cell if is_text or len(cell) <= width else "\n".join(_figure_and_interval(cell))
+
+
+def _figure_and_interval(cell: str) -> list[str]:
+    """What of a cell of figures stays on one line."""
+    figure, bracket, interval = cell.partition(" [")
+    return [figure, f"[{interval}"] if bracket else [figure]

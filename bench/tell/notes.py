@@ -1,39 +1,38 @@
-"""What is said below a table: the fitted slopes, and the cautions. Values -> lines of Markdown."""
+"""What stands below a table: a closing sentence, the fitted slopes, and the cautions. Values -> lines of Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
 from bench.analysis.cautions import Caution
-from bench.tell.words import Row, by_setting, missing, with_interval
-from kvcache.strategies.catalogue import REFEEDING
+from bench.analysis.tidy import Tidy, paired_ratio
+from bench.tell.words import Row, by_setting, context, missing, with_interval
+from kvcache.strategies.catalogue import COMPILING, REFEEDING, STRATEGIES, YARDSTICKS
 
 
 def slope_lines(slopes: pd.DataFrame) -> str:
-    """A line per curve: its fitted slope (`bench.analysis.slopes.slopes`), and whether it is told from zero."""
+    """Write a line per curve: its fitted slope (`bench.analysis.slopes.slopes`), and whether it differs from zero."""
     lines: list[str] = []
     for title, rows in by_setting(slopes):
         lines += [f"Latency of a decode step against the position of its token ({title}):", ""]
         for row in rows.to_dict("records"):
+            positions = f"positions {row['first_position']} to {row['last_position']}"
             if missing(row["slope_ms_per_1000_tokens"]):
-                lines.append(
-                    f"- {row['strategy']}: too few positions for a slope "
-                    f"({row['first_position']} to {row['last_position']})"
-                )
+                lines.append(f"- {row['strategy']}: too few positions for a slope ({positions.partition(' ')[2]})")
                 continue
             slope = with_interval(row["slope_ms_per_1000_tokens"], row["slope_low"], row["slope_high"])
+            where = "" if missing(row["slope_at"]) else f"at position {row['slope_at']:,} of a curve "
             lines.append(
-                f"- {row['strategy']}: {slope} ms per 1,000 tokens over positions "
-                f"{row['first_position']} to {row['last_position']}, {_told_from_zero(row)}"
+                f"- {row['strategy']}: {slope} ms per 1,000 tokens {where}over {positions}, {_significance(row)}"
             )
         lines.append("")
     return "\n".join(lines)
 
 
 def reading_line(summary: pd.DataFrame) -> str:
-    """How the figures of a summary table are to be read, in one line; nothing where nothing needs saying."""
+    """Say in one line how to read the figures of a summary table; nothing where nothing needs saying."""
     timed = summary[summary["latency_ms"].notna()]
     told = []
     if timed.loc[~timed["strategy"].isin(REFEEDING), "speedup_vs_naive"].notna().any():
@@ -44,7 +43,7 @@ def reading_line(summary: pd.DataFrame) -> str:
 
 
 def prediction_lines(summary: pd.DataFrame) -> str:
-    """A line per phase: how far `predicted_ms` is from the measured latency; nothing where nothing was predicted."""
+    """Write a line per phase: how far `predicted_ms` is from the measured latency; none where nothing was predicted."""
     lines: list[str] = []
     for phase, rows in summary[summary["predicted_ms"].notna()].groupby("phase", sort=False):
         errors = (rows["predicted_ms"] / rows["latency_ms"] - 1).abs()
@@ -57,24 +56,68 @@ def prediction_lines(summary: pd.DataFrame) -> str:
     return "".join([title, "\n\n", *lines])
 
 
-def caution_lines(cautions: Sequence[Caution]) -> str:
-    """A line per caution; cases with the same one share a line."""
+def caution_lines(cautions: Sequence[Caution], labels: Mapping[str, str]) -> str:
+    """Write a line per caution; cases with the same one share a line. `labels` name the cases, by key."""
     cases: dict[tuple[str, str], list[str]] = {}
     for caution in cautions:
-        cases.setdefault((caution.text, caution.advice), []).extend([caution.case] if caution.case else [])
-    lines = [f"- {_where(keys)}{text}. {advice[0].upper()}{advice[1:]}.\n" for (text, advice), keys in cases.items()]
+        named = [labels[caution.case]] if caution.case else []
+        cases.setdefault((caution.text, caution.advice), []).extend(named)
+    lines = [f"- {_where(names)}{text}. {advice[0].upper()}{advice[1:]}.\n" for (text, advice), names in cases.items()]
     return "".join(lines)
 
 
-def _where(keys: list[str]) -> str:
-    if not keys:
+def closing_lines(tidy: Tidy, summary: pd.DataFrame) -> str:
+    """Say in one sentence per setting what the cache bought at each length, and what the fast path adds to it.
+
+    Nothing is said of a setting without decode times of both naive and a cached strategy.
+    """
+    decode = summary[(summary["phase"] == "decode") & summary["speedup_vs_naive"].notna()]
+    cached = decode[~decode["strategy"].isin(REFEEDING)]
+    settings = list(by_setting(cached, also=["n_gen"]))
+    lines: list[str] = []
+    for title, rows in settings:
+        # The first cached strategy of the catalogue that was measured; the yardstick or a compiled one if no other was.
+        order = list(STRATEGIES)
+        ranked = sorted(
+            dict.fromkeys(rows["strategy"]),
+            key=lambda name: (
+                name in COMPILING,
+                name in YARDSTICKS,
+                order.index(name) if name in order else len(order),
+            ),
+        )
+        plain, fast = ranked[0], [name for name in ranked[1:] if name in COMPILING]
+        own = rows[rows["strategy"] == plain].to_dict("records")
+        figures = ["speedup_vs_naive", "speedup_low", "speedup_high"]
+        bought = [f"{with_interval(*(row[name] for name in figures))} at prompt {context(row)}" for row in own]
+        added = [f"; {name} over {plain}: {gains}" for name in fast if (gains := _gains(tidy, rows, plain, name))]
+        where = f" ({title})" if len(settings) > 1 else ""
+        lines.append(f"Speed-up of decode{where}, {plain} over naive re-feed: {', '.join(bought)}{''.join(added)}.\n")
+    return "".join(lines)
+
+
+def _gains(tidy: Tidy, rows: pd.DataFrame, plain: str, fast: str) -> str:
+    """How many times as fast as `plain` the strategy `fast` is, paired by round, at each length that both have."""
+    keys = {(row["strategy"], context(row)): row["case"] for row in rows.to_dict("records")}
+    gains = []
+    for (strategy, length), key in keys.items():
+        other = keys.get((fast, length))
+        if strategy == plain and other is not None:
+            turns = tidy.by_case_and_phase
+            ratio = paired_ratio(turns[key, "decode"], turns[other, "decode"], "latency_ms")
+            gains += [f"{with_interval(ratio.estimate, ratio.low, ratio.high)} at prompt {length}"] if ratio else []
+    return ", ".join(gains)
+
+
+def _where(names: list[str]) -> str:
+    if not names:
         return ""
-    return f"{', '.join(keys)}: " if len(keys) <= 2 else f"{keys[0]} and {len(keys) - 1} other cases: "
+    return f"{'; '.join(names)}: " if len(names) <= 2 else f"{names[0]} and {len(names) - 1} other cases: "
 
 
-def _told_from_zero(slope: Row) -> str:
+def _significance(slope: Row) -> str:
     if missing(slope["slope_low"]):
         return "without an interval: too few rounds"
     if slope["slope_low"] <= 0 <= slope["slope_high"]:
-        return "not told from zero"
-    return "told from zero"
+        return "not significantly different from zero"
+    return "significantly different from zero"

@@ -23,6 +23,7 @@ from bench.tell.plots import rows
 from bench.tell.plots import steps as step_plots
 from bench.tell.plots.comparison import comparison_figures
 from bench.tell.plots.style import save
+from bench.tell.words import case_labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,16 @@ class Report:
         tidy = Tidy.of(run)
         summary = summarize(tidy)
         return cls(tidy=tidy, summary=summary, slopes=slopes(tidy.steps), cautions=cautions(tidy, summary))
+
+    @property
+    def closing(self) -> str:
+        """What the run found, in one sentence per setting, each with its line end; empty without naive and a cache."""
+        return notes.closing_lines(self.tidy, self.summary)
+
+    @property
+    def caution_lines(self) -> str:
+        """What a reader should know before believing the run, a line each."""
+        return notes.caution_lines(self.cautions, case_labels(self.summary))
 
     @property
     def folder(self) -> Path:
@@ -92,7 +103,8 @@ def document(report: Report) -> str:
         notes.reading_line(report.summary),
         notes.slope_lines(report.slopes),
         notes.prediction_lines(report.summary),
-        notes.caution_lines(report.cautions),
+        report.caution_lines,
+        report.closing,
     ]
     return "\n".join(part for part in parts if part)
 

@@ -9,15 +9,14 @@ from typing import Any, Literal, get_args
 import msgspec
 import pandas as pd
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from bench.analysis import columns
 from bench.case import HOST_DEVICES
 from bench.record import Ceiling, Environment
 from bench.tell.formats import DocumentFormat, Format
-from bench.tell.layout import markdown_table, terminal_table
-from bench.tell.words import NOTHING, Row, by_setting, context, missing, number, time_ratio, with_interval
+from bench.tell.layout import Fitted, markdown_table
+from bench.tell.words import NOTHING, Row, by_setting, case_labels, context, missing, number, time_ratio, with_interval
 from kvcache.strategies.catalogue import REFEEDING, YARDSTICKS
 
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -49,19 +48,18 @@ ROOF_HEADERS: list[str] = [
 
 COMPARISON_HEADERS: list[str] = ["prompt", "strategy", "phase", "A ms", "B ms", "B / A", "verdict"]
 
-_WITH_INTERVAL = {"TTFT ms", "TPOT ms", "decode\nspeed-up", "B / A", *ROOF_HEADERS[2:6]}
-_LEFT = {"strategy", "tokens\nmatch", "phase", "verdict", "decode\nbound by"}
+_LEFT = frozenset({"strategy", "tokens\nmatch", "phase", "verdict", "decode\nbound by"})
 
 Line = list[str]
 
 
 def render(summary: pd.DataFrame, form: Format) -> str:
-    """The summary frame as one document: a readable table (md), or every column (csv, json, jsonl)."""
+    """Write the summary as one document: a readable table (md), or every column of `summary.csv` (csv, json, jsonl)."""
     return markdown(summary) if form == "md" else data(summary[columns.NAMES], form)
 
 
 def data(frame: pd.DataFrame, form: Literal["csv", "json", "jsonl"]) -> str:
-    """Every row and column of any frame, with all digits; an empty cell is nothing in CSV and null in JSON."""
+    """Write every row and column of any frame, with all digits; an empty cell is nothing in CSV and null in JSON."""
     if form == "csv":
         return str(frame.to_csv(index=False, lineterminator="\n"))
     records = frame.astype(object).where(frame.notna(), None).to_dict("records")
@@ -71,26 +69,26 @@ def data(frame: pd.DataFrame, form: Literal["csv", "json", "jsonl"]) -> str:
 
 
 def markdown(summary: pd.DataFrame) -> str:
-    """A table per setting with a line per case, what failed and why, and each case against yardstick and roofs."""
+    """Write a table per setting with a line per case, what failed and why, and each case against the roofs."""
     times = _markdown(_summary_tables(summary), SUMMARY_HEADERS)
     roofs = _markdown(_roof_tables(summary), ROOF_HEADERS)
     return "\n".join(part for part in (times + _failures(summary), roofs) if part)
 
 
 def terminal(summary: pd.DataFrame) -> Group:
-    """The same for a terminal of 100 columns: a rule between cells, headers in two lines."""
+    """Make the same for a terminal of any width: an empty line between cells, headers in two lines, no figure cut."""
     failures = _failures(summary).rstrip()
     times, roofs = _terminal(_summary_tables(summary), SUMMARY_HEADERS), _terminal(_roof_tables(summary), ROOF_HEADERS)
     return Group(times, *([Text(failures)] if failures else []), roofs)
 
 
 def comparison_markdown(rows: pd.DataFrame) -> str:
-    """The rows of a comparison (`bench.judge.compare.Comparison.rows`) as Markdown."""
+    """Write the rows of a comparison (`bench.judge.compare.Comparison.rows`) as Markdown."""
     return _markdown(_comparison_tables(rows), COMPARISON_HEADERS)
 
 
 def render_environment(environment: Environment, form: DocumentFormat, ceilings: Sequence[Ceiling] = ()) -> str:
-    """The fields of an environment and the ceilings measured on it, as tables or as one JSON object."""
+    """Write the fields of an environment and the ceilings measured on it, as tables or as one JSON object."""
     fields = msgspec.structs.asdict(environment)
     if form == "json":
         found = [msgspec.structs.asdict(ceiling) for ceiling in ceilings]
@@ -199,8 +197,9 @@ def _speedup(row: Row) -> str:
 
 def _failures(summary: pd.DataFrame) -> str:
     """A line per case that did not end well."""
+    labels = case_labels(summary)
     failed = summary[(summary["status"] != "ok") & (summary["phase"] == "prefill")].to_dict("records")
-    lines = [f"- {row['strategy']}, prompt {context(row)}: {row['status']}: {row['error']}\n" for row in failed]
+    lines = [f"- {labels[row['case']]}: {row['status']}: {row['error']}\n" for row in failed]
     return "".join(["\n", *lines]) if lines else ""
 
 
@@ -230,16 +229,4 @@ def _markdown(tables: Iterator[tuple[str, list[Line]]], headers: Line) -> str:
 
 
 def _terminal(tables: Iterator[tuple[str, list[Line]]], headers: Line) -> Group:
-    return Group(*(_rich(title, lines, headers) for title, lines in tables))
-
-
-def _rich(title: str, lines: list[Line], headers: Line) -> Table:
-    table = terminal_table(title)
-    for header in headers:
-        # On a narrow terminal an interval goes below its figure; nothing else is broken.
-        justify: Literal["left", "right"] = "left" if header in _LEFT else "right"
-        table.add_column(header, justify=justify, no_wrap=header not in _WITH_INTERVAL)
-    for line, following in zip(lines, [*lines[1:], None], strict=True):
-        last_of_cell = following is not None and following[0] != line[0]
-        table.add_row(*line, end_section=last_of_cell)
-    return table
+    return Group(*(Fitted(title, headers, lines, _LEFT, names=2, sections=True) for title, lines in tables))

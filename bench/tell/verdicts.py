@@ -13,7 +13,7 @@ from rich.text import Text
 
 from bench.record import Verdict, VerdictKind
 from bench.tell.formats import DocumentFormat
-from bench.tell.layout import markdown_table, terminal_table
+from bench.tell.layout import Fitted, markdown_table
 from bench.tell.words import NOTHING, number
 
 VERDICT_FORMATS: tuple[DocumentFormat, ...] = get_args(DocumentFormat)
@@ -121,14 +121,11 @@ def _why_no_time(ordered: Sequence[Verdict]) -> str:
 
 
 def terminal(verdicts: Iterable[Verdict]) -> Group:
-    """The table for a terminal of 100 columns, and below it what is not worth a row."""
+    """Make the table for a terminal of any width, and below it what is not worth a row."""
     ordered = worst_first(verdicts)
     shared, rows = _rows(ordered)
-    drawn = terminal_table(shared or None)
-    for header in HEADERS:
-        drawn.add_column(header, justify="left" if header in HEADERS[:4] else "right")
-    for kind, cells in rows:
-        drawn.add_row(Text(cells[0], style=_STYLES.get(kind, "")), *cells[1:])
+    cells, styles = [cells for _, cells in rows], [_STYLES.get(kind, "") for kind, _ in rows]
+    drawn = Fitted(shared or None, HEADERS, cells, frozenset(HEADERS[:4]), names=4, styles=styles)
     return Group(*([drawn] if rows else []), *(Text(line) for line in _notes(ordered)))
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import pandas as pd
@@ -20,26 +20,34 @@ Row = Mapping[Any, Any]
 
 
 def missing(value: Any) -> bool:
-    """Whether a cell of a frame is empty (None, NaN or NA)."""
+    """Tell whether a cell of a frame is empty (None, NaN or NA)."""
     return bool(pd.isna(value))
 
 
 def number(value: float | None) -> str:
-    """Three significant digits, whole numbers in full: `0.0123`, `39.9`, `183`, `3751`; `-` where there is none.
+    """Write three significant digits, whole numbers in full: `0.0123`, `39.9`, `183`, `3751`; `-` where there is none.
 
     >>> [number(value) for value in (0.01234, 1.0, 39.94, 183.4, 3751.2, float("nan"))]
     ['0.0123', '1.00', '39.9', '183', '3751', '-']
     """
     if value is None or missing(value):
         return NOTHING
-    if value == 0:
-        return "0"
-    digits = 2 - math.floor(math.log10(abs(float(f"{value:.2e}"))))
-    return f"{value:.{max(0, digits)}f}"
+    if abs(value) >= 1000 or value == 0:
+        return f"{value:.0f}"
+    return f"{Decimal(f'{value:.2e}'):f}"
+
+
+def plural(count: int, noun: str, nouns: str = "") -> str:
+    """Write a count with its noun.
+
+    >>> plural(1, "case"), plural(2, "case"), plural(1024, "token"), plural(3, "process", "processes")
+    ('1 case', '2 cases', '1,024 tokens', '3 processes')
+    """
+    return f"{count:,} {noun if count == 1 else nouns or f'{noun}s'}"
 
 
 def with_interval(value: float | None, low: float | None, high: float | None) -> str:
-    """A figure and its interval, `39.9 [39.1-41.0]`; without one the figure alone.
+    """Write a figure and its interval, `39.9 [39.1-41.0]`; without one the figure alone.
 
     >>> with_interval(39.94, 39.11, 41.02), with_interval(39.94, None, None), with_interval(-1.0, -2.0, 0.5)
     ('39.9 [39.1-41.0]', '39.9', '-1.00 [-2.00 to 0.500]')
@@ -51,34 +59,51 @@ def with_interval(value: float | None, low: float | None, high: float | None) ->
 
 
 def time_ratio(row: Row) -> str:
-    """The ratio of a comparison's row and its interval, to a thousandth: `0.798 [0.789-0.807]`."""
+    """Write the ratio of a comparison's row and its interval, to a thousandth: `0.798 [0.789-0.807]`."""
     if missing(row["ratio_low"]):
         return f"{row['ratio']:.3f}"
     return f"{row['ratio']:.3f} [{row['ratio_low']:.3f}-{row['ratio_high']:.3f}]"
 
 
 def setting(row: Row, also: Sequence[str] = ()) -> str:
-    """The setting of a row in words, `smollm2-135m, float32, cpu, 2 threads, sdpa, batch 1`, and the columns `also`."""
-    count = f"{row['n_threads']} thread{'s' if row['n_threads'] > 1 else ''}"
-    threads = [count] if row["device"] in HOST_DEVICES else []
+    """Write the setting of a row, `smollm2-135m, float32, cpu, 2 threads, sdpa, batch 1`, and the columns `also`."""
+    threads = [plural(row["n_threads"], "thread")] if row["device"] in HOST_DEVICES else []
     parts = [row["model"], row["dtype"], row["device"], *threads, row["attn_implementation"]]
     parts.append(f"batch {row['batch_size']}")
-    parts += [f"{row['n_gen']} new token{'s' if row['n_gen'] > 1 else ''}"] if "n_gen" in also else []
+    parts += [plural(row["n_gen"], "new token")] if "n_gen" in also else []
     parts += [f"{row['n_depth']} cached before"] if "n_depth" in also and row["n_depth"] else []
     return ", ".join(parts)
 
 
 def by_setting(frame: pd.DataFrame, also: Sequence[str] = ()) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The rows that agree in `SETTING_COLUMNS` and `also`, under their title and in the order of the frame."""
+    """Group the rows that agree in `SETTING_COLUMNS` and `also`, under their title and in the order of the frame."""
     for _, rows in frame.groupby([*SETTING_COLUMNS, *also], sort=False):
         yield setting(rows.iloc[0].to_dict(), also), rows
 
 
 def context(row: Row) -> str:
-    """Prompt length, and the tokens cached before it if there are any: `512`, `128 @ 2048`."""
+    """Write the prompt length, and the tokens cached before it if there are any: `512`, `128 @ 2048`."""
     return f"{row['n_prompt']} @ {row['n_depth']}" if row["n_depth"] else str(row["n_prompt"])
 
 
 def row_name(row: Row) -> str:
-    """A row's case and phase within its setting: `dynamic decode, prompt 512 @ 2048`."""
+    """Name a row's case and phase within its setting: `dynamic decode, prompt 512 @ 2048`."""
     return f"{row['strategy']} {row['phase']}, prompt {context(row)}"
+
+
+def case_labels(summary: pd.DataFrame) -> dict[str, str]:
+    """Name each case of a run, by its key: `dynamic, prompt 512 @ 2048`, and what else differs between the cases.
+
+    Tables have the same words in their columns and titles. `summary` as `summarize` makes it.
+    """
+    differing = {column for column in [*SETTING_COLUMNS, "n_gen"] if len(set(summary[column])) > 1}
+    return {row["case"]: _case_label(row, differing) for row in summary.to_dict("records")}
+
+
+def _case_label(row: Row, differing: Collection[str]) -> str:
+    words = [row["strategy"], f"prompt {context(row)}"]
+    words += [str(row[name]) for name in ("model", "dtype", "device", "attn_implementation") if name in differing]
+    words += [plural(row["n_threads"], "thread")] if "n_threads" in differing else []
+    words += [f"batch {row['batch_size']}"] if "batch_size" in differing else []
+    words += [plural(row["n_gen"], "new token")] if "n_gen" in differing else []
+    return ", ".join(words)

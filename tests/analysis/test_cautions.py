@@ -46,7 +46,7 @@ def test_compile_time_in_a_first_step():
 
     ((case, text),) = texts(make_run([CASE], ms=compiling, turn_noise=0, step_noise=0))
     assert case == CASE.key
-    assert text == "a first decode step took 40 x the median step: a set-up, or a stall"
+    assert text == "a first decode step took 40 x the median step: probably one-time set-up or a stall"
     assert texts(make_run([CASE], ms=lambda _, step: 300.0 if step == 1 else 100.0)) == []
     stalling = make_run([CASE], ms=lambda _, step: 4000.0 if step in {1, 9} else 100.0)
     assert texts(stalling) == []  # not the first step alone: a machine that stalls
@@ -88,6 +88,17 @@ def test_a_wide_interval_and_a_missing_one():
     wide = texts(make_run([CASE], turn_noise=0.3))
     assert [text.split(" is ")[0] for _, text in wide] == ["the interval of prefill", "the interval of decode"]
     assert texts(make_run([CASE], rounds=4)) == [(CASE.key, "no interval: six undisturbed rounds are needed, it has 4")]
+
+
+def test_the_advice_for_a_missing_interval_is_what_helps():
+    """More rounds where few were asked for; where six were and one was disturbed, six would not help."""
+
+    def advice(run):
+        return [caution.advice for caution in cautions(run) if "no interval" in caution.text]
+
+    assert advice(make_run([CASE], rounds=4)) == ["measure with --repetitions 6 or more"]
+    stolen = make_run([CASE], covariates=lambda _, number: Covariates(steal_ns=10**12) if number == 2 else QUIET)
+    assert advice(stolen) == ["measure again when the machine is quieter"]
 
 
 def test_an_unfair_baseline():

@@ -78,3 +78,29 @@ def test_no_steps_have_no_row():
 def test_a_long_decode_is_thinned_and_still_fitted():
     run = make_run([make_case(n_gen=1200)], rounds=6)
     assert fitted(run).loc["dynamic", "slope_ms_per_1000_tokens"] == pytest.approx(7, rel=0.2)
+
+
+def test_a_curve_of_a_strategy_that_refeeds_has_its_slope_at_the_last_position():
+    """A straight line would miss it at both ends: naive attends among all the tokens that it feeds."""
+
+    def bent(case, step):
+        tokens = (case.n_prompt + step) / 1000
+        return 10 + 500 * tokens + 400 * tokens**2
+
+    run = make_run(grid(["naive"], [32, 128, 512, 2048]), turn_noise=0, step_noise=0, ms=bent)
+    line = fitted(run).loc["naive"]
+    assert line["slope_at"] == line["last_position"]
+    last = line["last_position"] / 1000
+    assert line["slope_ms_per_1000_tokens"] == pytest.approx(500 + 800 * last, rel=1e-3)
+    assert [line["curvature_ms"], line["intercept_ms"]] == pytest.approx([400, 10], rel=1e-2)
+    positions = np.array([40.0, 520.0, 2060.0])
+    expected = [10 + 0.5 * x + 0.0004 * x**2 for x in positions]
+    assert slopes.latency_at(line, positions) == pytest.approx(expected, rel=1e-2)
+
+
+def test_a_stall_moves_a_parabola_little():
+    def stalled(case, step):
+        return (10 + 0.5 * (case.n_prompt + step)) * (8 if case.n_prompt == 128 and step == 2 else 1)
+
+    run = make_run(grid(["naive"], [32, 128, 512, 2048]), ms=stalled, turn_noise=0, step_noise=0.01)
+    assert fitted(run).loc["naive", "slope_ms_per_1000_tokens"] == pytest.approx(500, rel=0.1)

@@ -1,6 +1,7 @@
 # ruff: noqa: E501  what tables look like stands here as it is printed
 import io
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -12,6 +13,8 @@ from bench.analysis.cautions import Caution
 from bench.analysis.tidy import Tidy
 from bench.record import Ceiling
 from bench.tell import notes, tables
+from bench.tell.report import Report, document
+from bench.tell.words import case_labels
 from tests.handmade import ENVIRONMENT, fail, grid, make_case, make_run
 
 
@@ -182,14 +185,14 @@ def test_the_ceilings_of_an_environment():
     assert "ceilings" not in json.loads(tables.render_environment(ENVIRONMENT, "json"))
 
 
-def test_slopes_are_said_to_be_told_from_zero_or_not():
+def test_slopes_are_said_to_differ_from_zero_or_not():
     straight = run_of(grid(["naive", "dynamic"], [32, 512]))
     text = notes.slope_lines(slopes.slopes(Tidy.of(straight).steps))
     assert text == (
         "Latency of a decode step against the position of its token "
         "(smollm2-135m, float32, cpu, 2 threads, sdpa, batch 1):\n\n"
-        "- naive: 1000 [1000-1000] ms per 1,000 tokens over positions 34 to 528, told from zero\n"
-        "- dynamic: 0 [0-0] ms per 1,000 tokens over positions 33 to 543, not told from zero\n"
+        "- naive: 1000 [1000-1000] ms per 1,000 tokens at position 528 of a curve over positions 34 to 528, significantly different from zero\n"
+        "- dynamic: 0 [0-0] ms per 1,000 tokens over positions 33 to 543, not significantly different from zero\n"
     )
     few = notes.slope_lines(slopes.slopes(Tidy.of(run_of([make_case()], rounds=3)).steps))
     assert few.endswith(
@@ -218,8 +221,61 @@ def test_how_to_read_the_figures_is_said_where_it_applies():
 
 
 def test_cautions_of_many_cases_share_a_line():
+    labels = {"x": "naive, prompt 8", "y": "dynamic, prompt 8", "z": "static, prompt 8"}
     alone = Caution(case=None, text="one process", advice="measure more")
-    repeated = [Caution(case=name, text="few rounds", advice="repeat") for name in ("x", "y", "z")]
-    assert notes.caution_lines([alone, *repeated[:2]]) == "- one process. Measure more.\n- x, y: few rounds. Repeat.\n"
-    assert notes.caution_lines(repeated) == "- x and 2 other cases: few rounds. Repeat.\n"
-    assert notes.caution_lines([]) == ""
+    repeated = [Caution(case=name, text="few rounds", advice="repeat") for name in labels]
+    assert notes.caution_lines([alone, *repeated[:2]], labels) == (
+        "- one process. Measure more.\n- naive, prompt 8; dynamic, prompt 8: few rounds. Repeat.\n"
+    )
+    assert notes.caution_lines(repeated, labels) == "- naive, prompt 8 and 2 other cases: few rounds. Repeat.\n"
+    assert notes.caution_lines([], labels) == ""
+
+
+def test_a_case_has_the_same_label_in_the_table_and_in_every_note():
+    cases = [make_case("dynamic", 8), make_case("dynamic", 8, dtype="bfloat16", batch_size=4, n_depth=16)]
+    report = Report.of(run_of(cases, rounds=4, failures=[fail(cases[1])]))
+    assert list(case_labels(report.summary).values()) == [
+        "dynamic, prompt 8, float32, batch 1",
+        "dynamic, prompt 8 @ 16, bfloat16, batch 4",
+    ]
+    assert "\n- dynamic, prompt 8 @ 16, bfloat16, batch 4: oom: not enough memory\n" in document(report)
+    assert "\n- dynamic, prompt 8, float32, batch 1: no interval: six undisturbed" in document(report)
+
+
+def test_a_run_closes_with_what_the_cache_bought_and_what_the_fast_path_adds():
+    def ms(case, step):
+        return simple_ms(case, step) / (2 if case.strategy == "compiled" and step else 1)
+
+    cases = grid(["naive", "dynamic", "compiled", "hf-generate"], [32, 2048], n_gen=16)
+    report = Report.of(make_run(cases, ms=ms, turn_noise=0, step_noise=0))
+    assert report.closing == (
+        "Speed-up of decode, dynamic over naive re-feed: 3.50 [3.50-3.50] at prompt 32, 53.9 [53.9-53.9] at prompt 2048; "
+        "compiled over dynamic: 2.00 [2.00-2.00] at prompt 32, 2.00 [2.00-2.00] at prompt 2048.\n"
+    )
+    assert document(report).endswith(report.closing)
+    assert Report.of(run_of(grid(["dynamic"], [32]))).closing == ""
+    assert Report.of(run_of(grid(["naive"], [32]))).closing == ""
+
+
+INTERVALS = re.compile(r"\[[^\]\s]*-[^\]\s]*\]")
+
+
+@pytest.mark.parametrize("width", [40, 80, 100, 200])
+def test_a_terminal_of_any_width_shows_every_figure_whole(width):
+    """Also the upper bound of every interval: 80 columns cut each of them."""
+    cases = grid(["naive", "dynamic", "static", "compiled", "hf-generate"], [128, 8192])
+    summary = summarize(make_run(cases, turn_noise=0.02))
+    drawn, whole = (printed(tables.terminal(summary), columns) for columns in (width, 200))
+    assert max(map(len, drawn.splitlines())) <= width
+    assert "…" not in drawn
+    assert sorted(INTERVALS.findall(drawn)) == sorted(INTERVALS.findall(whole))
+    assert len(INTERVALS.findall(whole)) == 10 * 2 + 8 + 2 * 8
+    assert ("in every row: tokens match true" in drawn) == (width <= 80)
+
+
+def test_tokens_that_differ_keep_their_column_on_a_narrow_terminal():
+    drawn = printed(tables.terminal(SUMMARY), 80)
+    assert "tie" in drawn
+    assert "oom" in drawn
+    assert max(map(len, drawn.splitlines())) <= 80
+    assert sorted(INTERVALS.findall(drawn)) == sorted(INTERVALS.findall(TERMINAL))
