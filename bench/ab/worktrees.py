@@ -1,11 +1,10 @@
-"""Checks revisions of the current repository out, each in a temporary worktree, and copies the working tree."""
+"""Puts revisions and the working tree of a repository into temporary folders; git records nothing of them."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,25 +13,30 @@ from pathlib import Path
 import filelock
 
 from bench.errors import UsageError
+from bench.machine.git import GitFailed, git
 
 PREFIX = "kvbench-worktree-"
 LOCK = "lock"
+
+SUBMODULE = "160000"
+"""The mode under which git lists a submodule."""
 
 
 def repository(folder: Path) -> Path:
     """Find the top folder of the repository that `folder` lies in.
 
     Raises:
-        UsageError: it lies in none, or there is no git.
+        UsageError: it lies in none, git refuses it, or there is no git.
     """
     try:
-        return Path(_git(folder, "rev-parse", "--show-toplevel"))
-    except FileNotFoundError:
-        raise UsageError("BASE: two revisions are compared with git, which is not installed") from None
-    except subprocess.CalledProcessError:
-        raise UsageError(
-            f"BASE: {folder} lies in no git repository; go to one, or compare environments (--base-python, --base-env)"
-        ) from None
+        return Path(git(folder, "rev-parse", "--show-toplevel"))
+    except GitFailed as error:
+        if str(error).startswith("not a git repository"):
+            raise UsageError(
+                f"BASE: {folder} lies in no git repository; go to one, or compare environments "
+                "(--base-python, --base-env)"
+            ) from None
+        raise UsageError(f"BASE: two revisions are compared with git, which refuses {folder}: {error}") from None
 
 
 def commit(top: Path, revision: str, argument: str) -> str:
@@ -42,30 +46,53 @@ def commit(top: Path, revision: str, argument: str) -> str:
         UsageError: it names none.
     """
     try:
-        return _git(top, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
-    except subprocess.CalledProcessError:
-        hint = (
-            "in a shallow clone fetch it first"
-            if _git(top, "rev-parse", "--is-shallow-repository") == "true"
-            else ("give a commit, a branch or a tag")
-        )
+        return git(top, "rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}")
+    except GitFailed as error:
+        if "ambiguous" in str(error):
+            raise UsageError(f"{argument} {revision}: {error}") from None
+        hint = "give a commit, a branch or a tag"
+        if git(top, "rev-parse", "--is-shallow-repository") == "true":
+            hint = "this clone is shallow: `git fetch --unshallow` gets all revisions"
         raise UsageError(f"{argument} {revision}: no such revision in {top}; {hint}") from None
 
 
 @contextmanager
 def checkout(top: Path, sha: str) -> Iterator[Path]:
-    """Check the commit `sha` out in a worktree that is removed with the context; remove what killed processes left."""
+    """Check the commit `sha` out into a folder that is removed with the context.
+
+    Neither the index nor anything else of the repository is written.
+
+    Raises:
+        UsageError: git cannot check it out: a filter is not installed, or a submodule's commit was not fetched.
+    """
     remove_abandoned()
     with _folder() as folder:
-        tree = folder / "tree"
         try:
+            _check_out(top, sha, folder / "tree", folder / "index")
+        except GitFailed as error:
+            raise UsageError(f"git cannot check out {sha[:12]}: {error}") from error
+        yield folder / "tree"
+
+
+def _check_out(repository: Path, sha: str, tree: Path, index: Path) -> None:
+    """Write the files of `sha` into `tree`, by an index of its own; submodules too where the user has them.
+
+    As in the user's working tree, a sparse checkout stays sparse and filters are applied.
+    """
+    tree.mkdir(parents=True, exist_ok=True)
+    folder = git(repository, "rev-parse", "--absolute-git-dir")
+    own = [f"--git-dir={folder}", f"--work-tree={tree}"]
+    variables = {"GIT_INDEX_FILE": str(index)}
+    git(tree, *own, "read-tree", "--reset", "-u", sha, variables=variables)
+    entries = git(tree, *own, "ls-files", "-z", "--stage", variables=variables).split("\0")
+    for number, entry in enumerate(entries):
+        facts, _, name = entry.partition("\t")
+        if facts.startswith(SUBMODULE) and (repository / name / ".git").exists():
+            inner = facts.split()[1]
             try:
-                _git(top, "worktree", "add", "--detach", "--quiet", str(tree), sha)
-            except subprocess.CalledProcessError as error:
-                raise UsageError(f"git cannot check out {sha[:12]}: {error.stderr.strip()}") from error
-            yield tree
-        finally:
-            _forget(tree)
+                _check_out(repository / name, inner, tree / name, index.with_name(f"{index.name}.{number}"))
+            except GitFailed as error:
+                raise GitFailed(f"submodule {name}: {error}; `git submodule update` or `git fetch` there") from None
 
 
 @contextmanager
@@ -73,27 +100,34 @@ def snapshot(top: Path) -> Iterator[Path]:
     """Copy the working tree without what git ignores, so that no later edit changes what is measured."""
     remove_abandoned()
     with _folder() as folder:
-        tree = folder / "tree"
-        tree.mkdir()
-        for name in _git(top, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0"):
-            source, target = top / name, tree / name
-            if not name or not os.path.lexists(source):  # removed, but not from git's index
-                continue
+        _copy(top, folder / "tree")
+        yield folder / "tree"
+
+
+def _copy(top: Path, tree: Path) -> None:
+    """Copy the files of the repository `top` into `tree`, and those of the repositories inside of it."""
+    tree.mkdir(parents=True, exist_ok=True)
+    listed = git(top, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    for name in dict.fromkeys(listed.split("\0")):  # a file in conflict is listed three times
+        source, target = top / name, tree / name
+        if not name or not os.path.lexists(source):  # removed, but not from git's index
+            continue
+        if source.is_symlink() or not source.is_dir():
             target.parent.mkdir(parents=True, exist_ok=True)
-            if source.is_dir() and not source.is_symlink():  # a submodule
-                shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
-            else:
-                shutil.copy2(source, target, follow_symlinks=False)
-        yield tree
+            shutil.copy2(source, target, follow_symlinks=False)
+        elif (source / ".git").exists():  # a submodule that the user has, or a repository git does not know
+            _copy(source, target)
+        else:
+            target.mkdir(parents=True, exist_ok=True)
 
 
 def describe(top: Path, tree: Path) -> str:
     """Name a `snapshot` of the repository `top`: its commit, and a digest of its content if that was changed."""
     try:
-        on = f" on {_git(top, 'rev-parse', '--verify', '--quiet', 'HEAD')[:12]}"
-    except subprocess.CalledProcessError:  # no commit yet
+        on = f" on {git(top, 'rev-parse', '--verify', 'HEAD')[:12]}"
+    except GitFailed:  # no commit yet
         on = ""
-    if on and not _git(top, "status", "--porcelain", "--untracked-files=normal"):
+    if on and not git(top, "status", "--porcelain", "--untracked-files=normal"):
         return f"working tree{on}, unchanged"
     digest = hashlib.sha256()
     for path in sorted(path for path in tree.rglob("*") if path.is_symlink() or path.is_file()):
@@ -107,34 +141,19 @@ def describe(top: Path, tree: Path) -> str:
 
 
 def remove_abandoned() -> None:
-    """Remove the worktrees of processes that were killed before they could do so: nobody holds their locks any more."""
+    """Remove the folders of processes that were killed before they could do so: nobody holds their locks any more."""
     for lock in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{LOCK}"):
         with suppress(OSError), filelock.FileLock(lock, blocking=False):  # another user's, or held, or just gone
-            _forget(lock.parent / "tree")
             shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 @contextmanager
 def _folder() -> Iterator[Path]:
     """Make a temporary folder with a lock that this process holds."""
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve()
     try:
         with filelock.FileLock(folder / f"{LOCK}.part"):
             (folder / f"{LOCK}.part").rename(folder / LOCK)  # none is ever seen under its name without being held
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _forget(tree: Path) -> None:
-    """Have git remove the worktree `tree` and its record, and no other; an error here must not hide an earlier one."""
-    if (tree / ".git").is_file():
-        with suppress(OSError, subprocess.CalledProcessError):
-            common = _git(tree, "rev-parse", "--git-common-dir")
-            # Twice: a worktree that git was killed while making is locked.
-            _git(Path(common), "worktree", "remove", "--force", "--force", str(tree))
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True, text=True)
-    return done.stdout.strip()

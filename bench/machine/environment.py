@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import re
-import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from bench.machine.affinity import usable_cores
 from bench.machine.cgroup import read_file
 from bench.machine.cpu import CPUS, Cpu, isa
 from bench.machine.cuda import gpu_driver, gpu_name
+from bench.machine.git import GitFailed, git
 from bench.record import Environment
 
 
@@ -76,9 +76,9 @@ def _transparent_hugepage() -> str | None:
 
 def git_commit() -> str | None:
     """The current folder's commit, `+` where tracked files differ; None outside a repository or without git."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+    here = Path.cwd()
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
+        commit = git(here, "rev-parse", "--verify", "HEAD")
+        return f"{commit}+" if git(here, "status", "--porcelain", "--untracked-files=no") else commit
+    except GitFailed:
         return None
-    return answer.stdout.strip()
