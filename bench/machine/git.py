@@ -68,4 +68,4 @@ def git(folder: Path, *arguments: str, variables: Mapping[str, str] | None = Non
 def _reason(errors: str) -> str:
     """Return git's own last lines as one: where a filter is missing, its last alone does not say so."""
     lines = dict.fromkeys(line.strip() for line in errors.splitlines() if line.strip())
-    return " ".join(list(lines)[-4:]).removeprefix("fatal: ")
+    return "; ".join(list(lines)[-4:]).removeprefix("fatal: ")

@@ -247,7 +247,7 @@ def test_a_required_filter_that_is_not_installed_is_named(repository):
     git(repository, "config", "filter.lfs.required", "true")
     before = stored(repository)
     with (
-        pytest.raises(UsageError, match=r"git cannot check out \w+: .*kvbench-no-such-filter.*not found") as refused,
+        pytest.raises(UsageError, match=r"git cannot check out \w+: .*kvbench-no-such-filter") as refused,
         worktrees.checkout(repository, worktrees.commit(repository, "HEAD", "BASE")),
     ):
         pass
