@@ -36,6 +36,10 @@ class Covariates(msgspec.Struct, frozen=True, kw_only=True):
     """Page faults of the worker, minor and major."""
     idle_arms_ns: int | None = None
     """CPU time of the other arms, which should sleep."""
+    throttled_periods: int | None = None
+    """Periods in which the CPU quota of a container stopped its threads; None without a quota."""
+    throttled_ns: int | None = None
+    """For how long, all threads of the container together."""
     gpu_clock_mhz: int | None = None
     gpu_throttle_reasons: int | None = None
 
@@ -160,6 +164,16 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     governor: str | None
     transparent_hugepage: str | None
     kvbench: str
+    cpu_quota: float | None = None
+    """Cores' worth of time that a container or job may use; None without a limit. `cores` has it rounded down."""
+    memory_limit_bytes: int | None = None
+    """The most memory that a container or job may hold, where that is less than `memory_bytes`."""
+    bound_cores: list[int] | None = None
+    """The cores that importing torch bound the main thread to ; None where it did not."""
+    bound_by: str | None = None
+    """The user's variables that bind threads, as in `OMP_PROC_BIND=close`."""
+    thread_variables: dict[str, str] = {}
+    """All of the user's variables that concern threads (`bench.machine.threads`)."""
 
     @property
     def fingerprint(self) -> dict[str, str | int | None]:

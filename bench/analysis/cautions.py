@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import msgspec
 import pandas as pd
 
 from bench.analysis import frames
 from bench.analysis.tidy import CLOCK_TICK_NS, MIN_PROCESSES, Tidy
+from bench.case import HOST_DEVICES
 from bench.record import Run
 
 FIRST_STEP_FACTOR = 10.0
@@ -47,6 +48,7 @@ def cautions(tidy: Tidy, summary: pd.DataFrame) -> list[Caution]:
     return [
         *_unfinished(tidy),
         *_processes(tidy.measured),
+        *_threads(tidy.run),
         *_naive_logits(tidy.run),
         *_disturbed(tidy),
         *_idle_arms(tidy.measured),
@@ -90,6 +92,35 @@ def _processes(turns: pd.DataFrame) -> Iterator[Caution]:
         )
 
 
+def _threads(run: Run) -> Iterator[Caution]:
+    """More threads than a container's quota keeps busy, or than the cores that the user's variables bind them to."""
+    machine = run.manifest.environment
+    counts = sorted({plan.case.n_threads for plan in run.manifest.plan if plan.case.device in HOST_DEVICES})
+    over = [count for count in counts if machine.cpu_quota is not None and count > machine.cpu_quota]
+    if over:
+        yield Caution(
+            case=None,
+            text=f"{_listed(over)} on a CPU quota of {machine.cpu_quota:g} cores: they are stopped in every period",
+            advice=f"measure with --threads {machine.cores}, or raise the limit of the container",
+        )
+    bound = machine.bound_cores
+    over = [count for count in counts if bound is not None and count > len(bound)]
+    if over and bound is not None:
+        yield Caution(
+            case=None,
+            text=f"{_listed(over)} with the main thread bound to core {_numbers(bound)} ({machine.bound_by})",
+            advice="unset that variable, or compare only with runs under the same binding",
+        )
+
+
+def _listed(counts: Collection[int]) -> str:
+    return f"{_numbers(counts)} thread{'s' if max(counts) > 1 else ''}"
+
+
+def _numbers(values: Collection[int]) -> str:
+    return ", ".join(map(str, values))
+
+
 def _naive_logits(run: Run) -> Iterator[Caution]:
     if any(plan.case.naive_logits == "all" for plan in run.manifest.plan):
         yield Caution(
@@ -103,7 +134,7 @@ def _disturbed(tidy: Tidy) -> Iterator[Caution]:
     for case, share in disturbed(tidy).items():
         yield Caution(
             case=case,
-            text=f"{share:.0%} of the rounds were disturbed by CPU steal or GPU throttling: inconclusive",
+            text=f"{share:.0%} of the rounds were disturbed by CPU steal or throttling: inconclusive",
             advice="measure again when the machine is quieter, or with more --repetitions",
         )
 

@@ -193,14 +193,14 @@ def _outcome(matches: list[TokensMatch], failure: tuple[Status, str] | None, tim
 def _judged(turns: pd.DataFrame, cores: int) -> pd.DataFrame:
     """The turns that are no warm-up, with a column `disturbed`.
 
-    A turn is disturbed if more than `STEAL_SHARE` of wall time x threads was stolen (and more than one clock tick),
-    or if the GPU was throttled from outside. Steal is counted on all cores, but it only falls on cores that have work,
-    which in a turn are those of the arm's own threads; hence threads, not cores. A turn is never judged by its time,
-    nor by context switches, page faults or stalls, which the code itself may cause.
+    A turn is disturbed if more than `STEAL_SHARE` of wall time x threads (and more than one clock tick) was stolen, or
+    lost to a container's CPU quota, or if the GPU was throttled from outside. Steal is counted on all cores, but it
+    only falls on cores that have work, which in a turn are those of the arm's own threads; hence threads, not cores. A
+    turn is never judged by its time, nor by context switches, page faults or stalls, which the code itself may cause.
     """
     turns = turns[~turns["warmup"]]
     threads = turns["n_threads"].clip(upper=cores)
-    steal_ns = turns["steal_ns"].fillna(0).astype("int64")
+    lost_ns = turns[["steal_ns", "throttled_ns"]].fillna(0).astype("int64").sum(axis=1)
     allowed_ns = (STEAL_SHARE * frames.NS_PER_MS * turns["wall_ms"] * threads).clip(lower=CLOCK_TICK_NS)
     throttled = turns["gpu_throttle_reasons"].fillna(0).astype("int64") & GPU_SLOWDOWN_REASONS
-    return turns.assign(disturbed=(steal_ns > allowed_ns) | (throttled != 0))
+    return turns.assign(disturbed=(lost_ns > allowed_ns) | (throttled != 0))

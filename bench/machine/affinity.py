@@ -1,6 +1,6 @@
 """Which cores the threads of a process may use, whether they compute, and how long they have waited for one (Linux).
 
-Every function but `waited_ns` raises FileNotFoundError where the process is gone.
+Every function that takes a `pid`, but `waited_ns`, raises FileNotFoundError where the process is gone.
 """
 
 from __future__ import annotations
@@ -19,15 +19,40 @@ MOST_SPIN_S, SPIN_POLL_S = 5.0, 0.0005
 """For how long `wait_for_rest` watches threads compute, and how often it looks. Waiting threads spin for some
 milliseconds of their own; where other programs have the cores, that takes longer."""
 
+_AT_START = frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+"""The cores of the thread that imported `bench`, before anything that binds it: under OMP_PROC_BIND and its kind
+importing torch leaves its thread one core, and every process started later inherits that."""
+_bound: list[frozenset[int]] = []
+"""What imports had bound the thread to when `unbind` was called."""
+
+
+def allowed_cores() -> int:
+    """Count the logical cores that this process may use: those of its affinity (and cpuset) when it began."""
+    return len(_AT_START) if _AT_START is not None else os.cpu_count() or 1
+
 
 def usable_cores() -> int:
-    """Logical cores that this process may use: its affinity, cut by a container's CPU quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return math.ceil(min(cores, cgroup.cpu_quota()))
+    """Count the cores that this process can keep busy: the allowed ones, cut by a container's CPU quota.
+
+    A quota of 1.5 is one core, since two threads would be stopped in every period; at least one is left.
+    """
+    return max(1, math.floor(min(allowed_cores(), cgroup.cpu_quota())))
+
+
+def unbind() -> frozenset[int] | None:
+    """Give the calling thread the cores back that it had at the start, so that its children inherit all of them.
+
+    Returns:
+        The cores that an import had bound it to, now or earlier; None where it was not bound.
+    """
+    if _AT_START is not None and (bound := frozenset(os.sched_getaffinity(0))) != _AT_START:
+        _bound.append(bound)
+        os.sched_setaffinity(0, _AT_START)
+    return _bound[-1] if _bound else None
 
 
 def common(pid: int) -> frozenset[int]:
-    """The cores that every thread of `pid` may use; none where they differ, or the system does not tell."""
+    """Return the cores that every thread of `pid` may use; none where they differ, or the system has no affinities."""
     if not hasattr(os, "sched_getaffinity"):
         return frozenset()
     found = set()
@@ -49,7 +74,7 @@ def give(pid: int, cores: Collection[int]) -> None:
 
 
 def terms(pid: int) -> str:
-    """The cores and the priority that the threads of `pid` have: what must be equal for two times to be comparable."""
+    """Describe cores and priority of the threads of `pid`: what must be equal for two times to be comparable."""
     if not hasattr(os, "sched_getaffinity"):
         return "any core"
     found = set()
@@ -61,9 +86,9 @@ def terms(pid: int) -> str:
 
 
 def at_rest(pid: int) -> bool:
-    """Whether no thread of `pid` is on a core or waits for one (proc(5), the state in stat).
+    """Return whether no thread of `pid` is on a core or waits for one now (proc(5), the state in stat).
 
-    It tells the moment, where the CPU time that a process has used is brought up to date by the scheduler's tick alone.
+    The CPU time that a process has used would not do: it is brought up to date by the scheduler's tick alone.
     """
     for thread in _threads(pid):
         with suppress(FileNotFoundError, ProcessLookupError):
@@ -86,7 +111,7 @@ def wait_for_rest(pid: int) -> bool:
 
 
 def waited_ns(pid: int) -> int | None:
-    """How long the threads of `pid` have been ready to run without a core (proc(5), schedstat); None off Linux."""
+    """Return how long the threads of `pid` have waited, ready to run, for a core (schedstat); None off Linux."""
     total = 0
     try:
         threads = _threads(pid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import platform
 import re
 from functools import cache
@@ -11,11 +12,13 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from bench.machine.affinity import usable_cores
+from bench.machine import cgroup
+from bench.machine.affinity import unbind, usable_cores
 from bench.machine.cgroup import read_file
 from bench.machine.cpu import CPUS, Cpu, isa
 from bench.machine.cuda import gpu_driver, gpu_name
 from bench.machine.git import GitFailed, git
+from bench.machine.threads import binding, user_variables
 from bench.record import Environment
 
 
@@ -39,6 +42,9 @@ def read_environment(torch_facts: TorchFacts | None = None) -> Environment:
     Takes 0.2 s, and the import of torch unless a process that has it already (a worker) gives the `torch_facts`.
     """
     facts = torch_facts or read_torch_facts()
+    bound, variables = unbind(), user_variables()
+    quota, limit = cgroup.cpu_quota(), cgroup.memory_limit_bytes()
+    memory_bytes = psutil.virtual_memory().total
     cpu = _cpuinfo()
     return Environment(
         hostname=platform.node(),
@@ -47,7 +53,7 @@ def read_environment(torch_facts: TorchFacts | None = None) -> Environment:
         cores=usable_cores(),
         isa=facts.isa,
         l3_bytes=Cpu().last_level_cache_bytes(),
-        memory_bytes=psutil.virtual_memory().total,
+        memory_bytes=memory_bytes,
         python=platform.python_version(),
         torch=importlib.metadata.version("torch"),
         transformers=importlib.metadata.version("transformers"),
@@ -58,6 +64,11 @@ def read_environment(torch_facts: TorchFacts | None = None) -> Environment:
         governor=read_file(CPUS / "cpu0/cpufreq/scaling_governor"),
         transparent_hugepage=_transparent_hugepage(),
         kvbench=importlib.metadata.version("kvbench"),
+        cpu_quota=quota if quota < math.inf else None,
+        memory_limit_bytes=int(limit) if limit < memory_bytes else None,
+        bound_cores=sorted(bound) if bound else None,
+        bound_by=binding(variables) if bound else None,
+        thread_variables=variables,
     )
 
 

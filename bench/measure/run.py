@@ -15,6 +15,7 @@ from bench.case import Sweep
 from bench.errors import DataError, UsageError
 from bench.machine.devices import DEVICES
 from bench.machine.environment import read_environment
+from bench.machine.threads import notice, user_variables
 from bench.measure import plan as planning
 from bench.measure.ceiling_turns import CEILINGS, settings_of, survey
 from bench.measure.plan import Limits
@@ -129,6 +130,9 @@ def measure(job: Job, servers: RunServers) -> Run:
     Raises:
         UsageError: the folder cannot be written.
     """
+    about_threads = notice({item.case.n_threads for item in job.manifest.plan}, user_variables())
+    if about_threads is not None:
+        print(f"kvbench: {about_threads}", file=sys.stderr, flush=True)
     if job.previous is not None:
         folder, digest = Path(job.previous.path), job.manifest.digest
     else:

@@ -16,6 +16,8 @@ from typing import Self
 import msgspec
 
 from bench.errors import DataError, UsageError
+from bench.machine.affinity import unbind
+from bench.machine.threads import with_threads
 from bench.measure.worker_process import WorkerProcess, last_line
 from bench.protocol import VERSION, Ended, Introduction
 
@@ -64,6 +66,7 @@ class ForkServer:
         self._stack = ExitStack()
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="kvbench-")))
         self._socket = self._folder / "socket"
+        unbind()  # a server that inherited one core of an import here would have no other
         try:
             with (self._folder / "errors").open("wb") as errors:
                 self._process = subprocess.Popen(
@@ -206,12 +209,9 @@ class RunServers:
 
 def worker_environment(n_threads: int, trees: Sequence[Path] = (TREE,)) -> dict[str, str]:
     """Return the environment variables of every worker with so many threads; its own trees are imported from first."""
-    threads = str(n_threads)
-    return os.environ | {
+    return with_threads(n_threads) | {
         "PYTHONPATH": os.pathsep.join([*map(str, trees), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "PYTHONHASHSEED": "0",
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
         "TOKENIZERS_PARALLELISM": "false",
         # Freed activations stay with the process: without this, glibc returns and faults in the pages of every large
         # temporary again and again (prefill of 512 tokens: 0.86 s against 0.77 s).

@@ -67,7 +67,7 @@ def test_many_disturbed_rounds_are_inconclusive():
     assert texts(make_run([CASE], rounds=10, covariates=steal(0.2))) == []
     ((case, text),) = texts(make_run([CASE], rounds=10, covariates=steal(0.3)))
     assert case == CASE.key
-    assert text == "30% of the rounds were disturbed by CPU steal or GPU throttling: inconclusive"
+    assert text == "30% of the rounds were disturbed by CPU steal or throttling: inconclusive"
 
 
 def test_idle_arms_that_spin():
