@@ -207,6 +207,7 @@ def _turn_of(name: SideName, block: int, taken: TurnTaken, wall_ns: int, waited_
         wall_ns=wall_ns,
         waited_ns=waited_ns,
         steal_ns=taken.covariates.steal_ns,
+        throttled_ns=taken.covariates.throttled_ns,
     )
 
 

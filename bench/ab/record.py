@@ -38,6 +38,8 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     prefill_waited_ns: int | None = None
     """What of that was before the first token, if the turn was in lockstep."""
     steal_ns: int | None
+    throttled_ns: int | None = None
+    """Time for which a container's CPU quota stopped threads; None without a quota."""
 
 
 class PairTimes(msgspec.Struct, frozen=True, kw_only=True, tag="pair"):

@@ -288,4 +288,5 @@ def averages(phase: Phase, *, lockstep: bool) -> bool:
 
 
 def _was_stolen_from(turn: Turn, n_threads: int) -> bool:
-    return turn.steal_ns is not None and turn.steal_ns > max(CLOCK_TICK_NS, STEAL_SHARE * turn.wall_ns * n_threads)
+    lost_ns = (turn.steal_ns or 0) + (turn.throttled_ns or 0)
+    return lost_ns > max(CLOCK_TICK_NS, STEAL_SHARE * turn.wall_ns * n_threads)

@@ -6,7 +6,7 @@ from bench.analysis.cautions import cautions as cautions_of
 from bench.analysis.summary import summarize
 from bench.analysis.tidy import Tidy
 from bench.record import Covariates
-from tests.handmade import QUIET, grid, make_case, make_run
+from tests.handmade import ENVIRONMENT, QUIET, grid, make_case, make_run
 
 CASE = make_case()
 
@@ -58,6 +58,36 @@ def test_an_interrupted_run_is_told_to_be_resumed_and_nothing_else_of_its_missin
     assert texts(torn) == [(None, "the run was interrupted: 1 of 1 cases lack rounds")]
     (first, *_) = cautions(msgspec.structs.replace(run, samples=[]))
     assert first.advice == f"`kvbench run --resume {run.name}` adds them"
+
+
+def machine(**fields):
+    return msgspec.structs.replace(ENVIRONMENT, **fields)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        (machine(cpu_quota=1.5, cores=1), "2 threads on a CPU quota of 1.5 cores: they are stopped in every period"),
+        (machine(cpu_quota=2.0), None),
+        (
+            machine(bound_cores=[0], bound_by="OMP_PROC_BIND=close"),
+            "2 threads with the main thread bound to core 0 (OMP_PROC_BIND=close)",
+        ),
+        (machine(bound_cores=[0, 1], bound_by="OMP_PLACES={0,1}"), None),
+    ],
+)
+def test_more_threads_than_a_quota_or_a_binding_leaves_are_said(environment, expected):
+    assert texts(make_run([CASE], environment=environment)) == ([(None, expected)] if expected else [])
+    gpu = msgspec.structs.replace(CASE, device="cuda")
+    assert texts(make_run([gpu], environment=environment)) == []  # none of them computes there
+
+
+def test_rounds_that_a_quota_stopped_are_disturbed():
+    def throttled(_, number):
+        return Covariates(throttled_periods=10, throttled_ns=10**9) if number < 3 else QUIET
+
+    ((_, text),) = texts(make_run([CASE], rounds=10, covariates=throttled))
+    assert text == "30% of the rounds were disturbed by CPU steal or throttling: inconclusive"
 
 
 def test_many_disturbed_rounds_are_inconclusive():

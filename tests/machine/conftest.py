@@ -8,6 +8,14 @@ import pytest
 
 from bench.machine import cgroup, covariates, cpu, cuda, environment
 
+MOUNTS = """\
+30 23 0:26 / /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw
+32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu
+35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
+23 1 8:1 / / rw,relatime shared:1 - ext4 /dev/root rw
+"""
+"""Both versions of control groups, in the usual places; what /proc/self/cgroup names decides which are used."""
+
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
@@ -24,6 +32,8 @@ def files(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "CPUS", tmp_path / "sys/devices/system/cpu")
 
     def write(contents: dict[str, str]) -> None:
+        if "/proc/self/cgroup" in contents:
+            contents = {"/proc/self/mountinfo": MOUNTS} | contents
         for name, text in contents.items():
             path = tmp_path / name.lstrip("/")
             path.parent.mkdir(parents=True, exist_ok=True)

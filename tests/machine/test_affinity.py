@@ -43,6 +43,35 @@ def test_what_is_given_is_what_a_process_has(child):
     assert affinity.terms(child) == affinity.terms(os.getpid())
 
 
+BOUND = """
+from bench.machine import affinity
+import os
+before = os.sched_getaffinity(0)
+import torch
+assert affinity.allowed_cores() == len(before), "counted after the import"
+bound = affinity.unbind()
+print(len(before), len(bound or before), len(os.sched_getaffinity(0)), affinity.unbind())
+"""
+
+
+@linux
+@pytest.mark.parametrize(("name", "value"), [("OMP_PROC_BIND", "close"), ("GOMP_CPU_AFFINITY", "0")])
+def test_an_import_that_binds_changes_neither_the_count_nor_what_children_inherit(name, value):
+    answer = subprocess.check_output([sys.executable, "-c", BOUND], text=True, env=os.environ | {name: value})
+    n_cores = len(os.sched_getaffinity(0))
+    before, bound, after, again = answer.split()
+    assert int(before) == int(after) == n_cores
+    assert bound == "1"
+    assert again == "None"
+
+
+@linux
+def test_a_thread_that_is_not_bound_is_left_alone():
+    before = os.sched_getaffinity(0)
+    assert affinity.unbind() is None
+    assert os.sched_getaffinity(0) == before
+
+
 @linux
 def test_cores_that_do_not_exist_are_refused(child):
     with pytest.raises(OSError, match="Invalid argument"):

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from bench.machine import covariates
+from bench.machine import cgroup, covariates
 from bench.machine.covariates import CovariateReader
 from bench.machine.cpu import Cpu
 from bench.record import Covariates
@@ -34,6 +34,24 @@ def test_covariates_are_differences_over_the_turn(files):
     assert found.gpu_clock_mhz is None
     assert found.gpu_throttle_reasons is None
     assert found.idle_arms_ns is None
+    assert found.throttled_periods is None
+
+
+def test_throttled_periods_of_a_container(files):
+    folder = "/sys/fs/cgroup/job"
+    stat = "nr_periods 9\nnr_throttled {}\nthrottled_usec {}\n"
+    files(
+        {
+            "/proc/self/cgroup": "0::/job\n",
+            f"{folder}/cpu.max": "150000 100000",
+            f"{folder}/cpu.stat": stat.format(2, 100),
+        }
+    )
+    reader = CovariateReader(Cpu())
+    reader.start()
+    files({f"{folder}/cpu.stat": stat.format(5, 350)})
+    found = reader.stop()
+    assert (found.throttled_periods, found.throttled_ns) == (3, 250_000)
 
 
 @pytest.mark.parametrize("stat", [None, "cpu  10 0 20 30\n", ""])
@@ -58,9 +76,11 @@ def test_page_faults_are_counted():
     assert found.page_faults >= 16  # by huge pages of 4 MB at the largest; 16384 by small ones
 
 
-def test_a_look_reads_two_small_files(monkeypatch):
+def test_without_a_quota_a_look_reads_two_small_files(files, monkeypatch):
     """Whatever takes longer would show between the turns."""
+    reader = CovariateReader(Cpu())
     read = []
-    monkeypatch.setattr(covariates, "read_file", lambda path, *_: read.append(str(path)))
-    CovariateReader(Cpu()).start()
-    assert read == ["/proc/stat", "/proc/pressure/cpu"]
+    for module in (covariates, cgroup):
+        monkeypatch.setattr(module, "read_file", lambda path, *_: read.append(path.name))
+    reader.start()
+    assert read == ["stat", "cpu"]
