@@ -28,11 +28,15 @@ def env(
       kvbench env -o json --no-ceilings        plain numbers, in bytes
     """
     from bench.machine.environment import read_environment
+    from bench.machine.threads import notice
     from bench.measure import ceiling_turns
     from bench.measure.server_process import RunServers
     from bench.tell import tables
 
     environment = read_environment()
+    about_threads = notice({1, environment.cores}, environment.thread_variables)
+    if about_threads is not None:
+        note(about_threads)
     measured = []
     if ceilings:
         with RunServers() as servers:

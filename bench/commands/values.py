@@ -11,17 +11,18 @@ from bench.errors import UsageError
 
 
 def thread_count(given: int | None) -> int:
-    """Return the number of threads, by default the cores that this process may use.
+    """Return the number of threads, by default the cores that this process can keep busy.
+
+    More threads than a container's CPU quota keeps busy are allowed, with a caution in the report.
 
     Raises:
         UsageError: more threads than cores.
     """
-    from bench.machine.affinity import usable_cores
+    from bench.machine.affinity import allowed_cores, usable_cores
 
-    cores = usable_cores()
-    if given is not None and given > cores:
-        raise UsageError(f"--threads {given}: this process may use {cores} cores")
-    return cores if given is None else given
+    if given is not None and given > allowed_cores():
+        raise UsageError(f"--threads {given}: this process may use {allowed_cores()} cores")
+    return usable_cores() if given is None else given
 
 
 def available_device(name: str) -> str:

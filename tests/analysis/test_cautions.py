@@ -67,7 +67,10 @@ def machine(**fields):
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
-        (machine(cpu_quota=1.5, cores=1), "2 threads on a CPU quota of 1.5 cores: they are stopped in every period"),
+        (
+            machine(cpu_quota=1.5, cores=1),
+            "2 threads on a CPU quota of 1.5 cores: the system stops them once it is used up",
+        ),
         (machine(cpu_quota=2.0), None),
         (
             machine(bound_cores=[0], bound_by="OMP_PROC_BIND=close"),

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.machine import affinity
+from bench.commands.values import thread_count
+from bench.errors import UsageError
+from bench.machine import affinity, cgroup
 
 TWO_THREADS = "import threading; threading.Thread(target=threading.Event().wait, daemon=True).start(); print(); input()"
 
@@ -44,7 +46,9 @@ def test_what_is_given_is_what_a_process_has(child):
 
 
 BOUND = """
-from bench.machine import affinity
+from bench.commands.values import thread_count
+from bench.errors import UsageError
+from bench.machine import affinity, cgroup
 import os
 before = os.sched_getaffinity(0)
 import torch
@@ -111,3 +115,12 @@ def test_waiting_for_a_core_only_grows():
     before = affinity.waited_ns(os.getpid())
     assert before is None or affinity.waited_ns(os.getpid()) >= before
     assert affinity.waited_ns(2**22 + 1) is None
+
+
+def test_threads_may_exceed_a_quota_but_not_the_cores(monkeypatch):
+    monkeypatch.setattr(affinity, "_AT_START", frozenset(range(4)))
+    monkeypatch.setattr(cgroup, "cpu_quota", lambda: 1.5)
+    assert thread_count(None) == 1
+    assert thread_count(4) == 4
+    with pytest.raises(UsageError, match="--threads 5: this process may use 4 cores"):
+        thread_count(5)
