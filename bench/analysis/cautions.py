@@ -100,7 +100,7 @@ def _threads(run: Run) -> Iterator[Caution]:
     if over:
         yield Caution(
             case=None,
-            text=f"{_listed(over)} on a CPU quota of {machine.cpu_quota:g} cores: the system stops them once it is used up",
+            text=f"{_listed(over)} on a CPU quota of {machine.cpu_quota:g} cores are stopped once it is used up",
             advice=f"measure with --threads {machine.cores}, or raise the limit of the container",
         )
     bound = machine.bound_cores

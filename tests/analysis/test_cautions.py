@@ -69,7 +69,7 @@ def machine(**fields):
     [
         (
             machine(cpu_quota=1.5, cores=1),
-            "2 threads on a CPU quota of 1.5 cores: the system stops them once it is used up",
+            "2 threads on a CPU quota of 1.5 cores are stopped once it is used up",
         ),
         (machine(cpu_quota=2.0), None),
         (
