@@ -1,4 +1,4 @@
-"""The cache of `compiled`: keys and values in chunks, written in place, and what attends to them.
+"""The cache of `compiled`: rows written in place, and what attends to them.
 
 Axes: `batch` sequences, `q` positions of one forward, `chunks` of CHUNK positions each.
 """
@@ -12,22 +12,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from kvcache.compiled.decoder import Layer
-from kvcache.compiled.kernels import CHUNK, attend_to_chunks
+from kvcache.compiled.kernels import attend_to_rows
+from kvcache.compiled.rows import CHUNK, Rows
 
 
 class Slot(NamedTuple):
-    """A layer and its cache: keys `[batch, kv_heads, chunks, head_dim, CHUNK]`, values `[..., CHUNK, head_dim]`."""
+    """A layer and its cache."""
 
     layer: Layer
-    keys: Tensor
-    values: Tensor
-
-
-def write(slot: Slot, rows: tuple[Tensor, Tensor], k: Tensor, v: Tensor) -> None:
-    """Store `k` and `v [batch, kv_heads, q, head_dim]` in the cache; `rows`: chunk and place in it, `[q]` each."""
-    chunk, place = rows
-    slot.keys[:, :, chunk, :, place] = k.permute(2, 0, 1, 3)  # indices that are not neighbours come first
-    slot.values[:, :, chunk, place] = v
+    rows: Rows
 
 
 def seen(positions: Tensor, at: Tensor, window: int | None) -> Tensor:
@@ -38,30 +31,39 @@ def seen(positions: Tensor, at: Tensor, window: int | None) -> Tensor:
 
 def attend_to_cache(slot: Slot, at: Tensor, in_use: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Write `k` and `v` to the row `at [1]`; attend to the chunks whose positions are `in_use [chunks, CHUNK]`."""
-    write(slot, (at // CHUNK, at % CHUNK), k, v)
-    keys, values = (cache[:, :, : in_use.shape[0]] for cache in (slot.keys, slot.values))
+    slot.rows.write(at // CHUNK, at % CHUNK, k, v)
+    rows = slot.rows.first(in_use.shape[0])
     visible = seen(in_use, at, slot.layer.window)
     if torch.compiler.is_compiling():
-        return attend_to_chunks(q * slot.layer.scale, keys, values, visible)
+        return attend_to_rows(q * slot.layer.scale, rows, visible)
     # Run eagerly (to count its operations, say) it is the product that it stands for.
+    keys, values = (part.to(q.dtype) for part in rows.plain(in_use.numel()))
     return functional.scaled_dot_product_attention(
-        q,
-        keys.transpose(-1, -2).flatten(2, 3),
-        values.flatten(2, 3),
-        visible.flatten()[None],
-        scale=slot.layer.scale,
-        enable_gqa=True,
+        q, keys, values, visible.flatten()[None], scale=slot.layer.scale, enable_gqa=True
     )
 
 
 def attend_to_prefix(
-    slot: Slot, rows: tuple[Tensor, Tensor], start: int, mask: Tensor | None, q: Tensor, k: Tensor, v: Tensor
+    slot: Slot,
+    at: Tensor,
+    start: int,
+    mask: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    as_stored: bool = False,
 ) -> Tensor:
-    """Write `k` and `v` to `rows`, those from `start` on; attend to all rows so far, by torch's own kernel."""
-    write(slot, rows, k, v)
-    if start:
-        end = start + k.shape[2]
-        k, v = (cache.flatten(2, 3)[:, :, :end] for cache in (slot.keys.transpose(-1, -2), slot.values))
+    """Write `k` and `v` to the rows `at [q]`, those from `start` on; attend to all rows so far, by torch's own kernel.
+
+    A prompt attends to its own keys and values as they are, before a format rounds them, unless it is to see them
+    `as_stored`. That takes one layer's rows at a time in full width, never the whole cache.
+    """
+    slot.rows.write(at // CHUNK, at % CHUNK, k, v)
+    if as_stored:
+        k, v = (part.to(q.dtype) for part in slot.rows.plain(start + k.shape[2]))
+    elif start:
+        k, v = slot.rows.with_own(start, k, v)
     return functional.scaled_dot_product_attention(
         q, k, v, mask, is_causal=mask is None, scale=slot.layer.scale, enable_gqa=True
     )

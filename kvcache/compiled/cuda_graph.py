@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from kvcache.compiled.cache import Slot
 from kvcache.compiled.decoder import Rotary
-from kvcache.compiled.kernels import CHUNK
+from kvcache.compiled.rows import CHUNK
 from kvcache.compiled.step import Step
 
 

@@ -14,15 +14,13 @@ from torch.nn import functional
 
 if TYPE_CHECKING:  # a ceiling takes oneDNN's product from here and needs no transformers
     from kvcache.compiled.decoder import Activation, Layer, Linear, Norm, Rotary
+from kvcache.compiled.rows import Rows
 
 FEW_ROWS = 8
 """Up to here a compiled product is a multiply-and-sum, above it a GEMM."""
 
 STREAMS = 2
 """Places at which a product reads its weight at once; more than one keeps more of the memory's channels busy (5 %)."""
-
-CHUNK = 64
-"""Cached positions that one partial sum of attention covers: a chunk's keys or values stay in the first-level cache."""
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """`q [batch, heads, q, head_dim]`, `k` and `v [batch, kv_heads, q, head_dim]` -> `[batch, heads, q, head_dim]`."""
@@ -111,30 +109,26 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     return result
 
 
-def attend_to_chunks(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
-    """Attention of one query per head over a cache in chunks, without copying it or repeating grouped keys.
+def attend_to_rows(q: Tensor, rows: Rows, seen: Tensor) -> Tensor:
+    """Attend with one query per head to a cache in chunks, without copying it or repeating grouped keys.
 
     The queries of a group are separate expressions over the same loop, so that keys and values are read once for all
     of them; each chunk gives a weighted sum of its own, so that threads share the work.
 
     Args:
         q: `[batch, heads, 1, head_dim]`, scaled.
-        keys: `[batch, kv_heads, chunks, head_dim, CHUNK]`: positions last, so that a score needs no sum across the
-            lanes of a vector.
-        values: `[batch, kv_heads, chunks, CHUNK, head_dim]`.
+        rows: the chunks to attend to.
         seen: which positions count, `[chunks, CHUNK]`.
 
     Returns:
         `[batch, heads, 1, head_dim]`
     """
-    k, v = keys.float(), values.float()
-    group = q.float().unflatten(1, (keys.shape[1], -1)).unbind(2)  # each [batch, kv_heads, 1, head_dim]
-    scores = torch.stack([(k * query.unsqueeze(-1)).sum(3) for query in group], dim=2)
+    kv_heads = rows.keys.shape[1]
+    group = q.float().unflatten(1, (kv_heads, -1)).unbind(2)  # each [batch, kv_heads, 1, head_dim]
+    scores = torch.stack([rows.scores(query) for query in group], dim=2)
     scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)  # [batch, kv_heads, group, chunks, CHUNK]
     weights = (scores - scores.amax((-2, -1), keepdim=True)).exp()
-    # Each [batch, kv_heads, chunks, head_dim].
-    by_chunk = [(weights[:, :, i].unsqueeze(-1) * v).sum(3) for i in range(len(group))]
-    attended = torch.stack(by_chunk, dim=2).sum(3) / weights.sum((-2, -1)).unsqueeze(-1)
+    attended = rows.weighted(weights) / weights.sum((-2, -1)).unsqueeze(-1)
     return attended.flatten(1, 2).unsqueeze(2).to(q.dtype)
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from kvcache.caches.contract import Unsupported
 from kvcache.compiled.cache import Slot, attend_to_cache
 from kvcache.compiled.decoder import Activation, Decoder, Layer, Rotary
-from kvcache.compiled.kernels import CHUNK, block, head
+from kvcache.compiled.kernels import block, head
+from kvcache.compiled.rows import CHUNK
 
 Backend = Literal["inductor", "eager"]
 
@@ -96,7 +97,7 @@ class Step:
     @property
     def batch_size(self) -> int:
         """Sequences that the slots hold."""
-        return self.slots[0].keys.shape[0]
+        return self.slots[0].rows.keys.shape[0]
 
     def _require_compiler(self) -> None:
         """Refuse where inductor could not compile on this CPU, before it tries."""
@@ -117,7 +118,7 @@ class Step:
 
     def _mark_what_varies(self, in_use: Tensor) -> None:
         """Name to the compiler the sizes that differ between steps and between capacities."""
-        caches = [cache for slot in self.slots for cache in (slot.keys, slot.values)]
+        caches = [tensor for slot in self.slots for tensor in slot.rows]
         by_axis = {0: [in_use, *(self.rotary or ())], 2: caches}
         for axis, tensors in by_axis.items():
             for tensor in tensors:

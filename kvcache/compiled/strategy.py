@@ -14,7 +14,8 @@ from kvcache.caches.contract import Unsupported
 from kvcache.compiled.cache import Slot, attend_to_prefix, seen
 from kvcache.compiled.cuda_graph import GraphStep
 from kvcache.compiled.decoder import decoder
-from kvcache.compiled.kernels import CHUNK, FEW_ROWS, block, head
+from kvcache.compiled.kernels import FEW_ROWS, block, head
+from kvcache.compiled.rows import CHUNK, ExactRows, Rows
 from kvcache.compiled.step import FEWEST_CHUNKS, Backend, Step
 from kvcache.strategies.strategy import Strategy
 
@@ -31,11 +32,16 @@ class Compiled(Strategy):
     """
 
     name: ClassVar[str] = "compiled"
+    rows: ClassVar[type[Rows]] = ExactRows
+    """How keys and values are stored."""
 
-    def __init__(self, model: PreTrainedModel, *, backend: Backend = "inductor") -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, backend: Backend = "inductor", prefill_as_stored: bool = False
+    ) -> None:
         """Take `model`, whose weights stay where they are (GPT-2's are laid out anew in place).
 
-        `backend` is torch.compile's; "eager" checks the logic without a compiler, slowly.
+        `backend` is torch.compile's; "eager" checks the logic without a compiler, slowly. A prompt attends to its own
+        keys and values before they are rounded to the format of the cache; with `prefill_as_stored`, after.
 
         Raises:
             Unsupported: the architecture, the data type or the device is not one of those written down, or there is
@@ -45,6 +51,7 @@ class Compiled(Strategy):
         self.decoder = decoder(model)
         self._step = (GraphStep if model.device.type == "cuda" else Step)(self.decoder, backend)
         self._compile_ns = 0
+        self._prefill_as_stored = prefill_as_stored
 
     def prepare(self, batch_size: int, capacity: int, context: Tensor | None = None) -> None:
         super().prepare(batch_size, capacity, context)
@@ -52,11 +59,8 @@ class Compiled(Strategy):
         if model.positions is not None and capacity > len(model.positions):
             raise ValueError(f"the model has {len(model.positions)} positions, a capacity of {capacity} is more")
         chunks = max(FEWEST_CHUNKS + 1, -(-capacity // CHUNK))
-        keys = (batch_size, model.kv_heads, chunks, model.head_dim, CHUNK)
-        values = (batch_size, model.kv_heads, chunks, CHUNK, model.head_dim)
-        # Zeroes come from the kernel untouched: memory is taken as tokens arrive.
-        zeros = model.tokens.new_zeros
-        self._slots = [Slot(layer, zeros(keys), zeros(values)) for layer in model.layers]
+        shape = (batch_size, model.kv_heads, chunks, model.head_dim)
+        self._slots = [Slot(layer, self.rows.empty(model.tokens, *shape)) for layer in model.layers]
         self._positions = torch.arange(chunks * CHUNK, device=model.tokens.device)
         self._rotary = model.rotary(self._positions)
         start = time.perf_counter_ns()
@@ -82,9 +86,9 @@ class Compiled(Strategy):
         masks = {layer.window: self._mask(start, end, layer.window) for layer in model.layers}
         at = self._positions[start:end]
         x = model.embed(ids, at)
-        rows = at // CHUNK, at % CHUNK
         for slot in self._slots:
-            attend = functools.partial(attend_to_prefix, slot, rows, start, masks[slot.layer.window])
+            mask = masks[slot.layer.window]
+            attend = functools.partial(attend_to_prefix, slot, at, start, mask, as_stored=self._prefill_as_stored)
             x = block(x, slot.layer, rotary, attend, model.activation)
         self.length = end
         last = x[:, -1:].contiguous()
@@ -103,8 +107,8 @@ class Compiled(Strategy):
 
     @property
     def kv_bytes(self) -> int:
-        row = self._slots[0].values[:, :, 0, 0]
-        return 2 * len(self._slots) * self.length * row.numel() * row.element_size()
+        allocated = sum(tensor.nbytes for slot in self._slots for tensor in slot.rows)
+        return allocated * self.length // len(self._positions)
 
     @property
     def compile_s(self) -> float:

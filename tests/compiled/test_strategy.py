@@ -11,7 +11,8 @@ from torch import Tensor
 
 from kvcache.caches.contract import Unsupported
 from kvcache.compiled.decoder import decoder
-from kvcache.compiled.kernels import CHUNK, FEW_ROWS, attend_to_chunks
+from kvcache.compiled.kernels import FEW_ROWS
+from kvcache.compiled.rows import CHUNK
 from kvcache.compiled.strategy import Compiled
 from kvcache.proof.tokens import TOLERANCE, agreement, reference
 from kvcache.strategies.strategy import last_logits
@@ -196,23 +197,6 @@ def test_left_padding_is_refused() -> None:
     strategy.prepare(2, 20)
     with pytest.raises(Unsupported, match="left padding"):
         strategy.prefill(token_ids(0, 2, 4), torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]]))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_attention_in_chunks_is_attention(dtype: torch.dtype) -> None:
-    batch, kv_heads, group, chunks, head_dim, length = 2, 3, 2, 4, 16, 3 * CHUNK + 5
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (
-        torch.randn(batch, heads, rows, head_dim, generator=generator).to(dtype)
-        for heads, rows in ((kv_heads * group, 1), (kv_heads, chunks * CHUNK), (kv_heads, chunks * CHUNK))
-    )
-    seen = (torch.arange(chunks * CHUNK) < length).view(chunks, CHUNK)
-    in_chunks = [rows.unflatten(2, (chunks, CHUNK)) for rows in (k, v)]
-    found = attend_to_chunks(q, in_chunks[0].transpose(-1, -2), in_chunks[1], seen)
-    expected = torch.nn.functional.scaled_dot_product_attention(
-        q, k[:, :, :length], v[:, :, :length], scale=1.0, enable_gqa=True
-    )
-    assert (found - expected).abs().max() <= TOLERANCE[dtype] * expected.abs().max()
 
 
 @pytest.mark.cuda
