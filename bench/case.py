@@ -153,7 +153,11 @@ PRESETS: dict[str, tuple[Sweep, ...]] = {
 """Lists of sweeps by name; `kvbench run` without arguments measures `default`."""
 
 
-def naive_steps(case: Case, tokens_per_turn: int = 640) -> list[int]:
+TOKENS_PER_TURN = 640
+"""Tokens that a turn of naive decode feeds, roughly, unless a budget allows fewer."""
+
+
+def naive_steps(case: Case, tokens_per_turn: int = TOKENS_PER_TURN) -> list[int]:
     """The decode steps (1 to n_gen - 1) of a naive case that are timed: every k-th one, from the middle of the first k.
 
     A naive step depends on its length alone, so a long decode is timed at every k-th position and interpolated. k is

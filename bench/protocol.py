@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from bench.case import Case, DeviceName, Group, NaiveLogits
+from bench.case import TOKENS_PER_TURN, Case, DeviceName, Group, NaiveLogits
 from bench.record import CeilingName, Covariates, TokensMatch
 from kvcache.arithmetic.costs import Phase
 from kvcache.proof.counters import Counters
@@ -38,6 +38,8 @@ class CheckCase(msgspec.Struct, frozen=True, kw_only=True, tag="check"):
     path: str
     count: bool = True
     """Count operations too, which takes longer; without it `Checked.counters` is None."""
+    tokens_per_turn: int = TOKENS_PER_TURN
+    """How much of a naive decode is timed (`bench.case.naive_steps`), here and in the turns after it."""
 
 
 class TakeTurn(msgspec.Struct, frozen=True, kw_only=True, tag="turn"):

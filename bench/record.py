@@ -121,7 +121,21 @@ class CeilingSample(msgspec.Struct, frozen=True, kw_only=True, tag="ceiling"):
     covariates: Covariates = Covariates()
 
 
-Record = Sample | Check | Failure | CeilingSample
+class CellPlan(msgspec.Struct, frozen=True, kw_only=True, tag="cell-plan"):
+    """How much of one cell is measured where `--budget` decides it; a resumed run keeps to it. The last one counts."""
+
+    cell: str
+    """`Case.cell.key`."""
+    repetitions: int
+    tokens_per_turn: int
+    """How much of a naive decode is timed (`bench.case.naive_steps`)."""
+    left_out: str | None = None
+    """Why its cases are not measured; None: they are."""
+    spent_s: float
+    """Seconds of the budget that were spent when this was decided."""
+
+
+Record = Sample | Check | Failure | CeilingSample | CellPlan
 
 
 class Ceiling(msgspec.Struct, frozen=True, kw_only=True):
@@ -205,6 +219,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     repetitions: int
     processes: int
     timeout_s: float
+    budget_min: float | None = None
+    """Minutes that the run may take in all; None: as long as it takes."""
     environment: Environment
     plan: list[CasePlan]
     weights: dict[str, str]
@@ -224,6 +240,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     checks: list[Check]
     failures: list[Failure]
     ceilings: list[CeilingSample] = []
+    cell_plans: list[CellPlan] = []
 
     @property
     def name(self) -> str:

@@ -77,6 +77,7 @@ class Worker:
     poisoned = False
     """Whether this process can do nothing more, and must end after its answer."""
     case: Case
+    tokens_per_turn: int
     prompt: Tensor
     expected: Reference
     ceilings: Ceilings
@@ -109,7 +110,7 @@ class Worker:
             case MakeReference():
                 return self.make_reference(request.case, Path(request.path))
             case CheckCase():
-                return self.check(request.case, Path(request.path), count=request.count)
+                return self.check(request.case, Path(request.path), request.tokens_per_turn, count=request.count)
             case TakeTurn():
                 return self.take_turn(lockstep=request.lockstep)
             case GoOn():
@@ -150,8 +151,8 @@ class Worker:
         self.device.give_back_memory()
         return Done()
 
-    def check(self, case: Case, path: Path, *, count: bool) -> Checked:
-        self.case = case
+    def check(self, case: Case, path: Path, tokens_per_turn: int, *, count: bool) -> Checked:
+        self.case, self.tokens_per_turn = case, tokens_per_turn
         context, self.prompt = self._ids(case)
         stored = load_file(path, device=self.device.name)
         self.expected = Reference(stored["tokens"], stored["logits"])
@@ -230,7 +231,7 @@ class Worker:
 
     def _steps(self) -> list[int] | None:
         """Which decode steps to compute: all (None), or every k-th one where a step needs no cache."""
-        return None if self.strategy.reads_cache else naive_steps(self.case)
+        return None if self.strategy.reads_cache else naive_steps(self.case, self.tokens_per_turn)
 
     def _refuse_other_tokens(self, tokens: Tensor, steps: list[int] | None) -> None:
         computed = range(self.case.n_gen) if steps is None else [0, *steps]

@@ -128,7 +128,7 @@ class StubWorker:
                 Path(request.path).touch()
                 return Done()
             case CheckCase():
-                self.case = request.case
+                self.case, self.tokens_per_turn = request.case, request.tokens_per_turn
                 return self.checked(request.case)
             case TakeTurn():
                 if request.lockstep:
@@ -161,7 +161,7 @@ class StubWorker:
         if self.wrong:
             error = f"{case.strategy} emitted other tokens in a timed turn than when it was checked"
             return Refused(status="failed", error=error, tokens_match="false")
-        steps = naive_steps(case) if case.strategy in REFEEDING else list(range(1, case.n_gen))
+        steps = naive_steps(case, self.tokens_per_turn) if case.strategy in REFEEDING else list(range(1, case.n_gen))
         return TurnTaken(
             prefill_ns=1000 * case.n_prompt,
             steps=steps,

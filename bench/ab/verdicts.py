@@ -13,8 +13,8 @@ import msgspec
 import numpy as np
 
 from bench.ab.record import NAMES, Ab, PairFailure, PairTimes, SideName, Turn
+from bench.analysis.disturbance import is_disturbed
 from bench.analysis.summary import phases
-from bench.analysis.tidy import CLOCK_TICK_NS, STEAL_SHARE
 from bench.case import Case
 from bench.judge import sequential
 from bench.judge.sequential import CONFIRMATION_LOOKS, SCREENING_PAIRS, Call, LogRatios
@@ -289,4 +289,4 @@ def averages(phase: Phase, *, lockstep: bool) -> bool:
 
 def _was_stolen_from(turn: Turn, n_threads: int) -> bool:
     lost_ns = (turn.steal_ns or 0) + (turn.throttled_ns or 0)
-    return lost_ns > max(CLOCK_TICK_NS, STEAL_SHARE * turn.wall_ns * n_threads)
+    return bool(is_disturbed(lost_ns, turn.wall_ns, n_threads))

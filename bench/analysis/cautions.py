@@ -8,7 +8,8 @@ import msgspec
 import pandas as pd
 
 from bench.analysis import frames
-from bench.analysis.tidy import CLOCK_TICK_NS, MIN_PROCESSES, Tidy
+from bench.analysis.disturbance import CLOCK_TICK_NS
+from bench.analysis.tidy import MIN_PROCESSES, Tidy
 from bench.case import HOST_DEVICES
 from bench.record import Run
 

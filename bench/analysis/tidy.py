@@ -12,18 +12,9 @@ import msgspec
 import pandas as pd
 
 from bench.analysis import estimators, frames
+from bench.analysis.disturbance import is_disturbed
 from bench.analysis.estimators import Ratio
 from bench.record import Run, Status, TokensMatch
-
-STEAL_SHARE = 0.05
-"""A turn is disturbed if the hypervisor took more than this share of the CPU time that its threads could use."""
-
-CLOCK_TICK_NS = 10_000_000
-"""Linux counts CPU time in ticks of 10 ms: a single one in a turn is the rounding of a counter, not a disturbance."""
-
-GPU_SLOWDOWN_REASONS = 0x08 | 0x20 | 0x40 | 0x80
-"""NVML throttle reasons from outside the code (nvml.h, nvmlClocksThrottleReason*): hardware slowdown, software and
-hardware thermal slowdown, power brake. The software power cap (0x04) is left out: heavy kernels cause it."""
 
 MIN_PROCESSES = 6
 """With fewer processes there is no exact 95 % interval over processes."""
@@ -125,7 +116,11 @@ def outcomes(run: Run, rounds: Rounds | None = None) -> dict[str, Outcome]:
         if known is None or _WORST_STATUS.index(failure.status) < _WORST_STATUS.index(known[0]):
             worst[failure.case] = (failure.status, failure.error)
     timed = {case for case, _ in rounds}
-    return {key: _outcome(found, worst.get(key), key in timed) for key, found in matches.items()}
+    cells = {plan.case.key: plan.case.cell.key for plan in run.manifest.plan}
+    left_out = {plan.cell: plan.left_out for plan in run.cell_plans}
+    return {
+        key: _outcome(found, worst.get(key), key in timed, left_out.get(cells[key])) for key, found in matches.items()
+    }
 
 
 def unfinished(run: Run, ended: dict[str, Outcome] | None = None, rounds: Rounds | None = None) -> list[str]:
@@ -135,11 +130,15 @@ def unfinished(run: Run, ended: dict[str, Outcome] | None = None, rounds: Rounds
     done: dict[str, int] = {}
     for (case, _), numbers in rounds.items():
         done[case] = done.get(case, 0) + len(numbers)
-    wanted = run.manifest.repetitions * run.manifest.processes
+    planned = {plan.cell: 0 if plan.left_out else plan.repetitions for plan in run.cell_plans}
+    wanted = {
+        item.case.key: planned.get(item.case.cell.key, run.manifest.repetitions) * run.manifest.processes
+        for item in run.manifest.plan
+    }
     return [
         key
         for key, outcome in ended.items()
-        if not outcome.measured or (outcome.status == "ok" and done.get(key, 0) < wanted)
+        if outcome.status in ("ok", "not measured") and done.get(key, 0) < wanted[key]
     ]
 
 
@@ -179,28 +178,23 @@ def _rounds(run: Run) -> Rounds:
     return found
 
 
-def _outcome(matches: list[TokensMatch], failure: tuple[Status, str] | None, timed: bool) -> Outcome:
+def _outcome(
+    matches: list[TokensMatch], failure: tuple[Status, str] | None, timed: bool, left_out: str | None
+) -> Outcome:
     match = min(matches, key=_WORST_MATCH.index, default=None)
     if failure is not None:
         return Outcome(status=failure[0], tokens_match=match, error=failure[1])
     if match == "false":
         return Outcome(status="failed", tokens_match=match, error="emitted other tokens")
     if not timed:
-        return Outcome(status="not measured", tokens_match=match, error=NOT_MEASURED)
+        return Outcome(status="not measured", tokens_match=match, error=left_out or NOT_MEASURED)
     return Outcome(status="ok", tokens_match=match)
 
 
 def _judged(turns: pd.DataFrame, cores: int) -> pd.DataFrame:
-    """The turns that are no warm-up, with a column `disturbed`.
-
-    A turn is disturbed if more than `STEAL_SHARE` of wall time x threads (and more than one clock tick) was stolen, or
-    lost to a container's CPU quota, or if the GPU was throttled from outside. Steal is counted on all cores, but it
-    only falls on cores that have work, which in a turn are those of the arm's own threads; hence threads, not cores. A
-    turn is never judged by its time, nor by context switches, page faults or stalls, which the code itself may cause.
-    """
+    """The turns that are no warm-up, with a column `disturbed` (`bench.analysis.disturbance`)."""
     turns = turns[~turns["warmup"]]
     threads = turns["n_threads"].clip(upper=cores)
     lost_ns = turns[["steal_ns", "throttled_ns"]].fillna(0).astype("int64").sum(axis=1)
-    allowed_ns = (STEAL_SHARE * frames.NS_PER_MS * turns["wall_ms"] * threads).clip(lower=CLOCK_TICK_NS)
-    throttled = turns["gpu_throttle_reasons"].fillna(0).astype("int64") & GPU_SLOWDOWN_REASONS
-    return turns.assign(disturbed=(lost_ns > allowed_ns) | (throttled != 0))
+    reasons = turns["gpu_throttle_reasons"].fillna(0).astype("int64")
+    return turns.assign(disturbed=is_disturbed(lost_ns, frames.NS_PER_MS * turns["wall_ms"], threads, reasons))

@@ -1,4 +1,4 @@
-"""From sweeps to a plan: every case checked against its model, with its costs, its time and memory estimated."""
+"""From sweeps to a plan: every case checked against its model, with its costs, and its memory estimated."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from dataclasses import dataclass
 
 import msgspec
 
-from bench.case import Case, Sweep, naive_steps
+from bench.case import Case, Sweep
 from bench.errors import UsageError
-from bench.machine.devices import DEVICES
 from bench.record import CasePlan
 from kvcache import models
 from kvcache.arithmetic.architectures import UnknownGeometry, geometry
-from kvcache.arithmetic.costs import Costs, phase_costs
+from kvcache.arithmetic.costs import phase_costs
 from kvcache.models.checkpoint import COPY_LIMIT_BYTES
 from kvcache.strategies.catalogue import REFEEDING
 
@@ -142,22 +141,3 @@ def _with_costs(case: Case, model: models.ModelDescription, *, refeeds: bool) ->
         for phase in ("prefill", "decode")
     )
     return CasePlan(case=case, prefill=prefill, decode=decode, weights_bytes=model.weights_bytes(case.dtype))
-
-
-def turn_seconds(item: CasePlan) -> float:
-    """Return a rough time of one turn, before anything is measured: only its proportion between cases is relied on."""
-    if item.prefill is None:
-        return 1.0
-    seconds = _seconds(item.prefill, item.case)
-    if item.decode is not None:
-        share = 1.0
-        if item.case.strategy in REFEEDING:
-            share = len(naive_steps(item.case)) / (item.case.n_gen - 1)
-        seconds += share * _seconds(item.decode, item.case)
-    return seconds
-
-
-def _seconds(costs: Costs, case: Case) -> float:
-    """Estimate a phase on a middling machine, where a forward's own overhead is 15 ms."""
-    rates = DEVICES[case.device].typical_rates(case.n_threads)
-    return max(costs.flops / rates.flops_per_s, costs.bytes / rates.bytes_per_s) + 15e-3 * costs.forward_calls

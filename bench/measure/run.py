@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,11 +18,12 @@ from bench.machine.devices import DEVICES
 from bench.machine.environment import read_environment
 from bench.machine.threads import notice, user_variables
 from bench.measure import plan as planning
+from bench.measure.budget import START_S, Reduction, fit, reduced, seconds_of
 from bench.measure.ceiling_turns import CEILINGS, settings_of, survey
 from bench.measure.plan import Limits
 from bench.measure.progress import ProgressBar
 from bench.measure.schedule import measure as measure_cases
-from bench.measure.schedule import pending_seconds
+from bench.measure.schedule import pending_cells
 from bench.measure.server_process import RunServers
 from bench.record import SCHEMA_VERSION, CasePlan, Manifest, Run
 from bench.store.run_folder import RunWriter, check_name, find_run, locked, make_folder, read_run, write_manifest
@@ -46,6 +48,7 @@ class Job:
             repetitions=run.repetitions,
             processes=run.processes,
             timeout_s=run.timeout_s,
+            budget_min=run.budget_min,
             ceilings=bool(run.ceilings),  # a run that began without them goes on without them
         )
 
@@ -86,6 +89,7 @@ def plan(sweeps: Sequence[Sweep], limits: Limits, out: Path, name: str | None) -
         repetitions=limits.repetitions,
         processes=limits.processes,
         timeout_s=limits.timeout_s,
+        budget_min=limits.budget_min,
         environment=read_environment(),
         plan=planned,
         weights=weights,
@@ -111,12 +115,18 @@ def resume(run: str, out: Path) -> Job:
 
 
 def estimate(job: Job) -> str:
-    """Return the grid and a rough estimate of its time and memory, for `--dry-run`."""
+    """Return the grid and a rough estimate of its time and memory, for `--dry-run`; and what `--budget` takes away."""
     lines = [item.case.key for item in job.manifest.plan]
-    seconds = pending_seconds(job.manifest.plan, job.limits, job.previous)
+    limits, cells = job.limits, pending_cells(job.manifest.plan, job.limits, job.previous)
+    reduction = Reduction(limits.repetitions)
+    if limits.budget_min is not None:
+        reduction = fit(cells, limits, 60 * limits.budget_min - START_S)
+        changes = [reduced(cell, limits, reduction) for cell in cells]
+        lines += [f"--budget {limits.budget_min:g}: {change}" for change in dict.fromkeys(filter(None, changes))]
+    minutes = max(1, math.ceil((START_S + seconds_of(cells, limits, reduction)) / 60))
     memory_gb = planning.memory_bytes(job.manifest.plan) / 1e9
     lines.append(
-        f"{len(lines)} cases, {job.limits.repetitions} rounds each: very roughly {max(1, round(seconds / 60))} min "
+        f"{len(job.manifest.plan)} cases, {reduction.repetitions} rounds each: very roughly {minutes} min "
         f"and at most {memory_gb:.1f} GB of memory"
     )
     return "\n".join(lines)

@@ -18,9 +18,10 @@ from typing import Protocol
 import msgspec
 
 from bench.case import Case, Group, NaiveLogits
+from bench.measure.budget import CEILING_AGE_S, Budget, Cell, turn_seconds, turns_seconds
 from bench.measure.ceiling_turns import CEILINGS, ROUND_S, CeilingTurns, setting_of
-from bench.measure.plan import Limits, turn_seconds
-from bench.measure.resume import Past
+from bench.measure.plan import Limits
+from bench.measure.resume import Past, most_rounds, sample_is_disturbed
 from bench.measure.worker_process import WorkerFailed, WorkerProcess
 from bench.protocol import (
     VERSION,
@@ -46,11 +47,6 @@ LOAD_TIMEOUT_S = 1800.0
 WARMUP_S = 1.0
 """No warm-up starts once a case has run this long, its check included: that has been through every shape already, and
 turns of seconds showed no trend after it."""
-
-
-CEILING_AGE_S = 1.0
-"""Seconds of the cases' turns after which the ceilings have theirs again: the read bandwidth of a shared machine was
-seen to change between 33 and 57 GB/s within seconds."""
 
 WorkerKey = tuple[str, NaiveLogits]
 """A strategy and its variant: what has a worker of its own within a group."""
@@ -102,22 +98,25 @@ def measure(
     A case that fails is stored as a failure, and the others go on.
     """
     past = Past(previous)
-    progress.expect(pending_seconds(plans, limits, previous))
-    for group, process, cells in _pending(plans, limits, past):
+    sets = list(_pending(plans, limits, past))
+    rough_s = [
+        turns_seconds(cell, limits, past.missing_rounds(cell, process, limits.repetitions))
+        for _, process, cells in sets
+        for cell in cells
+    ]
+    progress.expect(sum(rough_s))
+    cells_left = [cell for _, _, cells in sets for cell in cells]
+    budget = Budget(limits, past, cells_left, writer.append, progress.say)
+    for group, process, cells in sets:
         with ProcessSet(group, process, limits, writer, progress, past, fork) as workers:
             workers.start([item.case for cell in cells for item in cell])
             for cell in cells:
-                workers.measure_cell(cell)
+                workers.measure_cell(cell, budget)
 
 
-def pending_seconds(plans: Sequence[CasePlan], limits: Limits, previous: Run | None = None) -> float:
-    """Return the rough seconds of all turns still to do: each case's rounds, its check, and its warm-up."""
-    past = Past(previous)
-    return sum(
-        _cell_seconds(cell, limits, past.missing_rounds(cell, process, limits.repetitions))
-        for _, process, cells in _pending(plans, limits, past)
-        for cell in cells
-    )
+def pending_cells(plans: Sequence[CasePlan], limits: Limits, previous: Run | None = None) -> list[Cell]:
+    """List the cells that `measure` would measure, one per set of processes."""
+    return [cell for _, _, cells in _pending(plans, limits, Past(previous)) for cell in cells]
 
 
 @dataclass
@@ -127,6 +126,7 @@ class _Entry:
     plan: CasePlan
     spent_s: float = 0.0
     live: bool = True
+    compile_s: float | None = None
     trials: list[TurnTaken] = field(default_factory=list)
 
     @property
@@ -154,6 +154,8 @@ class ProcessSet:
         self.framework: dict[tuple[WorkerKey, int], list[int] | None] = {}
         """What steps without arithmetic take, by worker and batch size."""
         self.order = past.turns
+        self._disturbed = False
+        """Whether the machine disturbed a case's turn in this round."""
         self._since_ceilings_s = 0.0
         """What turns have taken since the ceilings had theirs."""
 
@@ -172,24 +174,47 @@ class ProcessSet:
             self._start(key)
         self.ceilings = CeilingTurns(self.workers[ROOFS], setting_of(self.group)) if self.limits.ceilings else None
 
-    def measure_cell(self, cell: Sequence[CasePlan]) -> None:
-        """Check, warm up and time every case of a cell."""
+    def measure_cell(self, cell: Cell, budget: Budget) -> None:
+        """Check, warm up and time every case of a cell, as much of it as `budget` allows."""
         missing = self.past.missing_rounds(cell, self.process, self.limits.repetitions)
-        self.progress.begin(f"measuring {cell[0].case.label}", _cell_seconds(cell, self.limits, missing))
-        entries = [_Entry(item) for item in cell if not self.past.failed(item.case, self.process)]
+        self.progress.begin(f"measuring {cell[0].case.label}", turns_seconds(cell, self.limits, missing))
+        plan = budget.plan(cell)
+        if plan.left_out is None:
+            entries = [_Entry(item) for item in cell if not self.past.failed(item.case, self.process)]
+            self._prove(entries, plan.tokens_per_turn)
+            for entry in entries:
+                self._warm_up(entry)
+            for entry in entries:
+                if entry.trials:
+                    budget.learn(entry.plan, turn_ns(entry.trials[-1]) / 1e9, entry.compile_s)
+            self._rounds(cell, entries, budget.plan_again(cell).repetitions)
+        budget.done(cell)
+
+    def _prove(self, entries: Sequence[_Entry], tokens_per_turn: int) -> None:
+        """Check the tokens of every case, before any time is taken."""
         reference = self._reference(entries)
-        if reference is None:
-            return
         for entry in entries:
-            self._check(entry, reference)
-        for entry in entries:
-            self._warm_up(entry)
+            if reference is not None:
+                self._check(entry, reference, tokens_per_turn)
+
+    def _rounds(self, cell: Cell, entries: Sequence[_Entry], repetitions: int) -> None:
+        """Measure rounds until so many are whole: one that the machine disturbed is replaced, some times."""
         if not any(entry.live for entry in entries):
             return
         self._ceiling_turns(cell[0].case, 0, warmup=True)
-        first = self.past.next_round(cell, self.process)
-        for number in range(first, first + missing):
+        complete, whole = self.past.rounds(cell, self.process)
+        number, replaced = self.past.next_round(cell, self.process), complete - whole
+        while whole < repetitions and complete < most_rounds(repetitions) and any(entry.live for entry in entries):
+            self._disturbed = False
             self._round(entries, number)
+            number, complete = number + 1, complete + 1
+            whole += not self._disturbed
+            replaced += self._disturbed
+        if whole < repetitions and any(entry.live for entry in entries):
+            self.progress.say(
+                f"{cell[0].case.label}: {whole} of {repetitions} rounds are undisturbed although {replaced} were "
+                "replaced: the machine is shared (CPU time was stolen) or throttled"
+            )
 
     def _round(self, entries: Sequence[_Entry], number: int) -> None:
         """A turn of every case that still runs and of the ceilings, backwards in odd rounds."""
@@ -217,12 +242,12 @@ class ProcessSet:
             return None
         return path
 
-    def _check(self, entry: _Entry, reference: Path) -> None:
+    def _check(self, entry: _Entry, reference: Path, tokens_per_turn: int) -> None:
         case = entry.case
-        found = self._try(entry, CheckCase(case=case, path=str(reference)))
+        found = self._try(entry, CheckCase(case=case, path=str(reference), tokens_per_turn=tokens_per_turn))
         if not isinstance(found, Checked):
             return
-        is_right = found.tokens_match != "false"
+        is_right, entry.compile_s = found.tokens_match != "false", found.compile_s
         framework_step_ns = self._framework_step_ns(entry) if is_right else None
         self.writer.append(
             Check(
@@ -284,21 +309,21 @@ class ProcessSet:
         idle_ns = sum(worker.cpu_ns for worker in others) - idle_before
         self._since_ceilings_s += turn_ns(taken) / 1e9
         entry.trials.append(taken)
-        self.writer.append(
-            Sample(
-                case=entry.case.key,
-                process=self.process,
-                round=number,
-                order=self.order,
-                warmup=warmup,
-                prefill_ns=taken.prefill_ns,
-                steps=taken.steps,
-                step_ns=taken.step_ns,
-                prefill_event_ns=taken.prefill_event_ns,
-                step_event_ns=taken.step_event_ns,
-                covariates=msgspec.structs.replace(taken.covariates, idle_arms_ns=max(0, idle_ns)),
-            )
+        sample = Sample(
+            case=entry.case.key,
+            process=self.process,
+            round=number,
+            order=self.order,
+            warmup=warmup,
+            prefill_ns=taken.prefill_ns,
+            steps=taken.steps,
+            step_ns=taken.step_ns,
+            prefill_event_ns=taken.prefill_event_ns,
+            step_event_ns=taken.step_event_ns,
+            covariates=msgspec.structs.replace(taken.covariates, idle_arms_ns=max(0, idle_ns)),
         )
+        self.writer.append(sample)
+        self._disturbed |= sample_is_disturbed(sample, entry.case.n_threads)
         self.order += 1
 
     def _ceiling_turns(self, case: Case, number: int, *, warmup: bool) -> None:
@@ -375,13 +400,6 @@ class ProcessSet:
 
 def _key(case: Case) -> WorkerKey:
     return case.strategy, case.naive_logits
-
-
-def _cell_seconds(cell: Sequence[CasePlan], limits: Limits, n_rounds: int) -> float:
-    """Rough seconds of so many rounds of a cell, its checks and its warm-ups, which are about a turn each."""
-    turns = [turn_seconds(plan) for plan in cell]
-    roofs = 1 + sum(seconds > CEILING_AGE_S for seconds in turns) if limits.ceilings else 0
-    return sum(turns) * (n_rounds + 2) + ROUND_S * roofs * n_rounds
 
 
 def turn_ns(taken: TurnTaken) -> int:

@@ -16,7 +16,7 @@ import filelock
 import msgspec
 
 from bench.errors import DataError, UsageError
-from bench.record import SCHEMA_VERSION, CeilingSample, Check, Failure, Manifest, Record, Run, Sample
+from bench.record import SCHEMA_VERSION, CeilingSample, CellPlan, Check, Failure, Manifest, Record, Run, Sample
 from bench.store import checked_lines, sealed
 
 NAME = re.compile(r"[A-Za-z0-9._-]+")
@@ -140,13 +140,14 @@ def read_run(folder: Path) -> Run:
     checks: list[Check] = []
     failures: list[Failure] = []
     ceilings: list[CeilingSample] = []
+    cell_plans: list[CellPlan] = []
     paths = sorted(folder.glob("samples*.jsonl"), key=_file_number)
     if [_file_number(path) for path in paths] != list(range(1, len(paths) + 1)):
         raise DataError(f"{folder}: a samples file is missing (there are {', '.join(path.name for path in paths)})")
     planned = {key for item in manifest.plan for key in (item.case.key, item.case.cell.key)}
     for path in paths:
         for record in _records(path, manifest.digest):
-            subject = record.cell if isinstance(record, CeilingSample) else record.case
+            subject = record.cell if isinstance(record, CeilingSample | CellPlan) else record.case
             if subject not in planned:
                 raise DataError(f"{path}: holds a case that the manifest does not plan: {subject}")
             match record:
@@ -158,8 +159,16 @@ def read_run(folder: Path) -> Run:
                     failures.append(record)
                 case CeilingSample():
                     ceilings.append(record)
+                case CellPlan():
+                    cell_plans.append(record)
     return Run(
-        path=str(folder), manifest=manifest, samples=samples, checks=checks, failures=failures, ceilings=ceilings
+        path=str(folder),
+        manifest=manifest,
+        samples=samples,
+        checks=checks,
+        failures=failures,
+        ceilings=ceilings,
+        cell_plans=cell_plans,
     )
 
 

@@ -1,7 +1,8 @@
 import msgspec
 import pytest
 
-from bench.analysis.tidy import CLOCK_TICK_NS, Tidy, independent_values
+from bench.analysis.disturbance import CLOCK_TICK_NS
+from bench.analysis.tidy import Tidy, independent_values
 from bench.record import Covariates
 from tests.handmade import ENVIRONMENT, QUIET, fail, grid, make_case, make_run
 
