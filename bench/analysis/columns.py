@@ -160,7 +160,7 @@ COLUMNS: list[Column] = [
         "status",
         TEXT,
         "-",
-        "`ok`, `failed`, `oom`, `timeout`, `unsupported`, or `not measured` (the run ended before it, or --budget left it out)",
+        "`ok`, `failed`, `oom`, `timeout`, `unsupported`, or `not measured` (the run ended before the case)",
     ),
     Column("error", TEXT, "-", "why it is not `ok`"),
     *_interval("mfu", "`mfu` (signed rank); empty below six pairs"),

@@ -44,6 +44,8 @@ class FakeArm:
     """(strategy, request, how many of its kind came before) -> what is raised."""
     matches: ClassVar[dict[str, str]] = {}
     times_ns: ClassVar[dict[str, list[int]]] = {}
+    stolen: ClassVar[set[tuple[str, int]]] = set()
+    """(strategy, turn): the hypervisor takes all of its time."""
 
     def __init__(self, group: Group) -> None:
         self.group, self.alive, self.cpu_ns, self.strategy = group, True, 0, "?"
@@ -83,13 +85,14 @@ class FakeArm:
                 )
             case TakeTurn():
                 times = self.times_ns.get(self.strategy, [])
+                turn = self.log.count(("TakeTurn", self.strategy)) - 1
                 return TurnTaken(
                     prefill_ns=times.pop(0) if times else 1000,
                     steps=[1],
                     step_ns=[10],
                     prefill_event_ns=None,
                     step_event_ns=None,
-                    covariates=Covariates(),
+                    covariates=Covariates(steal_ns=10**9 if (self.strategy, turn) in self.stolen else 0),
                 )
             case TimeFramework():
                 return FrameworkTimed(step_ns=[5, 6])
@@ -144,7 +147,7 @@ def fake_arm(group: Group, process: int) -> Any:
 @pytest.fixture(autouse=True)
 def _fake_arms() -> None:
     ARMS.clear()
-    FakeArm.log, FakeArm.failures, FakeArm.matches, FakeArm.times_ns = [], {}, {}, {}
+    FakeArm.log, FakeArm.failures, FakeArm.matches, FakeArm.times_ns, FakeArm.stolen = [], {}, {}, {}, set()
 
 
 def measured(cases: Sequence[Case], previous: Run | None = None, **options: Any) -> Memory:
@@ -312,6 +315,43 @@ def test_resume_tries_a_dead_worker_again() -> None:
     memory = measured(CASES, interrupted(3, failures=[died]), repetitions=2)
     assert turns().count("dynamic") >= 2
     assert not memory.of(Failure)
+
+
+WARM_UPS = 2
+"""Turns that agree at once."""
+
+
+def rounds_of(memory: Memory) -> list[int]:
+    return sorted({sample.round for sample in memory.of(Sample) if not sample.warmup})
+
+
+def test_a_round_that_the_machine_disturbed_is_replaced() -> None:
+    FakeArm.stolen = {("naive", WARM_UPS + 1), ("dynamic", 0)}  # round 1; and a warm-up, which counts for nothing
+    memory = measured(CASES, repetitions=4)
+    assert rounds_of(memory) == [0, 1, 2, 3, 4]
+    assert not [said for said in memory.said if "undisturbed" in said]
+
+
+def test_at_most_half_as_many_rounds_are_replaced_and_then_the_run_says_so() -> None:
+    FakeArm.stolen = {("static", WARM_UPS + number) for number in range(1, 100)}
+    memory = measured(CASES, repetitions=4)
+    assert rounds_of(memory) == [0, 1, 2, 3, 4, 5]
+    (said,) = memory.said
+    assert "1 of 4 rounds are undisturbed" in said
+
+
+def test_resume_replaces_disturbed_rounds_as_far_as_the_run_itself_would() -> None:
+    whole = interrupted(12)  # warm-ups and three rounds of three cases
+    stolen = [
+        msgspec.structs.replace(sample, covariates=Covariates(steal_ns=10**9)) if sample.round == 1 else sample
+        for sample in whole.samples
+    ]
+    memory = measured(CASES, msgspec.structs.replace(whole, samples=stolen), repetitions=3)
+    assert rounds_of(memory) == [3]
+    FakeArm.stolen = {("naive", WARM_UPS)}
+    FakeArm.log.clear()
+    memory = measured(CASES, msgspec.structs.replace(whole, samples=stolen), repetitions=3)
+    assert rounds_of(memory) == [3]  # 3 + 3 // 2 is the most
 
 
 def test_checks_are_stored_once_per_case_and_process() -> None:
