@@ -18,19 +18,19 @@ from bench.machine.kernels import Kernel, random_data
 from bench.record import CeilingName
 
 TURN_S = 0.06
-"""A turn of a kernel, roughly: a dozen passes over the data, and short beside the arms' turns."""
+"""How long a turn of a kernel takes, roughly: a dozen passes over the data, and short beside the arms' turns."""
 MIN_PASSES, MAX_PASSES = 3, 200
 TRIAL_PASSES = 3
-"""Of each kernel when the fastest is chosen, after one that pays for allocation and code generation. The fastest pass
-decides, since a neighbour can only slow one down."""
+"""Passes of each kernel when the fastest is chosen, after one that pays for allocation and code generation. The fastest
+pass decides, since a neighbour can only slow one down."""
 MAX_PASS_S = 0.06
 """A product that would take longer at the rate seen so far is not tried: the smaller ones have reached the roof."""
 UNKNOWN_CACHE_BYTES = 64 << 20
-"""Taken where the system does not tell the size of its last-level cache."""
+"""Assumed where the system does not say how large its last-level cache is."""
 
 
 class Ceilings:
-    """The fastest kernel of each ceiling for one device, dtype and number of threads (torch's current one)."""
+    """Finds and times the fastest kernel of each ceiling for one device, dtype and number of threads (torch's current one)."""
 
     def __init__(self, device: Device, dtype: str) -> None:
         """Try every kernel and keep the fastest; takes about a second on the CPU."""
@@ -45,21 +45,21 @@ class Ceilings:
 
     @property
     def kernels(self) -> dict[CeilingName, str]:
-        """The name of each chosen kernel."""
+        """Return the name of each chosen kernel."""
         return {ceiling: kernel.name for ceiling, (kernel, _) in self._chosen.items()}
 
     @torch.inference_mode()
     def take_turn(self, ceiling: CeilingName) -> tuple[int, list[int]]:
-        """The amount of one pass (bytes or FLOPs), and the nanoseconds of each pass of a turn."""
+        """Time a turn: return the amount of one pass (bytes or FLOPs) and the nanoseconds of each pass."""
         kernel, passes = self._chosen[ceiling]
         return kernel.amount, time_passes(kernel, passes, self._clock)
 
 
 @torch.inference_mode()
 def fastest(kernels: Iterator[Kernel], clock: Clock) -> tuple[Kernel, int]:
-    """The kernel with the highest rate, and how many of its passes make a turn.
+    """Return the kernel with the highest rate, and how many of its passes make a turn.
 
-    One that this machine's torch does not have, or that finds no memory, is passed over.
+    A kernel that this machine's torch does not have, or that finds no memory, is passed over.
 
     Raises:
         RuntimeError: no kernel runs.
@@ -82,7 +82,7 @@ def fastest(kernels: Iterator[Kernel], clock: Clock) -> tuple[Kernel, int]:
 
 
 def time_passes(kernel: Kernel, passes: int, clock: Clock) -> list[int]:
-    """Nanoseconds of each of some passes in a row: by CUDA events where there are any, else by the host's clock."""
+    """Return the nanoseconds of each of some passes in a row: by CUDA events where there are any, else by the host's clock."""
     clock.start()
     for number in range(passes):
         kernel.run(number)

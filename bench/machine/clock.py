@@ -1,4 +1,4 @@
-"""The host's clock and CUDA events behind one face: start, stamp after every token, stop, and the times are there.
+"""Clocks behind one protocol: start, stamp after every token, stop, which returns the times (CUDA's is in cuda.py).
 
 A measurer does `clock.start()`, `clock.stamp(end_of_phase=True)` when the prefill's token is known, `clock.stamp()`
 after each decode step, and `clock.stop()` right after the last one. Nothing is read, converted or printed in between.
@@ -28,7 +28,7 @@ class Times:
 
 
 class Clock(Protocol):
-    """What takes the times of one turn; it is used again for the next one."""
+    """Takes the times of a turn; used again for the next one."""
 
     def start(self) -> None:
         """Wait until the device is idle, forget earlier stamps, and begin."""
@@ -37,11 +37,11 @@ class Clock(Protocol):
         """Mark that a token is done. With `end_of_phase`, wait for the device first, where it works on its own."""
 
     def stop(self) -> Times:
-        """End the last phase at the latest stamp and give the times of all of them."""
+        """End the last phase at the latest stamp and return the times of all of them."""
 
 
 class HostClock:
-    """`time.perf_counter_ns` and nothing else: a step on the CPU is over when its call returns.
+    """Reads `time.perf_counter_ns` and nothing else: a step on the CPU is over when its call returns.
 
     A stamp costs 0.1 microseconds, against steps of milliseconds; so the list may as well grow.
     """
@@ -58,12 +58,12 @@ class HostClock:
         self._marks.append(perf_counter_ns())
 
     def stop(self) -> Times:
-        """Give the times of all stamps."""
+        """Return the times of all stamps."""
         return Times(host_ns=intervals(self._marks), event_ns=None)
 
 
 class PausingClock:
-    """The host's clock with a pause after every token. Each interval is timed by itself: none has the pauses."""
+    """Pauses after every token. Each interval is timed separately by the host's clock and contains no pause."""
 
     def __init__(self, pause: Callable[[], None], now_ns: Callable[[], int] = perf_counter_ns) -> None:
         self._pause, self._now_ns = pause, now_ns
@@ -81,12 +81,12 @@ class PausingClock:
         self._began = self._now_ns()
 
     def stop(self) -> Times:
-        """Give the times of all stamps."""
+        """Return the times of all stamps."""
         return Times(host_ns=self._intervals, event_ns=None)
 
 
 def stamping(clock: Clock) -> Callable[[Tensor, Tensor], None]:
-    """What `Strategy.generate` is to call after each token of a turn: the first one ends the prefill."""
+    """Make the callback that `Strategy.generate` calls after each token of a turn; the first one ends the prefill."""
     first = True
 
     def stamp(_token: Tensor, _logits: Tensor) -> None:

@@ -144,7 +144,7 @@ class CudaClock:
         self._phase_open = not end_of_phase
 
     def stop(self) -> Times:
-        """Wait for the device, let the latest stamp end now if its phase is still open, and read the events."""
+        """Wait for the device, let the latest stamp end now if its phase is still open, and return all times."""
         self._cuda.synchronize(self._device)
         if self._phase_open:
             self._marks[-1] = perf_counter_ns()
@@ -167,14 +167,14 @@ class CudaClock:
 
 
 class NvmlGpu:
-    """The clock of one GPU, and why it is slower than it could be; None is answered where the library cannot tell."""
+    """Reads the clock rate of one GPU, and why it is not higher; each None where NVML does not support it."""
 
     def __init__(self, nvml: Any, handle: Any) -> None:
         self._nvml, self._handle = nvml, handle
 
     @classmethod
     def current(cls) -> NvmlGpu | None:
-        """The GPU that torch uses, found by its UUID (CUDA_VISIBLE_DEVICES renumbers); None without the package."""
+        """Find the GPU that torch uses by its UUID (CUDA_VISIBLE_DEVICES renumbers); None without the package."""
         try:
             import pynvml
         except ImportError:
@@ -189,11 +189,11 @@ class NvmlGpu:
             return None
 
     def clock_mhz(self) -> int | None:
-        """Clock of the multiprocessors now."""
+        """Return the clock rate of the multiprocessors now."""
         return self._ask("nvmlDeviceGetClockInfo", self._nvml.NVML_CLOCK_SM)
 
     def throttle_reasons(self) -> int | None:
-        """Bits of NVML's clocks event reasons now."""
+        """Return the bits of NVML's clocks event reasons now."""
         return self._ask("nvmlDeviceGetCurrentClocksThrottleReasons")
 
     def _ask(self, question: str, *details: int) -> int | None:

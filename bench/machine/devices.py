@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Gauge(Protocol):
-    """What a device says of its clock at this moment; None where it does not."""
+    """Reads a device's clock at this moment; None where that is not supported."""
 
     def clock_mhz(self) -> int | None:
         """Return the clock rate of its processors."""

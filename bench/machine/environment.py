@@ -23,7 +23,7 @@ from bench.record import Environment
 
 
 class TorchFacts(NamedTuple):
-    """What only torch can tell of the machine."""
+    """Facts of the machine that only torch knows."""
 
     isa: str
     gpu: str | None
@@ -86,7 +86,7 @@ def _transparent_hugepage() -> str | None:
 
 
 def git_commit() -> str | None:
-    """The current folder's commit, `+` where tracked files differ; None outside a repository or without git."""
+    """Return the current folder's commit, `+` where tracked files differ; None outside a repository or without git."""
     here = Path.cwd()
     try:
         commit = git(here, "rev-parse", "--verify", "HEAD")
