@@ -30,7 +30,7 @@ UNKNOWN_CACHE_BYTES = 64 << 20
 
 
 class Ceilings:
-    """Finds and times the fastest kernel of each ceiling for one device, dtype and number of threads (torch's current one)."""
+    """Finds and times the fastest kernel of each ceiling, for a device, a dtype and torch's current number of threads."""
 
     def __init__(self, device: Device, dtype: str) -> None:
         """Try every kernel and keep the fastest; takes about a second on the CPU."""
@@ -82,7 +82,7 @@ def fastest(kernels: Iterator[Kernel], clock: Clock) -> tuple[Kernel, int]:
 
 
 def time_passes(kernel: Kernel, passes: int, clock: Clock) -> list[int]:
-    """Return the nanoseconds of each of some passes in a row: by CUDA events where there are any, else by the host's clock."""
+    """Return the nanoseconds of each of some passes in a row: by CUDA events where there are any, else the host's."""
     clock.start()
     for number in range(passes):
         kernel.run(number)
