@@ -30,7 +30,7 @@ UNKNOWN_CACHE_BYTES = 64 << 20
 
 
 class Ceilings:
-    """Finds and times the fastest kernel of each ceiling, for a device, a dtype and torch's current number of threads."""
+    """Finds and times the fastest kernel of each ceiling, for a device, dtype and torch's number of threads."""
 
     def __init__(self, device: Device, dtype: str) -> None:
         """Try every kernel and keep the fastest; takes about a second on the CPU."""

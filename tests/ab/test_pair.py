@@ -452,6 +452,8 @@ def test_stalls_and_stolen_turns_do_not_move_the_figure():
     found = figure(PairTimes(case="key", pair=0, turns=[*quiet, *stalled, *stolen], lockstep=False), "decode", 1)
     assert found == pytest.approx(math.log(1.1))
     assert figure(PairTimes(case="key", pair=0, turns=stolen, lockstep=False), "decode", 1) is None
+    throttled = [msgspec.structs.replace(turn, steal_ns=None, throttled_ns=10**9) for turn in stolen]
+    assert figure(PairTimes(case="key", pair=0, turns=throttled, lockstep=False), "decode", 1) is None
 
 
 def test_every_step_is_the_fastest_of_its_place():
