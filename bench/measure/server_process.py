@@ -130,8 +130,12 @@ class ForkServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()  # its forks die with it
-        self._process.wait()
+        self._process.terminate()  # its forks die with it
+        try:
+            self._process.wait(EXIT_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         self._news.close()
         self._stack.close()
 

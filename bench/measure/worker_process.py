@@ -19,6 +19,8 @@ from bench.record import TokensMatch
 
 FORK_TIMEOUT_S = 60.0
 """For a fork, which takes milliseconds on a machine at rest."""
+END_TIMEOUT_S = 2.0
+"""For a worker to end after its connection did, which takes milliseconds, too, unless it is in the middle of a turn."""
 
 _decode_reply = msgspec.json.Decoder(Reply).decode
 
@@ -84,7 +86,7 @@ class WorkerProcess:
         try:
             line = self._read_line(time.monotonic() + timeout_s)
         except TimeoutError:
-            self.close()
+            self._kill()
             raise WorkerFailed(
                 "timeout", f"no reply within the remaining {timeout_s:.0f} s of --timeout", alive=False
             ) from None
@@ -122,7 +124,13 @@ class WorkerProcess:
         return bool(self._usage.is_running())
 
     def close(self) -> None:
-        """End the process at once; it holds nothing that is not stored already."""
+        """End the process: one that is busy is killed. All it held is stored already."""
+        self._connection.close()
+        with suppress(psutil.TimeoutExpired):
+            self._usage.wait(END_TIMEOUT_S)
+        self._kill()
+
+    def _kill(self) -> None:
         with suppress(psutil.NoSuchProcess):  # it compares start times: the id may be another process's by now
             self._usage.kill()
         self._connection.close()
