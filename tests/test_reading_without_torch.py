@@ -19,7 +19,7 @@ from bench.ab import record, verdicts
 from bench.analysis.tidy import Tidy
 from bench.judge import compare
 from bench.tell.plots import comparison, style
-from bench.tell.plots import steps as step_plots
+from bench.tell.plots import run as run_plots
 from bench.tell import notes
 from bench.analysis import slopes, summary
 from bench.analysis.cautions import cautions
@@ -35,7 +35,7 @@ summarized, steps = summary.summarize(tidy), tidy.steps
 lines = slopes.slopes(steps)
 assert tables.render(summarized, "md") and notes.slope_lines(lines) and notes.closing_lines(tidy, summarized)
 assert notes.caution_lines(cautions(tidy, summarized), case_labels(summarized))
-drawn = step_plots.figures(summarized, steps, lines)
+drawn = run_plots.figures(summarized, steps, lines)
 compared = compare.compare(run, run)
 drawn |= comparison.comparison_figures(compared.rows, compared.a, compared.b)
 for name, figure in drawn.items():

@@ -19,9 +19,8 @@ from bench.record import Run
 from bench.store.sealed import write_atomically
 from bench.tell import notes, tables
 from bench.tell.benchmark_json import benchmark_json
-from bench.tell.plots import rows
-from bench.tell.plots import steps as step_plots
 from bench.tell.plots.comparison import comparison_figures
+from bench.tell.plots.run import figures
 from bench.tell.plots.style import save
 from bench.tell.words import case_labels
 
@@ -85,15 +84,9 @@ def write_plots(report: Report) -> None:
         UsageError: the folder cannot be written.
     """
     try:
-        _save_all(figures(report), report.folder / "plots")
+        _save_all(figures(report.summary, report.tidy.steps, report.slopes), report.folder / "plots")
     except OSError as error:
         raise UsageError(f"{report.folder}: cannot be written ({error.strerror})") from error
-
-
-def figures(report: Report) -> dict[str, Figure]:
-    """Draw every plot that the run holds the data for, by file name (without suffix)."""
-    drawn = step_plots.figures(report.summary, report.tidy.steps, report.slopes)
-    return drawn | rows.figures(report.summary)
 
 
 def document(report: Report) -> str:

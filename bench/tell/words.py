@@ -65,11 +65,14 @@ def time_ratio(row: Row) -> str:
     return f"{row['ratio']:.3f} [{row['ratio_low']:.3f}-{row['ratio_high']:.3f}]"
 
 
-def setting(row: Row, also: Sequence[str] = ()) -> str:
-    """Write the setting of a row, `smollm2-135m, float32, cpu, 2 threads, sdpa, batch 1`, and the columns `also`."""
-    threads = [plural(row["n_threads"], "thread")] if row["device"] in HOST_DEVICES else []
-    parts = [row["model"], row["dtype"], row["device"], *threads, row["attn_implementation"]]
-    parts.append(f"batch {row['batch_size']}")
+def setting(row: Row, also: Sequence[str] = (), only: Sequence[str] = tuple(SETTING_COLUMNS)) -> str:
+    """Write the setting of a row, `smollm2-135m, float32, cpu, 2 threads, sdpa, batch 1`, and the columns `also`.
+
+    Where `only` some of `SETTING_COLUMNS` are the same in all rows, the others are left out.
+    """
+    words = {name: str(row[name]) for name in SETTING_COLUMNS} | {"batch_size": f"batch {row['batch_size']}"}
+    words["n_threads"] = plural(row["n_threads"], "thread") if row["device"] in HOST_DEVICES else ""
+    parts = [words[name] for name in SETTING_COLUMNS if name in only and words[name]]
     parts += [plural(row["n_gen"], "new token")] if "n_gen" in also else []
     parts += [f"{row['n_depth']} cached before"] if "n_depth" in also and row["n_depth"] else []
     return ", ".join(parts)

@@ -2,6 +2,7 @@ import itertools
 import warnings
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 from matplotlib.text import Text
 
@@ -9,7 +10,7 @@ from bench.analysis import slopes, summary
 from bench.analysis.tidy import Tidy
 from bench.judge import compare
 from bench.tell.plots import comparison, style
-from bench.tell.plots import steps as step_plots
+from bench.tell.plots import run as run_plots
 from tests.handmade import fail, grid, make_case, make_run, smollm2_ms
 
 USUAL = ["naive", "dynamic", "static", "hf-generate"]
@@ -18,7 +19,7 @@ ALL = ["naive", "dynamic", "static", "compiled", "hf-generate"]
 
 def figures_of(run):
     tidy = Tidy.of(run)
-    return step_plots.figures(summary.summarize(tidy), tidy.steps, slopes.slopes(tidy.steps))
+    return run_plots.figures(summary.summarize(tidy), tidy.steps, slopes.slopes(tidy.steps))
 
 
 def comparison_of(cases, factor=0.8, **arguments):
@@ -114,7 +115,7 @@ def test_no_text_is_hidden_or_cut_off_in_a_plot_of_a_comparison(factor, cases, n
 def test_latency_of_each_step():
     figure = USUAL_FIGURES["step_latency"]
     assert figure.get_suptitle().splitlines() == [
-        "Latency of each decode step, median over the rounds",
+        "Latency of each decode step; big markers: TPOT as in the table, with 95 % intervals",
         "smollm2-135m, float32, cpu, 2 threads, sdpa, batch 1",
     ]
     assert labels(figure) == [
@@ -236,8 +237,10 @@ def test_forest_is_sorted_with_the_largest_gain_on_top():
 
 def test_overlay():
     figure = comparison_of(grid(["naive", "dynamic"], [32, 512]))["overlay"]
-    assert legend(figure) == ["naive, A", "naive, B", "dynamic, A", "dynamic, B"]
-    assert [label for _, label in labels(figure)] == ["TTFT (ms), log scale", "TPOT (ms), log scale"]
+    assert legend(figure) == ["A", "B"]
+    named = [label for _, label in labels(figure) if label]
+    assert named == ["prefill: TTFT (ms), log scale", "decode: TPOT (ms), log scale"]
+    assert_readable(figure)
 
 
 def test_saving_writes_png_and_svg_that_are_the_same_each_time(tmp_path):
@@ -254,3 +257,77 @@ def test_saving_writes_png_and_svg_that_are_the_same_each_time(tmp_path):
     assert b"<svg" in first[1]
     assert b"<dc:date>" not in first[1]
     assert dict(mpl.rcParams) == before
+
+
+def test_the_big_markers_of_the_steps_are_the_figures_of_the_table():
+    """Not the median of the steps: a slow first step is part of a TPOT, and the order of strategies is the table's."""
+
+    def ms(case, step):
+        return 30.0 if step == 1 and case.strategy == "static" else 1.0 if case.strategy == "static" else 2.0
+
+    run = make_run(grid(["dynamic", "static"], [32, 512], n_gen=16), ms=ms, turn_noise=0, step_noise=0)
+    (axes,) = figures_of(run)["step_latency"].axes
+    rows = summary.summarize(Tidy.of(run)).query("phase == 'decode'")
+    marked = [
+        list(line.get_ydata()) for line in axes.lines if line.get_marker() in {"s", "^"} and len(line.get_xdata())
+    ]
+    for strategy, heights in zip(["dynamic", "static"], marked, strict=True):
+        assert heights == pytest.approx(rows.loc[rows["strategy"] == strategy, "latency_ms"].to_list())
+    assert max(marked[0]) < min(marked[1])  # dynamic has the smaller TPOT, though most steps of static are faster
+
+
+def test_the_curve_of_naive_goes_through_its_markers():
+    def ms(case, step):
+        tokens = (case.n_prompt + step) / 1000
+        return 10 + 500 * tokens + 700 * tokens**2 if case.strategy == "naive" else 40.0
+
+    figure = figures_of(make_run(grid(["naive", "dynamic"], [32, 512, 2048]), ms=ms))["step_latency"]
+    lines = [line for line in figure.axes[0].lines if line.get_color() == style.styles(["naive"])["naive"].color]
+    (curve,) = [line for line in lines if line.get_marker() == "" and len(line.get_xdata()) == 100]
+    (marks,) = [line for line in lines if line.get_marker() == "o" and len(line.get_xdata()) == 3]
+    for x, y in zip(marks.get_xdata(), marks.get_ydata(), strict=True):
+        assert float(np.interp(x, curve.get_xdata(), curve.get_ydata())) == pytest.approx(y, rel=0.05)
+    assert legend(figure)[0].endswith(" at 2,056")
+
+
+def test_no_interval_of_a_comparison_is_cut_and_each_strategy_has_panels_of_its_own():
+    figure = comparison_of(grid(USUAL, [32, 2048]))["overlay"]
+    assert [axes.get_title() for axes in figure.axes[: len(USUAL)]] == USUAL
+    assert len(figure.axes) == 2 * len(USUAL)
+    figure.canvas.draw()
+    for axes in figure.axes:
+        low, high = axes.get_ylim()
+        ends = [y for drawn in axes.collections for segment in drawn.get_segments() for y in segment[:, 1]]
+        assert ends
+        assert low <= min(ends)
+        assert max(ends) <= high
+
+
+def test_one_prompt_length_has_a_bar_per_strategy_and_no_axis_with_one_tick():
+    drawn = figures_of(RUNS["one context"])
+    for name, strategies in (("throughput", ALL), ("speedup", ALL[1:])):
+        for axes in drawn[name].axes:
+            assert ticks(axes.yaxis) == strategies
+            assert len(axes.patches) == len(strategies)
+            assert "prompt 128" in axes.get_xlabel()
+
+
+def test_dtypes_and_batches_stand_side_by_side():
+    cases = [
+        case
+        for dtype in ("float32", "bfloat16")
+        for batch in (1, 4, 8)
+        for case in grid(USUAL, [128, 512], dtype=dtype, batch_size=batch, n_gen=8)
+    ]
+    drawn = figures_of(make_run(cases))
+    batches, dtypes = drawn["across-batch"], drawn["across-dtype"]
+    assert [axes.get_title() for axes in batches.axes] == [
+        f"{phase}, dtype {dtype}" for dtype in ("float32", "bfloat16") for phase in ("prefill", "decode")
+    ]
+    assert ticks(batches.axes[-1].xaxis) == ["1", "4", "8"]
+    assert ticks(dtypes.axes[-1].xaxis) == ["float32", "bfloat16"]
+    assert len(dtypes.axes) == 6
+    for figure in (batches, dtypes):
+        assert "prompt 512" in figure.get_suptitle()
+        assert legend(figure) == USUAL
+        assert_readable(figure)

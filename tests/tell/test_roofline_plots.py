@@ -6,7 +6,9 @@ import pytest
 from bench.analysis.summary import summarize
 from bench.analysis.tidy import Tidy
 from bench.tell.plots import rows
+from bench.tell.plots import waterfall as falls
 from bench.tell.plots.ladder import LIMIT
+from bench.tell.plots.run import against_roofs
 from tests.handmade import fail, floors_ms, grid, make_run, smollm2_plan, steady_roofs
 from tests.tell.test_plots import assert_readable, legend, ticks
 
@@ -23,7 +25,8 @@ def floors_of(cases, **arguments):
 
 
 def figures_of(cases, **arguments):
-    return rows.figures(floors_of(cases, **arguments))
+    floors = floors_of(cases, **arguments)
+    return against_roofs(floors[floors["latency_ms"].notna()])
 
 
 ROWS = [2**power for power in range(10)]
@@ -102,10 +105,10 @@ def test_a_batch_of_prompts_is_rows_too():
 
 def test_the_parts_of_a_waterfall_are_the_whole_step():
     frame = floors_of(LADDER)
-    naive, cached = (row for _, row in rows.waterfall_cell(frame).iterrows())
+    naive, cached = (row for _, row in falls.waterfall_cell(frame).iterrows())
     assert (naive["strategy"], cached["strategy"], cached["n_prompt"]) == ("naive", "dynamic", 2048)
-    parts = rows.waterfall_parts(frame, cached)
-    assert list(parts) == list(rows.PARTS)
+    parts = falls.waterfall_parts(frame, cached)
+    assert list(parts) == list(falls.PARTS)
     assert sum(parts.values()) == pytest.approx(cached["latency_ms"])
     assert parts["weights read"] == pytest.approx(smollm2_plan(LADDER[0]).weights_bytes / 40e9 * 1000, rel=0.01)
     assert parts["KV read"] == pytest.approx((2048 + 16) * 46080 / 40e9 * 1000, rel=0.01)
@@ -117,11 +120,11 @@ def test_the_parts_of_a_waterfall_are_the_whole_step():
 @pytest.mark.parametrize("framework_ms", [float("nan"), 1e6])
 def test_what_a_run_does_not_tell_apart_is_one_bar(framework_ms):
     frame = floors_of(LADDER).assign(framework_ms=framework_ms)
-    _, cached = (row for _, row in rows.waterfall_cell(frame).iterrows())
-    parts = rows.waterfall_parts(frame, cached)
-    assert list(parts) == ["weights read", "KV read", rows.UNKNOWN]
+    _, cached = (row for _, row in falls.waterfall_cell(frame).iterrows())
+    parts = falls.waterfall_parts(frame, cached)
+    assert list(parts) == ["weights read", "KV read", falls.UNKNOWN]
     assert sum(parts.values()) == pytest.approx(cached["latency_ms"])
-    assert_readable(rows.waterfall(frame))
+    assert_readable(falls.waterfall(frame))
 
 
 def test_the_ladder_ends_at_the_limit_and_has_a_line_per_prompt():

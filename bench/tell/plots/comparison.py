@@ -8,13 +8,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from bench.tell.plots.steps import CONTEXT, EXTENT, PLOT_COLUMNS, file_suffix, intervals, shown_phases
+from bench.tell.plots.steps import CONTEXT, EXTENT, PLOT_COLUMNS, file_suffix, intervals
 from bench.tell.plots.style import (
     GUIDE,
+    PHASES,
     THOUSANDS,
     context_axis,
     legend_below,
     make_figure,
+    open_frame,
     shifted,
     styles,
     value_axis,
@@ -27,7 +29,7 @@ LATENCY = {"prefill": "TTFT (ms)", "decode": "TPOT (ms)"}
 
 
 def comparison_figures(rows: pd.DataFrame, a: str, b: str) -> dict[str, Figure]:
-    """Both plots of each setting by file name (without suffix); `rows` of a `Comparison`, and the names of its runs."""
+    """Draw both plots of each setting, by file name; `rows` of a `Comparison`, and the names of its runs."""
     drawn: dict[str, Figure] = {}
     for _, group in by_setting(rows, also=EXTENT):
         drawn["forest" + file_suffix(group, rows, PLOT_COLUMNS)] = forest(group, a, b)
@@ -36,7 +38,7 @@ def comparison_figures(rows: pd.DataFrame, a: str, b: str) -> dict[str, Figure]:
 
 
 def forest(rows: pd.DataFrame, a: str, b: str) -> Figure:
-    """A line per case and phase: time in B / time in A with its unpaired interval, the largest gain on top.
+    """Draw a line per case and phase: time in B / time in A with its unpaired interval, the largest gain on top.
 
     `rows` are of one setting. The marker of a row without an interval is hollow.
     """
@@ -48,9 +50,10 @@ def forest(rows: pd.DataFrame, a: str, b: str) -> Figure:
     )
     axes = figure.add_subplot()
     axes.axvline(1, color=GUIDE, linewidth=1.2, zorder=1)
-    for phase in shown_phases(rows):
-        color, marker = PHASE_MARKS[phase]
+    for phase, (color, marker) in PHASE_MARKS.items():
         own = rows[rows["phase"] == phase]
+        if own.empty:
+            continue
         certain = own["ratio_low"].notna()
         axes.hlines(own.index[certain], own["ratio_low"][certain], own["ratio_high"][certain], color=color, linewidth=2)
         axes.plot(own["ratio"][certain], own.index[certain], marker, color=color, label=phase)
@@ -63,25 +66,42 @@ def forest(rows: pd.DataFrame, a: str, b: str) -> Figure:
 
 
 def overlay(rows: pd.DataFrame, a: str, b: str) -> Figure:
-    """TTFT and TPOT of both runs against context length: A in full lines, B broken and hollow; rows of one setting."""
-    figure = make_figure(f"Latency of both runs, median {intervals(rows['a_low'])}", _subtitle(rows, a, b), 4.6)
+    """Draw TTFT and TPOT of both runs against context length, a row of panels per phase and a column per strategy.
+
+    Run A is drawn in full lines, B broken and hollow. `rows` are of one setting. Strategies that take the same time
+    would hide one another in one panel.
+    """
+    looks = styles(rows["strategy"])
+    phases = [phase for phase in PHASES if (rows["phase"] == phase).any()]
+    title = f"Latency of both runs, median {intervals(rows['a_low'])}"
+    figure = make_figure(title, _subtitle(rows, a, b), 1.4 + 2.3 * len(phases))
+    grid = figure.subplots(len(phases), len(looks), sharex=True, sharey="row", squeeze=False)
     lengths = rows["n_depth"] + rows["n_prompt"]
-    phases = shown_phases(rows)
-    for number, phase in enumerate(phases):
-        axes = figure.add_subplot(1, len(phases), number + 1)
+    for phase, line_of_panels in zip(phases, grid, strict=True):
         own_phase = rows[rows["phase"] == phase]
-        for strategy, style in styles(rows["strategy"]).items():
-            own = own_phase[own_phase["strategy"] == strategy].sort_values("n_prompt")
+        for (strategy, style), axes in zip(looks.items(), line_of_panels, strict=True):
+            own = own_phase[own_phase["strategy"] == strategy].sort_values(["n_depth", "n_prompt"])
             for place, (run, line, face) in enumerate((("a", "-", style.color), ("b", "--", "white"))):
                 x = shifted(own["n_depth"] + own["n_prompt"], place, 2)
                 curve = {**style.curve, "linestyle": line, "markerfacecolor": face}
-                axes.plot(x, own[f"{run}_ms"], label=f"{strategy}, {run.upper()}", **curve)
+                axes.plot(x, own[f"{run}_ms"], **curve)
                 axes.vlines(x, own[f"{run}_low"], own[f"{run}_high"], color=style.color, linewidth=1.6)
-        value_axis(axes, [*own_phase["a_ms"], *own_phase["b_ms"]], LATENCY[phase])
-        context_axis(axes, lengths, CONTEXT)
-        axes.set_title(phase, fontsize=10)
-    legend_below(figure, figure.axes[0], columns=4)
+            value_axis(axes, own_phase[_ENDS].to_numpy(dtype=float).ravel(), LATENCY[phase])
+            context_axis(axes, lengths, CONTEXT, most_ticks=max(2, 8 // len(looks)))
+            axes.set_xlabel("")
+            axes.label_outer()
+        line_of_panels[0].set_ylabel(f"{phase}: {line_of_panels[0].get_ylabel()}", fontsize=9)
+    for strategy, axes in zip(looks, grid[0], strict=True):
+        axes.set_title(strategy, fontsize=10)
+    grid[-1][len(looks) // 2].set_xlabel(f"{CONTEXT}, log scale", fontsize=9)
+    for line, face, label in (("-", GUIDE, "A"), ("--", "white", "B")):
+        grid[0][0].plot([], [], color=GUIDE, linestyle=line, marker="o", markerfacecolor=face, label=label)
+    legend_below(figure, grid[0][0], columns=2)
     return figure
+
+
+_ENDS = ["a_ms", "b_ms", "a_low", "b_low", "a_high", "b_high"]
+"""What the value axis must hold: an interval that reaches beyond it would be cut without a mark."""
 
 
 def _subtitle(rows: pd.DataFrame, a: str, b: str) -> str:
@@ -100,9 +120,7 @@ def _ratio_axis(figure: Figure, rows: pd.DataFrame) -> None:
     axes.xaxis.set_major_formatter(THOUSANDS)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("B is faster   <   time of B / time of A (ratio)   >   B is slower")
-    axes.grid(axis="x", color="#DDDDDD", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    open_frame(axes, "x")
 
 
 def _ratio_ticks(reach: float) -> list[float]:

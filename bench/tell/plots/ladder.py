@@ -10,9 +10,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from bench.tell.plots.steps import EXTENT, shown_phases
-from bench.tell.plots.style import GUIDE, THOUSANDS, legend_below, make_figure, styles, value_axis
-from bench.tell.words import by_setting, context
+from bench.tell.plots.steps import EXTENT
+from bench.tell.plots.style import (
+    GUIDE,
+    THOUSANDS,
+    legend_below,
+    make_figure,
+    open_frame,
+    panels,
+    styles,
+    value_axis,
+)
+from bench.tell.words import by_setting, context, plural
 from kvcache.strategies.catalogue import COMPILING, REFEEDING, STRATEGIES
 
 LIMIT = "limit"
@@ -22,17 +31,14 @@ _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#222222")
 
 
 def ladder(summary: pd.DataFrame) -> Figure:
-    """Each strategy's latency, rung by rung down to the limit (a cached forward's larger floor), per context length."""
+    """Draw each strategy's latency, rung by rung down to the limit (a cached forward's larger floor), per length."""
     words, _ = next(by_setting(summary, also=EXTENT))
     figure = make_figure("From naive re-feed down to what the machine allows, median", words, 4.4)
     # The yardstick is a cached path like dynamic: below it comes what is faster.
     rungs = sorted(set(summary["strategy"]), key=lambda name: (name in COMPILING, catalogue_place(name)))
     rungs.append(LIMIT)
     contexts = sorted(set(summary["n_prompt"]))
-    phases = shown_phases(summary)
-    for panel, phase in enumerate(phases):
-        axes = figure.add_subplot(1, len(phases), panel + 1)
-        rows = summary[summary["phase"] == phase]
+    for panel, phase, axes, rows in panels(figure, summary):
         for place, n_prompt in enumerate(contexts):
             own = rows[rows["n_prompt"] == n_prompt]
             times = own.set_index("strategy")["latency_ms"].to_dict()
@@ -46,13 +52,12 @@ def ladder(summary: pd.DataFrame) -> Figure:
         axes.yaxis.set_major_locator(FixedLocator(range(len(rungs))))
         axes.set_yticklabels(rungs if panel == 0 else [])
         axes.set_ylim(len(rungs) - 0.6, -0.4)
-        axes.set_title(phase, fontsize=10)
     legend_below(figure, figure.axes[0], columns=4)
     return figure
 
 
 def threads(summary: pd.DataFrame) -> Figure:
-    """Throughput with more threads over that with the fewest, per strategy and phase, at the longest common prompt."""
+    """Draw throughput with more threads over that with the fewest, per strategy, at the longest common prompt."""
     counts = summary.groupby("n_prompt")["n_threads"].nunique()
     rows = summary[summary["n_prompt"] == counts[counts == counts.max()].index.max()]
     first = rows.iloc[0].to_dict()
@@ -60,11 +65,8 @@ def threads(summary: pd.DataFrame) -> Figure:
     title = "What more threads bring to prefill and to decode"
     subtitle = f"{words}, batch {first['batch_size']}, prompt {context(first)}"
     figure = make_figure(title, subtitle, 4.2)
-    phases = shown_phases(rows)
     fewest = rows["n_threads"].min()
-    for panel, phase in enumerate(phases):
-        axes = figure.add_subplot(1, len(phases), panel + 1)
-        points = rows[rows["phase"] == phase]
+    for _, _, axes, points in panels(figure, rows):
         ideal = np.array(sorted(set(points["n_threads"])), dtype=float)
         gains = [float(ideal[-1] / fewest)]
         axes.plot(ideal, ideal / fewest, color=GUIDE, linewidth=1.2, linestyle=":", label="as many times as threads")
@@ -77,24 +79,23 @@ def threads(summary: pd.DataFrame) -> Figure:
         value_axis(
             axes,
             gains,
-            f"throughput / that with {fewest} thread{'s' if fewest > 1 else ''}",
+            f"throughput / that with {plural(fewest, 'thread')}",
             from_zero=True,
         )
         axes.xaxis.set_major_locator(FixedLocator(list(ideal)))
         axes.xaxis.set_major_formatter(THOUSANDS)
         axes.set_xlabel("threads")
-        axes.set_title(phase, fontsize=10)
     legend_below(figure, figure.axes[0], columns=4)
     return figure
 
 
 def look(place: int) -> dict[str, Any]:
-    """How the place-th depth or context is drawn."""
+    """Choose how the place-th depth or context is drawn."""
     return {"color": _COLORS[place % 6], "marker": _MARKERS[place % 6], "linestyle": _LINES[place % 4]}
 
 
 def catalogue_place(strategy: str) -> int:
-    """Where a strategy stands in the catalogue; one it does not know comes last."""
+    """Find where a strategy stands in the catalogue; one it does not know comes last."""
     names = list(STRATEGIES)
     return names.index(strategy) if strategy in names else len(names)
 
@@ -111,6 +112,4 @@ def _time_axis(axes: Axes, times: list[float], phase: str) -> None:
     axes.xaxis.set_major_formatter(THOUSANDS)
     axes.set_xlim(low, high)
     axes.set_xlabel("TTFT (ms), log scale" if phase == "prefill" else "TPOT (ms), log scale")
-    axes.grid(axis="x", color="#DDDDDD", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    open_frame(axes, "x")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import matplotlib as mpl
 import msgspec
@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from kvcache.arithmetic.costs import Phase
 from kvcache.strategies.catalogue import STRATEGIES
 
 WIDTH_IN = 8.0
@@ -27,6 +28,9 @@ PNG_DPI = 150
 
 MAGNITUDE = 8.0
 """Values that differ by a larger factor have a logarithmic axis: from zero, the small ones could not be read."""
+
+PHASES: tuple[Phase, ...] = get_args(Phase)
+"""In the order of the panels."""
 
 GUIDE = "#777777"
 THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.10g}")
@@ -65,14 +69,14 @@ _FURTHER = (
 
 
 def styles(strategies: Iterable[str]) -> dict[str, Style]:
-    """A style for each strategy, in the order given; a known strategy looks the same in every plot."""
+    """Choose a style for each strategy, in the order given; a known strategy looks the same in every plot."""
     names = list(dict.fromkeys(strategies))
     unknown = [name for name in names if name not in _STYLES]
     return {name: _STYLES.get(name) or _FURTHER[unknown.index(name) % len(_FURTHER)] for name in names}
 
 
 def make_figure(title: str, subtitle: str, height_in: float) -> Figure:
-    """An empty figure of the common width whose title says what is shown, and for which setting."""
+    """Make an empty figure of the common width whose title says what is shown, and for which setting."""
     figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
     FigureCanvasAgg(figure)
     lines = [textwrap.fill(line, TITLE_COLUMNS) for line in (title, *subtitle.splitlines())]
@@ -80,31 +84,40 @@ def make_figure(title: str, subtitle: str, height_in: float) -> Figure:
     return figure
 
 
+def panels(figure: Figure, rows: pd.DataFrame) -> Iterator[tuple[int, Phase, Axes, pd.DataFrame]]:
+    """Make a panel for each phase that `rows` have, side by side under its name: its number, phase, axes and rows."""
+    phases: list[Phase] = [phase for phase in PHASES if (rows["phase"] == phase).any()]
+    for number, phase in enumerate(phases):
+        axes = figure.add_subplot(1, len(phases), number + 1)
+        axes.set_title(phase, fontsize=10)
+        yield number, phase, axes, rows[rows["phase"] == phase]
+
+
 def legend_below(figure: Figure, axes: Axes, columns: int, title: str | None = None) -> None:
-    """The legend of `axes`, below the whole figure where it can hide nothing."""
+    """Put the legend of `axes` below the whole figure where it can hide nothing."""
     handles, labels = axes.get_legend_handles_labels()
     legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=title, handlelength=3.5)
     legend.set_frame_on(False)
 
 
 def shifted(lengths: pd.Series[int], place: int, places: int) -> pd.Series[float]:
-    """Context lengths moved aside by a few percent, so that the intervals of several strategies stand side by side."""
+    """Move context lengths aside by a few percent, so that the intervals of several strategies stand side by side."""
     return lengths.astype("float64").mul(1.06 ** (place - (places - 1) / 2))
 
 
 def linear_axis(axes: Axes, positions: pd.Series[int], label: str) -> None:
-    """A straight axis of positions from zero."""
+    """Make the x axis straight, of positions from zero."""
     axes.set_xlim(0, 1.05 * positions.max())
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(THOUSANDS)
     axes.set_xlabel(label)
 
 
-def context_axis(axes: Axes, lengths: pd.Series[int], label: str) -> None:
-    """A logarithmic axis of context lengths, with a tick at each that was measured."""
+def context_axis(axes: Axes, lengths: pd.Series[int], label: str, most_ticks: int = 6) -> None:
+    """Make the x axis logarithmic, of context lengths, with a tick at each that was measured."""
     ticks = sorted({int(length) for length in lengths})
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(_apart(ticks)))
+    axes.xaxis.set_major_locator(FixedLocator(_apart(ticks, most_ticks)))
     axes.xaxis.set_major_formatter(THOUSANDS)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(ticks[0] / 1.35, ticks[-1] * 1.35)
@@ -112,7 +125,7 @@ def context_axis(axes: Axes, lengths: pd.Series[int], label: str) -> None:
 
 
 def value_axis(axes: Axes, values: Iterable[float], label: str, *, from_zero: bool = False) -> None:
-    """Logarithmic, with ticks at 1, 2 and 5, where the values differ by more than a magnitude, else from zero."""
+    """Make the y axis logarithmic (ticks at 1, 2, 5) where the values differ by a magnitude, else from zero."""
     known = [value for value in values if value > 0]
     if known and max(known) / min(known) > MAGNITUDE and not from_zero:
         axes.set_yscale("log")
@@ -122,7 +135,12 @@ def value_axis(axes: Axes, values: Iterable[float], label: str, *, from_zero: bo
         axes.set_ylim(0, 1.12 * max(known))
     axes.yaxis.set_major_formatter(THOUSANDS)
     axes.set_ylabel(label if axes.get_yscale() == "linear" else f"{label}, log scale")
-    axes.grid(axis="y", color="#DDDDDD", linewidth=0.7)
+    open_frame(axes, "y")
+
+
+def open_frame(axes: Axes, grid: Literal["x", "y"]) -> None:
+    """Draw a light grid along the values, behind them, and no frame above and on the right."""
+    axes.grid(axis=grid, color="#DDDDDD", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -136,9 +154,9 @@ def save(figure: Figure, path: Path) -> list[Path]:
     return written
 
 
-def _apart(ticks: list[int]) -> list[int]:
-    """The ticks, from the longest down, that leave room for their labels: a sixth of the axis between two."""
-    room = (ticks[-1] / ticks[0] * 1.35**2) ** (1 / 6)
+def _apart(ticks: list[int], most: int) -> list[int]:
+    """The ticks, from the longest down, that leave room for their labels: so many fit the axis."""
+    room = (ticks[-1] / ticks[0] * 1.35**2) ** (1 / most)
     kept = [ticks[-1]]
     for tick in reversed(ticks):
         if tick * room <= kept[-1]:

@@ -1,0 +1,65 @@
+"""The one list of a run's plots: which are drawn, and the names of their files."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bench.case import HOST_DEVICES
+from bench.tell.plots import across
+from bench.tell.plots.ladder import ladder, threads
+from bench.tell.plots.rows import MACHINE_COLUMNS, cached_prefills, is_drawn, rows_roofline
+from bench.tell.plots.steps import EXTENT, PLOT_COLUMNS, file_suffix, speedup, step_latency, throughput
+from bench.tell.plots.waterfall import waterfall, waterfall_cell
+from bench.tell.words import SETTING_COLUMNS, by_setting
+from kvcache.strategies.catalogue import REFEEDING
+
+
+def figures(summary: pd.DataFrame, steps: pd.DataFrame, slopes: pd.DataFrame) -> dict[str, Figure]:
+    """Draw every plot that a run holds the data for, by file name (without suffix).
+
+    `summary` as `summarize`, `steps` as `Tidy.steps`, `slopes` as `slopes.slopes` make them.
+    """
+    timed = summary[summary["latency_ms"].notna()]
+    return over_lengths(timed, steps, slopes) | across.figures(timed) | against_roofs(timed)
+
+
+def over_lengths(timed: pd.DataFrame, steps: pd.DataFrame, slopes: pd.DataFrame) -> dict[str, Figure]:
+    """Draw step latency, throughput and speed-up of each setting that the run has, by file name (without suffix).
+
+    `timed` are the rows of the summary that have a time.
+    """
+    drawn: dict[str, Figure] = {}
+    for _, rows in by_setting(steps):
+        drawn["step_latency" + file_suffix(rows, steps, SETTING_COLUMNS)] = step_latency(rows, slopes, timed)
+    for _, rows in by_setting(timed, also=EXTENT):
+        suffix = file_suffix(rows, timed, PLOT_COLUMNS)
+        drawn["throughput" + suffix] = throughput(rows)
+        if (rows["speedup_vs_naive"].notna() & ~rows["strategy"].isin(REFEEDING)).any():
+            drawn["speedup" + suffix] = speedup(rows)
+    return drawn
+
+
+def against_roofs(timed: pd.DataFrame) -> dict[str, Figure]:
+    """Draw rows, waterfall, ladder and threads where the run has their data, by file name (without suffix).
+
+    `timed` are the rows of the summary that have a time.
+    """
+    known = timed[timed["compute_floor_ms"].notna()]
+    drawn: dict[str, Figure] = {}
+    columns = [*MACHINE_COLUMNS, "strategy"]
+    prefills = cached_prefills(known)
+    for _, rows in prefills.groupby(columns, sort=False):
+        if is_drawn(rows):
+            drawn["rows" + file_suffix(rows, prefills, columns)] = rows_roofline(rows)
+    for _, rows in by_setting(known, also=EXTENT):
+        suffix = file_suffix(rows, known, PLOT_COLUMNS)
+        if not waterfall_cell(rows).empty:
+            drawn["waterfall" + suffix] = waterfall(rows)
+        if len(set(rows["strategy"])) > 1:
+            drawn["ladder" + suffix] = ladder(rows)
+    columns = [column for column in PLOT_COLUMNS if column != "n_threads"]
+    for _, rows in timed[timed["device"].isin(HOST_DEVICES)].groupby(columns, sort=False):
+        if len(set(rows["n_threads"])) > 1:
+            drawn["threads" + file_suffix(rows, timed, columns)] = threads(rows)
+    return drawn
