@@ -287,7 +287,7 @@ def test_the_curve_of_naive_goes_through_its_markers():
     (marks,) = [line for line in lines if line.get_marker() == "o" and len(line.get_xdata()) == 3]
     for x, y in zip(marks.get_xdata(), marks.get_ydata(), strict=True):
         assert float(np.interp(x, curve.get_xdata(), curve.get_ydata())) == pytest.approx(y, rel=0.05)
-    assert legend(figure)[0].endswith(" at 2,056")
+    assert legend(figure)[0].endswith(" at 2,064")
 
 
 def test_no_interval_of_a_comparison_is_cut_and_each_strategy_has_panels_of_its_own():
