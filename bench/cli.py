@@ -93,6 +93,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except Stopped as stop:
         _end_children()
         code = _complain(str(stop), stop, stop.exit_code)
+    except SystemExit as leaving:  # typer leaves so after it showed the completion; its 1 must not say regression
+        code = UsageError.exit_code if leaving.code else 0
     except OSError as error:  # a full disk, a folder that went away: what was stored before is safe
         code = _complain(f"{error.filename or 'writing'}: {error.strerror or error}", error, FailedRun.exit_code)
     except Exception as error:  # not foreseen; it must not end with 1, which says regression

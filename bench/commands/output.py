@@ -12,6 +12,7 @@ import typer
 from bench.errors import FailedRun, UsageError
 
 if TYPE_CHECKING:
+    from bench.measure.run import Job
     from bench.record import Run, Verdict
     from bench.tell.formats import DocumentFormat, Format
     from bench.tell.verdicts import Command
@@ -61,6 +62,27 @@ def print_summary(run: Run, form: Format) -> None:
     failed = summary["status"].isin(["failed", "oom", "timeout"]).any()
     if failed or (summary["status"] == "unsupported").all():
         raise typer.Exit(FailedRun.exit_code)
+
+
+def print_plan(job: Job, form: Format) -> None:
+    """Print the cases of a run that is not measured, with a rough estimate of the time of each."""
+    import msgspec
+    import pandas as pd
+
+    from bench.measure.run import estimate
+    from bench.measure.schedule import pending_seconds
+    from bench.tell import tables
+
+    text = estimate(job)
+    if form == "md":
+        emit(f"{text}\n")
+        return
+    rows = [
+        msgspec.structs.asdict(item.case) | {"estimated_s": round(pending_seconds([item], job.limits, job.previous), 1)}
+        for item in job.manifest.plan
+    ]
+    emit(tables.data(pd.DataFrame(rows), form))
+    note(text.splitlines()[-1])
 
 
 def print_verdicts(

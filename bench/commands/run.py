@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bench.commands import config, flags
-from bench.commands.output import emit, note, print_summary
+from bench.commands.output import note, print_plan, print_summary
 from bench.errors import UsageError
 from bench.measure.plan import Limits
 
@@ -107,7 +107,7 @@ def run(
             limits = Limits(repetitions=repetitions, processes=processes, timeout_s=timeout, budget_min=budget_min)
             job = replace(measuring.plan(sweeps, limits, out, name), ceilings=ceilings)
         if dry_run:
-            emit(f"{measuring.estimate(job)}\n")
+            print_plan(job, output_format)
             return
         finished = measuring.measure(job, servers)
     print_summary(finished, output_format)

@@ -93,9 +93,19 @@ def render_environment(environment: Environment, form: DocumentFormat, ceilings:
     if form == "json":
         found = [msgspec.structs.asdict(ceiling) for ceiling in ceilings]
         return json.dumps(fields | ({"ceilings": found} if found else {}), indent=2) + "\n"
-    lines = [[name, NOTHING if value is None else str(value)] for name, value in fields.items()]
+    lines = [_environment_line(name, value) for name, value in fields.items()]
     text = f"{markdown_table(lines, ['field', 'value'])}\n"
     return f"{text}\n{_ceilings(ceilings)}" if ceilings else text
+
+
+def _environment_line(name: str, value: Any) -> Line:
+    """A field for a reader: bytes in binary units, the load in two digits."""
+    if value is None:
+        return [name, NOTHING]
+    if name.endswith("_bytes"):
+        unit, size = ("GiB", 2**30) if value >= 2**30 else ("MiB", 2**20)
+        return [name.removesuffix("_bytes"), f"{number(value / size)} {unit}"]
+    return [name, f"{value:.2f}" if isinstance(value, float) else str(value)]
 
 
 def _ceilings(ceilings: Sequence[Ceiling]) -> str:

@@ -1,0 +1,66 @@
+"""The command line in a test: in this process, or in one of its own where that is what is tested."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from bench.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCKED = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in ('torch', 'transformers'):
+            raise ImportError('blocked: ' + name)
+sys.meta_path.insert(0, Blocker())
+from bench.cli import main
+main()
+"""
+
+
+class Printed(NamedTuple):
+    stdout: str
+    stderr: str
+
+
+def kvbench(*arguments: str, code: int = 0) -> Printed:
+    """Run the command in this process and check its exit code."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    assert ended.value.code == code, err.getvalue()[-2000:]
+    return Printed(out.getvalue(), err.getvalue())
+
+
+def refused(*arguments: str, code: int = 2) -> str:
+    """Return the one line on stderr of a command that is refused before anything runs; stdout is empty."""
+    printed = kvbench(*arguments, code=code)
+    assert printed.stdout == ""
+    assert len(printed.stderr.strip().splitlines()) == 1, printed.stderr
+    return printed.stderr
+
+
+def in_a_process(*arguments: str, code: int = 0, cwd: Path | None = None, blocked: bool = False) -> Printed:
+    """Run the command in a process of its own, on request without torch; an error must never be a traceback."""
+    command = [sys.executable, "-c", BLOCKED] if blocked else [sys.executable, "-m", "bench.cli"]
+    done = subprocess.run(
+        [*command, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])), "COLUMNS": "80"},
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == code, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    return Printed(done.stdout, done.stderr)

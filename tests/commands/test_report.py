@@ -1,0 +1,48 @@
+"""`kvbench report` and `kvbench compare`: stored runs and A/Bs, without torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.commandline import in_a_process, kvbench, refused
+from tests.torture import store_ab
+
+
+def test_report_and_compare_need_no_torch(run_folder: Path, tmp_path: Path) -> None:
+    before = (run_folder / "summary.csv").read_text()
+    (run_folder / "summary.csv").unlink()
+    in_a_process("report", str(run_folder), blocked=True)
+    assert (run_folder / "summary.csv").read_text() == before
+    done = in_a_process("compare", str(run_folder), str(run_folder), "--plots", str(tmp_path), blocked=True)
+    assert "no difference" in done.stdout
+    assert list(tmp_path.glob("*.png"))
+
+
+def test_formats_keep_stdout_clean(run_folder: Path) -> None:
+    out = str(run_folder.parent)
+    assert len(json.loads(kvbench("report", run_folder.name, "--out", out, "-o", "json").stdout)) == 16
+    lines = kvbench("report", run_folder.name, "--out", out, "-o", "jsonl").stdout.splitlines()
+    assert [json.loads(line)["phase"] for line in lines[:2]] == ["prefill", "decode"]
+    assert kvbench("report", run_folder.name, "--out", out, "-o", "csv").stderr.strip() == str(run_folder)
+
+
+@pytest.mark.parametrize("command", [["report", "x"], ["compare", "x", "y"], ["run", "--resume", "x"]])
+def test_missing_run_is_code_3(command: list[str], tmp_path: Path) -> None:
+    assert "no run folder" in refused(*command, "--out", str(tmp_path), code=3)
+
+
+def test_an_ab_is_reported_by_name_in_its_own_forms(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary"))
+    store_ab(tmp_path / "mine")
+    with pytest.raises(SystemExit) as ended:
+        main(["report", "mine", "--out", str(tmp_path)])
+    assert ended.value.code == 4
+    assert capsys.readouterr().out.startswith("kvbench ab: mine against main; a change up to 3 % counts as none\n")
+    assert not (tmp_path / "summary").exists()  # the A/B itself has told it
+    assert "csv" in refused("report", "mine", "--out", str(tmp_path), "-o", "csv")
+    assert "the record of an A/B" in refused("compare", "mine", "mine", "--out", str(tmp_path), code=3)

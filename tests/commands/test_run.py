@@ -1,0 +1,167 @@
+"""`kvbench run`: a real run of a tiny model, what it refuses, and what a failed case does."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.commandline import in_a_process, kvbench, refused
+
+STRATEGIES = ["naive", "dynamic", "static", "hf-generate"]  # compiled would take its time
+TINY = ["-m", "random:tiny", "-t", "1", "-p", "8,16", "-n", "4", "-r", "6", "--strategies", ",".join(STRATEGIES)]
+
+
+def test_run_leaves_everything_behind(run_folder: Path) -> None:
+    names = {path.name for path in run_folder.iterdir()}
+    assert {"manifest.json", "samples.jsonl", "summary.csv", "summary.json", "summary.md", "plots"} <= names
+    plots = {path.name for path in (run_folder / "plots").iterdir()}
+    assert {
+        f"{name}.{suffix}" for name in ("step_latency", "throughput", "speedup") for suffix in ("png", "svg")
+    } <= plots
+    summary = pd.read_csv(run_folder / "summary.csv", dtype={"tokens_match": str})
+    assert len(summary) == 2 * 4 * 2
+    assert set(summary["tokens_match"]) == {"true"}
+    assert set(summary["status"]) == {"ok"}
+    assert summary[["latency_ms", "mfu", "predicted_ms"]].notna().all(axis=None)
+    assert not (summary["latency_ms_low"] > summary["latency_ms"]).any()  # there is none where rounds were disturbed
+    assert (summary.loc[summary["strategy"] == "naive", "speedup_vs_naive"] == 1).all()
+    assert not (summary["mfu_low"] > summary["mfu"]).any()
+    assert summary["mbu"].isna().all()  # so small a model lies in the cache
+
+
+def test_counters_are_those_of_the_contract(run_folder: Path) -> None:
+    rows = pd.read_csv(run_folder / "summary.csv").set_index(["n_prompt", "strategy", "phase"])
+    assert rows.loc[(16, "naive", "prefill"), "tokens_processed"] == 16
+    assert rows.loc[(16, "naive", "decode"), "tokens_processed"] == 17 + 18 + 19
+    assert rows.loc[(16, "dynamic", "decode"), "tokens_processed"] == 3
+    assert rows.loc[(16, "dynamic", "decode"), "forward_calls"] == 3
+    cached = rows.xs("dynamic", level="strategy")
+    assert (cached["kv_bytes_predicted"] == cached["kv_bytes_measured"]).all()
+
+
+def test_dry_run_measures_nothing(tmp_path: Path) -> None:
+    done = kvbench("run", *TINY, "--out", str(tmp_path), "--dry-run")
+    assert "8 cases" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_readmes_grid_of_a_random_model_fits_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    (example,) = [line for line in readme.splitlines() if line.startswith("kvbench run -m random:")]
+    with pytest.raises(SystemExit) as ended:
+        main([*shlex.split(example, comments=True)[1:], "--out", str(tmp_path), "--dry-run"])
+    assert ended.value.code == 0
+    assert "cases, 6 rounds each" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["-p", "0"], "--n-prompt"),
+        (["-p", "-5"], "--n-prompt"),
+        (["-p", "1.5"], "--n-prompt"),
+        (["-p", "8,8"], "twice"),
+        (["-p", "8,,9"], "empty"),
+        (["-n", "0"], "--n-gen"),
+        (["-d", "-1"], "--n-depth"),
+        (["-b", "0"], "--batch-size"),
+        (["-r", "0"], "--repetitions"),
+        (["-r", "x"], "--repetitions"),
+        (["-t", "0"], "--threads"),
+        (["--processes", "0"], "--processes"),
+        (["--timeout", "0"], "--timeout"),
+        (["--strategies", "dinamic"], "did you mean dynamic"),
+        (["--dtype", "float3"], "did you mean float32"),
+        (["--preset", "smok"], "did you mean smoke"),
+        (["--device", "gpu"], "--device"),
+        (["-m", "random:gtp2"], "gpt2"),
+        (["-m", "random:tiny,random:tiny"], "twice"),
+        (["-m", "/nowhere/at/all"], "--model"),
+        (["--attn-implementation", "sdap"], "did you mean sdpa"),
+        (["--naive-logits", "first"], "--naive-logits"),
+        (["-p", "100000"], "positions"),
+        (["--name", "a/b"], "--name"),
+        (["--name", ".."], "--name"),
+        (["-o", "xml"], "--format"),
+        (["--stratgies", "naive"], "--strategies"),
+        (["-p", "8,08"], "twice"),
+        (["--preset", "smoke,full"], "one value"),
+        (["--device", "cpu,cuda"], "one value"),
+        (["-o", "md,csv"], "one value"),
+        (["--timeout", "inf"], "--timeout"),
+        (["--timeout", "nan"], "--timeout"),
+        (["--seed", "99999999999999999999"], "--seed"),
+        (["--resume", "x", "-r", "12"], "--resume"),
+        (["--resume", "x", "-p", "8"], "--resume"),
+        (["--budget", "0"], "--budget"),
+        (["-b", "100000"], "memory"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(
+    arguments: list[str], says: str, tmp_path: Path
+) -> None:
+    assert says in refused("run", "-m", "random:tiny", "--out", str(tmp_path / "out"), *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_cuda_is_refused_where_there_is_none() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    assert "no CUDA device" in refused("run", *TINY, "--device", "cuda")
+
+
+def test_unwritable_out_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "--out" in refused("run", *TINY, "--out", str(tmp_path / "file"))
+
+
+def test_timeout_is_a_result(tmp_path: Path) -> None:
+    """A case over its time is stored as such, the others go on, and the exit code says so."""
+    model = tmp_path / "slow.py"
+    model.write_text(
+        "import time\nfrom kvcache.models import load\n"
+        "def factory():\n"
+        "    model = load('random:tiny')\n"
+        "    forward = type(model).forward\n"
+        "    class Slow(type(model)):\n"
+        "        def forward(self, *arguments, **named):\n"
+        "            if named.get('input_ids').shape[1] == 12: time.sleep(60)\n"
+        "            return forward(self, *arguments, **named)\n"
+        "    model.__class__ = Slow\n"
+        "    return model\n"
+    )
+    grid = ["-m", "py:slow:factory", "-t", "1", "-p", "8,11", "-n", "3", "-r", "1", "--strategies", "naive,dynamic"]
+    done = in_a_process("run", *grid, "--timeout", "7", "--no-ceilings", "--out", "runs", code=5, cwd=tmp_path)
+    folder = tmp_path / done.stdout.strip().splitlines()[-1]
+    status = pd.read_csv(folder / "summary.csv").set_index(["n_prompt", "strategy", "phase"])["status"]
+    assert status[11, "naive", "decode"] == "timeout"
+    assert status[8, "naive", "decode"] == status[8, "dynamic", "decode"] == "ok"
+
+
+def test_other_tokens_are_code_5(tmp_path: Path) -> None:
+    """A model whose cached path is wrong gets no time for it."""
+    (tmp_path / "broken.py").write_text(
+        "from kvcache.models import load\n"
+        "def factory():\n"
+        "    model = load('random:tiny')\n"
+        "    forward = type(model).forward\n"
+        "    class Broken(type(model)):\n"
+        "        def forward(self, *arguments, **named):\n"
+        "            out = forward(self, *arguments, **named)\n"
+        "            if named.get('past_key_values') is not None: out.logits = out.logits.flip(-1)\n"
+        "            return out\n"
+        "    model.__class__ = Broken\n"
+        "    return model\n"
+    )
+    grid = ["-m", "py:broken:factory", "-t", "1", "-p", "8", "-n", "3", "-r", "1", "--strategies", "naive,dynamic"]
+    done = in_a_process("run", *grid, "--no-ceilings", "--out", "runs", code=5, cwd=tmp_path)
+    rows = pd.read_csv(tmp_path / done.stdout.strip().splitlines()[-1] / "summary.csv", dtype={"tokens_match": str})
+    rows = rows.set_index(["strategy", "phase"])
+    assert rows.loc[("dynamic", "decode"), "tokens_match"] == "false"
+    assert pd.isna(rows.loc[("dynamic", "decode"), "latency_ms"])
+    assert rows.loc[("naive", "decode"), "status"] == "ok"
