@@ -34,9 +34,7 @@ def test_version_is_said_without_torch() -> None:
         (["generate", "--prompt", "x", "-t", "1,2"], "see kvbench generate --help"),
     ],
 )
-def test_what_cannot_be_parsed_points_to_the_help(
-    arguments: list[str], says: str
-) -> None:
+def test_what_cannot_be_parsed_points_to_the_help(arguments: list[str], says: str) -> None:
     assert refused(*arguments).strip().endswith(says)
 
 
@@ -68,7 +66,8 @@ def test_every_command_teaches_by_an_example(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "completes"), [("kvbench ga", "gate"), ("kvbench run --preset sm", "smoke"), ("kvbench run --bud", "--budget")]
+    ("words", "completes"),
+    [("kvbench ga", "gate"), ("kvbench run --preset sm", "smoke"), ("kvbench run --bud", "--budget")],
 )
 def test_the_shell_completes_commands_flags_and_words(
     words: str, completes: str, monkeypatch: pytest.MonkeyPatch
