@@ -86,6 +86,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         code = app(arguments or ["--help"], prog_name="kvbench", standalone_mode=False)
+        if code == 1 and "-completion" in arguments[0]:  # typer knows no such shell; 1 would say regression
+            code = UsageError.exit_code
     except KvbenchError as error:
         code = _complain(str(error), error, error.exit_code)
     except typer.TyperException as error:
@@ -93,8 +95,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except Stopped as stop:
         _end_children()
         code = _complain(str(stop), stop, stop.exit_code)
-    except SystemExit as leaving:  # typer leaves so after it showed the completion; its 1 must not say regression
-        code = UsageError.exit_code if leaving.code else 0
     except OSError as error:  # a full disk, a folder that went away: what was stored before is safe
         code = _complain(f"{error.filename or 'writing'}: {error.strerror or error}", error, FailedRun.exit_code)
     except Exception as error:  # not foreseen; it must not end with 1, which says regression
