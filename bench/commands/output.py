@@ -69,8 +69,7 @@ def print_plan(job: Job, form: Format) -> None:
     import msgspec
     import pandas as pd
 
-    from bench.measure.run import estimate
-    from bench.measure.schedule import pending_seconds
+    from bench.measure.run import case_seconds, estimate
     from bench.tell import tables
 
     text = estimate(job)
@@ -78,11 +77,11 @@ def print_plan(job: Job, form: Format) -> None:
         emit(f"{text}\n")
         return
     rows = [
-        msgspec.structs.asdict(item.case) | {"estimated_s": round(pending_seconds([item], job.limits, job.previous), 1)}
-        for item in job.manifest.plan
+        msgspec.structs.asdict(item.case) | {"estimated_s": round(seconds, 1)}
+        for item, seconds in zip(job.manifest.plan, case_seconds(job), strict=True)
     ]
     emit(tables.data(pd.DataFrame(rows), form))
-    note(text.splitlines()[-1])
+    note("\n".join(text.splitlines()[len(rows) :]))  # what --budget takes away, and the sum
 
 
 def print_verdicts(

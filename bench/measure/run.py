@@ -118,9 +118,8 @@ def estimate(job: Job) -> str:
     """Return the grid and a rough estimate of its time and memory, for `--dry-run`; and what `--budget` takes away."""
     lines = [item.case.key for item in job.manifest.plan]
     limits, cells = job.limits, pending_cells(job.manifest.plan, job.limits, job.previous)
-    reduction = Reduction(limits.repetitions)
+    reduction = _expected_reduction(job)
     if limits.budget_min is not None:
-        reduction = fit(cells, limits, 60 * limits.budget_min - START_S)
         changes = [reduced(cell, limits, reduction) for cell in cells]
         lines += [f"--budget {limits.budget_min:g}: {change}" for change in dict.fromkeys(filter(None, changes))]
     minutes = max(1, math.ceil((START_S + seconds_of(cells, limits, reduction)) / 60))
@@ -130,6 +129,23 @@ def estimate(job: Job) -> str:
         f"and at most {memory_gb:.1f} GB of memory"
     )
     return "\n".join(lines)
+
+
+def case_seconds(job: Job) -> list[float]:
+    """Estimate the seconds of each planned case, in the plan's order; 0 for one that is not measured (again)."""
+    reduction = _expected_reduction(job)
+    return [
+        seconds_of(pending_cells([item], job.limits, job.previous), job.limits, reduction) for item in job.manifest.plan
+    ]
+
+
+def _expected_reduction(job: Job) -> Reduction:
+    """What `--budget` is expected to take away, before any speed is known."""
+    limits = job.limits
+    if limits.budget_min is None:
+        return Reduction(limits.repetitions)
+    cells = pending_cells(job.manifest.plan, limits, job.previous)
+    return fit(cells, limits, 60 * limits.budget_min - START_S)
 
 
 def measure(job: Job, servers: RunServers) -> Run:
