@@ -151,6 +151,8 @@ class ProcessSet:
         self.writer, self.progress, self.past, self.fork = writer, progress, past, fork
         self.workers: dict[WorkerKey, WorkerProcess] = {}
         self.loaded: set[WorkerKey] = set()
+        self.not_loaded: dict[WorkerKey, WorkerFailed] = {}
+        """Why a worker could not load the model at the start: the result of its first case."""
         self.framework: dict[tuple[WorkerKey, int], list[int] | None] = {}
         """What steps without arithmetic take, by worker and batch size."""
         self.order = past.turns
@@ -168,10 +170,18 @@ class ProcessSet:
         self._stack.close()
 
     def start(self, cases: Sequence[Case]) -> None:
-        """Fork every worker."""
+        """Fork every worker, and have all of them load the model side by side: no time is taken yet."""
         self.seed = cases[0].seed
         for key in [REFERENCE, *([ROOFS] if self.limits.ceilings else []), *dict.fromkeys(map(_key, cases))]:
             self._start(key)
+        loading = [key for key in self.workers if key != ROOFS]
+        for key in loading:
+            self.workers[key].send(self._load_request(key))
+        for key in loading:
+            try:
+                self._take_loaded(key, self.workers[key].receive(LOAD_TIMEOUT_S))
+            except WorkerFailed as failure:
+                self.not_loaded[key] = failure
         self.ceilings = CeilingTurns(self.workers[ROOFS], setting_of(self.group)) if self.limits.ceilings else None
 
     def measure_cell(self, cell: Cell, budget: Budget) -> None:
@@ -383,16 +393,22 @@ class ProcessSet:
 
     def _load(self, key: WorkerKey) -> None:
         """See that the worker `key` runs and holds its model; one that is gone is started anew."""
+        if key in self.not_loaded:
+            raise self.not_loaded.pop(key)
         if not self.workers[key].alive:
             self.loaded.discard(key)
             self._start(key)
         if key not in self.loaded:
-            strategy, naive_logits = key
-            load = Load(group=self.group, strategy=strategy, naive_logits=naive_logits, seed=self.seed)
-            loaded = self.workers[key].ask(load, LOAD_TIMEOUT_S)
-            if not isinstance(loaded, Loaded) or loaded.version != VERSION:
-                raise WorkerFailed("failed", f"the worker speaks another protocol than {VERSION}", alive=True)
-            self.loaded.add(key)
+            self._take_loaded(key, self.workers[key].ask(self._load_request(key), LOAD_TIMEOUT_S))
+
+    def _load_request(self, key: WorkerKey) -> Load:
+        strategy, naive_logits = key
+        return Load(group=self.group, strategy=strategy, naive_logits=naive_logits, seed=self.seed)
+
+    def _take_loaded(self, key: WorkerKey, reply: Reply) -> None:
+        if not isinstance(reply, Loaded) or reply.version != VERSION:
+            raise WorkerFailed("failed", f"the worker speaks another protocol than {VERSION}", alive=True)
+        self.loaded.add(key)
 
     def _start(self, key: WorkerKey) -> None:
         self.workers[key] = self._stack.enter_context(self.fork(self.group, self.process))

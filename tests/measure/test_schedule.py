@@ -67,6 +67,12 @@ class FakeArm:
             raise failure
         return self.answer(request)
 
+    def send(self, request: Request) -> None:
+        self.sent = request
+
+    def receive(self, timeout_s: float) -> object:
+        return self.ask(self.sent, timeout_s)
+
     def answer(self, request: Request) -> object:
         match request:
             case Load():

@@ -181,3 +181,12 @@ def test_a_worker_without_a_driver_does_not_pause(tmp_path: Path) -> None:
 
 def test_going_on_with_no_turn_is_refused() -> None:
     assert answers(GoOn()) == [Refused(status="failed", error="no turn is paused")]
+
+
+def test_a_budget_has_fewer_positions_timed(tmp_path: Path) -> None:
+    load, reference, check = until_checked(tiny_case("naive", n_gen=12), tmp_path)
+    reduced = msgspec.structs.replace(check, tokens_per_turn=1)
+    _, few, _, whole = answers(load, reference, reduced, TakeTurn(), check, TakeTurn())[2:]
+    assert isinstance(few, TurnTaken)
+    assert isinstance(whole, TurnTaken)
+    assert (len(few.steps), len(whole.steps)) == (1, 11)
