@@ -23,6 +23,7 @@ from bench.commands.report import compare, report
 from bench.commands.run import run
 from bench.commands.study import generate, trace, train
 from bench.errors import FailedRun, KvbenchError, UsageError
+from bench.machine import places
 
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 
@@ -83,6 +84,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command; every error that a user can cause is one line on stderr and an exit code of the contract."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stopped)
+    places.settle()
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         code = app(arguments or ["--help"], prog_name="kvbench", standalone_mode=False)

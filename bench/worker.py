@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import msgspec
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -146,7 +147,10 @@ class Worker:
     def make_reference(self, case: Case, path: Path) -> Done:
         context, prompt = self._ids(case)
         found = reference(self.model, prompt, case.n_gen, context)
-        save_file({"tokens": found.tokens.contiguous(), "logits": found.logits.contiguous()}, path)
+        try:
+            save_file({"tokens": found.tokens.contiguous(), "logits": found.logits.contiguous()}, path)
+        except (OSError, SafetensorError) as error:
+            raise OSError(f"{path}: {one_line(error)}; set TMPDIR to a folder with room") from error
         del found
         self.device.give_back_memory()
         return Done()

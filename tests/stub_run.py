@@ -53,6 +53,7 @@ def _main() -> None:
     server_process.PROGRAM = STUB
     plan.plan = _plan
     plan.memory_bytes = lambda plans: 0
+    plan.temporary_bytes = lambda plans: 0
     models.weights_digest = lambda model, seed=0: "5f" * 32  # type: ignore[assignment]
     facts = TorchFacts(isa="stub", gpu=None, gpu_driver=None)
     vars(run)["read_environment"] = lambda: read_environment(facts)  # where `run` looks the name up

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from bench.ab.workers import SideServer
 from bench.case import Case, Group
 from bench.errors import DataError
 from bench.judge.sequential import PAIRS_A_PROMPT, SCREENING_PAIRS
+from bench.machine.places import temporary_folder
 from bench.measure.schedule import LOAD_TIMEOUT_S
 from bench.measure.worker_process import WorkerFailed, WorkerProcess
 from bench.protocol import Introduction, Load, MakeReference
@@ -104,7 +104,7 @@ class PairMeasurer:
 
     def __enter__(self) -> PairMeasurer:
         self._stack = ExitStack()
-        self._scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="kvbench-ab-")))
+        self._scratch = Path(self._stack.enter_context(temporary_folder("kvbench-ab-")))
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from bench.ab.record import Side
 from bench.errors import DataError, UsageError
+from bench.machine.places import temporary_folder
 from bench.measure.server_process import TREE, ForkServer
 from bench.protocol import Introduction
 
@@ -17,7 +17,7 @@ class SideServer(ForkServer):
     def __init__(self, side: Side, model: str, n_threads: int) -> None:
         """Start importing; `wait` for the end of it."""
         self.side = side
-        self._links = tempfile.TemporaryDirectory(prefix="kvbench-ab-")
+        self._links = temporary_folder("kvbench-ab-")
         trees = [Path(path) for path in (side.tree, side.folder) if path is not None]
         if not side.has_worker:
             # Links to the driver's two packages, not the folder they lie in: as a site-packages it would give another

@@ -69,7 +69,11 @@ def checkout(top: Path, sha: str) -> Iterator[Path]:
     with _folder() as folder:
         try:
             _check_out(top, sha, folder / "tree", folder / "index")
+        except OSError as error:
+            raise _no_room(folder, error) from error
         except GitFailed as error:
+            if "No space left" in str(error):
+                raise _no_room(folder, error) from error
             raise UsageError(f"git cannot check out {sha[:12]}: {error}") from error
         yield folder / "tree"
 
@@ -100,7 +104,10 @@ def snapshot(top: Path) -> Iterator[Path]:
     """Copy the working tree without what git ignores, so that no later edit changes what is measured."""
     remove_abandoned()
     with _folder() as folder:
-        _copy(top, folder / "tree")
+        try:
+            _copy(top, folder / "tree")
+        except OSError as error:
+            raise _no_room(folder, error) from error
         yield folder / "tree"
 
 
@@ -142,15 +149,28 @@ def describe(top: Path, tree: Path) -> str:
 
 def remove_abandoned() -> None:
     """Remove the folders of processes that were killed before they could do so: nobody holds their locks any more."""
-    for lock in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{LOCK}"):
+    try:
+        temporary = Path(tempfile.gettempdir())
+    except OSError:  # there is none
+        return
+    for lock in temporary.glob(f"{PREFIX}*/{LOCK}"):
         with suppress(OSError), filelock.FileLock(lock, blocking=False):  # another user's, or held, or just gone
             shutil.rmtree(lock.parent, ignore_errors=True)
+
+
+def _no_room(folder: Path, error: Exception) -> UsageError:
+    return UsageError(
+        f"BASE: its files cannot be copied to {folder.parent} ({error}): set TMPDIR to a folder with room for two trees"
+    )
 
 
 @contextmanager
 def _folder() -> Iterator[Path]:
     """Make a temporary folder with a lock that this process holds."""
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve()
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve()
+    except OSError as error:
+        raise UsageError(f"no temporary folder can be made ({error}): set TMPDIR to a folder with room") from error
     try:
         with filelock.FileLock(folder / f"{LOCK}.part"):
             (folder / f"{LOCK}.part").rename(folder / LOCK)  # none is ever seen under its name without being held

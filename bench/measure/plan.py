@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,10 @@ from kvcache.strategies.catalogue import REFEEDING
 
 PROCESS_BYTES = 400_000_000
 """Resident memory of a worker before it holds anything: the interpreter, torch and transformers."""
+
+
+COMPILER_BYTES = 32_000_000
+"""Room for what inductor and the C++ compiler write; a compiler that finds none says no more than that it failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +101,19 @@ def memory_bytes(plans: Sequence[CasePlan]) -> int:
         of_cases = workers * (PROCESS_BYTES + max(map(_case_bytes, members)))
         needs.append(weights * (1 if shared else workers) + of_cases + 2 * PROCESS_BYTES)  # 2: the ceilings' worker
     return max(needs, default=0)
+
+
+def temporary_bytes(plans: Sequence[CasePlan]) -> int:
+    """Return the size of what a run keeps in temporary files at a time: the logits of a cell, and a compiler's work."""
+    logits = [
+        case.batch_size
+        * case.n_gen
+        * describe(case.model, case.attn_implementation).vocab_size
+        * models.DTYPES[case.dtype]
+        for case in (item.case for item in plans)
+    ]
+    compiles = any(item.case.strategy == "compiled" for item in plans) and "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    return max(logits, default=0) + (COMPILER_BYTES if compiles else 0)
 
 
 def _case_bytes(item: CasePlan) -> int:

@@ -16,6 +16,7 @@ from bench.case import Sweep
 from bench.errors import DataError, UsageError
 from bench.machine.devices import DEVICES
 from bench.machine.environment import read_environment
+from bench.machine.places import require_temporary_bytes
 from bench.machine.threads import notice, user_variables
 from bench.measure import plan as planning
 from bench.measure.budget import START_S, Reduction, fit, reduced, seconds_of
@@ -75,6 +76,7 @@ def plan(sweeps: Sequence[Sweep], limits: Limits, out: Path, name: str | None) -
     """
     planned = planning.plan(sweeps)
     _fits_in_memory(planned)
+    require_temporary_bytes(planning.temporary_bytes(planned))
     created = datetime.now(UTC)
     stamp = created.strftime("%Y%m%dT%H%M%SZ")
     weights = {

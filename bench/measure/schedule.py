@@ -7,7 +7,6 @@ the disk before the next turn starts.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -18,7 +17,11 @@ from typing import Protocol
 import msgspec
 
 from bench.case import Case, Group, NaiveLogits
+<<<<<<< HEAD
 from bench.measure.budget import CEILING_AGE_S, Budget, Cell, turn_seconds, turns_seconds
+=======
+from bench.machine.places import temporary_folder
+>>>>>>> 6a9f97f (Folders for caches and temporary files: usable everywhere, or refused before measuring, by the variable to set)
 from bench.measure.ceiling_turns import CEILINGS, ROUND_S, CeilingTurns, setting_of
 from bench.measure.plan import Limits
 from bench.measure.resume import Past, most_rounds, sample_is_disturbed
@@ -163,7 +166,7 @@ class ProcessSet:
 
     def __enter__(self) -> ProcessSet:
         self._stack = ExitStack()
-        self._scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="kvbench-")))
+        self._scratch = Path(self._stack.enter_context(temporary_folder()))
         return self
 
     def __exit__(self, *_: object) -> None:

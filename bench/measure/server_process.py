@@ -6,7 +6,6 @@ import os
 import selectors
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ import msgspec
 
 from bench.errors import DataError, UsageError
 from bench.machine.affinity import unbind
+from bench.machine.places import temporary_folder
 from bench.machine.threads import with_threads
 from bench.measure.worker_process import WorkerProcess, last_line
 from bench.protocol import VERSION, Ended, Introduction
@@ -64,7 +64,7 @@ class ForkServer:
         self._ended: dict[int, int] = {}
         self._buffer = b""
         self._stack = ExitStack()
-        self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="kvbench-")))
+        self._folder = Path(self._stack.enter_context(temporary_folder()))
         self._socket = self._folder / "socket"
         unbind()  # a server that inherited one core of an import here would have no other
         try:

@@ -83,6 +83,10 @@ class Checkpoint:
         with refusing(f"the weights in {self.folder}"):
             return self.sha256 or sha256_of(self.weights)
 
+    def kept_as(self, bare: PreTrainedModel) -> str | None:
+        """A GGUF file is converted; safetensors are only for another data type."""
+        return None if self.gguf is None else f"{self.key}-"
+
     def _as_safetensors(self) -> Checkpoint:
         """Itself, or the float32 copy of what its GGUF file holds."""
         if self.gguf is None:

@@ -130,6 +130,10 @@ class RandomWeights:
         )
         return Checkpoint.of(folder).model(dtype, device, attn_implementation)
 
+    def kept_as(self, bare: PreTrainedModel) -> str | None:
+        """Kept unless it is very large."""
+        return f"random-{self.name}-" if 4 * count_parameters(bare) <= COPY_LIMIT_BYTES else None
+
     def tokenizer(self) -> NoReturn:
         """Random weights know no text."""
         raise ModelError(

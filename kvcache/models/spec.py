@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvcache.models import weight_cache
 from kvcache.models.checkpoint import Checkpoint
 from kvcache.models.random_weights import GEOMETRIES, RandomWeights
 from kvcache.models.skeleton import ATTN_IMPLEMENTATIONS, count_parameters, refusing
@@ -81,6 +82,9 @@ def describe(spec: str, *, attn_implementation: str | None = None) -> ModelDescr
             raise
         chosen = "eager"
         bare = source.skeleton(chosen)
+    kept = source.kept_as(bare)
+    if kept is not None:
+        weight_cache.require(kept)
     return ModelDescription(
         spec=spec,
         config=bare.config,

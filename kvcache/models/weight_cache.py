@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,7 +34,34 @@ def cache_folder() -> Path:
     own = os.environ.get("KVBENCH_CACHE")
     if own:
         return Path(own).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kvbench"
+    xdg = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    if not (xdg.is_absolute() or xdg.parts[0] == "~"):  # the specification has a relative path ignored
+        xdg = Path("~/.cache")
+    try:
+        return xdg.expanduser() / "kvbench"
+    except RuntimeError as error:
+        raise ModelError("no home folder is known here; set KVBENCH_CACHE to a folder that can be written") from error
+
+
+def require(beginning: str) -> None:
+    """Refuse early where the cache folder has no folder whose name begins so, and none can be made.
+
+    Raises:
+        ModelError: it cannot be written.
+    """
+    cache = cache_folder()
+    try:
+        if not any(cache.glob(f"{beginning}*")):
+            cache.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=cache).close()
+    except OSError as error:
+        raise _unwritable(cache, error) from error
+
+
+def _unwritable(folder: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"cannot write {folder} ({error}); set KVBENCH_CACHE to a folder that can be written and has room"
+    )
 
 
 def find(name: str) -> Path | None:
@@ -75,9 +103,7 @@ def made_once(name: str, make: Callable[[Path], None], *, note: str) -> Path:
             finally:
                 lock.unlink(missing_ok=True)  # filelock makes another for those that wait for this one
     except (OSError, SafetensorError) as error:
-        raise ModelError(
-            f"cannot write {folder} ({error}); set KVBENCH_CACHE to a folder that can be written and has room"
-        ) from error
+        raise _unwritable(folder, error) from error
     return folder
 
 

@@ -1,0 +1,61 @@
+"""Places for files that are not the user's: temporary folders, and the caches of this project and its libraries."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from bench.errors import UsageError
+
+XDG = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME")
+
+PLACES = ("KVBENCH_CACHE", "HF_HOME", "HF_HUB_CACHE", "MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR", "TMPDIR")
+
+
+def settle() -> None:
+    """Make the places that the environment names the same for every process that this one starts, wherever it runs.
+
+    Relative paths become absolute, save those of the XDG specification, which has them ignored. Without a home folder
+    (HOME unset or relative, and no entry in the password file) `~` is a place that nobody can write, instead of a
+    folder of that name here: then what needs a cache refuses, and names the variable to set.
+    """
+    for name in XDG:
+        if not os.path.isabs(os.environ.get(name) or os.sep):  # noqa: PTH117  # "" counts as unset
+            del os.environ[name]
+    for name in PLACES:
+        if place := os.environ.get(name):
+            os.environ[name] = os.path.abspath(os.path.expanduser(place))  # noqa: PTH100, PTH111  # links are kept
+    if not os.path.isabs(os.environ.get("HOME", os.sep)):  # noqa: PTH117
+        del os.environ["HOME"]
+    if os.path.expanduser("~") == "~":  # noqa: PTH111
+        os.environ["HOME"] = os.devnull
+
+
+def temporary_folder(prefix: str = "kvbench-") -> tempfile.TemporaryDirectory[str]:
+    """Make a temporary folder.
+
+    Raises:
+        UsageError: none can be made.
+    """
+    try:
+        return tempfile.TemporaryDirectory(prefix=prefix)
+    except OSError as error:
+        raise UsageError(f"no temporary folder can be made ({error}): set TMPDIR to a folder with room") from error
+
+
+def require_temporary_bytes(needed: int) -> None:
+    """Refuse where the folder of temporary files has not so many bytes free.
+
+    Raises:
+        UsageError: it has not, or there is none.
+    """
+    with temporary_folder() as folder:
+        free = shutil.disk_usage(folder).free
+        where = Path(folder).parent
+    if free < needed:
+        raise UsageError(
+            f"temporary files need about {needed / 1e6:.1f} MB, {where} has {free / 1e6:.1f} MB free: set TMPDIR to a "
+            "folder with room"
+        )

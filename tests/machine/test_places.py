@@ -1,0 +1,178 @@
+"""Temporary folders and caches, whatever the environment names as one: they work, or one line names the variable."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.errors import UsageError
+from bench.machine import places
+from bench.measure.server_process import TREE
+from kvcache.models import ModelError, weight_cache
+
+NOBODY = 54321
+"""A user id without an entry in the password file."""
+
+RUN = ["-m", "random:tiny", "-p", "8", "-n", "4", "-t", "1"]
+COMMANDS = {
+    "run": ["run", *RUN, "-r", "1", "--strategies", "dynamic", "--no-ceilings"],
+    "ab": ["ab", *RUN, "--strategies", "dynamic", "--head-env", "A=1"],
+}
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Set and unset variables."""
+
+    def set_variables(**variables: str | None) -> None:
+        for name, value in variables.items():
+            if value is None:
+                monkeypatch.delenv(name, raising=False)
+            else:
+                monkeypatch.setenv(name, value)
+
+    for name in (*places.XDG, *places.PLACES, "HOME"):  # so that what `settle` changes is undone
+        set_variables(**{name: os.environ.get(name)})
+    set_variables(KVBENCH_CACHE=None)
+    return set_variables
+
+
+def kvbench(folder: Path, words: list[str], *, uid: int | None = None, **variables: str | None):
+    """The command in `folder` under `variables` (None: unset), as the user `uid`."""
+    changed = os.environ | {"PYTHONPATH": str(TREE)} | variables
+    kept = {name: value for name, value in changed.items() if value is not None}
+    command = [sys.executable, "-m", "bench.cli", *words]
+    if uid is not None:
+        rights = "+dac_override,+dac_read_search"  # python itself may lie where only root reads
+        who = [f"--reuid={uid}", f"--regid={uid}", "--clear-groups", f"--inh-caps={rights}", f"--ambient-caps={rights}"]
+        command = ["setpriv", *who, *command]
+    return subprocess.run(command, cwd=folder, env=kept, capture_output=True, text=True, check=False, timeout=300)
+
+
+def as_nobody() -> bool:
+    """Whether this process may start one of another user, as root in many containers may."""
+    if os.getuid() or shutil.which("setpriv") is None:
+        return False
+    who = ["setpriv", f"--reuid={NOBODY}", "--clear-groups", "--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
+    return subprocess.run([*who, sys.executable, "-c", ""], capture_output=True, check=False).returncode == 0
+
+
+def test_a_relative_place_is_the_same_for_every_process(environment, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ("KVBENCH_CACHE", "MPLCONFIGDIR", "HF_HOME", "TORCHINDUCTOR_CACHE_DIR", "TMPDIR")
+    environment(**dict.fromkeys(names, "some/where"), XDG_CACHE_HOME="relative", XDG_CONFIG_HOME="", HOME="relative")
+    places.settle()
+    assert {os.environ[name] for name in names} == {str(tmp_path / "some" / "where")}
+    assert "XDG_CACHE_HOME" not in os.environ  # the specification has it ignored
+    assert "HOME" not in os.environ  # the password file knows better
+    assert not any(tmp_path.iterdir())
+
+
+def test_absolute_places_stay(environment, tmp_path):
+    environment(KVBENCH_CACHE=str(tmp_path), XDG_CACHE_HOME=str(tmp_path), HOME=str(tmp_path), TMPDIR=None)
+    before = dict(os.environ)
+    places.settle()
+    assert dict(os.environ) == before
+
+
+def test_without_a_home_folder_nothing_is_made_here(environment, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.path.expanduser", lambda path: os.environ.get("HOME") or path)  # as without an entry
+    environment(HOME=None, XDG_CACHE_HOME=None)
+    places.settle()
+    with pytest.raises(ModelError, match="set KVBENCH_CACHE to a folder"):
+        weight_cache.require("random-tiny-")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("relative", ["cache", "./cache", "../cache"])
+def test_a_relative_xdg_cache_home_is_ignored_in_the_library_too(environment, relative):
+    environment(XDG_CACHE_HOME=relative)
+    assert weight_cache.cache_folder() == Path.home() / ".cache" / "kvbench"
+
+
+def test_a_cache_that_cannot_be_written_serves_what_it_holds(environment, tmp_path):
+    environment(KVBENCH_CACHE=str(tmp_path / "file" / "cache"))
+    (tmp_path / "file").touch()
+    with pytest.raises(ModelError, match=r"cannot write .*file/cache.*set KVBENCH_CACHE"):
+        weight_cache.require("random-tiny-")
+    cache = tmp_path / "cache"
+    (cache / "random-tiny-seed0").mkdir(parents=True)
+    environment(KVBENCH_CACHE=str(cache))
+    weight_cache.require("random-tiny-")
+    assert [path.name for path in cache.iterdir()] == ["random-tiny-seed0"]
+
+
+def test_temporary_files_without_room(monkeypatch):
+    places.require_temporary_bytes(1)
+    with pytest.raises(UsageError, match=r"need about 1000000000000.0 MB, .* free: set TMPDIR"):
+        places.require_temporary_bytes(10**18)
+    monkeypatch.setattr(places.tempfile, "tempdir", "/nowhere/at/all")
+    with pytest.raises(UsageError, match=r"no temporary folder can be made .*set TMPDIR"):
+        places.temporary_folder()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_home_that_cannot_be_written_is_refused_before_anything_is_measured(command, tmp_path):
+    (tmp_path / "file").touch()
+    home = {"HOME": str(tmp_path / "file"), "KVBENCH_CACHE": None, "XDG_CACHE_HOME": None}
+    done = kvbench(tmp_path, [*COMMANDS[command], "--out", str(tmp_path / "runs")], **home)
+    assert done.returncode == 2, done.stderr
+    assert "--model random:tiny: cannot write" in done.stderr.splitlines()[-1]
+    assert "set KVBENCH_CACHE" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(not as_nobody(), reason="only root can start a process of another user, with util-linux's setpriv")
+def test_a_user_without_an_entry_in_the_password_file(tmp_path):
+    """Without a cache it is refused; with one it measures, and leaves nothing in the current folder."""
+    here = tmp_path / "here"
+    here.mkdir()
+    for folder in (here, tmp_path):
+        folder.chmod(0o777)
+    out = ["--out", str(tmp_path / "runs")]
+    nobody = {"HOME": None, "USER": None, "LOGNAME": None, "XDG_CACHE_HOME": None, "TMPDIR": None}
+    done = kvbench(here, [*COMMANDS["run"], *out], uid=NOBODY, **nobody, KVBENCH_CACHE=None)
+    assert done.returncode == 2, done.stderr
+    assert "set KVBENCH_CACHE" in done.stderr.splitlines()[-1]
+    done = kvbench(here, [*COMMANDS["run"], *out], uid=NOBODY, **nobody, KVBENCH_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr
+    assert not any(here.iterdir())
+
+
+@pytest.fixture
+def one_megabyte(tmp_path):
+    """A file system of 1 MB."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here: only root may, and not in every container")
+    yield small
+    subprocess.run(["umount", "--lazy", str(small)], check=True)
+
+
+def test_a_tmpdir_of_one_megabyte_is_refused_where_it_is_too_small(one_megabyte, tmp_path, monkeypatch):
+    words = ["run", "-m", "random:tiny", "-p", "8", "-n", "64", "-b", "64", "--strategies", "dynamic", "-t", "1"]
+    done = kvbench(tmp_path, [*words, "--out", str(tmp_path / "runs")], TMPDIR=str(one_megabyte))
+    assert done.returncode == 2, done.stderr
+    assert f"{one_megabyte} has 1.0 MB free: set TMPDIR" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "runs").exists()
+    monkeypatch.setattr("tempfile.tempdir", str(one_megabyte))
+    (tmp_path / "repository").mkdir()
+    (tmp_path / "repository" / "large").write_bytes(os.urandom(1 << 21))
+    from tests.ab.test_worktrees import git, worktrees
+
+    git(tmp_path / "repository", "init", "-q")
+    git(tmp_path / "repository", "add", ".")
+    git(tmp_path / "repository", "commit", "-q", "-m", "large")
+    head = worktrees.commit(tmp_path / "repository", "HEAD", "BASE")
+    for trees in (worktrees.snapshot(tmp_path / "repository"), worktrees.checkout(tmp_path / "repository", head)):
+        with pytest.raises(UsageError, match=r"No space left.*set TMPDIR"), trees:
+            pass
+    assert not any(one_megabyte.iterdir())
