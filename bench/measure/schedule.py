@@ -17,11 +17,8 @@ from typing import Protocol
 import msgspec
 
 from bench.case import Case, Group, NaiveLogits
-<<<<<<< HEAD
-from bench.measure.budget import CEILING_AGE_S, Budget, Cell, turn_seconds, turns_seconds
-=======
 from bench.machine.places import temporary_folder
->>>>>>> 6a9f97f (Folders for caches and temporary files: usable everywhere, or refused before measuring, by the variable to set)
+from bench.measure.budget import CEILING_AGE_S, Budget, Cell, turn_seconds, turns_seconds
 from bench.measure.ceiling_turns import CEILINGS, ROUND_S, CeilingTurns, setting_of
 from bench.measure.plan import Limits
 from bench.measure.resume import Past, most_rounds, sample_is_disturbed
