@@ -72,7 +72,7 @@ def checkout(top: Path, sha: str) -> Iterator[Path]:
         except OSError as error:
             raise _no_room(folder, error) from error
         except GitFailed as error:
-            if "No space left" in str(error):
+            if "unable to " in str(error):  # git does not say why: to write or create a file
                 raise _no_room(folder, error) from error
             raise UsageError(f"git cannot check out {sha[:12]}: {error}") from error
         yield folder / "tree"
