@@ -70,7 +70,7 @@ def promote(
 
     This is the only command that writes baselines. The newest session sets the cases and counters that `kvbench gate`
     expects; five sessions of one machine set its times. A run with a failed case or with other tokens is refused (exit
-    code 5), and so is one that was disturbed (exit code 3).
+    code 5), and so is one that is unfinished or was disturbed (exit code 3).
 
     \b
     Example:

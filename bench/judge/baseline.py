@@ -68,8 +68,9 @@ def promote(run: Run, baselines: Path, name: str | None) -> Path:
     """Add `run` as a session to `baselines/<name>` (by default named after the machine); return the new file.
 
     Raises:
-        FailedRun: a case failed, emitted other tokens, or was not measured.
-        DataError: the run was disturbed, cannot be a session, or lacks a case that the newest session there has.
+        FailedRun: a case failed or emitted other tokens.
+        DataError: the run is unfinished or was disturbed, cannot be a session, or lacks a case that the newest session
+            there has.
         UsageError: it is a session there already, or the folder cannot be written.
     """
     tidy = Tidy.of(run)
@@ -96,26 +97,29 @@ def promote(run: Run, baselines: Path, name: str | None) -> Path:
 
 
 def refuse_unfit(tidy: Tidy) -> None:
-    """See to it that nothing failed and nothing is missing in a run that others are judged by.
+    """Refuse a run that others cannot be judged by.
 
     Raises:
-        FailedRun: a case failed, emitted other tokens, or was not measured, or none is supported.
+        FailedRun: a case failed or emitted other tokens, or none is supported.
+        DataError: a case was not measured, or lacks rounds.
     """
     run, ended = tidy.run, tidy.outcomes
-    bad = {key: end for key, end in ended.items() if end.status not in {"ok", "unsupported"}}
-    for key, end in bad.items():
-        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        raise FailedRun(f"{run.name} cannot be a baseline: {key}: {end.status}: {end.error}{more}")
+    refusal = f"{run.name} cannot be a baseline"
+    failed = [key for key, end in ended.items() if end.status in ("failed", "oom", "timeout")]
+    if failed:
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        raise FailedRun(f"{refusal}: {failed[0]}: {ended[failed[0]].status}: {ended[failed[0]].error}{more}")
+    for key, end in ended.items():
+        if not end.measured:
+            raise DataError(f"{refusal}: {key}: not measured: {end.error}")
     for key in tidy.unfinished:
-        raise FailedRun(
-            f"{run.name} cannot be a baseline: {key} lacks rounds; `kvbench run --resume {run.name}` adds them"
-        )
+        raise DataError(f"{refusal}: {key} lacks rounds; `kvbench run --resume {run.name}` adds them")
     if all(end.status == "unsupported" for end in ended.values()):
-        raise FailedRun(f"{run.name} cannot be a baseline: every case of it is unsupported")
+        raise FailedRun(f"{refusal}: every case of it is unsupported")
 
 
 def find_baseline(baselines: Path, name: str | None) -> Path:
-    """The folder of the baseline `name`, or of the only one there is.
+    """Find the folder of the baseline `name`, or of the only one there is.
 
     Raises:
         UsageError: the name is no name, or is left out where there are several.
@@ -132,12 +136,12 @@ def find_baseline(baselines: Path, name: str | None) -> Path:
 
 
 def newest(sessions: Sequence[Session]) -> Session:
-    """The session that sets cases and counters: the one accepted last, whenever it was measured."""
+    """Return the session that sets cases and counters: the one accepted last, whenever it was measured."""
     return max(sessions, key=lambda session: (session.promoted_utc or session.created_utc, session.run_id))
 
 
 def machine_name(environment: Environment) -> str:
-    """A folder name for sessions of one fingerprint: readable, and different for different ones."""
+    """Name the folder for sessions of one fingerprint: readable, and different for different ones."""
     kind = environment.gpu or environment.cpu_model
     slug = re.sub(r"[^a-z0-9]+", "-", kind.lower()).strip("-")
     fingerprint = hashlib.sha256(msgspec.json.encode(environment.fingerprint, order="sorted")).hexdigest()

@@ -71,12 +71,19 @@ def test_other_tokens_and_a_torn_run_are_refused(tmp_path: Path) -> None:
         promote(run_named("x", tokens_match={CASES[1].key: "false"}), tmp_path, None)
     torn = run_named("x")
     torn = msgspec.structs.replace(torn, samples=[sample for sample in torn.samples if sample.case != CASES[0].key])
-    with pytest.raises(FailedRun, match="--resume"):
+    with pytest.raises(DataError, match=r"naive.*: not measured: the run ended before .*`kvbench run --resume`"):
         promote(torn, tmp_path, None)
     one_round = [sample for sample in run_named("x").samples if sample.round == 0]
-    with pytest.raises(FailedRun, match="lacks rounds"):
+    with pytest.raises(DataError, match=r"lacks rounds; `kvbench run --resume x`"):
         promote(msgspec.structs.replace(torn, samples=one_round), tmp_path, None)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_outranks_what_was_not_measured(tmp_path: Path) -> None:
+    run = run_named("x", failures=[fail(CASES[1])])
+    torn = msgspec.structs.replace(run, samples=[sample for sample in run.samples if sample.case != CASES[0].key])
+    with pytest.raises(FailedRun, match="not enough memory"):
+        promote(torn, tmp_path, None)
 
 
 def test_what_is_unsupported_here_is_left_out(tmp_path: Path) -> None:

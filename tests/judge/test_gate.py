@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from bench.analysis.tidy import Tidy
+from bench.analysis.tidy import NOT_MEASURED, Tidy
 from bench.case import Case
 from bench.errors import DataError
 from bench.judge import baseline
@@ -108,6 +108,17 @@ def test_a_missing_case_names_its_nearest() -> None:
     assert [(verdict.case, verdict.phase) for verdict in missing] == [(DYNAMIC, "prefill"), (DYNAMIC, "decode")]
     assert "n_threads = 1" in missing[0].detail
     assert {verdict.case for verdict in of_kind(found, "new")} == {one_thread.key}
+    assert verdicts.exit_code(found) == 3
+
+
+def test_a_case_that_was_not_measured_is_missing_and_resuming_is_the_advice() -> None:
+    torn = msgspec.structs.replace(RUN, samples=[sample for sample in RUN.samples if sample.case != DYNAMIC])
+    found = gate(torn, BASE)
+    missing = of_kind(found, "missing")
+    assert [(verdict.case, verdict.phase) for verdict in missing] == [(DYNAMIC, "prefill"), (DYNAMIC, "decode")]
+    assert {verdict.detail for verdict in missing} == {NOT_MEASURED}
+    assert "`kvbench run --resume` measures it" in verdicts.table(found)
+    assert not of_kind(found, "failed")
     assert verdicts.exit_code(found) == 3
 
 
