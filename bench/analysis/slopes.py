@@ -51,12 +51,16 @@ MIN_SPAN_SHARE = 0.1
 no slope: the noise of its steps, stretched to 1,000 tokens, would be read as a figure."""
 
 
+MIN_REACH = 2
+"""A parabola needs a last position of so many times the first: over less a bend is lost in the noise of the steps."""
+
+
 def slopes(steps: pd.DataFrame) -> pd.DataFrame:
     """Fit one row per curve: the slope of step latency against position, in ms per 1,000 tokens, and its interval.
 
     `steps` are as `Tidy.steps` has them. A step from a cache takes a time that grows in a straight line, one that
     re-feeds the sequence a time that grows with its square (attention among all of its tokens): the latter's slope is
-    that at its last position, `slope_at`, which is empty for a straight line. With x = position / 1,000 the curve is
+    that at its last position, `slope_at`, which is empty for a straight line (also where `MIN_REACH` is not met). With x = position / 1,000 the curve is
     `intercept_ms + b x + curvature_ms x^2`, whose slope at x is `b + 2 curvature_ms x`.
 
     Each time that the strategy went through all its context lengths gives one curve (a line by Theil-Sen, the median of
@@ -72,7 +76,7 @@ def slopes(steps: pd.DataFrame) -> pd.DataFrame:
     for key, curve in steps.groupby(CURVE_COLUMNS, sort=False):
         enough = _positions_suffice(curve["position"])
         shape = dict(zip(CURVE_COLUMNS, key, strict=True))
-        bends = shape["strategy"] in REFEEDING
+        bends = shape["strategy"] in REFEEDING and curve["position"].max() >= MIN_REACH * curve["position"].min()
         fits = _fits(curve, _parabola if bends else _line) if enough else _NO_FITS
         if enough and fits.empty:  # every pass was torn
             continue

@@ -25,7 +25,7 @@ def benchmark_json(tidy: Tidy) -> str:
         params = {name: value.item() if isinstance(value, np.generic) else value for name, value in params.items()}
         benchmarks.append(_benchmark(str(case), str(phase), params, [float(ms) / 1e3 for ms in rows["latency_ms"]]))
     commit = environment.git_commit or ""
-    told = {
+    document = {
         "machine_info": {
             "node": environment.hostname,
             "system": environment.os,
@@ -38,7 +38,7 @@ def benchmark_json(tidy: Tidy) -> str:
         "version": SCHEMA,
         "kvbench": msgspec.to_builtins(environment.fingerprint),
     }
-    return json.dumps(told, indent=1, allow_nan=False) + "\n"
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
 def _benchmark(case: str, phase: str, params: dict[str, Any], seconds: list[float]) -> dict[str, Any]:

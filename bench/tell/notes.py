@@ -34,12 +34,14 @@ def slope_lines(slopes: pd.DataFrame) -> str:
 def reading_line(summary: pd.DataFrame) -> str:
     """Say in one line how to read the figures of a summary table; nothing where nothing needs saying."""
     timed = summary[summary["latency_ms"].notna()]
-    told = []
+    sentences = []
     if timed.loc[~timed["strategy"].isin(REFEEDING), "speedup_vs_naive"].notna().any():
-        told.append("A speed-up pairs the turns of the same round, so it need not equal the ratio of the two medians.")
+        sentences.append(
+            "A speed-up pairs the turns of the same round, so it need not equal the ratio of the two medians."
+        )
     if timed["latency_ms_low"].isna().any():
-        told.append("A figure without brackets has fewer than six rounds, too few for an interval.")
-    return f"{' '.join(told)}\n" if told else ""
+        sentences.append("A figure without brackets has fewer than six rounds, too few for an interval.")
+    return f"{' '.join(sentences)}\n" if sentences else ""
 
 
 def prediction_lines(summary: pd.DataFrame) -> str:

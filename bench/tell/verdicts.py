@@ -19,7 +19,7 @@ from bench.tell.words import NOTHING, number
 VERDICT_FORMATS: tuple[DocumentFormat, ...] = get_args(DocumentFormat)
 
 Command = Literal["gate", "ab", "unfinished ab"]
-"""What came to the verdicts (`kvbench report` tells a stored A/B, too): each has another way out."""
+"""The command that found the verdicts (`kvbench report` reads a stored A/B, too): each has another way out."""
 
 _ADVICE: dict[Command, dict[str, str]] = {
     "gate": {
@@ -44,8 +44,8 @@ PAIRED_TIMES = "times in ms; a change above zero is slower, and is paired by pro
 HEADERS = ["verdict", "case", "phase", "quantity", "base", "head", "change", "detectable"]
 
 _KINDS: tuple[VerdictKind, ...] = get_args(VerdictKind)
-_TOLD_TOGETHER: frozenset[VerdictKind] = frozenset({"not-comparable", "inconclusive"})
-"""Whose details are told once for all that share one, if there are several."""
+_GROUPED: frozenset[VerdictKind] = frozenset({"not-comparable", "inconclusive"})
+"""Kinds whose details stand in one line for all verdicts that share them."""
 _COMPARED = frozenset({"regression", "inconclusive", "faster", "same"})
 _STYLES = {
     "failed": "bold red",
@@ -74,38 +74,38 @@ def exit_code(verdicts: Iterable[Verdict], *, require_time: bool = False) -> int
 
 
 def worst_first(verdicts: Iterable[Verdict]) -> list[Verdict]:
-    """By kind as `VerdictKind` lists them; among times of a kind the largest slow-down leads."""
+    """Sort by kind as `VerdictKind` lists them; among times of a kind the largest slow-down leads."""
     return sorted(verdicts, key=lambda verdict: (_KINDS.index(verdict.kind), -(verdict.effect or 0.0)))
 
 
 def sentence(verdicts: Iterable[Verdict], *, require_time: bool = False, command: Command = "gate") -> str:
-    """What was found and what to do now, in one line."""
+    """Say what was found and what to do now, in one line."""
     ordered, advice = worst_first(verdicts), _ADVICE[command]
     names = short_names(verdict.case for verdict in ordered)
     leading = {kind: list(group) for kind, group in itertools.groupby(ordered, key=lambda verdict: verdict.kind)}
 
-    def told(kind: VerdictKind) -> str:
+    def worst(kind: VerdictKind) -> str:
         first, others = leading[kind][0], len(leading[kind]) - 1
         more = f" (and {others} more)" if others else ""
         return f"{names[first.case]} {first.phase}{_what(first)}{more}"
 
     match exit_code(ordered, require_time=require_time):
         case 5:
-            return f"FAILED: {told('failed')}; fix this first, its other figures mean nothing."
+            return f"FAILED: {worst('failed')}; fix this first, its other figures mean nothing."
         case 1:
-            return f"REGRESSION: {told('regression')}; {advice['regression']}."
+            return f"REGRESSION: {worst('regression')}; {advice['regression']}."
         case 3 if "missing" in leading:
-            return f"NOT COMPARABLE: {told('missing')}; {advice['missing']}."
+            return f"NOT COMPARABLE: {worst('missing')}; {advice['missing']}."
         case 3 if any(map(_is_compared, ordered)):
             return "NOT COMPARABLE: times were required and some could not be compared; see why below the table."
         case 3:
             return f"NOT COMPARABLE: {advice['nothing']}."
         case 4:
-            return f"INCONCLUSIVE: {told('inconclusive')}; {advice['inconclusive']}."
+            return f"INCONCLUSIVE: {worst('inconclusive')}; {advice['inconclusive']}."
     compared = [verdict for verdict in ordered if verdict.kind in _COMPARED]
     n_times = sum(verdict.quantity in TIMES for verdict in compared)
     n_exact = len(compared) - n_times
-    faster = f", {told('faster')}" if "faster" in leading else ""
+    faster = f", {worst('faster')}" if "faster" in leading else ""
     if n_times == 0:
         return f"Times NOT judged{_why_no_time(ordered)}. Counters: {n_exact} compared, none worse{faster}."
     skipped = sum(verdict.quantity in TIMES for verdict in leading.get("not-comparable", []))
@@ -130,13 +130,13 @@ def terminal(verdicts: Iterable[Verdict]) -> Group:
 
 
 def markdown(verdicts: Iterable[Verdict], *, title: str, require_time: bool = False, command: Command = "gate") -> str:
-    """A heading, the closing sentence, the table and the notes: what a pull request's summary shows."""
+    """Write a heading, the closing sentence, the table and the notes: what a pull request's summary shows."""
     ordered = worst_first(verdicts)
     return f"### {title}\n\n{sentence(ordered, require_time=require_time, command=command)}\n\n{table(ordered)}"
 
 
 def table(verdicts: Iterable[Verdict]) -> str:
-    """The table and the notes as Markdown."""
+    """Write the table and the notes as Markdown."""
     ordered = worst_first(verdicts)
     shared, rows = _rows(ordered)
     parts = [f"{shared}\n"] if shared and rows else []
@@ -149,19 +149,19 @@ def table(verdicts: Iterable[Verdict]) -> str:
 
 
 def document(verdicts: Iterable[Verdict], *, title: str, require_time: bool = False, command: Command = "gate") -> str:
-    """Title, exit code, sentence and every verdict (worst first) as one JSON object; an unknown figure is null."""
+    """Write title, exit code, sentence and every verdict (worst first) as one JSON object; an unknown figure is null."""
     ordered = worst_first(verdicts)
-    told = {
+    page = {
         "title": title,
         "exit_code": exit_code(ordered, require_time=require_time),
         "sentence": sentence(ordered, require_time=require_time, command=command),
         "verdicts": ordered,
     }
-    return msgspec.json.format(msgspec.json.encode(told)).decode() + "\n"
+    return msgspec.json.format(msgspec.json.encode(page)).decode() + "\n"
 
 
 def short_names(cases: Iterable[str]) -> dict[str, str]:
-    """Each case key without the words that all of them share; a single key is left whole.
+    """Shorten each case key by the words that all of them share; a single key is left whole.
 
     >>> short_names(["random:tiny naive cpu p16 n8", "random:tiny static cpu p64 n8"]).values()
     dict_values(['naive p16', 'static p64'])
@@ -198,7 +198,7 @@ def _cells(verdict: Verdict, name: str) -> list[str]:
 
 
 def _is_dull(verdict: Verdict) -> bool:
-    """Exact figures that are equal, and times that were not compared: told in one line for all of them."""
+    """Exact figures that are equal, and times that were not compared: one line says it for all of them."""
     return verdict.kind == "not-comparable" or (verdict.kind == "same" and verdict.quantity not in TIMES)
 
 
@@ -208,8 +208,8 @@ def _notes(ordered: Sequence[Verdict]) -> list[str]:
     equal = sum(verdict.kind == "same" and _is_dull(verdict) for verdict in ordered)
     paired = any(verdict.quantity == "time" and verdict.effect is not None for verdict in ordered)
     reasons = Counter((verdict.kind, verdict.detail) for verdict in ordered)
-    shared = {key: count for key, count in reasons.items() if key[0] in _TOLD_TOGETHER and count > 1}
-    told = [
+    shared = {key: count for key, count in reasons.items() if key[0] in _GROUPED and count > 1}
+    detailed = [
         verdict
         for verdict in ordered
         if verdict.detail and verdict.kind != "same" and (verdict.kind, verdict.detail) not in shared
@@ -217,7 +217,7 @@ def _notes(ordered: Sequence[Verdict]) -> list[str]:
     return [
         *(
             _lead(verdict) + f"{names[verdict.case]} {verdict.phase}, {verdict.quantity}: {verdict.detail}"
-            for verdict in told
+            for verdict in detailed
         ),
         *(f"{kind.replace('-', ' ')} ({count}): {reason}" for (kind, reason), count in shared.items() if reason),
         *([f"exact figures that are equal: {equal}"] if equal else []),
@@ -226,7 +226,7 @@ def _notes(ordered: Sequence[Verdict]) -> list[str]:
 
 
 def _lead(verdict: Verdict) -> str:
-    """The verdict, of which no row tells."""
+    """The verdict, where no row of the table shows it."""
     return f"{_word(verdict)}, " if _is_dull(verdict) else ""
 
 
@@ -250,7 +250,7 @@ def _what(verdict: Verdict) -> str:
     """The quantity and its change, for the sentence: `, time +12.3% [+8.1 to +16.0]`."""
     change = _change(verdict)
     parts = [f", {verdict.quantity} {change}"] if change else []
-    parts += [f" ({verdict.detail})"] if verdict.detail and verdict.kind not in _TOLD_TOGETHER else []
+    parts += [f" ({verdict.detail})"] if verdict.detail and verdict.kind not in _GROUPED else []
     return "".join(parts)
 
 

@@ -1,5 +1,6 @@
 import msgspec
 import numpy as np
+import pandas as pd
 import pytest
 
 from bench.analysis import slopes
@@ -104,3 +105,9 @@ def test_a_stall_moves_a_parabola_little():
 
     run = make_run(grid(["naive"], [32, 128, 512, 2048]), ms=stalled, turn_noise=0, step_noise=0.01)
     assert fitted(run).loc["naive", "slope_ms_per_1000_tokens"] == pytest.approx(500, rel=0.1)
+
+
+def test_a_bend_is_not_sought_within_one_context_length():
+    line = fitted(make_run(grid(["naive"], [128], n_gen=64))).loc["naive"]
+    assert pd.isna(line["slope_at"])
+    assert line["slope_ms_per_1000_tokens"] > 0

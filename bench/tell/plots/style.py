@@ -37,7 +37,7 @@ THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.10g}")
 
 
 class Style(msgspec.Struct, frozen=True):
-    """How a strategy is drawn. Colours are of Okabe and Ito's palette; marker and line tell them apart without it."""
+    """How a strategy is drawn. Colours are of Okabe and Ito's palette; marker and line distinguish them without it."""
 
     color: str
     marker: str
