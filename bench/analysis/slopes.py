@@ -60,7 +60,8 @@ def slopes(steps: pd.DataFrame) -> pd.DataFrame:
 
     `steps` are as `Tidy.steps` has them. A step from a cache takes a time that grows in a straight line, one that
     re-feeds the sequence a time that grows with its square (attention among all of its tokens): the latter's slope is
-    that at its last position, `slope_at`, which is empty for a straight line (also where `MIN_REACH` is not met). With x = position / 1,000 the curve is
+    that at its last position, `slope_at`, which is empty for a straight line (also where
+    `MIN_REACH` is not met). With x = position / 1,000 the curve is
     `intercept_ms + b x + curvature_ms x^2`, whose slope at x is `b + 2 curvature_ms x`.
 
     Each time that the strategy went through all its context lengths gives one curve (a line by Theil-Sen, the median of

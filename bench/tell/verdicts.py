@@ -149,7 +149,7 @@ def table(verdicts: Iterable[Verdict]) -> str:
 
 
 def document(verdicts: Iterable[Verdict], *, title: str, require_time: bool = False, command: Command = "gate") -> str:
-    """Write title, exit code, sentence and every verdict (worst first) as one JSON object; an unknown figure is null."""
+    """Write title, exit code, sentence and all verdicts (worst first) as a JSON object; an unknown figure is null."""
     ordered = worst_first(verdicts)
     page = {
         "title": title,
