@@ -141,6 +141,11 @@ ARCHITECTURES: dict[str, Callable[..., PreTrainedModel]] = {
 """Name -> `make(seed=0, **config_overrides)`: a fresh tiny model of that architecture."""
 
 
+COMPILED = ("gpt2", "mistral")
+"""Architectures that `compiled` is tested on at once: learned positions, one group of heads and biases; rotary
+positions, grouped heads, a gate and a sliding window. The others run under `-m compiled`."""
+
+
 def build_without_compiler(name: str, model: PreTrainedModel) -> Strategy:
     """A strategy as the catalogue builds it, but `compiled` without its compiler (tests/compiled/ has it with).
 

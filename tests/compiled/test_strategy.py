@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 
 import pytest
@@ -16,13 +17,13 @@ from kvcache.compiled.rows import CHUNK
 from kvcache.compiled.strategy import Compiled
 from kvcache.proof.tokens import TOLERANCE, agreement, reference
 from kvcache.strategies.strategy import last_logits
-from tests.tiny import ARCHITECTURES, MAX_POSITIONS, SLIDING_WINDOW, VOCAB_SIZE
+from tests.tiny import ARCHITECTURES, COMPILED, MAX_POSITIONS, SLIDING_WINDOW, VOCAB_SIZE
 
 SUPPORTED = ["gpt2", "llama", "qwen3", "mistral"]
+AT_ONCE = [(architecture, 1, torch.float32) for architecture in COMPILED]
 VARIANTS = [
-    pytest.param(batch_size, dtype, marks=[] if (batch_size, dtype) == (1, torch.float32) else pytest.mark.compiled)
-    for batch_size in (1, 2, 8)
-    for dtype in (torch.float32, torch.bfloat16)
+    pytest.param(*variant, marks=[] if variant in AT_ONCE else pytest.mark.compiled)
+    for variant in itertools.product(SUPPORTED, (1, 2, 8), (torch.float32, torch.bfloat16))
 ]
 
 
@@ -30,8 +31,7 @@ def token_ids(seed: int, *shape: int) -> Tensor:
     return torch.randint(VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("architecture", SUPPORTED)
-@pytest.mark.parametrize(("batch_size", "dtype"), VARIANTS)
+@pytest.mark.parametrize(("architecture", "batch_size", "dtype"), VARIANTS)
 def test_tokens_and_logits_by_inductor(architecture: str, batch_size: int, dtype: torch.dtype) -> None:
     """Across a chunk's end and past the sliding window, from a context, twice from the same state.
 
