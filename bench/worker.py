@@ -52,7 +52,7 @@ from kvcache.caches.contract import Unsupported
 from kvcache.models.skeleton import is_out_of_memory
 from kvcache.proof.counts import PhaseCounter
 from kvcache.proof.tokens import Reference, agreement, reference
-from kvcache.strategies.catalogue import build
+from kvcache.strategies.catalogue import build, is_lossy
 from kvcache.strategies.strategy import Strategy
 
 
@@ -163,11 +163,16 @@ class Worker:
         self.device.give_back_memory()
         has_peak = self.device.reset_peak_memory()
         compiled_before_s = self.strategy.compile_s or 0.0
-        self.strategy.prepare(case.batch_size, case.capacity, context)
+        self.strategy.prepare(case.batch_size, case.capacity, context, prompt_length=case.n_depth + case.n_prompt)
         phases = PhaseCounter(self.strategy)
         compiles = self.strategy.compile_s is not None
         with phases.counted() if count and not compiles else nullcontext():
             found = agreement(self.strategy, self.prompt, self.expected, self._steps(), phases.apart)
+        if found.tokens_match == "false" and is_lossy(case.strategy) and self.strategy.promise == "exact":
+            raise OtherTokens(
+                f"{case.strategy} promises to be exact, and its logits differ from the parallel forward's by "
+                f"{found.logits_error:.1e} of the largest logit"
+            )
         self.tokens_match = found.tokens_match
         self.expected = Reference(stored["tokens"], torch.empty(0))  # the logits are no longer needed
         peak_bytes = self.device.peak_memory_bytes() if has_peak else None

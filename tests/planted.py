@@ -51,8 +51,10 @@ class Compiled(Dynamic):
 
     lengths = (8, 8, 8, 8)
 
-    def prepare(self, batch_size: int, capacity: int, context: Tensor | None = None) -> None:
-        super().prepare(batch_size, capacity, context)
+    def prepare(
+        self, batch_size: int, capacity: int, context: Tensor | None = None, *, prompt_length: int | None = None
+    ) -> None:
+        super().prepare(batch_size, capacity, context, prompt_length=prompt_length)
         self.part = torch.compile(lambda x: x * 2, backend="eager", dynamic=False)
 
     def reset(self) -> None:

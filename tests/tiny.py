@@ -141,6 +141,9 @@ ARCHITECTURES: dict[str, Callable[..., PreTrainedModel]] = {
 """Name -> `make(seed=0, **config_overrides)`: a fresh tiny model of that architecture."""
 
 
+EVERYWHERE = [name for name, entry in STRATEGIES.items() if not entry.cache]
+"""Strategies that run on any machine and promise naive's tokens; tests/caches has the kinds of cache."""
+
 COMPILED = ("gpt2", "mistral")
 """Architectures that `compiled` is tested on at once: learned positions, one group of heads and biases; rotary
 positions, grouped heads, a gate and a sliding window. The others run under `-m compiled`."""

@@ -21,7 +21,7 @@ from bench.commands.values import available_device, integers, thread_count, word
 from bench.tell.formats import DocumentFormat, Format
 from kvcache.models import ATTN_IMPLEMENTATIONS, DTYPES
 from kvcache.models.random_weights import GEOMETRIES
-from kvcache.strategies.catalogue import STRATEGIES
+from kvcache.strategies.catalogue import OWN, STRATEGIES
 
 if TYPE_CHECKING:  # mypy takes no Literal of a table's keys; typer checks words against it and completes them
     PresetName = str
@@ -50,6 +50,8 @@ class GridFlag(NamedTuple):
     least: int | None = None
     """The smallest integer that is valid."""
     most: int | None = None
+    prefix: str | None = None
+    """A value that begins so is valid besides those of the Literal."""
     many: bool = True
     """Whether it takes a comma-separated list, as the field does."""
 
@@ -68,7 +70,7 @@ class GridFlag(NamedTuple):
         """
         if self.value is int:
             return integers(text, self.least or 0)
-        return words(text, get_args(self.value))
+        return words(text, get_args(self.value), self.prefix)
 
 
 GRID: dict[str, GridFlag] = {
@@ -81,7 +83,13 @@ GRID: dict[str, GridFlag] = {
             f"Model: smollm2-135m; random:NAME with seeded weights ({', '.join(GEOMETRIES)}); a folder with "
             "safetensors or one GGUF file; py:module:factory for your own code; or an id on the Hugging Face hub.",
         ),
-        GridFlag("strategies", ("--strategies",), StrategyName, "Ways to generate, explained below."),
+        GridFlag(
+            "strategies",
+            ("--strategies",),
+            StrategyName,
+            "Ways to generate, explained below; cache:module:factory for your own cache.",
+            prefix=OWN,
+        ),
         GridFlag("n_prompt", ("-p", "--n-prompt"), int, "Prompt length in tokens.", least=1),
         GridFlag("n_gen", ("-n", "--n-gen"), int, "Tokens to generate.", least=1),
         GridFlag("n_depth", ("-d", "--n-depth"), int, "Tokens in the cache before the prompt, not timed.", least=0),

@@ -59,8 +59,10 @@ def integers(text: str, least: int) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def words(text: str, valid: Collection[str] = ()) -> tuple[str, ...]:
+def words(text: str, valid: Collection[str] = (), prefix: str | None = None) -> tuple[str, ...]:
     """Return the words of a comma-separated list, each given once; with `valid`, each one of them.
+
+    A word that begins with `prefix` is valid, too.
 
     Raises:
         typer.BadParameter: a word is empty, unknown, or given twice.
@@ -71,7 +73,7 @@ def words(text: str, valid: Collection[str] = ()) -> tuple[str, ...]:
     for word in found:
         if found.count(word) > 1:
             raise typer.BadParameter(f"{text}: {word} is given twice; give every value once")
-        if valid and word not in valid:
+        if valid and word not in valid and not (prefix and word.startswith(prefix)):
             raise typer.BadParameter(unknown(word, valid))
     return found
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from transformers import Cache, DynamicCache
+from transformers import Cache, DynamicCache, PreTrainedConfig
+from transformers.cache_utils import DynamicLayer
 
-from kvcache.caches.contract import KVCache
+from kvcache.caches.contract import KVCache, Unsupported
 
 
 class DynamicKV(KVCache):
@@ -29,3 +31,20 @@ class DynamicKV(KVCache):
     @property
     def used_bytes(self) -> int:
         return sum(int(layer.keys.nbytes + layer.values.nbytes) for layer in self.layers if layer.is_initialized)
+
+
+def refuse_other_layers(config: PreTrainedConfig, kind: str) -> None:
+    """Refuse a model of which a layer keeps anything else than the keys and values of all tokens.
+
+    Raises:
+        Unsupported: a layer slides, or keeps other states.
+    """
+    others = {type(layer).__name__ for layer in DynamicCache(config=config).layers if type(layer) is not DynamicLayer}
+    if others:
+        raise Unsupported(f"{kind} holds layers with full attention only; this model has {', '.join(sorted(others))}")
+
+
+def replaced_layers(config: PreTrainedConfig, layer: Callable[[], DynamicLayer], kind: str) -> list[Any]:
+    """Make a `layer` for each of the model's, all of which must be with full attention (see `refuse_other_layers`)."""
+    refuse_other_layers(config, kind)
+    return [layer() for _ in DynamicCache(config=config).layers]

@@ -14,14 +14,14 @@ from kvcache.compiled.strategy import Compiled
 class CompiledInt8(Compiled):
     """As `Compiled`, with keys and values as 8-bit integers, a scale per token and head."""
 
-    name: ClassVar[str] = "compiled-int8"
-    promise: ClassVar[Promise] = "lossy"
+    name = "compiled-int8"
+    promise: Promise = "lossy"
     rows: ClassVar[type[Rows]] = Int8Rows
 
 
 class CompiledInt4(Compiled):
     """As `Compiled`, with keys and values as 4-bit integers, a scale and an offset per token and group of features."""
 
-    name: ClassVar[str] = "compiled-int4"
-    promise: ClassVar[Promise] = "lossy"
+    name = "compiled-int4"
+    promise: Promise = "lossy"
     rows: ClassVar[type[Rows]] = Int4Rows

@@ -31,7 +31,7 @@ class Compiled(Strategy):
     The attention is its own: the model's `attn_implementation` plays no part.
     """
 
-    name: ClassVar[str] = "compiled"
+    name = "compiled"
     rows: ClassVar[type[Rows]] = ExactRows
     """How keys and values are stored."""
 
@@ -53,8 +53,10 @@ class Compiled(Strategy):
         self._compile_ns = 0
         self._prefill_as_stored = prefill_as_stored
 
-    def prepare(self, batch_size: int, capacity: int, context: Tensor | None = None) -> None:
-        super().prepare(batch_size, capacity, context)
+    def prepare(
+        self, batch_size: int, capacity: int, context: Tensor | None = None, *, prompt_length: int | None = None
+    ) -> None:
+        super().prepare(batch_size, capacity, context, prompt_length=prompt_length)
         model = self.decoder
         if model.positions is not None and capacity > len(model.positions):
             raise ValueError(f"the model has {len(model.positions)} positions, a capacity of {capacity} is more")

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import sys
-import sysconfig
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol
@@ -16,8 +11,9 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 from kvcache.models import weight_cache
 from kvcache.models.checkpoint import Checkpoint
 from kvcache.models.folder import sha256_of
+from kvcache.models.own_code import load_own, naming_the_line
 from kvcache.models.random_weights import cast_parameters, seeded
-from kvcache.models.skeleton import check_decoder_only, is_out_of_memory, one_line, refusing
+from kvcache.models.skeleton import check_decoder_only, one_line, refusing
 from kvcache.models.weight_cache import AttentionError, ModelError
 
 if TYPE_CHECKING:
@@ -158,14 +154,9 @@ class Factory:
     def _call(self) -> PreTrainedModel:
         from transformers import PreTrainedModel
 
-        here = str(Path.cwd())
-        if here not in sys.path:
-            sys.path.append(here)  # not first: a random.py of the user must not hide Python's
-        # What the user's code prints is no part of a document on stdout.
-        with refusing(str(self)), self._naming_the_line(), redirect_stdout(sys.stderr):
-            factory = getattr(importlib.import_module(self.module), self.factory)
-            with seeded(self.seed):
-                model = factory()
+        factory = load_own(self.module, self.factory, str(self))
+        with refusing(str(self)), naming_the_line(str(self)), seeded(self.seed):
+            model = factory()
         if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
             raise ModelError(
                 f"{self} returned a {type(model).__name__}; valid: a transformers.PreTrainedModel with a "
@@ -174,27 +165,5 @@ class Factory:
         check_decoder_only(model.config)
         return model
 
-    @contextmanager
-    def _naming_the_line(self) -> Iterator[None]:
-        """Say of an error where the user's own code raised it: the innermost line that is no installed package's."""
-        try:
-            yield
-        except (ModelError, MemoryError):
-            raise
-        except (Exception, SystemExit) as error:
-            frames = traceback.extract_tb(error.__traceback__)
-            own = [frame for frame in frames if _is_users(frame.filename)]
-            if is_out_of_memory(error) or not own:
-                raise
-            place = f"{own[-1].filename}, line {own[-1].lineno}"
-            raise ModelError(f"{self} raised {one_line(error)} ({place})") from error
-
     def __str__(self) -> str:
         return f"py:{self.module}:{self.factory}"
-
-
-def _is_users(filename: str) -> bool:
-    """Whether a file of a traceback is the user's: no frozen module, and not in Python's folders or this package's."""
-    path = Path(filename)
-    others = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
-    return path.is_file() and not any(path.is_relative_to(folder) for folder in (*others, Path(__file__).parent))

@@ -2,35 +2,52 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Protocol
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from kvcache.caches.contract import KVCache
+from kvcache.caches.contract import KVCache, Promise
 from kvcache.caches.dynamic import DynamicKV
 from kvcache.caches.static import StaticKV
 from kvcache.strategies.strategy import Strategy, last_logits
 
 
+class Kind(Protocol):
+    """Makes an empty cache of one kind; a subclass of `KVCache` is one."""
+
+    promise: Promise
+
+    def __call__(self, model: PreTrainedModel, capacity: int, prompt_length: int | None, /) -> KVCache:
+        """Make one for up to `capacity` tokens, of which `prompt_length` come before the first generated one."""
+
+
 class Cached(Strategy):
     """Keys and values of every token are kept by a `KVCache`, so that a step computes its own row only."""
 
-    cache_kind: ClassVar[type[KVCache]]
+    def __init__(self, model: PreTrainedModel, name: str, kind: Kind) -> None:
+        """Generate on `model` with caches of `kind`, under the catalogue's `name`."""
+        super().__init__(model)
+        self.name, self.kind, self.promise = name, kind, kind.promise
 
-    def prepare(self, batch_size: int, capacity: int, context: Tensor | None = None) -> None:
-        super().prepare(batch_size, capacity, context)
-        self.kv = self.cache_kind(self.model, capacity)
-        if context is not None:
-            with torch.inference_mode():
-                last_logits(self.model, context, cache=self.kv.cache)
+    def prepare(
+        self, batch_size: int, capacity: int, context: Tensor | None = None, *, prompt_length: int | None = None
+    ) -> None:
+        super().prepare(batch_size, capacity, context, prompt_length=prompt_length)
+        self.context = context
+        self.kv = self.kind(self.model, capacity, prompt_length)
+        if context is not None and self.kv.restores:
+            self._feed(context)
             self.kv.mark()
         self.reset()
 
     def reset(self) -> None:
         super().reset()
-        self.kv.restore()
         self.attention_mask: Tensor | None = None
+        self.kv.restore()
+        if self.context is not None and not self.kv.restores:
+            self._feed(self.context)
 
     @torch.inference_mode()
     def prefill(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -54,16 +71,20 @@ class Cached(Strategy):
             self.model, ids, cache=self.kv.cache, attention_mask=self.attention_mask, mask_length=mask_length
         )[:, -1]
 
+    @torch.inference_mode()
+    def _feed(self, context: Tensor) -> None:
+        last_logits(self.model, context, cache=self.kv.cache)
+
 
 class Dynamic(Cached):
     """The cache of transformers' default: it grows by one row a step, by concatenation (a copy of itself)."""
 
-    name: ClassVar[str] = "dynamic"
-    cache_kind = DynamicKV
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model, "dynamic", DynamicKV)
 
 
 class Static(Cached):
     """The cache is allocated once, for `capacity` tokens, and written in place; attention sees its whole length."""
 
-    name: ClassVar[str] = "static"
-    cache_kind = StaticKV
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model, "static", StaticKV)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from kvcache.strategies.cached import Kind
     from kvcache.strategies.strategy import Strategy
 
 
@@ -26,10 +27,19 @@ class Entry:
     compiles: bool = False
     """It needs a compiler, and its first case takes the time to compile."""
 
-    def load(self) -> type[Strategy]:
-        """Import the strategy's class."""
-        loaded: type[Strategy] = getattr(importlib.import_module(self.module), self.class_name)
-        return loaded
+    cache: bool = False
+    """The class is a kind of cache, which the strategy `Cached` runs."""
+    lossy: bool = False
+    """It may change tokens: it is timed, and gets quality figures instead of a pass."""
+
+    def load(self) -> Any:
+        """Import the class: a Strategy, or a KVCache if `cache`."""
+        return getattr(importlib.import_module(self.module), self.class_name)
+
+
+def _lossy(module: str, class_name: str, summary: str) -> Entry:
+    """Describe a lossy kind of cache in `kvcache/caches/`."""
+    return Entry(module=f"kvcache.caches.{module}", class_name=class_name, summary=summary, cache=True, lossy=True)
 
 
 STRATEGIES: dict[str, Entry] = {
@@ -61,13 +71,37 @@ STRATEGIES: dict[str, Entry] = {
         summary="transformers' own generate(), the yardstick",
         yardstick=True,
     ),
+    "quanto-int4": _lossy("quanto", "QuantoInt4", "optimum-quanto's 4-bit integers, 128 recent tokens exact"),
+    "quanto-int2": _lossy("quanto", "QuantoInt2", "optimum-quanto's 2-bit integers, 128 recent tokens exact"),
+    "hqq-int8": _lossy("hqq", "HqqInt8", "HQQ's 8-bit integers, 128 recent tokens exact"),
+    "hqq-int4": _lossy("hqq", "HqqInt4", "HQQ's 4-bit integers, 128 recent tokens exact"),
+    "hqq-int3": _lossy("hqq", "HqqInt3", "HQQ's 3-bit integers, 128 recent tokens exact"),
+    "hqq-int2": _lossy("hqq", "HqqInt2", "HQQ's 2-bit integers, 128 recent tokens exact"),
+    "hqq-int1": _lossy("hqq", "HqqInt1", "HQQ's single bits, 128 recent tokens exact"),
+    "fp8": _lossy("fp8", "Fp8KV", "8-bit floating point (e4m3), a scale per token and head"),
+    "sink-window": _lossy("sink_window", "SinkWindowKV", "the first four tokens and the last 252"),
+    "offloaded": Entry(
+        module="kvcache.caches.offloaded",
+        class_name="OffloadedKV",
+        summary="a dynamic cache that waits in main memory (CUDA)",
+        cache=True,
+    ),
 }
-"""Name -> entry, in the order of tables and plots."""
+"""Name -> entry, in the order of tables and plots. `cache:module:factory`, the user's own, is not in it."""
+
+OWN = "cache:"
+"""How the name of a user's own cache begins."""
 
 REFEEDING = frozenset(name for name, entry in STRATEGIES.items() if entry.refeeds)
 YARDSTICKS = frozenset(name for name, entry in STRATEGIES.items() if entry.yardstick)
 COMPILING = frozenset(name for name, entry in STRATEGIES.items() if entry.compiles)
+LOSSY = frozenset(name for name, entry in STRATEGIES.items() if entry.lossy)
 """Names by what their entries say, for columns of names; a name that only a newer version knows is in none of them."""
+
+
+def is_lossy(name: str) -> bool:
+    """Return whether a strategy may change tokens; a user's own cache may, until its worker knows what it promises."""
+    return name in LOSSY or name.startswith(OWN)
 
 
 def build(name: str, model: PreTrainedModel, *, naive_logits: str = "last") -> Strategy:
@@ -77,7 +111,15 @@ def build(name: str, model: PreTrainedModel, *, naive_logits: str = "last") -> S
         KeyError: there is no such strategy.
         Unsupported: the strategy cannot run this model on this machine.
     """
+    if name.startswith(OWN):
+        return _cached(model, name, importlib.import_module("kvcache.caches.own").own_kind(name))
     entry = STRATEGIES[name]
-    if entry.refeeds:
-        return entry.load()(model, all_logits=naive_logits == "all")  # type: ignore[call-arg]  # only these take it
-    return entry.load()(model)
+    if entry.cache:
+        return _cached(model, name, entry.load())
+    strategy: Strategy = entry.load()(model, **({"all_logits": naive_logits == "all"} if entry.refeeds else {}))
+    return strategy
+
+
+def _cached(model: PreTrainedModel, name: str, kind: Kind) -> Strategy:
+    strategy: Strategy = importlib.import_module("kvcache.strategies.cached").Cached(model, name, kind)
+    return strategy

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,18 +29,20 @@ class HfGenerate(Cached):
     masking that token would change the tokens emitted. A context lies in a DynamicCache handed to `generate`.
     """
 
-    name: ClassVar[str] = "hf-generate"
-    cache_kind = DynamicKV
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model, "hf-generate", DynamicKV)
 
-    def prepare(self, batch_size: int, capacity: int, context: Tensor | None = None) -> None:
+    def prepare(
+        self, batch_size: int, capacity: int, context: Tensor | None = None, *, prompt_length: int | None = None
+    ) -> None:
         if not hasattr(self.model, "generate"):
             raise Unsupported(f"{type(self.model).__name__} has no generate(); transformers' GenerationMixin gives it")
-        self.context = context if context is not None else torch.empty((batch_size, 0), dtype=torch.long)
-        super().prepare(batch_size, capacity, context)
+        super().prepare(batch_size, capacity, context, prompt_length=prompt_length)
 
     def reset(self) -> None:
         super().reset()
-        self.sequence = self.context.to(self.model.device)
+        before = self.context if self.context is not None else torch.empty((self.batch_size, 0), dtype=torch.long)
+        self.sequence = before.to(self.model.device)
 
     @torch.inference_mode()
     def generate(

@@ -18,15 +18,17 @@ class Naive(Strategy):
     form, which computes it for every position and throws all but the last away.
     """
 
-    name: ClassVar[str] = "naive"
+    name = "naive"
     reads_cache: ClassVar[bool] = False
 
     def __init__(self, model: PreTrainedModel, *, all_logits: bool = False) -> None:
         super().__init__(model)
         self.keep = 0 if all_logits else 1
 
-    def prepare(self, batch_size: int, capacity: int, context: Tensor | None = None) -> None:
-        super().prepare(batch_size, capacity, context)
+    def prepare(
+        self, batch_size: int, capacity: int, context: Tensor | None = None, *, prompt_length: int | None = None
+    ) -> None:
+        super().prepare(batch_size, capacity, context, prompt_length=prompt_length)
         self.sequence = torch.zeros((batch_size, capacity), dtype=torch.long, device=self.model.device)
         if context is not None:
             self.sequence[:, : self.n_depth] = context

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
+from kvcache.caches.contract import Promise
+
 OnStep = Callable[[Tensor, Tensor], None]
 """Called after each token with `token [batch]` (the argmax, on the device) and `logits [batch, vocab]`."""
 
@@ -27,7 +29,9 @@ class Strategy(ABC):
     special here (a caller that wants to stop there stops calling).
     """
 
-    name: ClassVar[str]
+    name: str
+    promise: Promise = "exact"
+    """What its logits are held to: `exact` are compared with the reference's, `lossy` get quality figures."""
     reads_cache: ClassVar[bool] = True
     """False for a strategy whose step depends on the tokens so far alone: only such a one can `skip` a step."""
     capacity = 0
@@ -39,11 +43,14 @@ class Strategy(ABC):
         """Take `model` (in eval mode, on its device) and leave it unchanged."""
         self.model = model
 
-    def prepare(self, batch_size: int, capacity: int, context: Tensor | None = None) -> None:
+    def prepare(
+        self, batch_size: int, capacity: int, context: Tensor | None = None, *, prompt_length: int | None = None
+    ) -> None:
         """Get ready for `batch_size` sequences of up to `capacity` tokens each; untimed by every measurer.
 
         `context [batch, n_depth]` are tokens that lie before the prompt. They are processed here, once, and every
-        `reset` comes back to the state just after them.
+        `reset` comes back to the state just after them. `prompt_length` counts the tokens before the first generated
+        one, context included, for caches that want to know.
 
         Raises:
             Unsupported: this model cannot be run by this strategy.

@@ -16,10 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvcache.proof.tokens import TOLERANCE
-from kvcache.strategies.catalogue import STRATEGIES, build
+from kvcache.strategies.catalogue import build
 from kvcache.strategies.strategy import Strategy
 from tests.strategies.test_equivalence import MODELS, model_of, token_ids
-from tests.tiny import build_without_compiler
+from tests.tiny import EVERYWHERE, build_without_compiler
 
 PAD = 0
 CAPACITY = 32
@@ -65,7 +65,7 @@ def assert_equal(found: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize("architecture", MODELS)
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", EVERYWHERE)
 @settings(max_examples=4)
 @given(lengths=LENGTHS, data=st.data(), seed=st.integers(0, 1000))
 def test_position_t_of_training_is_step_t_of_generation(
@@ -83,7 +83,7 @@ def test_position_t_of_training_is_step_t_of_generation(
 
 
 @pytest.mark.parametrize("architecture", MODELS)
-@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "compiled"])
+@pytest.mark.parametrize("name", [name for name in EVERYWHERE if name != "compiled"])
 @settings(max_examples=3)
 @given(lengths=LENGTHS, n_more=st.integers(0, 6), seed=st.integers(0, 1000))
 def test_left_padded_generation_equals_right_padded_training(
@@ -106,7 +106,7 @@ def test_left_padded_generation_equals_right_padded_training(
 
 
 @pytest.mark.parametrize("architecture", MODELS)
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", EVERYWHERE)
 @settings(max_examples=4)
 @given(data=st.data(), length=st.integers(2, 24), seed=st.integers(0, 1000))
 def test_prompt_may_be_fed_in_any_pieces(

@@ -17,13 +17,15 @@ from kvcache.strategies.cached import Dynamic
 from kvcache.strategies.catalogue import STRATEGIES, build
 from kvcache.strategies.naive import Naive
 from kvcache.strategies.strategy import Strategy, last_logits
-from tests.tiny import ARCHITECTURES, COMPILED, VOCAB_SIZE, build_without_compiler
+from tests.tiny import ARCHITECTURES, COMPILED, EVERYWHERE, VOCAB_SIZE, build_without_compiler
 
 MODELS = sorted(ARCHITECTURES)
 PAIRS = [
     # A strategy that compiles is traced anew for each example; two architectures differ in all that it distinguishes.
-    pytest.param(name, architecture, marks=[pytest.mark.compiled] * (entry.compiles and architecture not in COMPILED))
-    for name, entry in STRATEGIES.items()
+    pytest.param(
+        name, architecture, marks=[pytest.mark.compiled] * (STRATEGIES[name].compiles and architecture not in COMPILED)
+    )
+    for name in EVERYWHERE
     for architecture in MODELS
 ]
 
@@ -37,7 +39,7 @@ def token_ids(seed: int, *shape: int) -> Tensor:
     return torch.randint(VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", EVERYWHERE)
 def test_listed_name_is_the_class_own(name: str) -> None:
     assert STRATEGIES[name].load().name == name
 
@@ -85,7 +87,7 @@ def test_stepwise_calls_equal_generate(name: str, architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", MODELS)
-@pytest.mark.parametrize("name", [name for name in STRATEGIES if not STRATEGIES[name].compiles])
+@pytest.mark.parametrize("name", [name for name in EVERYWHERE if not STRATEGIES[name].compiles])
 def test_left_padding_changes_nothing(name: str, architecture: str) -> None:
     """Two prompts of unequal lengths, the shorter padded on the left, give what each gives alone."""
     model = model_of(architecture)
@@ -116,7 +118,7 @@ def test_naive_skips_steps(n_gen: int, data: st.DataObject) -> None:
     assert torch.equal(tokens, expected.tokens[:, [0, *sorted(steps)]])
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", EVERYWHERE)
 def test_generate_begins_anew_whatever_came_before(name: str) -> None:
     model, context, prompt = model_of("llama"), token_ids(2, 2, 3), token_ids(3, 2, 6)
     strategy = build_without_compiler(name, model)
@@ -127,7 +129,7 @@ def test_generate_begins_anew_whatever_came_before(name: str) -> None:
     assert torch.equal(strategy.generate(prompt, 5), expected)
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", EVERYWHERE)
 def test_generate_refuses_what_it_was_not_prepared_for(name: str) -> None:
     strategy, prompt = build_without_compiler(name, model_of("llama")), token_ids(3, 2, 6)
     with pytest.raises(ValueError, match=r"call prepare\(batch_size, capacity\) before generate"):

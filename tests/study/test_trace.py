@@ -23,15 +23,15 @@ from bench.study.trace_pictures import PICTURES, draw
 from bench.study.trace_tables import as_json, inputs, markdown, terminal
 from kvcache.learn.trace import Product, Step, trace
 from kvcache.proof.operations import count_operations
-from kvcache.strategies.catalogue import STRATEGIES, build
+from kvcache.strategies.catalogue import build
 from kvcache.strategies.naive import Naive
 from tests.commands.test_cli import refused
 from tests.strategies.test_equivalence import MODELS, model_of, token_ids
 from tests.study.test_train import SENTENCE, run
-from tests.tiny import build_without_compiler
+from tests.tiny import EVERYWHERE, build_without_compiler
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", EVERYWHERE)
 @settings(max_examples=5)
 @given(n_prompt=st.integers(1, 9), n_gen=st.integers(1, 6), seed=st.integers(0, 99))
 def test_naive_is_fed_everything_and_a_cached_strategy_one_token(name, n_prompt: int, n_gen: int, seed: int) -> None:

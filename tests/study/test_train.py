@@ -13,8 +13,8 @@ from bench.cli import main
 from kvcache.learn import training_folder
 from kvcache.learn.corpus import OWN_TEXT
 from kvcache.learn.training_folder import Settings
-from kvcache.strategies.catalogue import STRATEGIES
 from tests.commands.test_cli import refused
+from tests.tiny import EVERYWHERE
 
 FEW = ["--strategies", "naive,dynamic", "-n", "4", "-r", "1", "-t", "1", "--no-ceilings"]
 SENTENCE = "Love that can quickly seize the gentle heart"
@@ -41,7 +41,7 @@ def test_text_is_learnt_by_heart(love: Path, tmp_path: Path, capsys) -> None:
 
 @pytest.mark.parametrize(
     "strategy",
-    [pytest.param(name, marks=pytest.mark.compiled) if name == "compiled" else name for name in STRATEGIES],
+    [pytest.param(name, marks=pytest.mark.compiled) if name == "compiled" else name for name in EVERYWHERE],
 )
 def test_sentence_comes_from_the_start_token_alone(love: Path, strategy: str, capsys) -> None:
     command = ["generate", "--model", str(love), "--prompt", "", "--strategy", strategy, "-t", "1"]

@@ -1,0 +1,57 @@
+"""The user's own code, `module:factory`: import it, and name the line where it raised."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from kvcache.models.skeleton import is_out_of_memory, one_line, refusing
+from kvcache.models.weight_cache import ModelError
+
+
+def load_own(module: str, name: str, spec: str) -> Callable[..., Any]:
+    """Import the function `name` of `module`, which may lie in the working directory.
+
+    Raises:
+        ModelError: there is none, or its module raises.
+    """
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # not first: a random.py of the user must not hide Python's
+    with refusing(spec), naming_the_line(spec):
+        factory: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return factory
+
+
+@contextmanager
+def naming_the_line(spec: str) -> Iterator[None]:
+    """Name in an error the innermost line of the user's own code; what that code prints goes to stderr.
+
+    Raises:
+        ModelError: the code inside raised, and lines of the user's own led there.
+    """
+    try:
+        with redirect_stdout(sys.stderr):  # stdout is a document
+            yield
+    except (ModelError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if _is_users(frame.filename)]
+        if is_out_of_memory(error) or not own:
+            raise
+        place = f"{own[-1].filename}, line {own[-1].lineno}"
+        raise ModelError(f"{spec} raised {one_line(error)} ({place})") from error
+
+
+def _is_users(filename: str) -> bool:
+    """Return whether a file of a traceback is the user's: not frozen, not in Python's folders or this package's."""
+    path = Path(filename)
+    others = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
+    return path.is_file() and not any(path.is_relative_to(folder) for folder in (*others, Path(__file__).parents[1]))

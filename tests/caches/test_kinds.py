@@ -1,0 +1,147 @@
+"""Every kind of cache: it comes back to its mark, holds the bytes predicted, and loses what it must."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kvcache.arithmetic.architectures import geometry
+from kvcache.arithmetic.kv_bytes import ALLOCATED, Fed, allocated_bytes
+from kvcache.caches.contract import Unsupported
+from kvcache.caches.held_bytes import held_bytes
+from kvcache.proof.tokens import agreement, reference
+from kvcache.strategies.cached import Cached
+from kvcache.strategies.catalogue import STRATEGIES, build
+from tests.tiny import ARCHITECTURES, VOCAB_SIZE
+
+PACKAGES = {"quanto": "optimum.quanto", "hqq": "hqq"}
+
+
+def installed(name: str) -> bool:
+    package = PACKAGES.get(name.partition("-")[0])
+    return package is None or importlib.util.find_spec(package.partition(".")[0]) is not None
+
+
+LOSSY = [
+    pytest.param(name, marks=pytest.mark.skipif(not installed(name), reason=f"{name}: its package is not installed"))
+    for name, entry in STRATEGIES.items()
+    if entry.lossy
+]
+KINDS = [*LOSSY, "dynamic", "static"]
+
+
+def model_of(**overrides: object) -> PreTrainedModel:
+    """A Llama whose heads fill the groups of 64 of the quantised kinds."""
+    return ARCHITECTURES["llama"](head_dim=64, max_position_embeddings=1024, **overrides)
+
+
+def token_ids(seed: int, *shape: int) -> Tensor:
+    return torch.randint(VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def prepared(name: str, model: PreTrainedModel, capacity: int, context: Tensor | None = None, batch: int = 1) -> Cached:
+    strategy = build(name, model)
+    assert isinstance(strategy, Cached)
+    strategy.prepare(batch, capacity, context)
+    return strategy
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("n_depth", [0, 5, 300])
+def test_second_round_equals_the_first(name: str, n_depth: int) -> None:
+    model, prompt = model_of(), token_ids(2, 2, 9)
+    context = token_ids(1, 2, n_depth) if n_depth else None
+    strategy = prepared(name, model, n_depth + 9 + 140, context, batch=2)
+    rounds = []
+    for _ in range(2):
+        logits: list[Tensor] = []
+        strategy.reset()
+        strategy.generate(prompt, 140, lambda _, step, to=logits: to.append(step.clone()), forced=token_ids(3, 2, 140))
+        rounds.append(torch.stack(logits))
+    assert rounds[0].isfinite().all()
+    assert torch.equal(*rounds)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(("n_depth", "n_prompt", "n_steps"), [(0, 300, 5), (70, 30, 120), (0, 9, 260), (200, 150, 0)])
+def test_allocated_bytes_are_those_predicted(name: str, n_depth: int, n_prompt: int, n_steps: int) -> None:
+    model = model_of()
+    capacity = n_depth + n_prompt + n_steps + 1
+    strategy = prepared(name, model, capacity, token_ids(1, 2, n_depth) if n_depth else None, batch=2)
+    strategy.generate(token_ids(2, 2, n_prompt), n_steps + 1, forced=token_ids(3, 2, n_steps + 1))
+    fed = Fed(batch_size=2, n_depth=n_depth, n_prompt=n_prompt, n_steps=n_steps, capacity=capacity, dtype_bytes=4)
+    predicted = allocated_bytes(name, geometry(model.config), fed)
+    assert held_bytes(strategy.kv.layers) == pytest.approx(predicted, rel=0.01)
+    assert strategy.kv.cache.get_seq_length() == n_depth + n_prompt + n_steps
+
+
+def test_every_kind_is_predicted() -> None:
+    assert set(ALLOCATED) >= {name for name, entry in STRATEGIES.items() if not entry.compiles}
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_first_prompt_attends_to_its_exact_keys(name: str) -> None:
+    model, prompt = model_of(), token_ids(2, 1, 40)
+    expected = reference(model, prompt, 1)
+    strategy = prepared(name, model, 60)
+    torch.testing.assert_close(strategy.prefill(prompt), expected.logits[:, 0])
+
+
+def test_fp8_is_near_and_its_error_is_seen() -> None:
+    model, prompt = model_of(), token_ids(2, 1, 40)
+    found = agreement(prepared("fp8", model, 60), prompt, reference(model, prompt, 20))
+    assert 1e-4 < found.logits_error < 0.2
+
+
+def test_fp8_keeps_numbers_far_beyond_those_of_the_prompt() -> None:
+    from kvcache.caches.fp8 import Fp8Layer
+
+    layer = Fp8Layer()
+    layer.update(torch.full((1, 1, 3, 4), 1e-3), torch.full((1, 1, 3, 4), 1e-3))
+    layer.update(torch.full((1, 1, 1, 4), 1e4), torch.zeros(1, 1, 1, 4))
+    keys, values = layer.update(torch.ones(1, 1, 1, 4), torch.ones(1, 1, 1, 4))
+    torch.testing.assert_close(keys[0, 0, :, 0], torch.tensor([1e-3, 1e-3, 1e-3, 1e4, 1.0]), rtol=0.07, atol=0)
+    assert (values[0, 0, 3] == 0).all()
+
+
+def test_sink_window_is_exact_until_it_evicts_and_then_forgets() -> None:
+    model = model_of()
+    short, long = token_ids(2, 1, 40), token_ids(2, 1, 280)
+    found = agreement(prepared("sink-window", model, 60), short, reference(model, short, 20))
+    assert found.tokens_match == "true"
+    strategy = prepared("sink-window", model, 300)
+    found = agreement(strategy, long, reference(model, long, 20))
+    assert found.tokens_match == "false"
+    assert strategy.kv.layers[0].keys.shape[2] == 256
+
+
+@pytest.mark.parametrize("name", ["fp8", "sink-window"])
+def test_layers_that_slide_are_refused(name: str) -> None:
+    with pytest.raises(Unsupported, match=r"full attention only.*DynamicSlidingWindowLayer"):
+        prepared(name, ARCHITECTURES["mistral"](), 20)
+
+
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name.partition("-")[0] in PACKAGES])
+def test_a_missing_package_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ImportError("not here")
+
+    monkeypatch.setattr("kvcache.caches.quantized.QuantizedCache", missing)
+    with pytest.raises(Unsupported, match=rf"{name} needs .*pip install 'kvbench\[quantized\]'"):
+        prepared(name, model_of(), 20)
+
+
+@pytest.mark.parametrize("name", ["quanto-int4", "hqq-int8"])
+def test_heads_that_fill_no_group_are_refused(name: str) -> None:
+    with pytest.raises(Unsupported, match=r"groups of 64 numbers.*2 heads of 8"):
+        prepared(name, ARCHITECTURES["llama"](), 20)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_offloading_without_a_gpu_is_refused() -> None:
+    with pytest.raises(Unsupported, match="not on a GPU"):
+        prepared("offloaded", model_of(), 20)
