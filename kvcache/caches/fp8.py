@@ -1,7 +1,7 @@
 """8-bit floating-point numbers (e4m3) with a scale per token and head: plain torch, nothing to install.
 
 A scale per token never has to be changed: rows are appended as they come. transformers' own fp8 layer fixes one scale
-for all by the first prompt; a later number beyond it becomes NaN.
+for all by the first prompt, and cuts later numbers beyond it.
 """
 
 from __future__ import annotations
