@@ -71,6 +71,22 @@ def _sink_window(layer: Layer, fed: Fed) -> float:
     return min(fed.n_tokens, 256) * _numbers(layer, fed) * fed.dtype_bytes
 
 
+def _chunked(bytes_of_head: Callable[[Layer, Fed], float]) -> Row:
+    """Chunks of 64 positions for the whole capacity, at least three; `bytes_of_head` of one token and head."""
+
+    def row(layer: Layer, fed: Fed) -> float:
+        positions = 64 * max(3, -(-fed.capacity // 64))
+        return positions * fed.batch_size * layer.kv_heads * bytes_of_head(layer, fed)
+
+    return row
+
+
+def _int4_head(layer: Layer, _fed: Fed) -> float:
+    """Half a byte a feature, and a 16-bit scale and offset for each group of at most 32 (at most eight groups)."""
+    groups = next(groups for groups in (1, 2, 4, 8) if layer.head_dim // groups <= 32 or groups == 8)
+    return layer.head_dim / 2 + 4 * groups
+
+
 def _grouped(bytes_of_codes: Callable[[int], int]) -> Row:
     """Groups of 64 codes with a scale and a zero point each, beside recent tokens in full width."""
 
@@ -99,6 +115,9 @@ ALLOCATED: dict[str, Row] = {
     "hf-generate": _growing,
     "offloaded": _growing,
     "static": _static,
+    "compiled": _chunked(lambda layer, fed: layer.head_dim * fed.dtype_bytes),
+    "compiled-int8": _chunked(lambda layer, _fed: layer.head_dim + 2),
+    "compiled-int4": _chunked(_int4_head),
     "fp8": _fp8,
     "sink-window": _sink_window,
     # optimum-quanto packs two or four rows of 64 codes into one.
@@ -111,4 +130,4 @@ ALLOCATED: dict[str, Row] = {
     "hqq-int2": _grouped(lambda groups: groups * 16),
     "hqq-int1": _grouped(lambda groups: groups * 8),
 }
-"""Kind -> its row. `compiled` allocates chunks of 64 positions."""
+"""Kind -> its row."""
