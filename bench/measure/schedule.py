@@ -128,6 +128,7 @@ class _Entry:
     spent_s: float = 0.0
     live: bool = True
     compile_s: float | None = None
+    check: Check | None = None
     trials: list[TurnTaken] = field(default_factory=list)
 
     @property
@@ -196,6 +197,7 @@ class ProcessSet:
             for entry in entries:
                 self._warm_up(entry)
             for entry in entries:
+                self._store_check(entry)
                 if entry.trials:
                     budget.learn(entry.plan, turn_ns(entry.trials[-1]) / 1e9, entry.compile_s)
             self._rounds(cell, entries, budget.plan_again(cell).repetitions)
@@ -258,27 +260,28 @@ class ProcessSet:
         found = self._try(entry, CheckCase(case=case, path=str(reference), tokens_per_turn=tokens_per_turn))
         if not isinstance(found, Checked):
             return
-        is_right = found.tokens_match != "false" or is_lossy(case.strategy)
         entry.compile_s = found.compile_s
-        framework_step_ns = self._framework_step_ns(entry) if is_right else None
-        self.writer.append(
-            Check(
-                case=case.key,
-                process=self.process,
-                tokens_match=found.tokens_match,
-                logits_error=found.logits_error,
-                positions_checked=found.positions_checked,
-                kv_bytes_after_prefill=found.kv_bytes_after_prefill,
-                kv_bytes_after_decode=found.kv_bytes_after_decode,
-                peak_memory_bytes=found.peak_memory_bytes,
-                compile_s=found.compile_s,
-                counters=found.counters,
-                framework_step_ns=framework_step_ns,
-            )
+        entry.check = Check(
+            case=case.key,
+            process=self.process,
+            tokens_match=found.tokens_match,
+            logits_error=found.logits_error,
+            positions_checked=found.positions_checked,
+            kv_bytes_after_prefill=found.kv_bytes_after_prefill,
+            kv_bytes_after_decode=found.kv_bytes_after_decode,
+            peak_memory_bytes=found.peak_memory_bytes,
+            compile_s=found.compile_s,
+            counters=found.counters,
         )
-        if not is_right:
+        if found.tokens_match == "false" and not is_lossy(case.strategy):
             error = f"logits differ from the parallel forward's by {found.logits_error:.1e} of the largest logit"
             self._fail(entry, WorkerFailed("failed", error, alive=True, tokens_match="false"))
+
+    def _store_check(self, entry: _Entry) -> None:
+        """Store the check of a case, with what its framework takes: timed in a worker that has warmed up."""
+        if entry.check is not None:
+            step_ns = self._framework_step_ns(entry) if entry.live else None
+            self.writer.append(msgspec.structs.replace(entry.check, framework_step_ns=step_ns))
 
     def _framework_step_ns(self, entry: _Entry) -> list[int] | None:
         """What the framework takes of the worker's steps: found once for each batch, since lengths do not matter."""
