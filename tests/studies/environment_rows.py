@@ -1,0 +1,184 @@
+"""The environments of the study `environments`: each is a few variables, limits or places that somebody really has."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Command = Literal["run", "report", "gate", "ab"]
+COMMANDS: tuple[Command, ...] = ("run", "report", "gate", "ab")
+
+DONE: Mapping[Command, tuple[int, ...]] = {"run": (0,), "report": (0,), "gate": (0,), "ab": (0, 4)}
+"""Exit codes of the README where nothing is wrong: times of a tiny model may well be undecided."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """What a command leaves with that cannot work here, and what its line names."""
+
+    code: int
+    says: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """An environment. In its texts {folder} is a folder of its own, {other} another repository."""
+
+    name: str
+    variables: Mapping[str, str | None] = field(default_factory=dict)
+    """None: unset."""
+    setup: str = ""
+    """Shell commands before kvbench, as in `ulimit -n 64`."""
+    redirect: str = ""
+    """What the shell does with its output, as in `>&-`."""
+    prefix: tuple[str, ...] = ()
+    """A program that starts kvbench, as taskset."""
+    here: str = "{folder}/here"
+    commands: tuple[Command, ...] = ("run", "report", "gate")
+    refused: Mapping[Command, Refused] = field(default_factory=dict)
+    silent: bool = False
+    """Whether stdout does not arrive, so that no table can be looked for."""
+    cores: int | None = None
+    """Cores that a run must have found, where they differ from this process's."""
+    skip: Callable[[], str | None] = lambda: None
+    """Why it cannot be tried here, or None."""
+
+
+def needs_root(program: str) -> Callable[[], str | None]:
+    """Make the reason for leaving a row out where this is not root, or there is no such program."""
+
+    def reason() -> str | None:
+        if os.getuid():
+            return "only root may"
+        return None if shutil.which(program) else f"no {program} here"
+
+    return reason
+
+
+def cannot_mount() -> str | None:
+    """Find out whether a small file system can be mounted."""
+    if reason := needs_root("mount")():
+        return reason
+    script = "d=$(mktemp -d) && mount -t tmpfs -o size=1m tmpfs $d && umount $d && rmdir $d"
+    tried = subprocess.run(["sh", "-c", script], check=False, capture_output=True)
+    return "no mount allowed" if tried.returncode else None
+
+
+NOBODY = (
+    "setpriv",
+    "--reuid=54321",
+    "--regid=54321",
+    "--clear-groups",
+    "--inh-caps=+dac_override,+dac_read_search",
+    "--ambient-caps=+dac_override,+dac_read_search",
+)
+"""A user without an entry in the password file, who can still read a Python in root's folder."""
+
+NO_CACHE = Refused(code=2, says="set KVBENCH_CACHE")
+
+ROWS = (
+    Row(name="plain", commands=COMMANDS),
+    # Text and terminals.
+    Row(name="locale-c", variables={"LC_ALL": "C"}, commands=COMMANDS),
+    Row(name="ascii-only", variables={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, commands=COMMANDS),
+    Row(name="missing-locale", variables={"LC_ALL": "xx_YY.UTF-8", "LANGUAGE": "de"}, commands=("run", "report", "ab")),
+    Row(name="latin1-output", variables={"PYTHONIOENCODING": "latin-1"}),
+    Row(name="40-columns", variables={"COLUMNS": "40", "LINES": "10"}),
+    Row(name="dumb-terminal", variables={"TERM": "dumb"}),
+    Row(name="no-color", variables={"NO_COLOR": "1"}, commands=("report", "gate")),
+    Row(name="forced-color", variables={"FORCE_COLOR": "1", "CLICOLOR_FORCE": "1", "TTY_COMPATIBLE": "1"}),
+    Row(name="stdout-closed", redirect=">&-", silent=True, commands=COMMANDS),
+    Row(name="stderr-closed", redirect="2>&-", commands=COMMANDS),
+    Row(name="both-closed", redirect=">&- 2>&-", silent=True),
+    Row(name="stdin-closed", redirect="<&-"),
+    Row(name="pipe-to-head", redirect="| head -1", silent=True),
+    Row(
+        name="full-device",
+        redirect="> /dev/full",
+        silent=True,
+        commands=("report", "gate"),
+        refused={name: Refused(code=5, says="No space left") for name in ("report", "gate")},
+    ),
+    # Plots.
+    Row(name="backend-of-a-notebook", variables={"MPLBACKEND": "module://matplotlib_inline.backend_inline"}),
+    Row(name="backend-tk", variables={"MPLBACKEND": "TkAgg", "DISPLAY": None}),
+    Row(name="backend-unknown", variables={"MPLBACKEND": "nonsense"}),
+    Row(
+        name="matplotlibrc-latex",
+        setup="echo 'text.usetex: True\nfont.family: No Such Font\nbackend: qtagg' > {folder}/rc",
+        variables={"MATPLOTLIBRC": "{folder}/rc", "PATH": "/usr/bin:/bin"},
+    ),
+    Row(
+        name="matplotlibrc-broken",
+        setup="head -c 300 /dev/urandom > {folder}/rc",
+        variables={"MATPLOTLIBRC": "{folder}/rc"},
+    ),
+    # Threads.
+    Row(name="omp-1-thread", variables={"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}),
+    Row(name="omp-64-threads", variables={"OMP_NUM_THREADS": "64", "OMP_DYNAMIC": "true"}),
+    Row(name="omp-nonsense", variables={"OMP_NUM_THREADS": "many"}),
+    Row(name="omp-bound", variables={"OMP_PROC_BIND": "close", "OMP_PLACES": "cores"}),
+    Row(name="gomp-affinity", variables={"GOMP_CPU_AFFINITY": "0"}),
+    Row(name="kmp-affinity", variables={"KMP_AFFINITY": "granularity=fine,compact,1,0"}),
+    Row(name="one-core", prefix=("taskset", "-c", "0"), cores=1, commands=COMMANDS),
+    Row(name="nice", prefix=("nice", "-n", "19")),
+    # Homes, caches, temporary folders.
+    Row(name="home-unset", variables={"HOME": None, "USER": None, "LOGNAME": None}, commands=COMMANDS),
+    Row(
+        name="home-read-only",
+        variables={"HOME": "/proc", "KVBENCH_CACHE": None},
+        commands=COMMANDS,
+        refused={"run": NO_CACHE},
+    ),
+    Row(
+        name="user-without-entry",
+        prefix=NOBODY,
+        variables={"HOME": None, "KVBENCH_CACHE": None},
+        refused={"run": NO_CACHE},
+        skip=needs_root("setpriv"),
+    ),
+    Row(name="xdg-cache-relative", variables={"XDG_CACHE_HOME": "a/cache", "XDG_CONFIG_HOME": "a/config"}),
+    Row(
+        name="tmpdir-1-mb",
+        variables={"TMPDIR": "{folder}/small"},
+        skip=cannot_mount,
+        commands=COMMANDS,
+        setup="mkdir -p {folder}/small; mount -t tmpfs -o size=1m tmpfs {folder}/small; "
+        "trap 'umount --lazy {folder}/small' EXIT",
+    ),
+    Row(name="tmpdir-gone", variables={"TMPDIR": "{folder}/nowhere"}),
+    Row(name="read-only-folder", here="/proc/self"),
+    Row(name="path-with-spaces", here="{folder}/a folder \u00fc", commands=COMMANDS),
+    Row(name="symlinked-folder", setup="ln -sfn {folder}/here {folder}/link; cd {folder}/link", commands=COMMANDS),
+    # Limits.
+    Row(name="umask-077", setup="umask 077", commands=COMMANDS),
+    Row(name="umask-000", setup="umask 000"),
+    Row(name="64-open-files", setup="ulimit -n 64", commands=COMMANDS),
+    Row(name="small-stack", setup="ulimit -s 1024"),
+    # Repositories.
+    Row(name="git-dir-leaked", variables={"GIT_DIR": "{other}/.git"}, commands=("run", "ab")),
+    Row(
+        name="git-of-a-hook",
+        variables={"GIT_DIR": ".git", "GIT_INDEX_FILE": "{other}/.git/index", "GIT_PREFIX": ""},
+        commands=("ab",),
+    ),
+    Row(
+        name="git-of-another-user",
+        variables={"GIT_TEST_ASSUME_DIFFERENT_OWNER": "1", "GIT_CONFIG_GLOBAL": "/dev/null"},
+        commands=("run", "ab"),
+        refused={"ab": Refused(code=2, says="dubious ownership")},
+    ),
+    # Python and libraries.
+    Row(name="hash-seed", variables={"PYTHONHASHSEED": "7"}),
+    Row(name="optimized", variables={"PYTHONOPTIMIZE": "2"}),
+    Row(name="warnings-as-errors", variables={"PYTHONWARNINGS": "error"}, commands=("report", "gate")),
+    Row(name="unbuffered", variables={"PYTHONUNBUFFERED": "1", "PYTHONDEVMODE": "1"}, commands=("report", "gate")),
+    Row(name="offline-hub", variables={"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HOME": "hub"}),
+    Row(name="talkative-transformers", variables={"TRANSFORMERS_VERBOSITY": "debug", "TORCH_LOGS": "+dynamo"}),
+    Row(name="kathmandu", variables={"TZ": "Asia/Kathmandu"}),
+    Row(name="step-summary-gone", variables={"GITHUB_STEP_SUMMARY": "/proc/nowhere"}, commands=("gate",)),
+)
