@@ -203,28 +203,21 @@ def table(outcomes: Sequence[Outcome]) -> pd.DataFrame:
     return pd.DataFrame(outcomes).assign(exit_code=lambda frame: frame["exit_code"].astype("Int64"))
 
 
-def markdown(frame: pd.DataFrame) -> str:
+def markdown(outcomes: Sequence[Outcome]) -> str:
     """A row per environment, a column per command: its exit code, with what is wrong, and the line of a refusal."""
-    cells = frame.assign(
-        cell=[
-            f"**{row.exit_code}: {row.fault}**"
-            if row.fault
-            else row.said
-            if pd.isna(row.exit_code)
-            else str(row.exit_code)
-            for row in frame.itertuples()
-        ]
-    )
-    wide = cells.pivot_table(index="environment", columns="command", values="cell", aggfunc="first", sort=False)
-    wide = wide.reindex(columns=[name for name in (*DONE, "-") if name in wide]).rename(columns={"-": "not tried"})
-    refusals = [f"- {row.environment}, {row.command}: `{row.said}`" for row in frame.itertuples() if row.said]
-    faults = int((frame["fault"] != "").sum())
-    title = (
-        f"# {frame['environment'].nunique()} environments\n\n`nox -s study -- environments`: exit codes by command; "
-    )
-    verdict = "all as they should be." if not faults else f"**{faults} are not as they should be.**"
-    text = "\n".join([f"{title}{verdict}\n", wide.fillna("").to_markdown(), "\nRefusals:\n", *refusals])
-    return f"{text}\n"
+    names = list(dict.fromkeys(outcome.environment for outcome in outcomes))
+    wide = pd.DataFrame("", index=pd.Index(names, name="environment"), columns=[*DONE, "not tried"])
+    for outcome in outcomes:
+        if outcome.exit_code is None:
+            wide.loc[outcome.environment, "not tried"] = outcome.said
+        else:
+            code = str(outcome.exit_code)
+            wide.loc[outcome.environment, outcome.command] = f"**{code}: {outcome.fault}**" if outcome.fault else code
+    refusals = [f"- {outcome.environment}, {outcome.command}: `{outcome.said}`" for outcome in outcomes if outcome.said]
+    faults = sum(bool(outcome.fault) for outcome in outcomes)
+    title = f"# {len(names)} environments\n\n`nox -s study -- environments`: exit codes by command; "
+    verdict = f"**{faults} are not as they should be.**" if faults else "all are as they should be."
+    return "\n".join([f"{title}{verdict}\n", wide.to_markdown(), "\nRefusals:\n", *refusals, ""])
 
 
 def main() -> None:
@@ -248,11 +241,10 @@ def main() -> None:
             for outcome in found:
                 verdict = outcome.fault or ("as it should be" if outcome.exit_code is not None else outcome.said)
                 print(f"{outcome.environment} {outcome.command} {outcome.exit_code}: {verdict}", flush=True)
-    frame = table(outcomes)
     if asked.only is None:
-        frame.to_csv(RESULTS / "environments.csv", index=False, lineterminator="\n")
-        (RESULTS / "environments.md").write_text(markdown(frame), encoding="utf-8")
-    if (frame["fault"] != "").any():
+        table(outcomes).to_csv(RESULTS / "environments.csv", index=False, lineterminator="\n")
+        (RESULTS / "environments.md").write_text(markdown(outcomes), encoding="utf-8")
+    if any(outcome.fault for outcome in outcomes):
         raise SystemExit(1)
 
 
