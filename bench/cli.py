@@ -6,7 +6,6 @@ torch and transformers are imported only inside the commands that run a model.
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sys
 from contextlib import suppress
@@ -119,9 +118,9 @@ def _refusal(error: typer.TyperException) -> str:
     message, context = error.format_message(), getattr(error, "ctx", None)
     parameter = getattr(error, "param", None)
     if isinstance(error, typer.BadParameter) and error.message and parameter is not None and context is not None:
-        message = error.message.partition(", unable to")[0].replace("Input should be", "must be")
-        if choice := re.fullmatch(r"Value error, '(.*)' is not one of (.*)\.", message):
-            message = values.unknown(choice[1], choice[2].strip("'").split("', '"))
+        message = error.message
+        if hasattr(error.__cause__, "errors"):  # typer's own check, by pydantic; a parser of ours says it all
+            message = values.invalid(error.__cause__.errors()[0]["input"], parameter)
         message = f"{config.origin(context, parameter.name)}{config.flag_of(context, parameter.name)} {message}"
     command = f"{context.info_name} " if context is not None and context.parent is not None else ""
     return f"{message.rstrip('.')}; see kvbench {command}--help"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -176,16 +176,18 @@ def train(
       kvbench train --resume love
     """
     from bench.study import train as training
+    from kvcache.learn.training_folder import Settings
 
+    flags_given = {"context_length": context_length, "tokenizer": tokenizer, "steps": steps, "seed": seed}
+    chosen: dict[str, Any] = {name: value for name, value in flags_given.items() if value is not None}
     if resume is not None:
-        if any(value is not None for value in (text, out, context_length, tokenizer, steps, seed, threads)):
+        if chosen or any(value is not None for value in (text, out, threads)):
             raise UsageError("--resume continues the training as it was begun: leave out every flag but -o")
         folder = resume
     elif out is None:
         raise UsageError("--out: give a new folder for the model, or --resume with the folder of a training")
     else:
-        settings = training.settings(context_length, tokenizer, steps, seed, thread_count(threads))
-        training.begin(out, text, settings)
+        training.begin(out, text, Settings(n_threads=thread_count(threads), **chosen))
         folder = out
     outcome = training.train(folder)
     emit(training.render(outcome, folder, output_format))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection
+from typing import Any, get_args
 
 import typer
 
@@ -76,6 +77,16 @@ def words(text: str, valid: Collection[str] = (), prefix: str | None = None) -> 
         if valid and word not in valid and not (prefix and word.startswith(prefix)):
             raise typer.BadParameter(unknown(word, valid))
     return found
+
+
+def invalid(word: str, option: Any) -> str:
+    """Say what is valid for `option`, a flag of one Literal or of one number whose type or range `word` does not fit."""
+    kind = option.type_descriptor.annotation
+    if choices := get_args(kind):
+        return unknown(word, choices)
+    least, most = (None if bound is None else str(bound).removesuffix(".0") for bound in (option.min, option.max))
+    span = "" if least is None else f" of at least {least}" if most is None else f" from {least} to {most}"
+    return f"{word}: give {'an integer' if kind is int else 'a number'}{span}"
 
 
 def unknown(word: str, valid: Collection[str]) -> str:

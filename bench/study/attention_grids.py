@@ -34,7 +34,7 @@ Kind = Callable[[int, int], str | None]
 
 
 def masks(figure: FigureBase, tokens: Sequence[str], n_prompt: int, step: int) -> None:
-    """Four grids: training on all of `tokens`, the prefill of `n_prompt`, and decode step T=`step` with and without."""
+    """Draw four grids: training on all of `tokens`, the prefill of `n_prompt`, and decode step T=`step` with and without."""
     n = n_prompt + step - 1
     inputs = [*tokens[:-1], *["[PAD]"] * N_PADS]
     n_inputs = len(inputs) - N_PADS
@@ -56,7 +56,7 @@ def masks(figure: FigureBase, tokens: Sequence[str], n_prompt: int, step: int) -
 
 
 def work(figure: FigureBase, n_prompt: int, n_steps: int) -> None:
-    """A grid per step, naive above and cached below; under them how many scores each step computes."""
+    """Draw a grid per step, naive above and cached below; under them how many scores each step computes."""
     shown = min(MOST_GRIDS, n_steps)
     figure.suptitle("Attention work of each step: naive re-feed (above) and with a cache (below)", fontsize=11)
     layout = figure.add_gridspec(3, shown, height_ratios=[1, 1, 1.3])
@@ -88,7 +88,7 @@ def _causal(n: int) -> Kind:
 
 
 def _refed(n: int, n_prompt: int) -> Kind:
-    """Everything again but for the row of the newest token; the prefill's rows are all new."""
+    """Return the kinds of a naive step: all computed again but the newest token's row. The prefill's rows are all new."""
     first = n == n_prompt
 
     def kind(query: int, key: int) -> str:
@@ -100,7 +100,7 @@ def _refed(n: int, n_prompt: int) -> Kind:
 
 
 def _cached(n: int, n_prompt: int) -> Kind:
-    """One row; the rows above it were computed in earlier steps."""
+    """Return the kinds of a cached step: one row is computed; those above it were computed in earlier steps."""
     if n == n_prompt:
         return _causal(n)
 

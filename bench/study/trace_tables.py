@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from itertools import zip_longest
-from typing import Literal, get_args
 
 from rich.table import Table
 from rich.text import Text
@@ -13,9 +12,6 @@ from rich.text import Text
 from bench.study.trace import ShownStep, Trace
 from bench.tell.layout import markdown_table, terminal_table
 from bench.tell.words import NOTHING, number
-
-TraceFormat = Literal["md", "json"]
-TRACE_FORMATS: tuple[TraceFormat, ...] = get_args(TraceFormat)
 
 LONGEST_INPUT = {"page": 52, "terminal": 20}
 """Characters of a step's input in the table; of a longer one the end is shown."""
@@ -26,7 +22,7 @@ LEGEND = (
 
 
 def markdown(trace: Trace) -> str:
-    """A line per step, the strategies side by side."""
+    """Return the trace as Markdown: a line per step, the strategies side by side."""
     headers = [header.replace("\n", " ") for header in _headers(trace)]
     align = ["left" if _is_text(header) else "right" for header in headers]
     lines = [[cell.replace("|", "\\|") for cell in line] for line in _lines(trace, LONGEST_INPUT["page"])]
@@ -34,7 +30,7 @@ def markdown(trace: Trace) -> str:
 
 
 def terminal(trace: Trace) -> Table:
-    """The same for a terminal of 100 columns, without a column for the cache where nothing ever is in it."""
+    """Return the same for a terminal of 100 columns, without a column for the cache where nothing ever is in it."""
     table = terminal_table(trace.setting, LEGEND)
     empty = {
         f"{name}\ncached" for name, steps in trace.steps.items() if not any(shown.step.n_cached for shown in steps)
@@ -50,7 +46,7 @@ def terminal(trace: Trace) -> Table:
 
 
 def inputs(trace: Trace) -> str:
-    """Each step's whole input, as the study note's script prints it."""
+    """Return each step's whole input, as the study note's script prints it."""
     lines = [
         f"T={place} {name} input: {shown.fed}\n"
         for place, row in enumerate(zip_longest(*trace.steps.values()), 1)
@@ -61,7 +57,7 @@ def inputs(trace: Trace) -> str:
 
 
 def as_json(trace: Trace) -> str:
-    """Everything, with all digits: the steps of each strategy as a list."""
+    """Return everything as JSON, with all digits: the steps of each strategy as a list."""
     document = {
         "model": trace.model,
         "setting": trace.setting,
@@ -94,8 +90,7 @@ def _record(place: int, shown: ShownStep) -> dict[str, object]:
 
 
 def _headers(trace: Trace) -> list[str]:
-    own = ["fed", "cached", "product", "ms"]
-    return ["T", *(f"{name}\n{column}" for name in trace.steps for column in own), "out"]
+    return ["T", *(f"{name}\n{column}" for name in trace.steps for column in ("fed", "cached", "product", "ms")), "out"]
 
 
 def _is_text(header: str) -> bool:
@@ -120,5 +115,5 @@ def _cells(shown: ShownStep | None, longest: int) -> list[str]:
 
 
 def _out(row: tuple[ShownStep | None, ...]) -> str:
-    """The token, or the tokens where the strategies chose different ones."""
+    """Return the token that came out, or the tokens where the strategies chose different ones."""
     return " / ".join(dict.fromkeys(shown.out.strip() or repr(shown.out) for shown in row if shown is not None))

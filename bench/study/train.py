@@ -1,4 +1,4 @@
-"""`kvbench train`: checks the settings, shows the loss during training, and reports the result."""
+"""`kvbench train`: checks text and folder, shows the loss during training, and reports the result."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, get_args
 
 import msgspec
 from matplotlib.figure import Figure
@@ -16,46 +15,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bench.errors import DataError, UsageError
+from bench.tell.formats import DocumentFormat
 from bench.tell.layout import markdown_table
 from bench.tell.plots.style import GUIDE, THOUSANDS, make_figure, save
 from kvcache.learn import training_folder
-from kvcache.learn.corpus import OWN_TEXT, TextError, TokenizerKind, lines_of, read_text
+from kvcache.learn.corpus import OWN_TEXT, TextError, lines_of, read_text
 from kvcache.learn.training_folder import DamagedError, FolderError, OnLog, Outcome, Settings
-
-TrainingFormat = Literal["md", "json"]
-TRAINING_FORMATS: tuple[TrainingFormat, ...] = get_args(TrainingFormat)
-TOKENIZERS: tuple[TokenizerKind, ...] = get_args(TokenizerKind)
 
 LEARNT_NATS = 0.1
 """A mean loss within so much of the text's own entropy means that the text is known by heart."""
-LONGEST_CONTEXT = 4096
-
-
-def settings(
-    context_length: int | None, tokenizer: TokenizerKind | None, steps: int | None, seed: int | None, n_threads: int
-) -> Settings:
-    """Return the settings of a training, checked; None takes the default.
-
-    Raises:
-        UsageError: a value is out of its range.
-    """
-    default = Settings()
-    chosen = Settings(
-        context_length=default.context_length if context_length is None else context_length,
-        tokenizer=tokenizer or default.tokenizer,
-        steps=default.steps if steps is None else steps,
-        seed=default.seed if seed is None else seed,
-        n_threads=n_threads,
-    )
-    if not 2 <= chosen.context_length <= LONGEST_CONTEXT:
-        raise UsageError(
-            f"--context-length {chosen.context_length}: give 2 to {LONGEST_CONTEXT} positions; in one, [SOS] is alone"
-        )
-    if not 0 <= chosen.seed < 2**32:
-        raise UsageError(f"--seed {chosen.seed}: give an integer from 0 to 2**32 - 1")
-    if chosen.steps < 1:
-        raise UsageError(f"--steps {chosen.steps}: too small; give at least 1")
-    return chosen
 
 
 def begin(folder: Path, text_file: Path | None, settings: Settings) -> None:
@@ -64,7 +32,7 @@ def begin(folder: Path, text_file: Path | None, settings: Settings) -> None:
     Args:
         folder: a new or an empty one.
         text_file: UTF-8, one text per line; None takes the twelve lines that come with kvbench.
-        settings: checked already.
+        settings: everything else that decides the training.
 
     Raises:
         UsageError: the text is not valid, or the folder is not empty.
@@ -110,7 +78,7 @@ def _draw(outcome: Outcome, folder: Path) -> None:
     save(loss_curve(outcome.losses, outcome.entropy, _setting(outcome)), folder / "loss")
 
 
-def render(outcome: Outcome, folder: Path, form: TrainingFormat) -> str:
+def render(outcome: Outcome, folder: Path, form: DocumentFormat) -> str:
     """Return the result of a training as a table of two columns and the folder's path, or as one JSON object."""
     excess = outcome.loss - outcome.entropy
     if form == "json":

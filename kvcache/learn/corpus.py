@@ -48,7 +48,7 @@ class TextError(Exception):
 
 
 def read_text(path: Path) -> str:
-    """The content of a UTF-8 file.
+    """Return the content of a UTF-8 file.
 
     Raises:
         TextError: there is no such file, it cannot be read, or it is not UTF-8.
@@ -62,7 +62,7 @@ def read_text(path: Path) -> str:
 
 
 def lines_of(text: str, name: str) -> list[str]:
-    """The texts to train on: one a line, white space around it cut off, empty ones left out.
+    """Return the texts to train on: one a line, white space around it cut off, empty ones left out.
 
     Raises:
         TextError: nothing is left, or a line has one of the special tokens in it.
@@ -78,7 +78,7 @@ def lines_of(text: str, name: str) -> list[str]:
 
 
 def build_tokenizer(lines: Iterable[str], kind: TokenizerKind) -> PreTrainedTokenizerFast:
-    """A tokenizer made from `lines`: whole words between white space, or byte-level BPE of at most 2,048 tokens.
+    """Make a tokenizer from `lines`: whole words between white space, or byte-level BPE of at most 2,048 tokens.
 
     As in the study note it puts [SOS] before a text, so that an empty prompt is [SOS] alone. Words have no token for
     unknown ones (nothing would train it), so encoding one is an error; byte-level BPE knows every text.
@@ -108,7 +108,7 @@ def build_tokenizer(lines: Iterable[str], kind: TokenizerKind) -> PreTrainedToke
 
 
 def special_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int, int]:
-    """The ids of [SOS], [EOS] and [PAD]."""
+    """Return the ids of [SOS], [EOS] and [PAD]."""
     sos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
     return sos, eos, pad
 
@@ -131,7 +131,7 @@ class Corpus(Dataset[dict[str, Tensor]]):
 
     @property
     def n_targets(self) -> int:
-        """Positions that the loss counts."""
+        """Count the positions that the loss counts."""
         return int(self.attention_mask.sum())
 
     def __len__(self) -> int:
@@ -142,7 +142,7 @@ class Corpus(Dataset[dict[str, Tensor]]):
 
 
 def build_corpus(lines: Iterable[str], tokenizer: PreTrainedTokenizerFast, context_length: int) -> Corpus:
-    """[SOS] before and [EOS] after each text, input and target shifted by one, cut or padded to `context_length`.
+    """Put [SOS] before and [EOS] after each text, shift the target by one, and cut or pad to `context_length`.
 
     >>> corpus = build_corpus(["Love that can"], build_tokenizer(["Love that can"], "word"), context_length=6)
     >>> corpus.input_ids.tolist(), corpus.labels.tolist()
@@ -165,9 +165,9 @@ def build_corpus(lines: Iterable[str], tokenizer: PreTrainedTokenizerFast, conte
 
 
 def entropy_per_target(texts: Iterable[Sequence[int]]) -> float:
-    """Mean over all targets of -log(share of the texts with the same beginning that go on with it), in nats.
+    """Return the mean over all targets of -log(share of the texts with the same beginning that go on so), in nats.
 
-    Three texts that part after the first token, one of them from two equal ones: their two other targets are certain.
+    Three texts that differ after the first token, one of them from two equal ones: their two other targets are certain.
 
     >>> round(entropy_per_target([[1, 3, 2], [1, 3, 2], [1, 4, 2]]), 4)  # (2 log 3/2 + log 3) / 6
     0.3183

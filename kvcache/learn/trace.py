@@ -24,7 +24,7 @@ class Product:
 
     @property
     def kind(self) -> Literal["GEMM", "GEMV"]:
-        """A product of one row is a matrix times a vector."""
+        """Return GEMV for one row, a matrix times a vector, else GEMM."""
         return "GEMM" if self.rows > 1 else "GEMV"
 
 
@@ -69,7 +69,7 @@ def trace(strategy: Strategy, prompt: Tensor, n_gen: int, stops: Collection[int 
 
 
 def largest_product(config: Any, rows: int) -> Product | None:
-    """The largest product of `rows` positions with the weights of a decoder layer; None where these are not known.
+    """Return the largest product of `rows` positions with the weights of a decoder layer; None where these are not known.
 
     Of a mixture of experts the experts are left out: how many rows each of them gets is the router's choice.
     """
@@ -83,7 +83,7 @@ def largest_product(config: Any, rows: int) -> Product | None:
 
 @contextmanager
 def _fed_to(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """The token ids `[batch, q]` of every forward of `model` inside the block."""
+    """Collect the token ids `[batch, q]` of every forward of `model` inside the block."""
     seen: list[Tensor] = []
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

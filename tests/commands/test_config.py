@@ -49,8 +49,8 @@ def test_rounds_come_from_the_file() -> None:
     [
         ("n_prompt = 8", "ci.toml: unknown key n_prompt; did you mean n-prompt?"),
         ("resume = 'x'", "ci.toml: unknown key resume"),
-        ("repetitions = 'six'", "ci.toml: --repetitions must be a valid integer"),
-        ("repetitions = 0", "ci.toml: --repetitions must be greater than or equal to 1"),
+        ("repetitions = 'six'", "ci.toml: --repetitions six: give an integer of at least 1"),
+        ("repetitions = 0", "ci.toml: --repetitions 0: give an integer of at least 1"),
         ("repetitions = true", "repetitions: give a value"),
         ("n-prompt = 1.5", "ci.toml: --n-prompt 1.5: not an integer"),
         ("n-prompt = []", "--n-prompt '': an empty value"),

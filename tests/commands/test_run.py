@@ -70,7 +70,7 @@ def test_the_readmes_grid_of_a_random_model_fits_it(tmp_path: Path) -> None:
         (["-r", "x"], "--repetitions"),
         (["-t", "0"], "--threads"),
         (["--processes", "0"], "--processes"),
-        (["--timeout", "0"], "--timeout"),
+        (["--timeout", "0"], "--timeout 0: give a number from 1 to 1000000"),
         (["--strategies", "dinamic"], "did you mean dynamic"),
         (["--dtype", "float3"], "did you mean float32"),
         (["--preset", "smok"], "did you mean smoke"),

@@ -28,7 +28,8 @@ def test_generate_prints_the_continuation_alone(tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (["--strategy", "cached"], "--strategy"),
-        (["--n-gen", "0"], "--n-gen"),
+        (["--n-gen", "0"], "--n-gen 0: give an integer of at least 1"),
+        (["--stop-token-id", "eos"], "--stop-token-id eos: give an integer"),
         (["-m", "random:tiny"], "tokenizer"),
         (["--dtype", "int8"], "--dtype"),
     ],

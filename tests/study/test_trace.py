@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,19 +26,28 @@ from kvcache.learn.trace import Product, Step, trace
 from kvcache.proof.operations import count_operations
 from kvcache.strategies.catalogue import build
 from kvcache.strategies.naive import Naive
-from tests.commands.test_cli import refused
+from kvcache.strategies.strategy import Strategy
+from tests.commandline import kvbench, refused
 from tests.strategies.test_equivalence import MODELS, model_of, token_ids
-from tests.study.test_train import SENTENCE, run
+from tests.study.test_train import SENTENCE
 from tests.tiny import EVERYWHERE, build_without_compiler
+
+CAPACITY = 15
+"""Of every strategy, for the longest example: with one capacity `compiled` traces its step once, not per example."""
+
+
+@cache
+def strategy_of(name: str) -> Strategy:
+    return build_without_compiler(name, model_of("llama"))
 
 
 @pytest.mark.parametrize("name", EVERYWHERE)
 @settings(max_examples=5)
 @given(n_prompt=st.integers(1, 9), n_gen=st.integers(1, 6), seed=st.integers(0, 99))
 def test_naive_is_fed_everything_and_a_cached_strategy_one_token(name, n_prompt: int, n_gen: int, seed: int) -> None:
-    model, prompt = model_of("llama"), token_ids(seed, 1, n_prompt)
-    strategy = build_without_compiler(name, model)
-    strategy.prepare(1, n_prompt + n_gen)
+    prompt = token_ids(seed, 1, n_prompt)
+    strategy = strategy_of(name)
+    strategy.prepare(1, CAPACITY)
     steps = trace(strategy, prompt, n_gen)
     strategy.reset()
     assert [step.out for step in steps] == strategy.generate(prompt, n_gen)[0].tolist()
@@ -207,10 +217,10 @@ def test_strategies_take_turns_until_time_is_up(step_ns: int, rounds: int) -> No
 # The command.
 
 
-def test_note_s_table(love: Path, tmp_path: Path, capsys) -> None:
+def test_note_s_table(love: Path, tmp_path: Path) -> None:
     plot = tmp_path / "trace.png"
-    out = run(capsys, "trace", "--model", str(love), "--prompt", "", "-t", "1", "-o", "json", "--plot", str(plot))
-    document = json.loads(out)
+    traced = kvbench("trace", "-m", str(love), "--prompt", "", "-t", "1", "-o", "json", "--plot", str(plot))
+    document = json.loads(traced.stdout)
     words = SENTENCE.split()
     naive, cached = document["steps"]["naive"], document["steps"]["dynamic"]
     assert [step["out"] for step in naive] == [step["out"] for step in cached] == [*words, "[EOS]"]
@@ -221,10 +231,10 @@ def test_note_s_table(love: Path, tmp_path: Path, capsys) -> None:
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_until_and_whole_inputs(love: Path, capsys) -> None:
+def test_until_and_whole_inputs(love: Path) -> None:
     can = json.loads((love / "tokenizer.json").read_text())["model"]["vocab"]["can"]
     common = ["trace", "--model", str(love), "--prompt", "", "-t", "1", "--until", str(can), "--show-input"]
-    out = run(capsys, *common, "--strategies", "naive,static")
+    out = kvbench(*common, "--strategies", "naive,static").stdout
     assert "| static fed" in out
     assert out.endswith("T=3 naive input: [SOS] Love that\nT=3 static input: that\n")
 
@@ -236,11 +246,11 @@ def test_until_and_whole_inputs(love: Path, capsys) -> None:
         (["--plot", "nowhere/trace.png"], "does not exist"),
         (["--plot", "trace.png", "--picture", "mask"], "did you mean masks"),
         (["--strategies", "naive,dynamik"], "did you mean dynamic"),
-        (["-n", "0"], "--n-gen 0"),
+        (["-n", "0"], "--n-gen 0: give an integer of at least 1"),
         (["-n", "65"], "64 positions"),
         (["--until", "5000"], "5000"),
         (["-o", "csv"], "--format csv"),
     ],
 )
-def test_bad_input_is_refused(love: Path, capsys, flags, complaint) -> None:
-    assert complaint in refused(capsys, "trace", "--model", str(love), "--prompt", "", "-t", "1", *flags)
+def test_bad_input_is_refused(love: Path, flags, complaint) -> None:
+    assert complaint in refused("trace", "--model", str(love), "--prompt", "", "-t", "1", *flags)
