@@ -80,7 +80,7 @@ def words(text: str, valid: Collection[str] = (), prefix: str | None = None) -> 
 
 
 def invalid(word: str, option: Any) -> str:
-    """Say what is valid for `option`, a flag of one Literal or of one number whose type or range `word` does not fit."""
+    """Say what is valid for `option`, a flag of one Literal or one number, where `word` is not."""
     kind = option.type_descriptor.annotation
     if choices := get_args(kind):
         return unknown(word, choices)

@@ -34,7 +34,7 @@ Kind = Callable[[int, int], str | None]
 
 
 def masks(figure: FigureBase, tokens: Sequence[str], n_prompt: int, step: int) -> None:
-    """Draw four grids: training on all of `tokens`, the prefill of `n_prompt`, and decode step T=`step` with and without."""
+    """Draw four grids: training on `tokens`, the prefill of `n_prompt`, and decode T=`step`, cached and naive."""
     n = n_prompt + step - 1
     inputs = [*tokens[:-1], *["[PAD]"] * N_PADS]
     n_inputs = len(inputs) - N_PADS
@@ -88,7 +88,7 @@ def _causal(n: int) -> Kind:
 
 
 def _refed(n: int, n_prompt: int) -> Kind:
-    """Return the kinds of a naive step: all computed again but the newest token's row. The prefill's rows are all new."""
+    """Return the kinds of a naive step: only the newest token's row is new, or in the prefill every row."""
     first = n == n_prompt
 
     def kind(query: int, key: int) -> str:

@@ -69,7 +69,7 @@ def trace(strategy: Strategy, prompt: Tensor, n_gen: int, stops: Collection[int 
 
 
 def largest_product(config: Any, rows: int) -> Product | None:
-    """Return the largest product of `rows` positions with the weights of a decoder layer; None where these are not known.
+    """Return the largest product of `rows` positions with the weights of a decoder layer; None where they are unknown.
 
     Of a mixture of experts the experts are left out: how many rows each of them gets is the router's choice.
     """

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import signal
-import subprocess
-import sys
 import time
 from itertools import cycle
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -23,12 +22,8 @@ from kvcache.learn.training_folder import DamagedError, FolderError, Settings
 TINY = Settings(context_length=12, steps=24, batch_size=5, n_layer=1, n_head=2, n_embd=16)
 """Fewer texts in a step than there are, so that the order of the texts must be resumed as well."""
 
-BEGUN = """
-import sys
-from pathlib import Path
-from kvcache.learn.training import train
-train(Path(sys.argv[1]), lambda step, loss: print(step, flush=True))
-"""
+PROCESSES = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
+"""A fork has torch and transformers imported already. Where torch sees a GPU, it allows no backward pass in a fork."""
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +92,11 @@ def test_a_compiler_compiles_once() -> None:
     assert len(graphs) > once
 
 
+def train_and_report(folder: Path, step: Connection) -> None:
+    """Send the number of every step that is done."""
+    training.train(folder, lambda done, _: step.send(done))
+
+
 @settings(max_examples=1, phases=[Phase.generate])
 @given(last=st.integers(3, 20), later_s=st.floats(0, 0.02))
 def test_killed_and_resumed_ends_bit_equal(
@@ -104,21 +104,16 @@ def test_killed_and_resumed_ends_bit_equal(
 ) -> None:
     folder = tmp_path_factory.mktemp("training") / "killed"
     training_folder.begin(folder, OWN_TEXT, TINY)
-    tree = str(Path(__file__).resolve().parents[2])
-    child = subprocess.Popen(
-        [sys.executable, "-c", BEGUN, str(folder)],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=tree,
-        env=os.environ | {"PYTHONPATH": tree},
-    )
-    assert child.stdout is not None
-    for line in child.stdout:
-        if int(line) == last:
-            break
+    steps, step = PROCESSES.Pipe(duplex=False)
+    child = PROCESSES.Process(target=train_and_report, args=(folder, step))
+    child.start()
+    step.close()  # the child has its own end: if it dies early, `recv` fails and does not wait
+    while steps.recv() != last:
+        pass
     time.sleep(later_s)  # anywhere within a step, or a checkpoint's writing
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    child.kill()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     record, _ = training_folder.read(folder)
     assert record.outcome is None
     assert not (folder / "model.safetensors").exists()
