@@ -119,8 +119,8 @@ def _refusal(error: typer.TyperException) -> str:
     parameter = getattr(error, "param", None)
     if isinstance(error, typer.BadParameter) and error.message and parameter is not None and context is not None:
         message = error.message
-        if hasattr(error.__cause__, "errors"):  # typer's own check, by pydantic; a parser of ours says it all
-            message = values.invalid(error.__cause__.errors()[0]["input"], parameter)
+        if errors := getattr(error.__cause__, "errors", None):  # typer's own check, by pydantic, and not our parser's
+            message = values.invalid(errors()[0]["input"], parameter)
         message = f"{config.origin(context, parameter.name)}{config.flag_of(context, parameter.name)} {message}"
     command = f"{context.info_name} " if context is not None and context.parent is not None else ""
     return f"{message.rstrip('.')}; see kvbench {command}--help"
