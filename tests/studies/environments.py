@@ -213,7 +213,9 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
         else:
             code = str(outcome.exit_code)
             wide.loc[outcome.environment, outcome.command] = f"**{code}: {outcome.fault}**" if outcome.fault else code
-    refusals = [f"- {outcome.environment}, {outcome.command}: `{outcome.said}`" for outcome in outcomes if outcome.said]
+    refusals = [
+        f"- {each.environment}, {each.command}: `{each.said}`" for each in outcomes if each.said and each.exit_code
+    ]
     faults = sum(bool(outcome.fault) for outcome in outcomes)
     title = f"# {len(names)} environments\n\n`nox -s study -- environments`: exit codes by command; "
     verdict = f"**{faults} are not as they should be.**" if faults else "all are as they should be."
