@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from bench.case import TOKENS_PER_TURN, Case, DeviceName, Group, NaiveLogits
-from bench.record import CeilingName, Covariates, TokensMatch
+from bench.record import CeilingName, Covariates, Quality, TokensMatch
 from kvcache.arithmetic.costs import Phase
 from kvcache.proof.counters import Counters
 
@@ -31,6 +31,18 @@ class MakeReference(msgspec.Struct, frozen=True, kw_only=True, tag="make-referen
     path: str
 
 
+class MakeText(msgspec.Struct, frozen=True, kw_only=True, tag="make-text"):
+    """Have the model write the text by which the cell of `case` is judged, and store it at `path`; answered by `Done`.
+
+    Only for a worker of the driver's own revision: older ones do not know it.
+    """
+
+    case: Case
+    path: str
+    writer: str = "dynamic"
+    """The exact strategy that writes; where the model cannot have it, `dynamic` does."""
+
+
 class CheckCase(msgspec.Struct, frozen=True, kw_only=True, tag="check"):
     """Prepare for `case` and compare with the reference at `path`; untimed; answered by `Checked`."""
 
@@ -40,6 +52,8 @@ class CheckCase(msgspec.Struct, frozen=True, kw_only=True, tag="check"):
     """Count operations too, which takes longer; without it `Checked.counters` is None."""
     tokens_per_turn: int = TOKENS_PER_TURN
     """How much of a naive decode is timed (`bench.case.naive_steps`), here and in the turns after it."""
+    text: str | None = None
+    """Judge a lossy strategy over the text at this path (`MakeText`)."""
 
 
 class TakeTurn(msgspec.Struct, frozen=True, kw_only=True, tag="turn"):
@@ -72,7 +86,9 @@ class TakeCeilingTurn(msgspec.Struct, frozen=True, kw_only=True, tag="ceiling-tu
     ceiling: CeilingName
 
 
-Request = Load | MakeReference | CheckCase | TakeTurn | GoOn | TimeFramework | ChooseCeilings | TakeCeilingTurn
+Request = (
+    Load | MakeReference | MakeText | CheckCase | TakeTurn | GoOn | TimeFramework | ChooseCeilings | TakeCeilingTurn
+)
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
@@ -100,6 +116,10 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True, tag="checked"):
     peak_memory_bytes: int | None
     compile_s: float | None
     counters: dict[Phase, Counters] | None = None
+    exact: bool | None = None
+    kv_bytes_allocated_after_prefill: int | None = None
+    kv_bytes_allocated_after_decode: int | None = None
+    quality: Quality | None = None
 
 
 class Paused(msgspec.Struct, frozen=True, kw_only=True, tag="paused"):

@@ -68,6 +68,24 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, tag="sample"):
     covariates: Covariates = Covariates()
 
 
+class Quality(msgspec.Struct, frozen=True, kw_only=True):
+    """What a lossy strategy loses over a text that the model wrote (fields of one name: `kvcache.proof.quality`)."""
+
+    positions: int
+    """Decode steps that were compared, per sequence."""
+    top1_agreement: float
+    commonest_share: float
+    logit_kl: float
+    logit_kl_p99: float
+    logit_kl_floor: float
+    perplexity_ratio: float
+    matching_tokens: int
+    """First tokens of the case's own greedy run, without teacher forcing, that equal naive's."""
+    recall_agreement: float | None = None
+    """None where the text is too short to repeat a passage."""
+    agreement_by_position: list[float] = []
+
+
 class Check(msgspec.Struct, frozen=True, kw_only=True, tag="check"):
     """The correctness of one case in one process, found before any of its times were taken, and its sizes."""
 
@@ -85,6 +103,13 @@ class Check(msgspec.Struct, frozen=True, kw_only=True, tag="check"):
     """By phase; None in runs that were stored before they were counted."""
     framework_step_ns: list[int] | None = None
     """Times of decode steps without arithmetic (`bench.measure.framework`); None where they cannot be told."""
+    exact: bool | None = None
+    """What the strategy promises; None in runs of before there were lossy ones, which held exact ones only."""
+    kv_bytes_allocated_after_prefill: int | None = None
+    kv_bytes_allocated_after_decode: int | None = None
+    """Every storage reachable from the cache; None in runs that were stored before they were counted."""
+    quality: Quality | None = None
+    """None for an exact strategy."""
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, tag="failure"):

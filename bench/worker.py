@@ -37,6 +37,7 @@ from bench.protocol import (
     Load,
     Loaded,
     MakeReference,
+    MakeText,
     Paused,
     Refused,
     Reply,
@@ -46,11 +47,14 @@ from bench.protocol import (
     TimeFramework,
     TurnTaken,
 )
-from bench.record import CeilingName
+from bench.record import CeilingName, Quality
 from kvcache import models
 from kvcache.caches.contract import Unsupported
 from kvcache.models.skeleton import is_out_of_memory
+from kvcache.models.spec import max_positions
 from kvcache.proof.counts import PhaseCounter
+from kvcache.proof.judging import JudgedText, judge, write_text
+from kvcache.proof.quality import equal_tokens
 from kvcache.proof.tokens import Reference, agreement, reference
 from kvcache.strategies.catalogue import build, is_lossy
 from kvcache.strategies.strategy import Strategy
@@ -111,7 +115,9 @@ class Worker:
             case MakeReference():
                 return self.make_reference(request.case, Path(request.path))
             case CheckCase():
-                return self.check(request.case, Path(request.path), request.tokens_per_turn, count=request.count)
+                return self.check(request)
+            case MakeText():
+                return self.make_text(request.case, Path(request.path), request.writer)
             case TakeTurn():
                 return self.take_turn(lockstep=request.lockstep)
             case GoOn():
@@ -147,39 +153,58 @@ class Worker:
     def make_reference(self, case: Case, path: Path) -> Done:
         context, prompt = self._ids(case)
         found = reference(self.model, prompt, case.n_gen, context)
-        try:
-            save_file({"tokens": found.tokens.contiguous(), "logits": found.logits.contiguous()}, path)
-        except (OSError, SafetensorError) as error:
-            raise OSError(f"{path}: {one_line(error)}; set TMPDIR to a folder with room") from error
+        _store({"tokens": found.tokens, "logits": found.logits}, path)
         del found
         self.device.give_back_memory()
         return Done()
 
-    def check(self, case: Case, path: Path, tokens_per_turn: int, *, count: bool) -> Checked:
-        self.case, self.tokens_per_turn = case, tokens_per_turn
+    def make_text(self, case: Case, path: Path, writer: str) -> Done:
+        start = torch.cat([ids for ids in self._ids(case) if ids is not None], dim=1)[:, :1]
+        try:
+            strategy = build(writer, self.model)
+        except Unsupported:
+            strategy = build("dynamic", self.model)
+        positions = max_positions(self.model.config.get_text_config(decoder=True))
+        text = write_text(self.model, strategy, start, case.n_depth + case.n_prompt, positions, case.seed)
+        _store(vars(text), path)
+        del text, strategy
+        self.device.give_back_memory()
+        return Done()
+
+    def check(self, request: CheckCase) -> Checked:
+        case, count = request.case, request.count
+        self.case, self.tokens_per_turn = case, request.tokens_per_turn
         context, self.prompt = self._ids(case)
-        stored = load_file(path, device=self.device.name)
+        stored = load_file(request.path, device=self.device.name)
         self.expected = Reference(stored["tokens"], stored["logits"])
+        compiled_before_s = self.strategy.compile_s or 0.0
+        # Before the case is prepared: judging feeds the strategy other tokens.
+        judged = self._judge(request.text) if request.text and self._is_lossy else None
         self.device.give_back_memory()
         has_peak = self.device.reset_peak_memory()
-        compiled_before_s = self.strategy.compile_s or 0.0
         self.strategy.prepare(case.batch_size, case.capacity, context, prompt_length=case.n_depth + case.n_prompt)
         phases = PhaseCounter(self.strategy)
         compiles = self.strategy.compile_s is not None
         with phases.counted() if count and not compiles else nullcontext():
             found = agreement(self.strategy, self.prompt, self.expected, self._steps(), phases.apart)
-        if found.tokens_match == "false" and is_lossy(case.strategy) and self.strategy.promise == "exact":
+        self.strategy.check_length(case.capacity - 1)
+        if found.tokens_match == "false" and is_lossy(case.strategy) and not self._is_lossy:
             raise OtherTokens(
                 f"{case.strategy} promises to be exact, and its logits differ from the parallel forward's by "
                 f"{found.logits_error:.1e} of the largest logit"
             )
         self.tokens_match = found.tokens_match
+        if self._is_lossy:
+            self.strategy.reset()
+            matching = equal_tokens(self.strategy.generate(self.prompt, case.n_gen), stored["tokens"])
+            self.tokens_match = "true" if matching == case.n_gen else "false"
+            judged = judged and msgspec.structs.replace(judged, matching_tokens=matching)
         self.expected = Reference(stored["tokens"], torch.empty(0))  # the logits are no longer needed
         peak_bytes = self.device.peak_memory_bytes() if has_peak else None
         if count and compiles:
             phases.count_eager(self.prompt, stored["tokens"])
         return Checked(
-            tokens_match=found.tokens_match,
+            tokens_match=self.tokens_match,
             logits_error=found.logits_error,
             positions_checked=found.positions_checked,
             kv_bytes_after_prefill=found.kv_bytes_after_prefill,
@@ -187,6 +212,31 @@ class Worker:
             peak_memory_bytes=peak_bytes,
             compile_s=self.strategy.compile_s - compiled_before_s if self.strategy.compile_s is not None else None,
             counters=phases.counters if count else None,
+            exact=not self._is_lossy,
+            kv_bytes_allocated_after_prefill=found.allocated_after_prefill,
+            kv_bytes_allocated_after_decode=found.allocated_after_decode,
+            quality=judged,
+        )
+
+    @property
+    def _is_lossy(self) -> bool:
+        return self.strategy.promise == "lossy"
+
+    def _judge(self, path: str) -> Quality:
+        """Compare with the exact predictions over the text at `path`; leaves `matching_tokens` open."""
+        text = JudgedText(**load_file(path, device=self.device.name))
+        found, recall = judge(self.strategy, text)
+        return Quality(
+            positions=text.exact.shape[1],
+            top1_agreement=found.top1_agreement,
+            commonest_share=found.commonest_share,
+            logit_kl=found.logit_kl,
+            logit_kl_p99=found.logit_kl_p99,
+            logit_kl_floor=text.floor.item(),
+            perplexity_ratio=found.perplexity_ratio,
+            matching_tokens=0,
+            recall_agreement=recall,
+            agreement_by_position=list(found.agreement_by_position),
         )
 
     def take_turn(self, *, lockstep: bool) -> TurnTaken:
@@ -244,8 +294,17 @@ class Worker:
 
     def _refuse_other_tokens(self, tokens: Tensor, steps: list[int] | None) -> None:
         computed = range(self.case.n_gen) if steps is None else [0, *steps]
-        if self.tokens_match == "true" and not torch.equal(tokens, self.expected.tokens[:, list(computed)]):
+        exact = self.tokens_match == "true" and not self._is_lossy
+        if exact and not torch.equal(tokens, self.expected.tokens[:, list(computed)]):
             raise OtherTokens(f"{self.case.strategy} emitted other tokens in a timed turn than when it was checked")
+
+
+def _store(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write tensors to a file, of which another worker reads them."""
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"{path}: {one_line(error)}; set TMPDIR to a folder with room") from error
 
 
 def one_line(error: BaseException) -> str:

@@ -42,6 +42,7 @@ from bench.protocol import (
     Load,
     Loaded,
     MakeReference,
+    MakeText,
     Paused,
     Refused,
     Reply,
@@ -124,7 +125,7 @@ class StubWorker:
         match request:
             case Load():
                 return Loaded(version=VERSION, code="", lockstep=True)
-            case MakeReference():
+            case MakeReference() | MakeText():
                 Path(request.path).touch()
                 return Done()
             case CheckCase():

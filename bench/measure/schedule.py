@@ -31,6 +31,7 @@ from bench.protocol import (
     Load,
     Loaded,
     MakeReference,
+    MakeText,
     Reply,
     Request,
     TakeTurn,
@@ -38,7 +39,7 @@ from bench.protocol import (
     TurnTaken,
 )
 from bench.record import CasePlan, Check, Failure, Record, Run, Sample
-from kvcache.strategies.catalogue import is_lossy
+from kvcache.strategies.catalogue import COMPILING, is_lossy
 
 WARMUP_TRIALS = 5
 """Most warm-up turns of a case; they end sooner once two agree within WARMUP_AGREEMENT and no trend is left."""
@@ -206,9 +207,12 @@ class ProcessSet:
     def _prove(self, entries: Sequence[_Entry], tokens_per_turn: int) -> None:
         """Check the tokens of every case, before any time is taken."""
         reference = self._reference(entries)
+        if reference is None:
+            return
+        text = self._text([entry for entry in entries if is_lossy(entry.case.strategy)])
         for entry in entries:
-            if reference is not None:
-                self._check(entry, reference, tokens_per_turn)
+            if entry.live:
+                self._check(entry, reference, tokens_per_turn, text)
 
     def _rounds(self, cell: Cell, entries: Sequence[_Entry], repetitions: int) -> None:
         """Measure rounds until so many are whole: one that the machine disturbed is replaced, some times."""
@@ -255,9 +259,25 @@ class ProcessSet:
             return None
         return path
 
-    def _check(self, entry: _Entry, reference: Path, tokens_per_turn: int) -> None:
+    def _text(self, lossy: Sequence[_Entry]) -> str | None:
+        """Have the text written by which the lossy cases of a cell are judged; they fail where that does."""
+        if not lossy:
+            return None
+        case, path = lossy[0].case, str(self._scratch / "text.safetensors")
+        writer = "compiled" if any(entry.case.strategy in COMPILING for entry in lossy) else "dynamic"
+        try:
+            self._load(REFERENCE)
+            self.workers[REFERENCE].ask(MakeText(case=case, path=path, writer=writer), self.limits.timeout_s)
+        except WorkerFailed as failure:
+            for entry in lossy:
+                self._fail(entry, failure, "writing the text that judges it failed: ")
+        return path
+
+    def _check(self, entry: _Entry, reference: Path, tokens_per_turn: int, text: str | None) -> None:
         case = entry.case
-        found = self._try(entry, CheckCase(case=case, path=str(reference), tokens_per_turn=tokens_per_turn))
+        judging = text if is_lossy(case.strategy) else None
+        request = CheckCase(case=case, path=str(reference), tokens_per_turn=tokens_per_turn, text=judging)
+        found = self._try(entry, request)
         if not isinstance(found, Checked):
             return
         entry.compile_s = found.compile_s
@@ -272,6 +292,10 @@ class ProcessSet:
             peak_memory_bytes=found.peak_memory_bytes,
             compile_s=found.compile_s,
             counters=found.counters,
+            exact=found.exact,
+            kv_bytes_allocated_after_prefill=found.kv_bytes_allocated_after_prefill,
+            kv_bytes_allocated_after_decode=found.kv_bytes_allocated_after_decode,
+            quality=found.quality,
         )
         if found.tokens_match == "false" and not is_lossy(case.strategy):
             error = f"logits differ from the parallel forward's by {found.logits_error:.1e} of the largest logit"

@@ -113,6 +113,10 @@ class Compiled(Strategy):
         return allocated * self.length // len(self._positions)
 
     @property
+    def stored(self) -> object:
+        return [slot.rows for slot in self._slots]
+
+    @property
     def compile_s(self) -> float:
         return self._compile_ns / 1e9
 

@@ -90,7 +90,7 @@ def describe(spec: str, *, attn_implementation: str | None = None) -> ModelDescr
         config=bare.config,
         n_parameters=count_parameters(bare),
         vocab_size=bare.config.get_text_config(decoder=True).vocab_size,
-        max_positions=_max_positions(bare.config.get_text_config(decoder=True)),
+        max_positions=max_positions(bare.config.get_text_config(decoder=True)),
         attn_implementation=chosen,
     )
 
@@ -192,7 +192,8 @@ def _check(argument: str, value: str, valid: Collection[str]) -> None:
         raise ModelError(f"{argument} {value!r} is unknown; {near(value, valid)}")
 
 
-def _max_positions(config: PreTrainedConfig) -> int | None:
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """Return how many tokens a text model has positions for; None: any number."""
     if getattr(config, "alibi", False):  # Falcon's configuration has positions, and its ALiBi variants ignore them
         return None
     limits = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))

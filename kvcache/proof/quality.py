@@ -131,8 +131,12 @@ def matching_tokens(strategy: Strategy, prompt: Tensor, expected: Tensor) -> int
     """Count the first tokens of a free greedy run that equal `expected [batch, n_gen]`; the fewest over the batch."""
     n_gen = expected.shape[1]
     strategy.prepare(prompt.shape[0], prompt.shape[1] + n_gen, prompt_length=prompt.shape[1])
-    same = strategy.generate(prompt, n_gen) == expected
-    return int(same.long().cumprod(dim=1).sum(dim=1).min())
+    return equal_tokens(strategy.generate(prompt, n_gen), expected)
+
+
+def equal_tokens(emitted: Tensor, expected: Tensor) -> int:
+    """Count the first tokens of `emitted [batch, n_gen]` that equal the expected ones; the fewest over the batch."""
+    return int((emitted == expected).long().cumprod(dim=1).sum(dim=1).min())
 
 
 @torch.inference_mode()
@@ -141,11 +145,13 @@ def logit_kl_floor(model: PreTrainedModel, text: Tensor, n_context: int) -> floa
 
     Both are parallel forwards of the same weights, rounded to bfloat16 for the second.
     """
-    wide, narrow = (
-        exact_logits(cast_parameters(copy.deepcopy(model), dtype), text, n_context)
-        for dtype in (torch.float32, torch.bfloat16)
-    )
+    wide, narrow = (exact_logits(_as(model, dtype), text, n_context) for dtype in (torch.float32, torch.bfloat16))
     return _kl(wide, narrow).mean().item()
+
+
+def _as(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Return a copy of `model` in `dtype`, or itself if that is its own."""
+    return model if model.dtype == dtype else cast_parameters(copy.deepcopy(model), dtype)
 
 
 def _compared(exact: Tensor, found: Tensor, following: Tensor) -> Tensor:

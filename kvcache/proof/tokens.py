@@ -28,6 +28,10 @@ class NonFiniteLogits(Exception):
     """The model gave NaN or infinite logits."""
 
 
+class WrongShape(Exception):
+    """The model gave logits of another shape than one row of the vocabulary for each sequence."""
+
+
 @dataclass(frozen=True)
 class Reference:
     """What naive re-feed emits: `tokens [batch, n_gen]`, and the `logits [batch, n_gen, vocab]` that chose them."""
@@ -47,6 +51,9 @@ class Agreement:
     kv_bytes_after_prefill: int
     kv_bytes_after_decode: int
     """Bytes of keys and values that the strategy held when the first and the last token had been chosen."""
+    allocated_after_prefill: int
+    allocated_after_decode: int
+    """Bytes of every storage of its cache at the same moments."""
 
 
 @torch.inference_mode()
@@ -90,6 +97,7 @@ def agreement(
 
     Raises:
         NonFiniteLogits: the strategy gave NaN or infinity.
+        WrongShape: its logits are of another shape than the expected ones.
     """
     n_gen = expected.tokens.shape[1]
     computed = [0, *sorted(steps)] if steps is not None else list(range(n_gen))
@@ -98,17 +106,22 @@ def agreement(
     same = True
     remaining = iter(computed)
     kv_bytes: list[int] = []
+    allocated: list[int] = []
 
     def compare(token: Tensor, logits: Tensor) -> None:
         nonlocal largest, same
         position = next(remaining)
         with apart():
+            if logits.shape != expected.logits[:, position].shape:
+                raise WrongShape(f"{strategy.name} gave logits of shape {list(logits.shape)}")
             if not logits.isfinite().all():
                 raise NonFiniteLogits(f"{strategy.name} gave NaN or infinite logits for generated token {position + 1}")
             difference = (logits.float() - expected.logits[:, position].float()).abs().max().item()
             largest = max(largest, difference / scale)
             same = same and torch.equal(token, expected.tokens[:, position])
             kv_bytes.append(strategy.kv_bytes)
+            if position in (0, computed[-1]):
+                allocated.append(strategy.kv_bytes_allocated)
 
     strategy.generate(prompt, n_gen, compare, forced=expected.tokens, steps=steps)
     within = largest <= TOLERANCE[expected.logits.dtype]
@@ -118,4 +131,6 @@ def agreement(
         positions_checked=len(computed),
         kv_bytes_after_prefill=kv_bytes[0],
         kv_bytes_after_decode=kv_bytes[-1],
+        allocated_after_prefill=allocated[0],
+        allocated_after_decode=allocated[-1],
     )

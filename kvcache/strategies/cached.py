@@ -64,6 +64,13 @@ class Cached(Strategy):
     def kv_bytes(self) -> int:
         return self.kv.used_bytes
 
+    @property
+    def stored(self) -> object:
+        return self.kv.cache
+
+    def check_length(self, n_tokens: int) -> None:
+        self.kv.check_length(n_tokens)
+
     def _forward(self, ids: Tensor) -> Tensor:
         """Feed `ids [batch, q]`; return the logits of the last position, `[batch, vocab]`."""
         mask_length = self.kv.padded_length

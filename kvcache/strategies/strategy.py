@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from kvcache.caches.contract import Promise
+from kvcache.caches.held_bytes import held_bytes
 
 OnStep = Callable[[Tensor, Tensor], None]
 """Called after each token with `token [batch]` (the argmax, on the device) and `logits [batch, vocab]`."""
@@ -87,6 +88,23 @@ class Strategy(ABC):
     @abstractmethod
     def kv_bytes(self) -> int:
         """Bytes of keys and values held now that belong to tokens (padding of a static cache is not counted)."""
+
+    @property
+    def stored(self) -> object:
+        """Return what every stored key and value can be reached from; None for a strategy that stores none."""
+        return None
+
+    @property
+    def kv_bytes_allocated(self) -> int:
+        """Count every byte that is reached from `stored`: scales, padding, residual windows; nothing of the model."""
+        return held_bytes(self.stored, leaving_out=self.model)
+
+    def check_length(self, n_tokens: int) -> None:  # noqa: B027  # no cache, no count
+        """Compare what a cache has counted with the `n_tokens` that it was fed.
+
+        Raises:
+            UnfitCache: they differ.
+        """
 
     @property
     def compile_s(self) -> float | None:

@@ -24,6 +24,7 @@ from bench.protocol import (
     Load,
     Loaded,
     MakeReference,
+    MakeText,
     Request,
     TakeCeilingTurn,
     TakeTurn,
@@ -77,7 +78,7 @@ class FakeArm:
         match request:
             case Load():
                 return Loaded(version=1, code="")
-            case MakeReference():
+            case MakeReference() | MakeText():
                 return Done()
             case CheckCase():
                 return Checked(
@@ -174,6 +175,33 @@ def test_correctness_comes_before_any_time() -> None:
     kinds = [kind for kind, _ in FakeArm.log if kind not in ("start", "Load")]
     untimed, timed = ["MakeReference", *["CheckCase"] * 3], ["TakeTurn"] * 3 * 2
     assert kinds == [*untimed, *timed, *["TimeFramework"] * 3, *timed]  # warm-ups; rounds
+
+
+def test_a_text_is_written_once_for_the_lossy_cases_of_a_cell_alone() -> None:
+    asked: list[Request] = []
+    honest = FakeArm.answer
+
+    def watched(self: FakeArm, request: Request) -> object:
+        asked.append(request)
+        return honest(self, request)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeArm, "answer", watched)
+        FakeArm.matches = {"fp8": "false"}
+        memory = measured(grid(["dynamic", "fp8", "cache:mine:make"], [8, 16]), repetitions=1)
+    assert [isinstance(request, MakeText) for request in asked].count(True) == 2
+    texts = [request.text is not None for request in asked if isinstance(request, CheckCase)]
+    assert texts == [False, True, True] * 2
+    assert memory.of(Failure) == []
+    assert {request.writer for request in asked if isinstance(request, MakeText)} == {"dynamic"}
+
+
+def test_without_a_text_the_lossy_cases_fail_with_the_reason_and_the_others_are_measured() -> None:
+    FakeArm.failures[("", "MakeText", 0)] = WorkerFailed("oom", "too large", alive=True)
+    memory = measured(grid(["dynamic", "fp8"], [8]), repetitions=1)
+    (failure,) = memory.of(Failure)
+    assert (failure.status, failure.error) == ("oom", "writing the text that judges it failed: too large")
+    assert {sample.case.split()[1] for sample in memory.of(Sample)} == {"dynamic"}
 
 
 def test_the_framework_is_timed_once_for_a_worker_and_batch_and_told_with_every_case() -> None:

@@ -20,6 +20,7 @@ from bench.protocol import (
     Load,
     Loaded,
     MakeReference,
+    MakeText,
     Paused,
     Refused,
     Reply,
@@ -76,6 +77,81 @@ def test_arms_of_a_cell_get_the_same_tokens() -> None:
     context, prompt = token_ids(tiny_case(batch_size=2), 97)
     assert context is None
     assert prompt.shape == (2, 8)
+
+
+def judged(case: Case, folder: Path) -> Checked:
+    worker, path, text = loaded(case), str(folder / "reference.safetensors"), str(folder / "text.safetensors")
+    assert worker.answer(MakeReference(case=case, path=path)) == Done()
+    assert worker.answer(MakeText(case=case, path=text)) == Done()
+    reply = worker.answer(CheckCase(case=case, path=path, text=text))
+    assert isinstance(reply, Checked), reply
+    assert isinstance(worker.answer(TakeTurn()), TurnTaken)
+    return reply
+
+
+@pytest.mark.parametrize("fields", [{"n_depth": 6, "batch_size": 2}, {"n_gen": 1}])
+def test_a_lossy_strategy_is_judged_and_timed(fields: dict[str, int], tmp_path: Path) -> None:
+    case = tiny_case("fp8", **fields)
+    reply = judged(case, tmp_path)
+    quality = reply.quality
+    assert not reply.exact
+    assert quality is not None
+    assert quality.positions == len(quality.agreement_by_position) == 128
+    assert 0 < quality.logit_kl < quality.logit_kl_p99 < 0.5
+    assert 0 < quality.logit_kl_floor < 0.1
+    assert 0.8 < quality.top1_agreement <= 1
+    assert quality.recall_agreement is not None
+    assert quality.recall_agreement > 0.8
+    assert quality.perplexity_ratio == pytest.approx(1, abs=0.1)
+    assert reply.tokens_match == ("true" if quality.matching_tokens == case.n_gen else "false")
+
+
+def test_a_strategy_that_evicts_shows_it_in_the_recall(tmp_path: Path) -> None:
+    quality = judged(tiny_case("sink-window", n_prompt=300), tmp_path).quality
+    assert quality is not None
+    assert quality.logit_kl > 1e-4
+    assert quality.recall_agreement is not None
+
+
+def test_an_exact_strategy_needs_no_quality(tmp_path: Path) -> None:
+    reply = judged(tiny_case("static"), tmp_path)
+    assert reply.exact
+    assert reply.quality is None
+
+
+def test_bytes_allocated_hold_padding_and_grow(tmp_path: Path) -> None:
+    def allocated(strategy: str) -> tuple[int | None, int | None, int, int]:
+        _, reply = checked(tiny_case(strategy, n_depth=3), tmp_path)
+        assert isinstance(reply, Checked)
+        held = reply.kv_bytes_allocated_after_prefill, reply.kv_bytes_allocated_after_decode
+        return *held, reply.kv_bytes_after_prefill, reply.kv_bytes_after_decode
+
+    assert allocated("naive") == (0, 0, 0, 0)
+    before, after, used_before, used_after = allocated("dynamic")
+    assert (before, after) == (used_before, used_after)
+    before, after, used_before, used_after = allocated("static")
+    assert before == after
+    assert before is not None
+    assert used_before < used_after < before
+
+
+def test_lossy_tokens_may_change_and_infinite_logits_may_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kvcache.strategies.cached import Cached
+
+    case = tiny_case("fp8", n_gen=8)
+    honest = Cached.decode
+    monkeypatch.setattr(Cached, "decode", lambda self, ids: -honest(self, ids))
+    reply = judged(case, tmp_path)
+    assert (reply.tokens_match, reply.quality is not None) == ("false", True)
+    assert reply.quality is not None
+    assert reply.quality.matching_tokens == 1
+    assert reply.quality.top1_agreement <= reply.quality.commonest_share
+    monkeypatch.setattr(Cached, "decode", lambda self, ids: honest(self, ids) * torch.inf)
+    refused = loaded(case).answer(
+        CheckCase(case=case, path=str(tmp_path / "reference.safetensors"), text=str(tmp_path / "text.safetensors"))
+    )
+    assert isinstance(refused, Refused)
+    assert refused.error.startswith("NonFiniteLogits")
 
 
 def test_wrong_tokens_in_a_timed_turn_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
