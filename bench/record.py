@@ -1,4 +1,4 @@
-"""What a run is made of: samples, checks, failures, environment, manifest. Frozen, versioned, serialised by msgspec.
+"""Defines what a run is made of: samples, checks, failures, environment, manifest. Frozen, versioned, serialised by msgspec.
 
 Samples are the only truth: every table, plot and verdict is derived from these records and never read back.
 Times are integers in nanoseconds, sizes integers in bytes.
@@ -24,7 +24,7 @@ VerdictKind = Literal["failed", "regression", "missing", "inconclusive", "not-co
 
 
 class Covariates(msgspec.Struct, frozen=True, kw_only=True):
-    """What the machine did to a turn while it ran (differences over the turn). None: not to be had on this machine."""
+    """What the machine did to a turn while it ran (differences over the turn). None: not available on this machine."""
 
     steal_ns: int | None = None
     """CPU time that the hypervisor took away, all cores."""
@@ -102,7 +102,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True, tag="check"):
     counters: dict[Phase, Counters] | None = None
     """By phase; None in runs that were stored before they were counted."""
     framework_step_ns: list[int] | None = None
-    """Times of decode steps without arithmetic (`bench.measure.framework`); None where they cannot be told."""
+    """Times of decode steps without arithmetic (`bench.measure.framework`); None where they cannot be measured."""
     exact: bool | None = None
     """What the strategy promises; None in runs of before there were lossy ones, which held exact ones only."""
     kv_bytes_allocated_after_prefill: int | None = None
@@ -142,7 +142,7 @@ class CeilingSample(msgspec.Struct, frozen=True, kw_only=True, tag="ceiling"):
     pass_ns: list[int]
     """Time of each pass of the kernel."""
     cache_bytes: int
-    """Last-level cache of the device, or what was taken for it where the system does not tell."""
+    """Last-level cache of the device, or what was taken for it where the system does not say."""
     covariates: Covariates = Covariates()
 
 
@@ -290,6 +290,6 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     high: float | None = None
     """Interval of `effect`."""
     detectable: float | None = None
-    """The smallest slow-down, as a share, that this comparison could have told from none."""
+    """The smallest slow-down, as a share, that this comparison could have found."""
     detail: str = ""
     """What a reader must know besides, in one line: why it is not comparable, what was left undecided."""

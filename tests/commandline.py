@@ -34,11 +34,17 @@ class Printed(NamedTuple):
 
 def kvbench(*arguments: str, code: int = 0) -> Printed:
     """Run the command in this process and check its exit code."""
+    ended, printed = run_to_the_end(*arguments)
+    assert ended == code, printed.stderr[-2000:]
+    return printed
+
+
+def run_to_the_end(*arguments: str) -> tuple[object, Printed]:
+    """Run the command in this process; return its exit code, whichever it is, and what it printed."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
         main(list(arguments))
-    assert ended.value.code == code, err.getvalue()[-2000:]
-    return Printed(out.getvalue(), err.getvalue())
+    return ended.value.code, Printed(out.getvalue(), err.getvalue())
 
 
 def refused(*arguments: str, code: int = 2) -> str:

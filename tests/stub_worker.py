@@ -183,7 +183,7 @@ class StubWorker:
 
 
 def introduction(model: str) -> dict[str, str | int | None]:
-    """What bench/fork_server.py says, of no torch."""
+    """Return what bench/fork_server.py prints, without torch; the JSON object in STUB_FACTS adds to it."""
     return {
         "version": protocol.VERSION,
         "code": str(Path(protocol.__file__).resolve().parents[1]),
@@ -191,6 +191,7 @@ def introduction(model: str) -> dict[str, str | int | None]:
         "torch": "none",
         "transformers": "none",
         "isa": "stub",
+        **json.loads(os.environ.get("STUB_FACTS", "{}")),
     }
 
 

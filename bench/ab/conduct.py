@@ -18,7 +18,7 @@ def conduct(
     threshold: float,
     budget_s: float,
     clock: Callable[[], float],
-    tell: Callable[[str], None],
+    say: Callable[[str], None],
     get_ready: Callable[[int], None] | None = None,
 ) -> list[PairTimes | PairFailure]:
     """Measure pair after pair (`measure(number, cases)`) of what is still open, until all is decided or time is up.
@@ -47,7 +47,7 @@ def conduct(
                 break
         began = clock()
         n_open = sum(quantity.case in wanted for quantity in left.open)
-        tell(_progress(number, wanted, n_open, len(quantities), max(0.0, budget_s - (began - started))))
+        say(_progress(number, wanted, n_open, len(quantities), max(0.0, budget_s - (began - started))))
         taken = measure(number, wanted)
         paces.append((clock() - began) / len(wanted))
         records += taken
@@ -57,7 +57,7 @@ def conduct(
 
 
 def _progress(number: int, cases: Sequence[Case], n_open: int, n_all: int, left_s: float) -> str:
-    """What is measured next, as in `process pair 5, confirming: 3 of 8 times open, in 2 cases; 4.2 min left`."""
+    """Describe what is measured next, as in `process pair 5, confirming: 3 of 8 times open, in 2 cases; 4.2 min left`."""
     what = "screening" if number < SCREENING_PAIRS else "confirming"
     in_cases = f"in {len(cases)} case{'s' * (len(cases) != 1)}"
     return f"process pair {number + 1}, {what}: {n_open} of {n_all} times open, {in_cases}; {left_s / 60:.1f} min left"

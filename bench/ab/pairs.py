@@ -1,4 +1,4 @@
-"""Measures process pairs: the processes that fork both sides' workers, and what a pair does with every case."""
+"""Measures process pairs: holds the fork servers of both sides, and takes every case through one pair."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from bench.measure.worker_process import WorkerFailed, WorkerProcess
 from bench.protocol import Introduction, Load, MakeReference
 from bench.store.checked_lines import Appender
 
-Litter = tuple[str, int]
-"""Model and threads: the processes that fork the workers are set up for both."""
+ServerKey = tuple[str, int]
+"""Model and number of threads: a fork server is set up for one of each."""
 
-Told = dict[tuple[SideName, str, int], Introduction]
-"""What the process of each side, model and thread count said of itself."""
+Introductions = dict[tuple[SideName, str, int], Introduction]
+"""The introduction of the fork server of each side, model and number of threads."""
 
 Records = list[PairTimes | PairFailure]
 
@@ -38,12 +38,12 @@ SEED_STEP = 1_000_003
 
 
 class ForkServers:
-    """The processes that fork the workers of both sides; replaced by fresh ones from time to time.
+    """The fork servers of both sides, replaced by fresh ones from time to time.
 
-    The forks of one process have its addresses in common, so what these do to a time must be drawn again, too.
+    The forks of one server share its addresses, so what these do to a time must be drawn again, too.
     """
 
-    def __init__(self, sides: tuple[Side, Side], keys: Sequence[Litter]) -> None:
+    def __init__(self, sides: tuple[Side, Side], keys: Sequence[ServerKey]) -> None:
         self.sides, self.keys = sides, keys
 
     def __enter__(self) -> ForkServers:
@@ -54,18 +54,16 @@ class ForkServers:
         self._stack.close()
 
     def __getitem__(self, case: Case) -> list[SideServer]:
-        """Base's and head's, for a case."""
+        """Return base's and head's, for a case."""
         return self._fork_servers[server_key(case)]
 
-    def wait(self) -> Told:
-        """Wait until all of them can fork; what each said of itself. Raises as `SideServer.wait`."""
-        told = {
-            (fork_server.side.name, *key): fork_server.wait()
-            for key, pair in self._fork_servers.items()
-            for fork_server in pair
+    def wait(self) -> Introductions:
+        """Wait until all of them can fork; return the introduction of each. Raises as `SideServer.wait`."""
+        introductions = {
+            (server.side.name, *key): server.wait() for key, pair in self._fork_servers.items() for server in pair
         }
         self._ready = time.monotonic()
-        return told
+        return introductions
 
     def renew(self, *, at_once: bool) -> bool:
         """Replace them, `at_once` or if they have been used for `RENEW_AFTER` times as long as they took to start."""
@@ -94,10 +92,11 @@ class PairMeasurer:
         weights_seed: int,
         timeout_s: float,
         appender: Appender,
-        tell: Callable[[str], None],
+        say: Callable[[str], None],
     ) -> None:
+        """`say` prints one line of progress."""
         self.fork_servers, self.weights_seed, self.timeout_s = fork_servers, weights_seed, timeout_s
-        self.appender, self.tell = appender, tell
+        self.appender, self.say = appender, say
         self.references: dict[Group, WorkerProcess] = {}
         self.made: dict[Case, Path] = {}
         self.manners: dict[str, Manner] = {}
@@ -112,16 +111,17 @@ class PairMeasurer:
         self._stack.close()
 
     def get_ready(self, number: int) -> None:
-        """Replace the processes that fork the workers, where it is time before pair `number`."""
-        if self.fork_servers.renew(at_once=number == SCREENING_PAIRS):  # no change is told from one layout of addresses
+        """Replace the fork servers, where it is time before pair `number`."""
+        if self.fork_servers.renew(at_once=number == SCREENING_PAIRS):  # one layout of addresses proves no change
             self._end_references()  # they were forks of the old ones
 
     def measure(self, number: int, cases: Sequence[Case]) -> Records:
-        """One pair of every one of `cases`; stored before this returns."""
+        """Measure one pair of every one of `cases`; each is stored at once, so that an interruption keeps it."""
         records: Records = []
-        for record in (record for members in _by_worker(cases) for record in self._measure_workers(number, members)):
-            records.append(record)
-            self.appender.append(record)  # an interruption keeps it
+        for members in _by_worker(cases):
+            for record in self._measure_workers(number, members):
+                records.append(record)
+                self.appender.append(record)
         if (number + 1) % PAIRS_A_PROMPT == 0:
             for path in self.made.values():
                 path.unlink()
@@ -129,7 +129,7 @@ class PairMeasurer:
         return records
 
     def _measure_workers(self, number: int, cases: Sequence[Case]) -> Iterator[PairTimes | PairFailure]:
-        """The cases of one group and strategy, in one pair of processes."""
+        """Measure cases of one group and strategy in one pair of processes."""
         with ExitStack() as stack:
             pair: Pair | None = None
             for case in cases:
@@ -143,13 +143,13 @@ class PairMeasurer:
                     yield pair.measure(case.key, fresh, reference)
                 except (SideFailed, DataError) as error:
                     for side, (status, reason) in _failures(error).items():
-                        self.tell(f"{status} ({side}): {case.key}: {reason}")
+                        self.say(f"{status} ({side}): {case.key}: {reason}")
                         yield PairFailure(case=case.key, pair=number, side=side, status=status, error=reason)
                     stack.close()  # whatever state they are in, the next case gets new ones
                     pair = None
 
     def _fork(self, stack: ExitStack, case: Case) -> tuple[WorkerProcess, WorkerProcess]:
-        """Base's and head's fresh workers, which `stack` ends."""
+        """Fork a fresh worker of base and one of head, which `stack` ends."""
         workers: list[WorkerProcess] = []
         failures: dict[SideName, tuple[str, str]] = {}
         for fork_server in self.fork_servers[case]:
@@ -163,7 +163,7 @@ class PairMeasurer:
         return base, head
 
     def _reference(self, case: Case) -> Path:
-        """What naive re-feed emits for `case`, made by base's code, once per cell and prompt."""
+        """Find what naive re-feed emits for `case`: made by base's code, once per cell and prompt."""
         if case.cell not in self.made:
             path = self._scratch / f"{len(self.made)}.safetensors"
             try:
@@ -189,16 +189,18 @@ class PairMeasurer:
 
 
 def _failures(error: SideFailed | DataError) -> Mapping[SideName, tuple[str, str]]:
-    """Whose they are. That two sides are not comparable is no fault of head's, whose failures are judged."""
+    """Name whose failures they are. Sides that are not comparable are no fault of head's, whose failures are judged."""
     return error.failures if isinstance(error, SideFailed) else {"base": ("not comparable", str(error))}
 
 
-def server_key(case: Case) -> Litter:
-    """Which processes fork the workers of `case`."""
+def server_key(case: Case) -> ServerKey:
+    """Return which fork servers the workers of `case` come from."""
     return case.model, case.n_threads
 
 
 def _by_worker(cases: Sequence[Case]) -> list[list[Case]]:
-    """The cases that one pair of processes measures: of one group, strategy and variant."""
-    keys = dict.fromkeys((case.group, case.strategy, case.naive_logits) for case in cases)
-    return [[case for case in cases if (case.group, case.strategy, case.naive_logits) == key] for key in keys]
+    """Group the cases by what one pair of processes measures: one group, strategy and variant."""
+    members: dict[tuple[Group, str, str], list[Case]] = {}
+    for case in cases:
+        members.setdefault((case.group, case.strategy, case.naive_logits), []).append(case)
+    return list(members.values())

@@ -67,7 +67,7 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
 
     name: SideName
     label: str
-    """Its commit, or the working tree and what tells its content; and the interpreter and variables, where given."""
+    """Its commit, or the working tree and a digest of its content; and the interpreter and variables, where given."""
     python: str = sys.executable
     variables: dict[str, str] = {}
     tree: str | None = None

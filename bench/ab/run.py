@@ -14,7 +14,7 @@ import msgspec
 
 from bench.ab import sides, verdicts
 from bench.ab.conduct import conduct
-from bench.ab.pairs import ForkServers, PairMeasurer, Told, server_key
+from bench.ab.pairs import ForkServers, Introductions, PairMeasurer, server_key
 from bench.ab.record import AB_VERSION, MANIFEST, PAIRS, AbManifest, Settings, Side
 from bench.case import HOST_DEVICES, Case, Sweep
 from bench.errors import UsageError
@@ -55,7 +55,7 @@ def compare(
     settings: Settings,
     out: Path,
     name: str | None,
-    tell: Callable[[str], None],
+    say: Callable[[str], None],
 ) -> Finished:
     """Measure until every quantity is decided or the budget is spent.
 
@@ -72,8 +72,8 @@ def compare(
     run_name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{check_name(name if name is not None else 'ab')}"
     with ExitStack() as stack:
         fork_servers = stack.enter_context(ForkServers((base, head), list(keys)))
-        told = fork_servers.wait()
-        cases = _settled(sweeps, told)
+        introductions = fork_servers.wait()
+        cases = _settled(sweeps, introductions)
         unsigned = AbManifest(
             schema_version=AB_VERSION,
             created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -81,8 +81,8 @@ def compare(
             settings=settings,
             base=base,
             head=head,
-            introductions={f"{name} {model} t{n}": found for (name, model, n), found in told.items()},
-            environment=_environment(cases, told),
+            introductions={f"{name} {model} t{n}": found for (name, model, n), found in introductions.items()},
+            environment=_environment(cases, introductions),
             cases=cases,
         )
         manifest = sealed.sealed(unsigned)
@@ -90,37 +90,37 @@ def compare(
         stack.enter_context(noting(f"what was measured is kept in {folder}"))
         appender = Appender(pairs, manifest.digest)
         stack.push(lambda kind, *_: appender.close(finished=kind is None))
-        bench = stack.enter_context(PairMeasurer(fork_servers, cases[0].seed, settings.timeout_s, appender, tell))
+        bench = stack.enter_context(PairMeasurer(fork_servers, cases[0].seed, settings.timeout_s, appender, say))
         records = conduct(
             cases,
             bench.measure,
             threshold=settings.threshold,
             budget_s=settings.budget_s - (time.monotonic() - started),
             clock=time.monotonic,
-            tell=tell,
+            say=say,
             get_ready=bench.get_ready,
         )
     return Finished(folder, manifest.title, verdicts.verdicts(records, cases, settings.threshold))
 
 
-def _settled(sweeps: Sequence[Sweep], told: Told) -> list[Case]:
+def _settled(sweeps: Sequence[Sweep], introductions: Introductions) -> list[Case]:
     """List every case, checked against its model, with the attention that head's code would choose.
 
-    The processes that fork the workers have said what is needed, so this one imports no torch.
+    The fork servers' introductions hold what is needed, so this process imports no torch.
     """
     cases: list[Case] = []
     for case in (case for sweep in sweeps for case in sweep.cases()):
-        found = told["head", case.model, case.n_threads]
+        found = introductions["head", case.model, case.n_threads]
         refuse_too_long(case, found.max_positions)
         attention = case.attn_implementation or found.attn_implementation
         cases.append(msgspec.structs.replace(case, attn_implementation=attention))
     return list(dict.fromkeys(cases))
 
 
-def _environment(cases: Sequence[Case], told: Told) -> Environment:
+def _environment(cases: Sequence[Case], introductions: Introductions) -> Environment:
     if any(case.device not in HOST_DEVICES for case in cases):
         return read_environment()
-    return read_environment(TorchFacts(isa=next(iter(told.values())).isa, gpu=None, gpu_driver=None))
+    return read_environment(TorchFacts(isa=next(iter(introductions.values())).isa, gpu=None, gpu_driver=None))
 
 
 def _make_folder(out: Path, name: str, manifest: AbManifest) -> tuple[Path, BinaryIO]:

@@ -1,4 +1,4 @@
-"""A run against stored sessions: exact counters first, on any machine; times only where the machine is known.
+"""Judges a run by stored sessions: exact counters first, on any machine; times only where the machine is known.
 
 Counters decide without a clock: any increase is a regression. Times are judged as shares of the roof that fits the
 phase by physics (decode from a cache reads memory, prefill and naive multiply), since the memory bandwidth of a shared
@@ -35,7 +35,7 @@ Share = Literal["mfu", "mbu"]
 
 
 def read_baseline(path: str, out: Path) -> list[Session]:
-    """The sessions at `path`: a folder with a file for each, or a run folder (or its name under `out`) as the only one.
+    """Read the sessions at `path`: a folder with a file for each, or one run (its folder, or its name under `out`).
 
     Raises:
         DataError: there is none, one is damaged or of a newer schema, or a run cannot be a baseline.
@@ -59,7 +59,7 @@ def read_baseline(path: str, out: Path) -> list[Session]:
 
 
 def gate(run: Run, sessions: Sequence[Session]) -> list[Verdict]:
-    """Every verdict on `run`. The newest session sets the cases and their counters, all of them the times.
+    """Give every verdict on `run`. The newest session sets the cases and their counters, all of them the times.
 
     Raises:
         DataError: the run holds no counters.
@@ -74,12 +74,12 @@ def gate(run: Run, sessions: Sequence[Session]) -> list[Verdict]:
 
 
 def share_of(case: Case, phase: Phase) -> Share:
-    """The roof that a phase is held against: read bandwidth for decode from a cache, else the GEMM rate."""
+    """Choose the roof that a phase is held against: read bandwidth for decode from a cache, else the GEMM rate."""
     return "mbu" if phase == "decode" and case.strategy not in REFEEDING else "mfu"
 
 
 def _cases(tidy: Tidy, base: Session, head: Session) -> Iterator[Verdict]:
-    """What failed, what is missing, and what is new."""
+    """Give a verdict on what failed, what is missing, and what is new."""
     ended = tidy.outcomes
     tolerated = {"ok", "unsupported"} if any(end.status != "unsupported" for end in ended.values()) else {"ok"}
     failed = {key: end for key, end in ended.items() if end.status not in tolerated and end.measured}
@@ -99,7 +99,7 @@ def _cases(tidy: Tidy, base: Session, head: Session) -> Iterator[Verdict]:
 
 
 def _counters(base: CaseFigures, head: CaseFigures) -> Iterator[Verdict]:
-    """A verdict per counter, and one on the tokens."""
+    """Give a verdict per counter, and one on the tokens."""
     case, phase = head.case.key, head.phase
     yield Verdict(case=case, phase=phase, kind="same", quantity="tokens_match")
     if base.counters.steps != head.counters.steps:
@@ -113,7 +113,7 @@ def _counters(base: CaseFigures, head: CaseFigures) -> Iterator[Verdict]:
 
 
 def _times(tidy: Tidy, sessions: Sequence[Session], head: Session, keys: Sequence[tuple[str, Phase]]) -> list[Verdict]:
-    """A verdict on the time of each case and phase; where there is no ground for one, not comparable and why."""
+    """Give a verdict on the time of each case and phase; where there is no ground for one, not comparable and why."""
     grounds = {key: _ground(sessions, head, key) for key in keys}
     n_judged = sum(not isinstance(ground, str) for ground in grounds.values())
     disturbed = cautions.disturbed(tidy) if n_judged else {}
@@ -139,7 +139,7 @@ def _times(tidy: Tidy, sessions: Sequence[Session], head: Session, keys: Sequenc
 
 
 def _ground(sessions: Sequence[Session], head: Session, key: tuple[str, Phase]) -> list[float] | str:
-    """The shares of the sessions that this time can be held against, or why it cannot."""
+    """List the shares of the sessions that this time can be held against, or why it cannot."""
     row = head.by_case_and_phase[key]
     quantity = share_of(row.case, row.phase)
     here = [session for session in sessions if session.comparable(head, row.case) and session.run_id != head.run_id]

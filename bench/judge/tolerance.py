@@ -1,4 +1,4 @@
-"""How far a time may be from its stored sessions before it is a change: plain log shares -> a tolerance."""
+"""Finds how far a time may be from its stored sessions before it is a change: plain log shares -> a tolerance."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Tolerance(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def tolerance(log_shares: Sequence[float], n_judged: int) -> Tolerance:
-    """The tolerance for one more session, when `n_judged` times of it are judged at once.
+    """Find the tolerance for one more session, when `n_judged` times of it are judged at once.
 
     The t prediction interval of one future observation (Hahn & Meeker 1991, section 4.7) with the level of
     `FALSE_ALARMS` divided by `n_judged` (Bonferroni); sessions, not rounds, are its sample, so it holds what the
@@ -69,10 +69,10 @@ def tolerance(log_shares: Sequence[float], n_judged: int) -> Tolerance:
 
 
 def slow_down(log_share: float, expected: float) -> float:
-    """How much slower, as a share of the expected time: 0.05 is five percent; below zero it is faster."""
+    """Return how much slower it is, as a share of the expected time: 0.05 is five percent; below zero it is faster."""
     return math.expm1(expected - log_share)
 
 
 def _spread(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
-    """Standard deviation of one more value around the mean of these."""
+    """Return the standard deviation of one more value around the mean of these."""
     return float(np.std(values, ddof=1) * math.sqrt(1 + 1 / len(values)))

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from bench import fork_server
 from bench.ab import record, run, sides
-from bench.cli import main
 from bench.errors import DataError, UsageError
+from bench.measure import server_process
 from bench.measure.server_process import TREE
 from tests.ab.test_worktrees import git
+from tests.commandline import Printed, kvbench, refused, run_to_the_end
+from tests.stub_run import STUB
 from tests.torture import store_ab
 
 TINY = ["-m", "random:tiny", "--strategies", "dynamic", "-p", "4", "-n", "3", "-t", "1"]
@@ -37,43 +40,46 @@ def copy(tmp_path_factory):
     return top
 
 
-def kvbench(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """The command of the tree under test, run in `folder`."""
-    start = f"import sys; sys.path.insert(0, {str(TREE)!r}); from bench.cli import main; main()"
-    command = [sys.executable, "-P", "-c", start, "ab", *words, "--out", str(folder / "runs")]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+@pytest.fixture
+def stubs(monkeypatch):
+    """Workers that speak the protocol without torch (stub_worker.py); everything else is real."""
+    monkeypatch.setattr(server_process, "PROGRAM", STUB)
+
+
+def ab(folder: Path, *words: str, code: int) -> Printed:
+    """Run `kvbench ab` in `folder`."""
+    with contextlib.chdir(folder):
+        return kvbench("ab", *words, "--out", str(folder / "runs"), code=code)
 
 
 def test_the_same_revision_twice(copy):
-    done = kvbench(copy, "HEAD", "HEAD", *TINY, "--budget", "0.05", "-o", "json")
-    assert done.returncode in {0, 4}, done.stderr
-    told = json.loads(done.stdout)
-    assert {verdict["phase"] for verdict in told["verdicts"]} == {"prefill", "decode"}
+    """The one real A/B of the tests: real workers of two checkouts."""
+    with contextlib.chdir(copy):
+        code, done = run_to_the_end("ab", "HEAD", "HEAD", *TINY, "--budget", "0.05", "-o", "json", "--out", "runs")
+    assert code in {0, 4}, done.stderr
+    printed = json.loads(done.stdout)
+    assert {verdict["phase"] for verdict in printed["verdicts"]} == {"prefill", "decode"}
     (folder,) = (path for path in (copy / "runs").iterdir() if path.is_dir())
     assert not git(copy, "status", "--porcelain")
     manifest, records, finished = record.read(folder)
     assert finished
     trees = [manifest.base.tree, manifest.head.tree]
     assert trees[0] != trees[1]
+    assert all(found.max_positions for found in manifest.introductions.values())
     assert sorted(found.code for found in manifest.introductions.values()) == sorted(trees)
     assert not any(Path(tree).exists() for tree in trees)
     assert {record.case for record in records} == {case.key for case in manifest.cases}
-    assert f"against {manifest.base.label}; a change up to 3 % counts as none" in told["title"]
-    said = [sys.executable, "-m", "bench.cli", "report", str(folder), "-o", "json"]
-    again = subprocess.run(said, cwd=TREE, capture_output=True, text=True, check=False)
-    assert again.returncode == done.returncode
-    assert json.loads(again.stdout) == told
+    assert f"against {manifest.base.label}; a change up to 3 % counts as none" in printed["title"]
+    again = kvbench("report", str(folder), "-o", "json", code=code)
+    assert json.loads(again.stdout) == printed
     path = folder / record.PAIRS
     path.write_bytes(
         b"".join(path.read_bytes().splitlines(keepends=True)[:-2]) + b'{"crc32": 12'
     )  # as a kill leaves it
-    killed = subprocess.run(said, cwd=TREE, capture_output=True, text=True, check=False)
-    assert killed.returncode in {0, 4}
-    assert json.loads(killed.stdout)["title"] == f"{told['title']} (unfinished)"
-    compare = [*said[:3], "compare", str(folder), str(folder)]
-    refused = subprocess.run(compare, cwd=TREE, capture_output=True, text=True, check=False)
-    assert refused.returncode == 3
-    assert "the record of an A/B, no run; `kvbench report" in refused.stderr
+    code, killed = run_to_the_end("report", str(folder), "-o", "json")
+    assert code in {0, 4}
+    assert json.loads(killed.stdout)["title"] == f"{printed['title']} (unfinished)"
+    assert "the record of an A/B, no run; `kvbench report" in refused("compare", str(folder), str(folder), code=3)
     assert len(git(copy, "worktree", "list").splitlines()) == 1
 
     stored = folder / record.MANIFEST
@@ -83,38 +89,30 @@ def test_the_same_revision_twice(copy):
 
 
 def test_a_revision_without_the_worker_protocol_is_not_comparable(copy):
-    done = kvbench(copy, "HEAD~1", "HEAD", *TINY)
-    assert done.returncode == 3
+    done = ab(copy, "HEAD~1", "HEAD", *TINY, code=3)
     assert "base" in done.stderr
     assert "no worker protocol" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.usefixtures("stubs")
 def test_another_protocol_is_not_comparable(copy):
     protocol = copy / "bench" / "protocol.py"
     whole = protocol.read_text()
     protocol.write_text(whole.replace("VERSION = 1", "VERSION = 99"))
     try:
-        done = kvbench(copy, "HEAD", *TINY)
+        done = ab(copy, "HEAD", *TINY, code=3)
     finally:
         protocol.write_text(whole)
-    assert done.returncode == 3
     assert done.stderr.count("\n") == 1
     assert "head (working tree on " in done.stderr
     assert "speaks worker protocol 99" in done.stderr
 
 
+@pytest.mark.usefixtures("stubs")
 def test_a_head_that_emits_other_tokens_fails(tmp_path):
-    (tmp_path / "mine.py").write_text(
-        "import os\nimport kvcache\n\n\n"
-        "def build():\n"
-        "    model = kvcache.load('random:tiny')\n"
-        "    if 'BROKEN' in os.environ:\n"
-        "        model.lm_head.weight.data.mul_(-1)\n"
-        "    return model\n"
-    )
-    done = kvbench(tmp_path, "-m", "py:mine:build", *TINY[2:], "--head-env", "BROKEN=1", "--budget", "1")
-    assert done.returncode == 5, done.stderr
+    script = json.dumps({"dynamic": [{"on": "check", "do": "wrong"}]})
+    done = ab(tmp_path, *TINY, "--head-env", f"STUB={script}", "--budget", "1", code=5)
     assert "emitted other tokens" in done.stdout
 
 
@@ -132,31 +130,33 @@ def test_a_head_that_emits_other_tokens_fails(tmp_path):
         (["HEAD", "--head-python", "./nowhere/python"], "/nowhere/python: No such file"),
     ],
 )
-def test_bad_input_is_refused_in_one_line(copy, words, said, capsys, monkeypatch):
-    """Before any process of a side is started, so in this process."""
-    monkeypatch.chdir(copy)
-    with pytest.raises(SystemExit) as stop:
-        main(["ab", *words, *TINY])
-    assert stop.value.code == 2
-    errors = capsys.readouterr().err
-    assert said in errors
-    assert len(errors.splitlines()) == 1
+def test_bad_input_is_refused_in_one_line(copy, words, said):
+    done = ab(copy, *words, *TINY, code=2)
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_prompt_beyond_the_models_positions_is_refused_in_one_line(copy):
-    """What the sides' processes say of the model decides."""
-    done = kvbench(copy, "HEAD", *TINY, "-p", "100000")
-    assert done.returncode == 2, done.stderr
+@pytest.mark.usefixtures("stubs")
+def test_a_prompt_beyond_the_models_positions_is_refused_in_one_line(copy, monkeypatch):
+    """What the sides' processes know of the model decides."""
+    monkeypatch.setenv("STUB_FACTS", json.dumps({"max_positions": 1024}))
+    done = ab(copy, "HEAD", *TINY, "-p", "100000", code=2)
     assert "positions of random:tiny" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("spec", ["py:", "py::build", "py:broken.inner:build", "py:nowhere:build"])
-def test_a_model_that_cannot_be_imported_is_refused_in_one_line(tmp_path, spec):
+@pytest.mark.usefixtures("stubs")
+def test_a_model_that_cannot_be_imported_is_refused_in_one_line(tmp_path, spec, monkeypatch):
+    """A fork server's own words on such a model, found in this process, as both sides' servers would print them."""
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "__init__.py").write_text("1 / 0")
-    done = kvbench(tmp_path, "-m", spec, *TINY[2:], "--head-env", "A=1")
-    assert done.returncode == 2, done.stderr
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with contextlib.chdir(tmp_path):
+        facts = fork_server.origin(spec.removeprefix("py:").partition(":")[0]) | fork_server.description(spec)
+    assert facts["model_code"] is None
+    monkeypatch.setenv("STUB_FACTS", json.dumps(facts))
+    done = ab(tmp_path, "-m", spec, *TINY[2:], "--head-env", "A=1", code=2)
     assert f"--model {spec}" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
@@ -183,8 +183,7 @@ def test_an_ab_leaves_nothing_that_git_shows(tmp_path):
 def test_a_repository_of_other_code_can_differ_only_in_its_model(tmp_path):
     git(tmp_path, "init", "-q")
     git(tmp_path, "commit", "-q", "--allow-empty", "-m", "empty")
-    done = kvbench(tmp_path, "HEAD", *TINY)
-    assert done.returncode == 2
+    done = ab(tmp_path, "HEAD", *TINY, code=2)
     assert "--model py:module:factory" in done.stderr
 
 

@@ -30,7 +30,7 @@ class Clock:
         return self.now
 
 
-def conduct(measure, budget_s=math.inf, seconds_per_case=1.0, tell=lambda text: None):
+def conduct(measure, budget_s=math.inf, seconds_per_case=1.0, say=lambda text: None):
     clock, asked = Clock(), []
 
     def timed(number, cases):
@@ -38,7 +38,7 @@ def conduct(measure, budget_s=math.inf, seconds_per_case=1.0, tell=lambda text: 
         clock.now += seconds_per_case * len(cases)
         return measure(number, cases)
 
-    return conduct_pairs(CASES, timed, threshold=0.03, budget_s=budget_s, clock=clock, tell=tell), asked
+    return conduct_pairs(CASES, timed, threshold=0.03, budget_s=budget_s, clock=clock, say=say), asked
 
 
 def only(key, slow, still):
@@ -75,10 +75,10 @@ def test_an_interrupted_one_says_what_it_knew_when_it_began_its_last_pair():
 
 
 def test_the_budget_ends_it_before_a_pair_that_would_not_fit():
-    told: list[str] = []
-    records, asked = conduct(SLOWER.pairs(0), budget_s=7.0, tell=told.append)
+    said: list[str] = []
+    records, asked = conduct(SLOWER.pairs(0), budget_s=7.0, say=said.append)
     assert len(asked) == 3
-    assert told[0] == "process pair 1, screening: 4 of 4 times open, in 2 cases; 0.1 min left"
+    assert said[0] == "process pair 1, screening: 4 of 4 times open, in 2 cases; 0.1 min left"
     found = verdicts.verdicts(records, CASES, 0.03)
     assert {verdict.kind for verdict in found} == {"inconclusive"}
     assert found[0].detail == "undecided after 3 process pairs (a change takes 8 at least), --budget is spent"
@@ -95,7 +95,7 @@ def test_a_pair_is_expected_to_take_as_long_as_the_slowest_since_the_prompts_wer
         clock.now += 3.0 if number % PAIRS_A_PROMPT == 0 else 1.0
         return SLOWER.pairs(0)(number, cases)
 
-    conduct_pairs(CASES, measure, threshold=0.03, budget_s=8.0, clock=clock, tell=print)
+    conduct_pairs(CASES, measure, threshold=0.03, budget_s=8.0, clock=clock, say=print)
     assert numbers == [0, 1, 2, 3]  # at the pace of the last alone, the next would end after nine
 
 
@@ -110,7 +110,7 @@ def test_what_comes_before_a_pair_is_no_part_of_the_pace():
         clock.now += 1.0
         return SLOWER.pairs(0)(number, cases)
 
-    conduct_pairs(CASES, measure, threshold=0.03, budget_s=6.5, clock=clock, tell=print, get_ready=get_ready)
+    conduct_pairs(CASES, measure, threshold=0.03, budget_s=6.5, clock=clock, say=print, get_ready=get_ready)
     assert numbers == [0, 1, 2]  # with the first pair's three seconds in the pace it would end after one
 
 
@@ -125,7 +125,7 @@ def test_no_pair_is_begun_after_a_preparation_that_used_the_budget_up():
         measured.append(number)
         return SLOWER.pairs(0)(number, cases)
 
-    conduct_pairs(CASES, measure, threshold=0.03, budget_s=12.0, clock=clock, tell=print, get_ready=get_ready)
+    conduct_pairs(CASES, measure, threshold=0.03, budget_s=12.0, clock=clock, say=print, get_ready=get_ready)
     assert measured == list(range(SCREENING_PAIRS))
 
 
