@@ -1,4 +1,4 @@
-"""Defines what a run is made of: samples, checks, failures, environment, manifest. Frozen, versioned, serialised by msgspec.
+"""Defines what a run is made of: samples, checks, failures, environment, manifest. Frozen and versioned.
 
 Samples are the only truth: every table, plot and verdict is derived from these records and never read back.
 Times are integers in nanoseconds, sizes integers in bytes.

@@ -57,7 +57,7 @@ def conduct(
 
 
 def _progress(number: int, cases: Sequence[Case], n_open: int, n_all: int, left_s: float) -> str:
-    """Describe what is measured next, as in `process pair 5, confirming: 3 of 8 times open, in 2 cases; 4.2 min left`."""
+    """Describe what comes next, as in `process pair 5, confirming: 3 of 8 times open, in 2 cases; 4.2 min left`."""
     what = "screening" if number < SCREENING_PAIRS else "confirming"
     in_cases = f"in {len(cases)} case{'s' * (len(cases) != 1)}"
     return f"process pair {number + 1}, {what}: {n_open} of {n_all} times open, {in_cases}; {left_s / 60:.1f} min left"

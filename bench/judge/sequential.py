@@ -83,12 +83,12 @@ class Estimate(NamedTuple):
 
 
 def change_alpha(flagged: int) -> float:
-    """Return the two-sided level of an interval that says what the test of one of `flagged` quantities says at one look."""
+    """Return the two-sided level of an interval that fits the test of one of `flagged` quantities at one look."""
     return 2 * ALPHA / len(CONFIRMATION_LOOKS) / flagged
 
 
 def same_alpha(found: LogRatios) -> float:
-    """Return the same for `same`: half of the level is the screening's, where most cases end; the looks share the rest."""
+    """Return the same for `same`: screening, where most cases end, has half of the level; the looks share the rest."""
     return ALPHA_SAME if not found.fresh else ALPHA_SAME / len(CONFIRMATION_LOOKS)
 
 
@@ -135,9 +135,9 @@ def p_value(logs: tuple[float, ...], sign: int) -> float:
 
 
 def estimate(logs: Sequence[float], alpha: float) -> Estimate:
-    """Estimate the change that `logs` show, with its two-sided interval at level 1 - `alpha`: what no test of `p_value` rejects.
+    """Estimate the change that `logs` (two pairs or more) show, with its two-sided interval at level 1 - `alpha`.
 
-    Needs two pairs.
+    The interval holds what no test of `p_value` rejects.
     """
     center, low, high = _interval(logs, alpha)
     freedom = len(logs) - 1
@@ -212,7 +212,7 @@ def _trimmed(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> _T:
 
 
 def _holm(p_values: Mapping[str, float], alpha: float) -> list[str]:
-    """List the hypotheses that Holm's step-down rejects, so that one wrong rejection is as likely as `alpha` at most."""
+    """List what Holm's step-down rejects, so that one wrong rejection is as likely as `alpha` at most."""
     rejected: list[str] = []
     for rank, key in enumerate(sorted(p_values, key=lambda key: p_values[key])):
         if p_values[key] > alpha / (len(p_values) - rank):

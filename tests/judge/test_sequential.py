@@ -35,7 +35,7 @@ def run(machine: Machine, seed: int, cases: int = 2) -> dict[str, str]:
         threshold=THRESHOLD,
         budget_s=math.inf,
         clock=iter(range(10**6)).__next__,
-        tell=lambda text: None,
+        say=lambda text: None,
     )
     found = verdicts.verdicts(records, tried, THRESHOLD)
     return {f"{verdict.case} {verdict.phase}": verdict.kind for verdict in found}
