@@ -14,6 +14,7 @@ import pandas as pd
 from bench.analysis import estimators, frames
 from bench.analysis.disturbance import is_disturbed
 from bench.analysis.estimators import Ratio
+from bench.case import Case
 from bench.record import Run, Status, TokensMatch
 from kvcache.strategies.catalogue import is_lossy
 
@@ -133,15 +134,18 @@ def unfinished(run: Run, ended: dict[str, Outcome] | None = None, rounds: Rounds
     done: dict[str, int] = {}
     for (case, _), numbers in rounds.items():
         done[case] = done.get(case, 0) + len(numbers)
-    planned = {plan.cell: 0 if plan.left_out else plan.repetitions for plan in run.cell_plans}
-    wanted = {
-        item.case.key: planned.get(item.case.cell.key, run.manifest.repetitions) * run.manifest.processes
-        for item in run.manifest.plan
-    }
+    planned = {plan.cell: plan for plan in run.cell_plans}
+
+    def lacks_rounds(case: Case) -> bool:
+        plan, n_done = planned.get(case.cell.key), done.get(case.key, 0)
+        if plan is not None and plan.left_out:
+            return False
+        repetitions = run.manifest.repetitions if plan is None else plan.repetitions
+        return n_done == 0 or n_done < repetitions * run.manifest.processes
+
+    cases = {item.case.key: item.case for item in run.manifest.plan}
     return [
-        key
-        for key, outcome in ended.items()
-        if outcome.status in ("ok", "not measured") and done.get(key, 0) < wanted[key]
+        key for key, outcome in ended.items() if outcome.status in ("ok", "not measured") and lacks_rounds(cases[key])
     ]
 
 
