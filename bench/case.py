@@ -149,6 +149,18 @@ PRESETS: dict[str, tuple[Sweep, ...]] = {
         Sweep(n_prompt=(128,), n_gen=(64,), dtype=("bfloat16",)),
         Sweep(models=("random:gpt2",), n_prompt=(128,), n_gen=(64,)),
     ),
+    "caches": (  # one cell each depth: the sweeps differ in strategies alone
+        Sweep(
+            strategies=("dynamic", "static", "compiled", "compiled-int8", "compiled-int4"),
+            n_prompt=(1,),
+            n_depth=(512, 2048),
+        ),
+        Sweep(
+            strategies=("quanto-int4", "quanto-int2", "hqq-int8", "hqq-int4", "fp8", "sink-window"),
+            n_prompt=(1,),
+            n_depth=(512, 2048),
+        ),
+    ),
 }
 """Lists of sweeps by name; `kvbench run` without arguments measures `default`."""
 

@@ -231,6 +231,8 @@ class CasePlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """None also where n_gen is 1."""
     weights_bytes: int | None = None
     """Of all weights in the case's dtype; None in older runs, and then omitted, so that their digest holds."""
+    kv_bytes_allocated: dict[Phase, int] | None = None
+    """What the kind of cache allocates by arithmetic, at the end of each phase; None for the user's own."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

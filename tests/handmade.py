@@ -20,6 +20,7 @@ from bench.record import (
     Environment,
     Failure,
     Manifest,
+    Quality,
     Run,
     Sample,
 )
@@ -297,3 +298,42 @@ def fail(case: Case, status: str = "oom", error: str = "not enough memory", proc
     return msgspec.convert(
         {"type": "failure", "case": case.key, "process": process, "status": status, "error": error}, Failure
     )
+
+
+LOST = Quality(
+    positions=2,
+    top1_agreement=0.5,
+    commonest_share=0.1,
+    logit_kl=0.02,
+    logit_kl_p99=0.2,
+    logit_kl_floor=1e-3,
+    perplexity_ratio=1.25,
+    matching_tokens=3,
+    recall_agreement=0.75,
+    agreement_by_position=[1.0, 0.0],
+)
+
+
+def run_with_lossy_kinds() -> Run:
+    """`fp8` takes a quarter of dynamic's bytes, and so does the user's own."""
+    run = make_run(grid(["dynamic", "fp8", "cache:mine:make"], [100, 300]))
+    lossy = {plan.case.key for plan in run.manifest.plan if plan.case.strategy != "dynamic"}
+    checks = []
+    for check in run.checks:
+        share = 4 if check.case in lossy else 1
+        checks.append(
+            msgspec.structs.replace(
+                check,
+                exact=share == 1,
+                quality=LOST if share == 4 else None,
+                kv_bytes_allocated_after_prefill=100 * check.kv_bytes_after_prefill // share,
+                kv_bytes_allocated_after_decode=100 * check.kv_bytes_after_decode // share,
+            )
+        )
+    plan = [
+        msgspec.structs.replace(item, kv_bytes_allocated={"prefill": 7, "decode": 8})
+        if item.case.strategy == "fp8"
+        else item
+        for item in run.manifest.plan
+    ]
+    return msgspec.structs.replace(run, checks=checks, manifest=msgspec.structs.replace(run.manifest, plan=plan))

@@ -34,7 +34,7 @@ def _interval(name: str, of: str, unit: str = "ratio") -> list[Column]:
 
 COLUMNS: list[Column] = [
     Column("model", TEXT, "-", "model spec, as given to `--model`"),
-    Column("strategy", TEXT, "-", "`naive`, `dynamic`, `static`, `compiled`, `hf-generate`"),
+    Column("strategy", TEXT, "-", "`naive`, `dynamic`, `static`, ..., or `cache:module:factory`, the user's own"),
     Column("phase", TEXT, "-", "`prefill` (one prompt in, one token out) or `decode` (one token in, one token out)"),
     Column("device", TEXT, "-", "`cpu` or `cuda`"),
     Column("dtype", TEXT, "-", "of weights and cache"),
@@ -154,7 +154,7 @@ COLUMNS: list[Column] = [
         TEXT,
         "-",
         "`true`: same tokens as naive re-feed; `tie`: other tokens, logits within the tolerance of the dtype; "
-        "`false`: failed",
+        "`false`: failed, but for a lossy strategy, of which this only says that a token of its own run differs",
     ),
     Column(
         "status",
@@ -179,6 +179,64 @@ COLUMNS: list[Column] = [
         "naive, what is compiled, models that cannot be shrunk so, on CUDA, where Python runs ahead of the kernels, "
         "and where it exceeds the step itself, since the machine was slower when it was timed",
     ),
+    Column("exact", TEXT, "-", "`true`: held to naive's logits; `false`: lossy, judged by its quality"),
+    Column(
+        "kv_bytes_allocated",
+        COUNT,
+        "bytes",
+        "every storage reachable from the cache at the end of the phase, each once: scales, codebooks, residual "
+        "windows, padding, copies kept beside; nothing of the model",
+    ),
+    Column(
+        "kv_bytes_allocated_predicted",
+        COUNT,
+        "bytes",
+        "the same, by arithmetic; empty for the user's own",
+    ),
+    Column(
+        "kv_bytes_per_token",
+        FIGURE,
+        "bytes",
+        "slope of `kv_bytes_allocated` against the tokens held, per sequence, over the run's cases that differ in "
+        "n_prompt or n_depth alone; empty where all are of one length",
+    ),
+    Column(
+        "matching_tokens",
+        COUNT,
+        "tokens",
+        "lossy strategies: the first tokens of its own greedy run that equal naive's; the fewest over the batch",
+    ),
+    Column(
+        "top1_agreement",
+        FIGURE,
+        "ratio",
+        "lossy strategies: share of positions with the exact run's most likely token, over a text that the model "
+        "itself wrote (run's seed, temperature 1), whose last 128 positions (or as many as fit) go through decode",
+    ),
+    Column(
+        "recall_agreement",
+        FIGURE,
+        "ratio",
+        "the same over a passage from the text's beginning, repeated as its last 64 tokens: what was evicted is missed",
+    ),
+    Column(
+        "logit_kl",
+        FIGURE,
+        "nats",
+        "Kullback-Leibler divergence of the exact predictions from these, mean",
+    ),
+    Column("logit_kl_floor", FIGURE, "nats", "what bfloat16 alone does over the same text, against float32"),
+    Column("perplexity_ratio", FIGURE, "ratio", "perplexity of the text under the strategy / under the exact run"),
+    Column(
+        "kv_bytes_vs_exact",
+        FIGURE,
+        "ratio",
+        "`kv_bytes_allocated` / that of `dynamic` in the same cell (kinds that compile: of `compiled`)",
+    ),
+    Column(
+        "latency_vs_exact", FIGURE, "ratio", "`latency_ms` over that of the same strategy, paired like the speed-up"
+    ),
+    *_interval("latency_vs_exact", "`latency_vs_exact`"),
 ]
 
 NAMES: list[str] = [column.name for column in COLUMNS]

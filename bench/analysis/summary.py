@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
+import numpy as np
 import pandas as pd
 
 from bench.analysis import columns, estimators, frames, roofline
@@ -14,7 +15,7 @@ from bench.analysis.tidy import Tidy, independent_values, paired_ratio
 from bench.case import Case
 from bench.record import CasePlan, Check
 from kvcache.arithmetic.costs import Phase
-from kvcache.strategies.catalogue import REFEEDING, YARDSTICKS
+from kvcache.strategies.catalogue import COMPILING, OWN, REFEEDING, YARDSTICKS, is_lossy
 
 WIDE_TYPES: dict[str, str] = {"case": "string"} | columns.TYPES | dict.fromkeys(roofline.FLOOR_COLUMNS, "float64")
 """Columns of the wide summary and their types: the case's key, those of `summary.csv`, and the floors for the plots."""
@@ -44,7 +45,7 @@ def summarize(tidy: Tidy) -> pd.DataFrame:
         ended = {"tokens_match": outcome.tokens_match, "status": outcome.status, "error": outcome.error}
         for phase in phases(case):
             row = {"case": case.key, **msgspec.structs.asdict(case), "phase": phase, **ended}
-            row |= _counters(plan, phase) | _sizes(checks[case.key], phase)
+            row |= _counters(plan, phase) | _sizes(checks[case.key], phase) | _quality(case, checks[case.key])
             if (case.key, phase) in latencies:
                 row |= _times(case, phase, latencies[case.key, phase])
                 row["framework_ms"] = _framework_ms(checks[case.key], row) if phase == "decode" else None
@@ -53,6 +54,8 @@ def summarize(tidy: Tidy) -> pd.DataFrame:
                     row |= _speedup(case.strategy in baselines, names, baseline, latencies[case.key, phase])
                 row |= against_roofs.get((case.key, phase), {})
             rows.append(row)
+    _against_exact(rows, latencies)
+    _slopes(rows)
     return frames.typed(rows, list(WIDE_TYPES), WIDE_TYPES)
 
 
@@ -95,9 +98,10 @@ def _speedup(
 
 def _counters(plan: CasePlan, phase: Phase) -> dict[str, Any]:
     costs = plan.prefill if phase == "prefill" else plan.decode
+    allocated = {"kv_bytes_allocated_predicted": (plan.kv_bytes_allocated or {}).get(phase)}
     if costs is None:
-        return {}
-    return {
+        return allocated
+    return allocated | {
         "flops": costs.flops,
         "bytes": costs.bytes,
         "arithmetic_intensity": costs.flops / costs.bytes,
@@ -112,11 +116,76 @@ def _counters(plan: CasePlan, phase: Phase) -> dict[str, Any]:
 def _sizes(checks: list[Check], phase: Phase) -> dict[str, Any]:
     """The largest of each size over the processes; peak memory and compile time belong to the case as a whole."""
     held = (check.kv_bytes_after_prefill if phase == "prefill" else check.kv_bytes_after_decode for check in checks)
+    allocated = (
+        check.kv_bytes_allocated_after_prefill if phase == "prefill" else check.kv_bytes_allocated_after_decode
+        for check in checks
+    )
     return {
+        "kv_bytes_allocated": _largest(allocated),
         "kv_bytes_measured": _largest(held),
         "peak_memory_bytes": _largest(check.peak_memory_bytes for check in checks),
         "compile_s": _largest(check.compile_s for check in checks),
     }
+
+
+def _quality(case: Case, checks: list[Check]) -> dict[str, Any]:
+    """What the strategy promises, and what it lost: the medians over the processes (a text is equal in all of them)."""
+    promised = [check.exact for check in checks if check.exact is not None]
+    exact = promised[0] if promised else None if case.strategy.startswith(OWN) else not is_lossy(case.strategy)
+    row: dict[str, Any] = {"exact": None if exact is None else str(exact).lower()}
+    judged = [check.quality for check in checks if check.quality is not None]
+    if not judged:
+        return row
+    for name in ("top1_agreement", "recall_agreement", "logit_kl", "logit_kl_floor", "perplexity_ratio"):
+        values = [value for value in (getattr(quality, name) for quality in judged) if value is not None]
+        row[name] = statistics.median(values) if values else None
+    return row | {"matching_tokens": min(quality.matching_tokens for quality in judged)}
+
+
+_LENGTHS = ("n_prompt", "n_depth")
+
+
+def _against_exact(rows: list[dict[str, Any]], latencies: dict[tuple[str, str], pd.DataFrame]) -> None:
+    """Add each case's bytes and time as shares of those of the plain exact cache of its cell and phase."""
+    columns_of_cell = [name for name in frames.CASE_COLUMNS if name not in ("strategy", "naive_logits")]
+    plain = {
+        (row["strategy"], row["phase"], *(row[name] for name in columns_of_cell)): row
+        for row in rows
+        if row["strategy"] in _PLAIN.values()
+    }
+    for row in rows:
+        strategy = _PLAIN[row["strategy"] in COMPILING]
+        baseline = plain.get((strategy, row["phase"], *(row[name] for name in columns_of_cell)))
+        if baseline is None:
+            continue
+        if row.get("kv_bytes_allocated") is not None and baseline.get("kv_bytes_allocated"):
+            row["kv_bytes_vs_exact"] = row["kv_bytes_allocated"] / baseline["kv_bytes_allocated"]
+        below, own = (latencies.get((of["case"], row["phase"])) for of in (baseline, row))
+        if own is not None:
+            names = ["latency_vs_exact", "latency_vs_exact_low", "latency_vs_exact_high"]
+            if row is baseline:
+                row.update(dict.fromkeys(names, 1.0))
+            elif below is not None and (ratio := paired_ratio(own, below, "latency_ms")) is not None:
+                row.update(zip(names, (ratio.estimate, ratio.low, ratio.high), strict=True))
+
+
+_PLAIN = {False: "dynamic", True: "compiled"}
+"""Whether a strategy compiles -> the exact one that it is compared with."""
+
+
+def _slopes(rows: list[dict[str, Any]]) -> None:
+    """Add the bytes that a further token takes, from the cases of a strategy that differ in their lengths alone."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row.get("kv_bytes_allocated") is not None:
+            shared = (row[name] for name in frames.CASE_COLUMNS if name not in _LENGTHS)
+            groups.setdefault((row["phase"], *shared), []).append(row)
+    for alike in groups.values():
+        tokens = [row["batch_size"] * sum(row[name] for name in _LENGTHS) for row in alike]
+        if len(set(tokens)) > 1:
+            slope = float(np.polyfit(tokens, [row["kv_bytes_allocated"] for row in alike], 1)[0])
+            for row in alike:
+                row["kv_bytes_per_token"] = max(0.0, round(slope, 6))
 
 
 def _framework_ms(checks: list[Check], row: dict[str, Any]) -> float | None:

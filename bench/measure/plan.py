@@ -15,7 +15,9 @@ from bench.errors import UsageError
 from bench.record import CasePlan
 from kvcache import models
 from kvcache.arithmetic.architectures import UnknownGeometry, geometry
-from kvcache.arithmetic.costs import phase_costs
+from kvcache.arithmetic.costs import Phase, phase_costs
+from kvcache.arithmetic.geometry import Geometry
+from kvcache.arithmetic.kv_bytes import Fed, allocated_bytes
 from kvcache.models.checkpoint import COPY_LIMIT_BYTES
 from kvcache.strategies.catalogue import REFEEDING
 
@@ -158,4 +160,30 @@ def _with_costs(case: Case, model: models.ModelDescription, *, refeeds: bool) ->
         )
         for phase in ("prefill", "decode")
     )
-    return CasePlan(case=case, prefill=prefill, decode=decode, weights_bytes=model.weights_bytes(case.dtype))
+    return CasePlan(
+        case=case,
+        prefill=prefill,
+        decode=decode,
+        weights_bytes=model.weights_bytes(case.dtype),
+        kv_bytes_allocated=_allocated(case, shape),
+    )
+
+
+def _allocated(case: Case, shape: Geometry) -> dict[Phase, int] | None:
+    """Predict what the case's kind of cache allocates at the end of each phase; None for a kind not written down."""
+    steps: list[tuple[Phase, int]] = [("prefill", 0), ("decode", case.n_gen - 1)]
+    predicted: dict[Phase, int] = {}
+    for phase, n_steps in steps[: 2 if case.n_gen > 1 else 1]:
+        fed = Fed(
+            batch_size=case.batch_size,
+            n_depth=case.n_depth,
+            n_prompt=case.n_prompt,
+            n_steps=n_steps,
+            capacity=case.capacity,
+            dtype_bytes=models.DTYPES[case.dtype],
+        )
+        size = allocated_bytes(case.strategy, shape, fed)
+        if size is None:
+            return None
+        predicted[phase] = size
+    return predicted

@@ -46,6 +46,21 @@ ROOF_HEADERS: list[str] = [
 ]
 """Times faster than hf-generate, and shares of the measured GEMM rate and read bandwidth, each paired within rounds."""
 
+CACHE_HEADERS: list[str] = [
+    "prompt",
+    "strategy",
+    "bytes",
+    "bytes /\nexact",
+    "TPOT /\nexact",
+    "TTFT /\nexact",
+    "KL,\nnats",
+    "floor",
+    "same\ntop 1",
+    "recall",
+    "equal\ntokens",
+]
+"""Bytes, time and quality of each cache; exact is `dynamic`, or `compiled` for kinds that compile."""
+
 COMPARISON_HEADERS: list[str] = ["prompt", "strategy", "phase", "A ms", "B ms", "B / A", "verdict"]
 
 _LEFT = frozenset({"strategy", "tokens\nmatch", "phase", "verdict", "decode\nbound by"})
@@ -72,14 +87,16 @@ def markdown(summary: pd.DataFrame) -> str:
     """Write a table per setting with a line per case, what failed and why, and each case against the roofs."""
     times = _markdown(_summary_tables(summary), SUMMARY_HEADERS)
     roofs = _markdown(_roof_tables(summary), ROOF_HEADERS)
-    return "\n".join(part for part in (times + _failures(summary), roofs) if part)
+    caches = _markdown(_cache_tables(summary), CACHE_HEADERS)
+    return "\n".join(part for part in (times + _failures(summary), caches, roofs) if part)
 
 
 def terminal(summary: pd.DataFrame) -> Group:
     """Make the same for a terminal of any width: an empty line between cells, headers in two lines, no figure cut."""
     failures = _failures(summary).rstrip()
     times, roofs = _terminal(_summary_tables(summary), SUMMARY_HEADERS), _terminal(_roof_tables(summary), ROOF_HEADERS)
-    return Group(times, *([Text(failures)] if failures else []), roofs)
+    caches = _terminal(_cache_tables(summary), CACHE_HEADERS)
+    return Group(times, *([Text(failures)] if failures else []), caches, roofs)
 
 
 def comparison_markdown(rows: pd.DataFrame) -> str:
@@ -144,6 +161,41 @@ def _roof_tables(summary: pd.DataFrame) -> Iterator[tuple[str, list[Line]]]:
         if lines := [line for line in lines if set(line[2:]) != {NOTHING}]:
             yardstick = "hf-generate and " if rows["speedup_vs_hf"].notna().any() else ""
             yield f"Against {yardstick}the machine's roofs: {title}", lines
+
+
+def _cache_tables(summary: pd.DataFrame) -> Iterator[tuple[str, list[Line]]]:
+    """Of the settings in which a lossy strategy was judged; a case that holds no cache has no line."""
+    for title, rows in by_setting(summary, also=["n_gen"]):
+        if rows["logit_kl"].notna().any():
+            held = [case for case in _cases(rows) if not missing(case["prefill"]["kv_bytes_vs_exact"])]
+            yield f"Caches, against dynamic (compiled kinds: compiled): {title}", [_cache_line(case) for case in held]
+
+
+def _cache_line(phases: Mapping[Any, Row]) -> Line:
+    prefill = phases["prefill"]
+    last = phases.get("decode", prefill)
+    return [
+        context(prefill),
+        prefill["strategy"],
+        number(last["kv_bytes_allocated"]),
+        number(last["kv_bytes_vs_exact"]),
+        _versus_exact(phases.get("decode", {})),
+        _versus_exact(prefill),
+        _small(prefill["logit_kl"]),
+        _small(prefill["logit_kl_floor"]),
+        number(prefill["top1_agreement"]),
+        number(prefill["recall_agreement"]),
+        NOTHING if missing(prefill["matching_tokens"]) else f"{prefill['matching_tokens']} of {prefill['n_gen']}",
+    ]
+
+
+def _versus_exact(row: Row) -> str:
+    return with_interval(*(row.get(f"latency_vs_exact{end}") for end in ("", "_low", "_high")))
+
+
+def _small(value: float) -> str:
+    """A divergence, which spans many orders of magnitude."""
+    return NOTHING if missing(value) else f"{value:.0e}"
 
 
 def _cases(rows: pd.DataFrame) -> list[Mapping[Any, Row]]:

@@ -3,13 +3,14 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import pandas as pd
 import pytest
 
 from bench.analysis import columns, summary
 from bench.analysis.estimators import paired_ratio
 from bench.analysis.tidy import NOT_MEASURED, Tidy
 from bench.record import Covariates
-from tests.handmade import QUIET, fail, grid, make_case, make_run
+from tests.handmade import QUIET, fail, grid, make_case, make_run, run_with_lossy_kinds
 
 COLUMNS = [
     "model",
@@ -58,6 +59,20 @@ COLUMNS = [
     "speedup_vs_hf_low",
     "speedup_vs_hf_high",
     "framework_ms",
+    "exact",
+    "kv_bytes_allocated",
+    "kv_bytes_allocated_predicted",
+    "kv_bytes_per_token",
+    "matching_tokens",
+    "top1_agreement",
+    "recall_agreement",
+    "logit_kl",
+    "logit_kl_floor",
+    "perplexity_ratio",
+    "kv_bytes_vs_exact",
+    "latency_vs_exact",
+    "latency_vs_exact_low",
+    "latency_vs_exact_high",
 ]
 
 
@@ -252,3 +267,30 @@ def test_every_column_is_explained_with_its_unit():
     readme = (Path(__file__).resolve().parents[2] / "results" / "README.md").read_text(encoding="utf-8")
     explained = [line.split("|")[1] for line in readme.split("## Columns")[1].splitlines() if line.startswith("| `")]
     assert [name for cell in explained for name in re.findall(r"`(\w+)`", cell)] == COLUMNS
+
+
+def test_quality_and_bytes_of_lossy_kinds() -> None:
+    frame = summary.summarize(Tidy.of(run_with_lossy_kinds())).set_index(["strategy", "phase", "n_prompt"])
+    exact, lossy = frame.loc[("dynamic", "decode", 300)], frame.loc[("fp8", "decode", 300)]
+    own = frame.loc[("cache:mine:make", "decode", 300)]
+    assert (exact["exact"], lossy["exact"], own["exact"]) == ("true", "false", "false")
+    assert exact[["top1_agreement", "logit_kl", "matching_tokens", "recall_agreement"]].isna().all()
+    for row in (lossy, own):
+        assert row["top1_agreement"] == 0.5
+        assert row["recall_agreement"] == 0.75
+        assert (row["logit_kl"], row["logit_kl_floor"], row["perplexity_ratio"]) == (0.02, 1e-3, 1.25)
+        assert row["matching_tokens"] == 3
+        assert row["kv_bytes_vs_exact"] == 0.25
+        assert row["kv_bytes_per_token"] == pytest.approx(200)
+        assert row["latency_vs_exact_low"] <= row["latency_vs_exact"] <= row["latency_vs_exact_high"]
+    assert exact["kv_bytes_per_token"] == pytest.approx(800)
+    assert (exact["kv_bytes_vs_exact"], exact["latency_vs_exact"]) == (1, 1)
+    assert lossy["kv_bytes_allocated_predicted"] == 8
+    assert own["kv_bytes_allocated_predicted"] is pd.NA
+    assert frame.loc[("fp8", "prefill", 300), "kv_bytes_allocated_predicted"] == 7
+
+
+def test_runs_of_before_there_were_lossy_kinds_hold_exact_ones() -> None:
+    frame = summary.summarize(Tidy.of(make_run(grid(["naive", "dynamic"], [100]))))
+    assert set(frame["exact"]) == {"true"}
+    assert frame["kv_bytes_allocated"].isna().all()

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.case import Case, naive_steps
+from bench.case import Case, Sweep, naive_steps
+from bench.measure.plan import plan
 from bench.protocol import (
     CheckCase,
     Checked,
@@ -133,6 +134,18 @@ def test_bytes_allocated_hold_padding_and_grow(tmp_path: Path) -> None:
     assert before == after
     assert before is not None
     assert used_before < used_after < before
+
+
+@pytest.mark.parametrize("strategy", ["dynamic", "static", "fp8", "sink-window"])
+def test_bytes_allocated_are_those_planned(strategy: str, tmp_path: Path) -> None:
+    lengths = {"n_prompt": (8,), "n_gen": (5,), "n_depth": (3,)}
+    (planned,) = plan([Sweep(models=("random:tiny",), strategies=(strategy,), n_threads=(1,), **lengths)])
+    _, reply = checked(planned.case, tmp_path)
+    assert isinstance(reply, Checked)
+    assert planned.kv_bytes_allocated == {
+        "prefill": pytest.approx(reply.kv_bytes_allocated_after_prefill, rel=0.01),
+        "decode": pytest.approx(reply.kv_bytes_allocated_after_decode, rel=0.01),
+    }
 
 
 def test_lossy_tokens_may_change_and_infinite_logits_may_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

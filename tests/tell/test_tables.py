@@ -15,7 +15,7 @@ from bench.record import Ceiling
 from bench.tell import notes, tables
 from bench.tell.report import Report, document
 from bench.tell.words import case_labels
-from tests.handmade import ENVIRONMENT, fail, grid, make_case, make_run
+from tests.handmade import ENVIRONMENT, fail, grid, make_case, make_run, run_with_lossy_kinds
 
 
 def simple_ms(case, step):
@@ -132,7 +132,7 @@ def test_csv_has_every_column_and_nothing_in_an_empty_cell():
     assert back["latency_ms"].to_list()[:-2] == SUMMARY["latency_ms"].to_list()[:-2]  # every digit
     assert back["latency_ms"].isna().sum() == 2
     assert tables.render(SUMMARY, "csv").splitlines()[-1] == (
-        "smollm2-135m,static,decode,cpu,float32,sdpa,2,1,2048,16,0,,,,,,,,,45,1500,0.03,30,15,,,,,15,15,16504,,,,,,oom,not enough memory,,,,,,,,"
+        "smollm2-135m,static,decode,cpu,float32,sdpa,2,1,2048,16,0,,,,,,,,,45,1500,0.03,30,15,,,,,15,15,16504,,,,,,oom,not enough memory,,,,,,,,,true,,,,,,,,,,,,,"
     )
 
 
@@ -279,3 +279,13 @@ def test_tokens_that_differ_keep_their_column_on_a_narrow_terminal():
     assert "oom" in drawn
     assert max(map(len, drawn.splitlines())) <= 80
     assert sorted(INTERVALS.findall(drawn)) == sorted(INTERVALS.findall(TERMINAL))
+
+
+def test_caches_have_a_table_of_their_own_where_one_is_lossy():
+    assert "Caches" not in tables.render(SUMMARY, "md")
+    document = tables.render(summaries.summarize(Tidy.of(run_with_lossy_kinds())), "md")
+    table = document[document.index("Caches, against dynamic") :]
+    (line,) = [line for line in table.splitlines() if "fp8" in line and " 300 " in line][:1]
+    cells = [cell.strip() for cell in line.split("|")[1:-1]]
+    assert cells[1:4] == ["fp8", "66200", "0.250"]
+    assert cells[6:] == ["2e-02", "1e-03", "0.500", "0.750", "3 of 32"]
