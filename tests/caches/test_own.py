@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -142,3 +143,18 @@ def test_wrong_length_is_found_out(module: str) -> None:
     strategy.prefill(token_ids(1, 1, 8))
     with pytest.raises(UnfitCache, match="is 0 after 8 tokens"):
         strategy.kv.check_length(8)
+
+
+def test_the_example_of_the_documentation_runs(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "caches.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len([line for line in example.splitlines() if line]) <= 10
+    name = f"example_{tmp_path.name}".replace("-", "_")
+    (tmp_path / f"{name}.py").write_text(example)
+    strategy, prompt = cached(name, "make"), token_ids(2, 1, 30)
+    assert strategy.promise == "lossy"
+    strategy.prepare(1, 40)
+    found = agreement(strategy, prompt, reference(strategy.model, prompt, 8))
+    assert 0 < found.logits_error < 0.1
+    assert found.allocated_after_decode == 2 * 2 * 2 * 8 * 37 * 2
+    strategy.check_length(37)
