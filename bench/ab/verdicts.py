@@ -1,4 +1,4 @@
-"""From the pairs of an A/B to its verdicts: which quantities are open, which pair comes next, what is said at the end.
+"""Judges the pairs of an A/B: which quantities are still open, and the verdict on each at the end.
 
 Everything is worked out anew from the stored pairs, so a verdict can be recomputed from the file.
 """
@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 
 from bench.ab.record import NAMES, Ab, PairFailure, PairTimes, SideName, Turn
@@ -56,19 +55,18 @@ class Standing(NamedTuple):
 
 def note(logs: Logs, quantities: Sequence[Quantity], records: Sequence[PairTimes | PairFailure]) -> None:
     """Put the figures of `records` into `logs`."""
-    for record in records:
-        if isinstance(record, PairTimes):
-            for quantity in quantities:
-                if quantity.case.key == record.case:
-                    found = figure(record, quantity.phase, quantity.case.n_threads)
-                    if found is not None:
-                        logs.setdefault(quantity.name, {})[record.pair] = found
+    measured = [record for record in records if isinstance(record, PairTimes)]
+    for quantity in quantities:
+        for record in (record for record in measured if record.case == quantity.case.key):
+            found = figure(record, quantity.phase, quantity.case.n_threads)
+            if found is not None:
+                logs.setdefault(quantity.name, {})[record.pair] = found
 
 
 def standing(
     logs: Logs, quantities: Sequence[Quantity], pairs: int, threshold: float, *, final: bool = False
 ) -> Standing:
-    """What the first `pairs` pairs have decided. `final`: no pair follows, so the next look is made now."""
+    """Work out what the first `pairs` pairs have decided. `final`: no pair follows, so the next look is made now."""
 
     def seen(end: int) -> dict[str, LogRatios]:
         return {
@@ -106,7 +104,7 @@ def stored_verdicts(ab: Ab) -> list[Verdict]:
 def verdicts(
     records: Sequence[PairTimes | PairFailure], cases: Sequence[Case], threshold: float, *, finished: bool = True
 ) -> list[Verdict]:
-    """The verdict on every case and phase: what was decided before base failed stands.
+    """Give the verdict on every case and phase: what was decided before base failed stands.
 
     Of an A/B that was not `finished` the last pair may lack cases, and its end was nobody's choice of a look: it says
     what it had said when it began that pair.
@@ -119,36 +117,33 @@ def verdicts(
             failures.setdefault(record.case, {})[record.side] = record
     quantities, logs = quantities_of(cases), Logs()
     note(logs, quantities, records)
-    found = standing(logs, quantities, pairs, threshold, final=finished)
+    known = standing(logs, quantities, pairs, threshold, final=finished)
     nothing_ran = all(_is_unsupported(failures.get(case.key, {})) for case in cases)
-    said = []
+    given = []
     for quantity in quantities:
         sides = failures.get(quantity.case.key, {})
         kind = "failed" if nothing_ran else _kind_of_failure(sides)
-        if kind is None or (kind == "missing" and quantity.name in found.calls):
-            said.append(_verdict(quantity, found, records, pairs, finished=finished))
+        if kind is None or (kind == "missing" and quantity.name in known.calls):
+            given.append(_verdict(quantity, known, records, pairs, finished=finished))
         else:
-            said.append(_failed(quantity, kind, sides))
-    return said
+            given.append(_failed(quantity, kind, sides))
+    return given
 
 
 def _verdict(
-    quantity: Quantity,
-    found: Standing,
-    records: Sequence[PairTimes | PairFailure],
-    pairs: int,
-    *,
-    finished: bool,
+    quantity: Quantity, known: Standing, records: Sequence[PairTimes | PairFailure], pairs: int, *, finished: bool
 ) -> Verdict:
-    figures, call = found.figures[quantity.name], found.calls.get(quantity.name)
-    measured = (record for record in records if isinstance(record, PairTimes) and record.pair < pairs)
-    own = [record for record in measured if record.case == quantity.case.key]
-    base_ms, head_ms = (_median_ms(own, quantity, side) for side in NAMES)
-    decided_on_fresh = call in sequential.DIRECTIONS
-    used = figures.fresh if decided_on_fresh else (*figures.screening, *figures.fresh)
-    alpha = sequential.ALPHA_SAME
-    if call is not None:
-        alpha = sequential.change_alpha(len(found.flagged)) if decided_on_fresh else sequential.same_alpha(figures)
+    figures, call = known.figures[quantity.name], known.calls.get(quantity.name)
+    own = [
+        record
+        for record in records
+        if isinstance(record, PairTimes) and record.pair < pairs and record.case == quantity.case.key
+    ]
+    used, alpha = figures.screening + figures.fresh, sequential.ALPHA_SAME
+    if call in sequential.DIRECTIONS:
+        used, alpha = figures.fresh, sequential.change_alpha(len(known.flagged))
+    elif call == "same":
+        alpha = sequential.same_alpha(figures)
     detail = ""
     if call is None:
         detail = f"undecided after {len(own)} process pair{'s' * (len(own) != 1)}"
@@ -158,7 +153,13 @@ def _verdict(
             detail += ", --budget is spent" if finished else ", unfinished"
     elif call == "regression" and _is_waiting(own[SCREENING_PAIRS:], quantity):
         call, detail = None, "the slow-down is mostly time in which head's worker waited for a core"
-    verdict = Verdict(
+    base_ms, head_ms = (_median_ms(own, quantity, side) for side in NAMES)
+    change: dict[str, float] = {}
+    if len(used) >= SCREENING_PAIRS:
+        change = sequential.estimate(used, alpha)._asdict()
+    elif used:  # too few for an interval that says anything
+        change = {"effect": float(np.expm1(np.median(used)))}
+    return Verdict(
         case=quantity.case.key,
         phase=quantity.phase,
         kind=call or "inconclusive",
@@ -166,17 +167,12 @@ def _verdict(
         base=base_ms,
         head=head_ms,
         detail=detail,
-    )
-    if len(used) < SCREENING_PAIRS:  # too few for an interval that says anything
-        return msgspec.structs.replace(verdict, effect=float(np.expm1(np.median(used))) if used else None)
-    shown = sequential.estimate(used, alpha)
-    return msgspec.structs.replace(
-        verdict, effect=shown.effect, low=shown.low, high=shown.high, detectable=shown.detectable
+        **change,
     )
 
 
 def _kind_of_failure(sides: Mapping[SideName, PairFailure]) -> VerdictKind | None:
-    """Head's failure is its fault; what one side alone can do is not compared, and what neither can is no loss."""
+    """Judge by the failures: head's count against it; what one side alone, or neither, can do is not compared."""
     if not sides:
         return None
     if "head" in sides and sides["head"].status != "unsupported":
@@ -185,7 +181,7 @@ def _kind_of_failure(sides: Mapping[SideName, PairFailure]) -> VerdictKind | Non
 
 
 def _is_unsupported(sides: Mapping[SideName, PairFailure]) -> bool:
-    """Whether neither side can run the case."""
+    """Return whether neither side can run the case."""
     return [failure.status for failure in sides.values()] == ["unsupported"] * len(NAMES)
 
 
@@ -206,54 +202,51 @@ def quantities_of(cases: Iterable[Case]) -> list[Quantity]:
 
 
 def _median_ms(own: Sequence[PairTimes], quantity: Quantity, side: SideName) -> float | None:
-    """The median over pairs of the times that the figures are made of."""
-    times = [
-        side_ns(undisturbed(record, quantity.case.n_threads)[side], quantity.phase, lockstep=record.lockstep)
-        for record in own
-    ]
-    found = [time for time in times if time is not None]
-    return float(np.median(found)) / 1e6 if found else None
+    """Return the median over pairs of the times that the figures are made of."""
+    kept = ((undisturbed(record, quantity.case.n_threads)[side], record.lockstep) for record in own)
+    times_ns = [side_ns(turns, quantity.phase, lockstep=lockstep) for turns, lockstep in kept if turns]
+    return float(np.median(times_ns)) / 1e6 if times_ns else None
 
 
 def _is_waiting(own: Sequence[PairTimes], quantity: Quantity) -> bool:
-    """Whether most of what head is slower by, it waited longer for a core than base (medians over pairs).
+    """Return whether head waited longer for a core than base by most of what it is slower by (medians over pairs).
 
     What the fastest turn is slower by is in every turn, so the shortest wait of each side's turns is what counts; where
     every turn counts, so does its wait.
     """
-    slower, waited = [], []
+    phase, slower, waited = quantity.phase, [], []
     for record in own:
-        times_ns, waits_ns = [], []
-        averaged = averages(quantity.phase, lockstep=record.lockstep)
-        for turns in undisturbed(record, quantity.case.n_threads).values():
-            waits = [wait for wait in (_waited_ns(turn, quantity.phase) for turn in turns) if wait is not None]
-            if turns and len(waits) < len(turns):
-                return False
-            time_ns = side_ns(turns, quantity.phase, lockstep=record.lockstep)
-            if time_ns is not None:
-                times_ns.append(time_ns * (len(turns[0].step_ns) if quantity.phase == "decode" else 1))
-                waits_ns.append(float(np.mean(waits)) if averaged else min(waits))
-        if len(times_ns) == len(NAMES):
-            slower.append(times_ns[1] - times_ns[0])
-            waited.append(waits_ns[1] - waits_ns[0])
+        base, head = undisturbed(record, quantity.case.n_threads).values()
+        if not base:
+            continue
+        waits = [[wait for turn in turns if (wait := _waited_ns(turn, phase)) is not None] for turns in (base, head)]
+        if [len(found) for found in waits] != [len(base), len(head)]:
+            return False
+        steps = len(base[0].step_ns) if phase == "decode" else 1
+        before_ns, now_ns = (steps * side_ns(turns, phase, lockstep=record.lockstep) for turns in (base, head))
+        slower.append(now_ns - before_ns)
+        shortest = np.mean if averages(phase, lockstep=record.lockstep) else np.min
+        waited.append(float(shortest(waits[1]) - shortest(waits[0])))
     return bool(slower) and float(np.median(waited)) > WAITING_SHARE * max(0.0, float(np.median(slower)))
 
 
 def _waited_ns(turn: Turn, phase: Phase) -> int | None:
-    """How long a turn waited for a core: in this phase where that is known apart, otherwise in both."""
+    """Return how long a turn waited for a core: in this phase where that is known separately, otherwise in both."""
     if turn.waited_ns is None or turn.prefill_waited_ns is None:
         return turn.waited_ns
     return turn.prefill_waited_ns if phase == "prefill" else turn.waited_ns - turn.prefill_waited_ns
 
 
 def figure(times: PairTimes, phase: Phase, n_threads: int) -> float | None:
-    """The pair's one figure: log of head's time / base's, both by `side_ns`; None where the machine let none count."""
-    base, head = (side_ns(turns, phase, lockstep=times.lockstep) for turns in undisturbed(times, n_threads).values())
-    return math.log(head / base) if base and head else None
+    """Return the pair's figure: log of head's time / base's, both by `side_ns`; None where every turn was disturbed."""
+    base, head = undisturbed(times, n_threads).values()
+    if not base:
+        return None
+    return math.log(side_ns(head, phase, lockstep=times.lockstep) / side_ns(base, phase, lockstep=times.lockstep))
 
 
 def undisturbed(times: PairTimes, n_threads: int) -> dict[SideName, list[Turn]]:
-    """Base's and head's turns, but for those in which the hypervisor took a share of the CPU time, and their opposites.
+    """Return base's and head's turns, without those that the hypervisor took CPU time from, and their opposites.
 
     That share is the one of `Tidy.measured`. The other side's turn goes too, so that both have as many: of
     more, the fastest is faster.
@@ -263,8 +256,8 @@ def undisturbed(times: PairTimes, n_threads: int) -> dict[SideName, list[Turn]]:
     return {name: [pair[at] for pair in kept] for at, name in enumerate(NAMES)}
 
 
-def side_ns(turns: Sequence[Turn], phase: Phase, *, lockstep: bool) -> float | None:
-    """A side's TTFT or TPOT over its `turns`; None without any.
+def side_ns(turns: Sequence[Turn], phase: Phase, *, lockstep: bool) -> float:
+    """Return a side's TTFT or TPOT over its `turns`, of which there is one at least.
 
     The decode has each of its steps as fast as in the fastest turn, and of prefills it is the fastest: other programs
     only ever add to a time, and on a shared machine they add to many, a different share on each side. What a change
@@ -274,8 +267,6 @@ def side_ns(turns: Sequence[Turn], phase: Phase, *, lockstep: bool) -> float | N
     Prefills in lockstep are too few for that, and each saw the same machine as the other side's, so that what it added
     is in both: their geometric mean.
     """
-    if not turns:
-        return None
     if phase == "decode":
         return float(np.min([turn.step_ns for turn in turns], axis=0).mean())
     prefills_ns = [turn.prefill_ns for turn in turns]
@@ -283,7 +274,7 @@ def side_ns(turns: Sequence[Turn], phase: Phase, *, lockstep: bool) -> float | N
 
 
 def averages(phase: Phase, *, lockstep: bool) -> bool:
-    """Whether every turn counts for a side's time, not the fastest alone."""
+    """Return whether every turn counts for a side's time, not the fastest alone."""
     return lockstep and phase == "prefill"
 
 
