@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from bench.commands import config, flags, values
+from bench.commands import config, flags, streams, values
 from bench.commands.ab import ab
 from bench.commands.env import env
 from bench.commands.gate import gate, history, promote
@@ -84,7 +84,17 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stopped)
     places.settle()
-    arguments = sys.argv[1:] if arguments is None else arguments
+    with streams.lasting_streams() as out:
+        code = _run(sys.argv[1:] if arguments is None else arguments)
+        out.flush()
+        if out.failure is not None:
+            _complain(f"stdout: cannot be written ({out.failure.strerror})", out.failure, code)
+            code = code or FailedRun.exit_code  # a verdict stands; a lost document must not pass for a printed one
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    """Run the command and return its exit code; an error is one line on stderr."""
     try:
         code = app(arguments or ["--help"], prog_name="kvbench", standalone_mode=False)
         if code == 1 and "-completion" in arguments[0]:  # typer knows no such shell; 1 would say regression
@@ -103,7 +113,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             raise
         message = f"{type(error).__name__}: {error} (set KVBENCH_TRACEBACK=1 to see where)"
         code = _complain(message, error, FailedRun.exit_code)
-    sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
 
 
 def _complain(message: str, error: BaseException, code: int) -> int:

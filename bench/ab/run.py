@@ -24,6 +24,7 @@ from bench.measure.run import noting
 from bench.record import Environment, Verdict
 from bench.store import sealed
 from bench.store.checked_lines import Appender
+from bench.store.derived import Derived
 from bench.store.run_folder import check_name
 
 
@@ -132,7 +133,11 @@ def _make_folder(out: Path, name: str, manifest: AbManifest) -> tuple[Path, Bina
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True)
-        (made[-1] / ".gitignore").write_text("*\n", encoding="ascii")
+        derived = Derived()  # it only hides the folder from git
+        with derived.trying(f"{made[-1]}/.gitignore"):
+            (made[-1] / ".gitignore").write_text("*\n", encoding="ascii")
+        for line in derived.lines():
+            sys.stderr.write(f"{line}\n")
         pairs = (folder / PAIRS).open("xb")
         sealed.write(folder / MANIFEST, manifest)
     except OSError as error:

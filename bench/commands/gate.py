@@ -103,18 +103,23 @@ def history(
     """
     from bench.judge.baseline import find_baseline
     from bench.judge.drift import drift
+    from bench.store.derived import Derived
     from bench.store.sessions import read_sessions
     from bench.tell import tables
     from bench.tell.drift import markdown
-    from bench.tell.plots.drift import figure
-    from bench.tell.plots.style import save
 
     folder = find_baseline(baseline_dir, name)
     frame = drift(read_sessions(folder))
     emit(markdown(frame) if output_format == "md" else tables.data(frame, output_format))
     if plot is not None:
-        try:
-            written = save(figure(frame, folder.name), plot.with_suffix(""))
-        except OSError as error:
-            raise UsageError(f"--plot {plot}: cannot be written ({error.strerror})") from error
-        note(f"plot: {written[0]}")
+        derived = Derived()
+        with derived.trying(f"--plot {plot}"):
+            from bench.tell.plots.drift import figure
+            from bench.tell.plots.style import own_settings, save
+
+            with own_settings():
+                written = save(figure(frame, folder.name), plot.with_suffix(""))
+            note(f"plot: {written[0]}")
+        if lost := derived.lines():
+            note(*lost)
+            raise typer.Exit(UsageError.exit_code)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from bench.errors import FailedRun, UsageError
+from bench.errors import FailedRun
 
 if TYPE_CHECKING:
     from bench.measure.run import Job
@@ -19,11 +18,8 @@ if TYPE_CHECKING:
 
 
 def emit(text: str) -> None:
-    """Write to stdout; a reader that has seen enough (`| head`) is no error."""
-    try:
-        print(text, end="", flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Write to stdout; a write that fails is reported at the end (streams.py)."""
+    print(text, end="", flush=True)
 
 
 def note(text: str) -> None:
@@ -32,19 +28,21 @@ def note(text: str) -> None:
 
 
 def print_summary(run: Run, form: Format) -> None:
-    """Write the tables of a run and print its summary, then draw its plots.
+    """Write the tables of a run and print its summary, then draw its plots; files that cannot be written are named.
 
     The path of the run folder is the last line: of stdout with `md`, of stderr with the other formats.
 
     Raises:
         typer.Exit: a case failed, or every case is unsupported (exit code 5).
     """
+    from bench.store.derived import Derived
     from bench.tell import notes, tables
     from bench.tell.report import Report, write_plots, write_tables
 
     report = Report.of(run)
     summary = report.summary
-    write_tables(report)
+    derived = Derived()
+    write_tables(report, derived)
     if form != "md":
         emit(tables.render(summary, form))
         note(run.path)
@@ -58,7 +56,9 @@ def print_summary(run: Run, form: Format) -> None:
         emit("\n".join([tables.markdown(summary), *filter(None, said), f"{run.path}\n"]))
     if form == "md":  # what weakens the figures must be seen beside them
         print(report.caution_lines, end="", file=sys.stderr, flush=True)
-    write_plots(report)  # they take seconds: the table is read meanwhile
+    write_plots(report, derived)  # they take seconds: the table is read meanwhile
+    for line in derived.lines():
+        note(line)
     failed = summary["status"].isin(["failed", "oom", "timeout"]).any()
     if failed or (summary["status"] == "unsupported").all():
         raise typer.Exit(FailedRun.exit_code)
@@ -98,6 +98,7 @@ def print_verdicts(
     Raises:
         typer.Exit: always, with the exit code of the verdicts.
     """
+    from bench.store.derived import Derived
     from bench.tell import report, verdicts
 
     sentence = verdicts.sentence(found, require_time=require_time, command=command)
@@ -110,10 +111,11 @@ def print_verdicts(
         Console().print(title, verdicts.terminal(found), sentence, sep="\n\n", markup=False, highlight=False)
     else:
         emit(f"{title}\n\n{verdicts.table(found)}\n{sentence}\n")
-    try:
-        if in_step_summary:
+    derived = Derived()
+    if in_step_summary:
+        with derived.trying("the workflow's summary (GITHUB_STEP_SUMMARY)"):
             page = verdicts.markdown(found, title=title, require_time=require_time, command=command)
             report.append_step_summary(page)
-    except UsageError as error:  # the verdict stands
-        note(f"kvbench: {error}")
+    for line in derived.lines():
+        note(line)
     raise typer.Exit(verdicts.exit_code(found, require_time=require_time))

@@ -66,6 +66,7 @@ def compare(
       kvbench compare 20261123T040000Z-before 20261123T050000Z-after
     """
     from bench.judge.compare import compare as compare_runs
+    from bench.store.derived import Derived
     from bench.store.run_folder import find_run, read_run
     from bench.tell.comparison import render
     from bench.tell.report import write_comparison
@@ -75,7 +76,10 @@ def compare(
     emit(render(comparison, output_format))
     if output_format != "md":  # the rows alone are on stdout: the verdict, and what is not compared, must not be lost
         note(render(comparison, "md"))
-    folder = write_comparison(comparison, run_b, plots)
-    note("plots: none, nothing was compared" if folder is None else f"plots: {folder}")
-    if comparison.exit_code:
-        raise typer.Exit(comparison.exit_code)
+    derived = Derived()
+    folder = write_comparison(comparison, run_b, plots, derived)
+    lost = derived.lines()
+    for line in lost or ["plots: none, nothing was compared" if folder is None else f"plots: {folder}"]:
+        note(line)
+    if code := comparison.exit_code or (UsageError.exit_code if lost and plots is not None else 0):
+        raise typer.Exit(code)

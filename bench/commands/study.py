@@ -103,10 +103,16 @@ def trace(
       kvbench trace --prompt "Lionel Messi is a" --until 198
       kvbench trace -m DIR --prompt "" --plot trace.png
     """
+    from bench.store.derived import Derived
     from bench.study import trace as tracing
-    from bench.study import trace_pictures, trace_tables
+    from bench.study import trace_tables
 
-    drawing = trace_pictures.check(plot, picture)
+    drawing = None
+    if plot is not None:
+        import bench.tell.plots  # first: it imports matplotlib without the user's settings  # noqa: F401
+        from bench.study import trace_pictures
+
+        drawing = trace_pictures.check(plot, picture)
     traced = tracing.run(
         model,
         prompt,
@@ -128,13 +134,19 @@ def trace(
         emit(trace_tables.markdown(traced))
     if show_input and output_format == "md":
         emit(f"\n{trace_tables.inputs(traced)}")
+    derived = Derived()
     if drawing is not None:
-        drawing(traced)
-        note(f"plot: {plot}")
+        with derived.trying(f"--plot {plot}"):
+            drawing(traced)
+            note(f"plot: {plot}")
+    for line in derived.lines():
+        note(line)
     if traced.tokens_match != "true":
         note(f"kvbench: the strategies chose different tokens ({traced.tokens_match})")
     if traced.tokens_match == "false":
         raise typer.Exit(FailedRun.exit_code)
+    if derived.lines():
+        raise typer.Exit(UsageError.exit_code)
 
 
 def train(

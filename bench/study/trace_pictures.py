@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from bench.errors import UsageError
 from bench.study.attention_grids import masks, work
 from bench.study.trace import Trace
-from bench.tell.plots.style import PNG_DPI, WIDTH_IN
+from bench.tell.plots.style import PNG_DPI, WIDTH_IN, own_settings
 
 Picture = Literal["masks", "work", "shift", "all"]
 PICTURES: tuple[Picture, ...] = get_args(Picture)
@@ -28,19 +28,17 @@ MOST_BOXES = 11
 _HEIGHTS_IN = {"shift": 2.2, "masks": 8.0, "work": 6.4}
 
 
-def check(path: Path | None, picture: Picture) -> Callable[[Trace], None] | None:
-    """Check `path` before anything runs, and return what draws `picture` into it; None where no plot is wanted.
+def check(path: Path, picture: Picture) -> Callable[[Trace], None]:
+    """Check `path` before anything runs, and return what draws `picture` into it.
 
     Raises:
         UsageError: the folder does not exist, or the suffix is not one of SUFFIXES.
     """
-    if path is None:
-        return None
     if path.suffix not in SUFFIXES:
         raise UsageError(f"--plot {path}: the suffix decides the format; valid: {', '.join(SUFFIXES)}")
     if not path.parent.is_dir():
         raise UsageError(f"--plot {path}: the folder {path.parent} does not exist")
-    return lambda trace: _save(draw(trace, picture), path)
+    return lambda trace: _draw_into(path, trace, picture)
 
 
 def draw(trace: Trace, picture: Picture) -> Figure:
@@ -97,6 +95,11 @@ def shift(figure: FigureBase, tokens: Sequence[str]) -> None:
     axes.set_xlim(-1.9, len(shown) - 0.4)
     axes.set_ylim(2.4, -0.4)
     axes.axis("off")
+
+
+def _draw_into(path: Path, trace: Trace, picture: Picture) -> None:
+    with own_settings():
+        _save(draw(trace, picture), path)
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bench.errors import DataError, UsageError
+from bench.store.derived import Derived
 from bench.tell.formats import DocumentFormat
 from bench.tell.layout import markdown_table
-from bench.tell.plots.style import GUIDE, THOUSANDS, make_figure, save
 from kvcache.learn import training_folder
 from kvcache.learn.corpus import OWN_TEXT, TextError, lines_of, read_text
 from kvcache.learn.training_folder import DamagedError, FolderError, OnLog, Outcome, Settings
@@ -75,7 +73,15 @@ def train(folder: Path) -> Outcome:
 
 
 def _draw(outcome: Outcome, folder: Path) -> None:
-    save(loss_curve(outcome.losses, outcome.entropy, _setting(outcome)), folder / "loss")
+    derived = Derived()
+    with derived.trying("loss.png and loss.svg"):
+        from bench.tell.plots.style import own_settings, save
+        from bench.tell.plots.training import loss_curve
+
+        with own_settings():
+            save(loss_curve(outcome.losses, outcome.entropy, _setting(outcome)), folder / "loss")
+    for line in derived.lines():
+        print(line, file=sys.stderr)
 
 
 def render(outcome: Outcome, folder: Path, form: DocumentFormat) -> str:
@@ -129,37 +135,3 @@ def _progress(steps: int) -> Iterator[OnLog]:
 
     with bar:
         yield show
-
-
-def loss_curve(losses: Sequence[tuple[int, float]], entropy: float, setting: str) -> Figure:
-    """Draw the mean loss against the step, and the text's own entropy, the lowest loss that any model can reach.
-
-    Args:
-        losses: (step, mean loss in nats per target), in order.
-        entropy: in nats per target.
-        setting: what was trained, for the subtitle.
-    """
-    figure = make_figure("Training loss: every position predicts its next token", setting, 3.6)
-    axes = figure.add_subplot()
-    steps, values = zip(*losses, strict=True) if losses else ((), ())
-    axes.plot(steps, values, color="#0072B2", linewidth=1.4, label="mean loss")
-    axes.axhline(entropy, color=GUIDE, linewidth=1.2, linestyle="--", zorder=1)
-    axes.annotate(
-        f"the text's own entropy, {entropy:.3f}",
-        (1, entropy),
-        xycoords=("axes fraction", "data"),
-        xytext=(-4, 5),
-        textcoords="offset points",
-        ha="right",
-        fontsize=9,
-    )
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats per target)")
-    axes.set_xlim(left=0)
-    axes.set_ylim(0, 1.08 * max([entropy, *values]))
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.xaxis.set_major_formatter(THOUSANDS)
-    axes.grid(axis="y", color="#DDDDDD", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from bench.analysis.cautions import Caution, cautions
 from bench.analysis.slopes import slopes
 from bench.analysis.summary import summarize
 from bench.analysis.tidy import Tidy
-from bench.errors import UsageError
 from bench.judge.compare import Comparison
 from bench.record import Run
+from bench.store.derived import Derived
 from bench.store.sealed import write_atomically
 from bench.tell import notes, tables
 from bench.tell.benchmark_json import benchmark_json
-from bench.tell.plots.comparison import comparison_figures
-from bench.tell.plots.run import figures
-from bench.tell.plots.style import save
 from bench.tell.words import case_labels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,35 +59,27 @@ class Report:
         return Path(self.tidy.run.path)
 
 
-def write_tables(report: Report) -> None:
-    """Write summary.csv, .json, .md and benchmark.json into the run's folder.
-
-    Raises:
-        UsageError: the folder cannot be written.
-    """
-    texts = {
-        "summary.csv": tables.render(report.summary, "csv"),
-        "summary.json": tables.render(report.summary, "json"),
-        "summary.md": document(report),
-        "benchmark.json": benchmark_json(report.tidy),
+def write_tables(report: Report, derived: Derived) -> None:
+    """Write summary.csv, .json, .md and benchmark.json into the run's folder; `derived` collects what fails."""
+    texts: dict[str, Callable[[], str]] = {
+        "summary.csv": lambda: tables.render(report.summary, "csv"),
+        "summary.json": lambda: tables.render(report.summary, "json"),
+        "summary.md": lambda: document(report),
+        "benchmark.json": lambda: benchmark_json(report.tidy),
     }
-    try:
-        for name, text in texts.items():
-            write_atomically(report.folder / name, text.encode())
-    except OSError as error:
-        raise UsageError(f"{report.folder}: cannot be written ({error.strerror})") from error
+    for name, text in texts.items():
+        with derived.trying(name):
+            write_atomically(report.folder / name, text().encode())
 
 
-def write_plots(report: Report) -> None:
-    """Draw every plot of the run into the folder `plots` in its own, as .png and .svg.
+def write_plots(report: Report, derived: Derived) -> None:
+    """Draw every plot of the run into its folder `plots`, as .png and .svg; `derived` collects what fails."""
+    with derived.trying("plots"):
+        from bench.tell.plots import run
 
-    Raises:
-        UsageError: the folder cannot be written.
-    """
-    try:
-        _save_all(figures(report.summary, report.tidy.steps, report.slopes), report.folder / "plots")
-    except OSError as error:
-        raise UsageError(f"{report.folder}: cannot be written ({error.strerror})") from error
+        for figures in run.groups(report.summary, report.tidy.steps, report.slopes):
+            with derived.trying("plots"):
+                _save_all(figures, report.folder / "plots", derived)
 
 
 def document(report: Report) -> str:
@@ -102,19 +95,18 @@ def document(report: Report) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def write_comparison(comparison: Comparison, b: Run, folder: Path | None) -> Path | None:
+def write_comparison(comparison: Comparison, b: Run, folder: Path | None, derived: Derived) -> Path | None:
     """Draw the plots of a comparison into `folder`, by default one in B's; return it, or None without rows.
 
-    Raises:
-        UsageError: the folder cannot be written.
+    `derived` collects what fails.
     """
     if comparison.rows.empty:
         return None
     folder = folder if folder is not None else Path(b.path) / "plots" / f"against-{comparison.a}"
-    try:
-        _save_all(comparison_figures(comparison.rows, comparison.a, comparison.b), folder)
-    except OSError as error:
-        raise UsageError(f"--plots {folder}: cannot be written ({error.strerror})") from error
+    with derived.trying(f"plots in {folder}"):
+        from bench.tell.plots.comparison import comparison_figures
+
+        _save_all(lambda: comparison_figures(comparison.rows, comparison.a, comparison.b), folder, derived)
     return folder
 
 
@@ -122,18 +114,21 @@ def append_step_summary(markdown: str) -> None:
     """Add `markdown` to the summary page of a GitHub workflow's job; nothing where `$GITHUB_STEP_SUMMARY` is not set.
 
     Raises:
-        UsageError: the file that the variable names cannot be written.
+        OSError: the file that the variable names cannot be written.
     """
     path = os.environ.get("GITHUB_STEP_SUMMARY")
     if path:
-        try:
-            with Path(path).open("a", encoding="utf-8") as file:
-                file.write(f"{markdown}\n")
-        except OSError as error:
-            raise UsageError(f"GITHUB_STEP_SUMMARY={path}: cannot be written ({error.strerror})") from error
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(f"{markdown}\n")
 
 
-def _save_all(figures: dict[str, Figure], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
-        save(figure, folder / name)
+def _save_all(draw: Callable[[], dict[str, Figure]], folder: Path, derived: Derived) -> None:
+    """Draw with matplotlib's own settings, and save each figure; one that fails does not cost the others."""
+    from bench.tell.plots.style import own_settings, save
+
+    with own_settings():
+        figures = draw()
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.items():
+            with derived.trying(f"{folder.name}/{name}"):
+                save(figure, folder / name)

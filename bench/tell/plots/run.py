@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -20,8 +22,17 @@ def figures(summary: pd.DataFrame, steps: pd.DataFrame, slopes: pd.DataFrame) ->
 
     `summary` as `summarize`, `steps` as `Tidy.steps`, `slopes` as `slopes.slopes` make them.
     """
+    return {name: figure for draw in groups(summary, steps, slopes) for name, figure in draw().items()}
+
+
+def groups(summary: pd.DataFrame, steps: pd.DataFrame, slopes: pd.DataFrame) -> list[Callable[[], dict[str, Figure]]]:
+    """Return what draws the plots of `figures`, in groups that do not depend on each other."""
     timed = summary[summary["latency_ms"].notna()]
-    return over_lengths(timed, steps, slopes) | across.figures(timed) | against_roofs(timed)
+    return [
+        lambda: over_lengths(timed, steps, slopes),
+        lambda: across.figures(timed),
+        lambda: against_roofs(timed),
+    ]
 
 
 def over_lengths(timed: pd.DataFrame, steps: pd.DataFrame, slopes: pd.DataFrame) -> dict[str, Figure]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -73,6 +74,13 @@ def styles(strategies: Iterable[str]) -> dict[str, Style]:
     names = list(dict.fromkeys(strategies))
     unknown = [name for name in names if name not in _STYLES]
     return {name: _STYLES.get(name) or _FURTHER[unknown.index(name) % len(_FURTHER)] for name in names}
+
+
+@contextmanager
+def own_settings() -> Iterator[None]:
+    """Draw and save with matplotlib's defaults: a style, font or TeX setting of the user changes no plot."""
+    with mpl.rc_context({name: value for name, value in mpl.rcParamsDefault.items() if name != "backend"}):
+        yield
 
 
 def make_figure(title: str, subtitle: str, height_in: float) -> Figure:

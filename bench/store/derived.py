@@ -1,0 +1,34 @@
+"""Files derived from stored data: one that cannot be written costs neither the data nor the table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Derived:
+    """Tries to write derived files and collects what failed, by its reason."""
+
+    def __init__(self) -> None:
+        self._failed: dict[str, list[str]] = {}
+
+    @contextmanager
+    def trying(self, what: str) -> Iterator[None]:
+        """Write `what` in the block; an error of any kind is collected and ends only the block."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - whatever a library raises: what is measured is worth more than any plot
+            names = self._failed.setdefault(_reason(error), [])
+            if what not in names:
+                names.append(what)
+
+    def lines(self) -> list[str]:
+        """Return a line for each reason: what could not be written, and why."""
+        return [f"kvbench: not written: {', '.join(names)} ({reason})" for reason, names in self._failed.items()]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    first_line = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {first_line}"

@@ -1,0 +1,190 @@
+"""What cannot be written, drawn or printed costs nothing else: neither the table, nor the exit code, nor a sample."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.cli import main
+from bench.study import train
+from kvcache.learn.training_folder import Outcome
+from tests.commandline import ROOT, kvbench
+from tests.torture import store_ab
+
+
+def broken(*_: Any, **__: Any) -> Any:
+    """Fail as no writer is expected to."""
+    raise RuntimeError("planted")
+
+
+def full(*_: Any, **__: Any) -> Any:
+    """Fail as a writer does on a full disk."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+WRITERS = {
+    "bench.tell.report.document": "summary.md",
+    "bench.tell.report.benchmark_json": "benchmark.json",
+    "bench.tell.report.write_atomically": "summary.csv, summary.json, summary.md, benchmark.json",
+    "bench.tell.plots.run.step_latency": "plots",
+    "bench.tell.plots.run.across.figures": "plots",
+    "bench.tell.plots.run.against_roofs": "plots",
+    "bench.tell.plots.style.save": "plots/step_latency",
+}
+
+
+@pytest.mark.parametrize("failure", [broken, full])
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_derived_file_that_fails_costs_no_table(
+    writer: str, failure: Callable[..., Any], run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, failure)
+    printed = kvbench("report", str(run_folder))
+    assert printed.stdout.endswith(f"{run_folder}\n")
+    assert "dynamic" in printed.stdout
+    (line,) = [line for line in printed.stderr.splitlines() if line.startswith("kvbench:")]
+    assert f"not written: {WRITERS[writer]}" in line
+    assert "planted" in line or "No space left" in line
+
+
+def test_plots_that_a_flag_asks_for_are_exit_code_2_after_the_table(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.tell.plots.comparison.forest", broken)
+    runs = ["compare", str(run_folder), str(run_folder)]
+    for flags, code in ([], 0), (["--plots", str(tmp_path)], 2):
+        printed = kvbench(*runs, *flags, code=code)
+        assert "no difference" in printed.stdout
+        assert "planted" in printed.stderr
+
+
+def test_a_step_summary_that_cannot_be_written_leaves_the_verdict(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = ["gate", str(run_folder), "--baseline", str(run_folder)]
+    verdict = kvbench(*gate).stdout
+    for path in (tmp_path, tmp_path / "missing" / "page", "\0"):
+        if path != "\0":
+            monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(path))
+        else:
+            monkeypatch.setattr("bench.tell.verdicts.markdown", broken)
+        printed = kvbench(*gate)
+        assert printed.stdout == verdict
+        assert "GITHUB_STEP_SUMMARY" in printed.stderr
+
+
+def test_a_loss_curve_that_cannot_be_drawn_leaves_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bench.tell.plots.training.loss_curve", broken)
+    outcome = Outcome(
+        loss=1.0, entropy=1.0, losses=[(1, 1.0)], shape=(1, 2), n_parameters=1, n_texts=1, n_cut=0, n_targets=1
+    )
+    train._draw(outcome, tmp_path)
+    assert "loss.png" in capsys.readouterr().err
+
+
+MATPLOTLIB = {
+    "a backend that is not installed": ({"MPLBACKEND": "module://matplotlib_inline.backend_inline"}, ""),
+    "no backend at all": ({"MPLBACKEND": "nonsense"}, ""),
+    "a window": ({}, "backend: QtAgg\n"),
+    "TeX": ({}, "text.usetex: True\n"),
+    "a font that is missing": ({}, "font.family: Nowhere\n"),
+    "a broken style": ({}, "axes.grid: maybe\nnonsense\n"),
+    "a style that is no text": ({}, "\udcff\udcfe"),
+    "no folder for settings": ({"MPLCONFIGDIR": "/proc/none"}, ""),
+}
+
+
+@pytest.mark.parametrize("name", MATPLOTLIB)
+def test_the_users_settings_of_matplotlib_change_no_plot(name: str, run_folder: Path, tmp_path: Path) -> None:
+    variables, style = MATPLOTLIB[name]
+    (tmp_path / "matplotlibrc").write_text(style, encoding="utf-8", errors="surrogateescape")
+    kvbench("report", str(run_folder))
+    expected = (run_folder / "plots" / "speedup.svg").read_bytes()
+    (run_folder / "plots" / "speedup.svg").unlink()
+    done = _report(run_folder, "", {"MATPLOTLIBRC": str(tmp_path / "matplotlibrc")} | variables)
+    assert done.returncode == 0
+    assert "matplotlib" not in done.stderr.lower()
+    assert (run_folder / "plots" / "speedup.svg").read_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code"),
+    [
+        (">&-", 0),
+        ("2>&-", 0),
+        (">&- 2>&-", 0),
+        ("<&- >&- 2>&-", 0),
+        ("| head -1", 0),
+        (">/dev/full", 5),
+        ("2>/dev/full", 0),
+    ],
+)
+def test_a_report_survives_its_streams(redirection: str, code: int, run_folder: Path) -> None:
+    done = _report(run_folder, redirection, {})
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    if code:
+        assert "kvbench: stdout: cannot be written (No space left on device)" in done.stderr
+
+
+def _report(folder: Path, redirection: str, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-c", f'set -o pipefail; "$0" -m bench.cli report "$1" {redirection}', sys.executable, str(folder)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | variables,
+        check=False,
+        timeout=120,
+    )
+
+
+class Refusing(io.StringIO):
+    """A stream that takes nothing."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def write(self, text: str) -> int:
+        raise OSError(self.number, os.strerror(self.number))
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["report"], ["ab-report"], ["gate"], ["compare"]], ids=str
+)
+@pytest.mark.parametrize(("number", "code"), [(errno.EPIPE, 0), (errno.ENOSPC, 5)])
+def test_every_command_that_prints_survives_its_stdout(
+    arguments: list[str], number: int, code: int, run_folder: Path, tmp_path: Path
+) -> None:
+    run = str(run_folder)
+    match arguments[0]:
+        case "report":
+            arguments = ["report", run]
+        case "ab-report":  # inconclusive: the verdict stands
+            store_ab(tmp_path / "mine")
+            arguments, code = ["report", str(tmp_path / "mine")], 4
+        case "gate":
+            arguments = ["gate", run, "--baseline", run]
+        case "compare":
+            arguments = ["compare", run, run, "--plots", str(tmp_path)]
+    errors = io.StringIO()
+    with redirect_stdout(Refusing(number)), redirect_stderr(errors), pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == code, errors.getvalue()
+    assert ("stdout: cannot be written" in errors.getvalue()) is (number == errno.ENOSPC)
+    with redirect_stdout(io.StringIO()), redirect_stderr(Refusing(number)), pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code in (0, 4)
