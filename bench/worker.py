@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bench.case import HOST_DEVICES, Case, naive_steps
 from bench.machine.ceilings import Ceilings
-from bench.machine.clock import PausingClock, stamping
+from bench.machine.clock import PausingClock, Times, stamping
 from bench.machine.covariates import CovariateReader
 from bench.machine.devices import DEVICES
 from bench.measure import framework
@@ -251,6 +251,7 @@ class Worker:
         times = clock.stop()
         covariates = self.covariates.stop()
         self._refuse_other_tokens(tokens, steps)
+        _refuse_no_time(times)
         timed = steps if steps is not None else range(1, self.case.n_gen)
         return TurnTaken(
             prefill_ns=times.host_ns[0],
@@ -297,6 +298,16 @@ class Worker:
         exact = self.tokens_match == "true" and not self._is_lossy
         if exact and not torch.equal(tokens, self.expected.tokens[:, list(computed)]):
             raise OtherTokens(f"{self.case.strategy} emitted other tokens in a timed turn than when it was checked")
+
+
+def _refuse_no_time(times: Times) -> None:
+    """Refuse a turn in which a forward took no time by the clock.
+
+    It is refused when it is measured, not stored and left out later: 1 ns in its place would be untrue, and 0 ns has no
+    ratio to anything.
+    """
+    if min([*times.host_ns, *(times.event_ns or [])]) <= 0:
+        raise ValueError("the clock is too coarse: a forward took 0 ns by it; measure longer prompts or larger batches")
 
 
 def _store(tensors: dict[str, Tensor], path: Path) -> None:

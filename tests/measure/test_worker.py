@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.case import Case, Sweep, naive_steps
+from bench.machine.clock import Times
 from bench.measure.plan import plan
 from bench.protocol import (
     CheckCase,
@@ -165,6 +166,14 @@ def test_lossy_tokens_may_change_and_infinite_logits_may_not(tmp_path: Path, mon
     )
     assert isinstance(refused, Refused)
     assert refused.error.startswith("NonFiniteLogits")
+
+
+def test_a_turn_without_a_time_is_refused_when_it_is_measured(tmp_path: Path) -> None:
+    worker, _ = checked(tiny_case(), tmp_path)
+    worker.clock.stop = lambda: Times(host_ns=[5, 0, 3], event_ns=None)  # type: ignore[method-assign]
+    answer = worker.answer(TakeTurn())
+    assert isinstance(answer, Refused)
+    assert "too coarse" in answer.error
 
 
 def test_wrong_tokens_in_a_timed_turn_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

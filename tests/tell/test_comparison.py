@@ -6,6 +6,7 @@ import pytest
 
 from bench.judge import compare
 from bench.tell import comparison, tables
+from bench.store.derived import Derived
 from bench.tell.report import write_comparison
 from tests.handmade import ENVIRONMENT, grid, make_case, make_run
 
@@ -50,5 +51,5 @@ def test_the_document():
 
 def test_where_nothing_was_compared_there_is_nothing_to_draw(tmp_path):
     a, b = make_run(grid(["naive"], [32])), make_run(grid(["static"], [64]))
-    assert write_comparison(compare.compare(a, b), b, tmp_path / "plots") is None
+    assert write_comparison(compare.compare(a, b), b, tmp_path / "plots", Derived()) is None
     assert not (tmp_path / "plots").exists()
