@@ -5,8 +5,8 @@ import msgspec
 import pytest
 
 from bench.judge import compare
-from bench.tell import comparison, tables
 from bench.store.derived import Derived
+from bench.tell import comparison, tables
 from bench.tell.report import write_comparison
 from tests.handmade import ENVIRONMENT, grid, make_case, make_run
 
