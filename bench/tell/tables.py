@@ -117,13 +117,16 @@ def render_environment(environment: Environment, form: DocumentFormat, ceilings:
 
 
 def _environment_line(name: str, value: Any) -> Line:
-    """A field for a reader: bytes in binary units, the load in two digits."""
-    if value is None:
-        return [name, NOTHING]
-    if name.endswith("_bytes"):
+    """A field for a reader: bytes in binary units, the load in two digits, variables as in a shell."""
+    label = name.removesuffix("_bytes")
+    if value is None or value in ({}, [], ()):
+        return [label, NOTHING]
+    if label != name:
         unit, size = ("GiB", 2**30) if value >= 2**30 else ("MiB", 2**20)
-        return [name.removesuffix("_bytes"), f"{number(value / size)} {unit}"]
-    return [name, f"{value:.2f}" if isinstance(value, float) else str(value)]
+        return [label, f"{number(value / size)} {unit}"]
+    if isinstance(value, dict):
+        return [label, " ".join(f"{variable}={setting}" for variable, setting in value.items())]
+    return [label, f"{value:.2f}" if isinstance(value, float) else str(value)]
 
 
 def _ceilings(ceilings: Sequence[Ceiling]) -> str:

@@ -180,6 +180,18 @@ def test_an_ab_leaves_nothing_that_git_shows(tmp_path):
     assert not git(tmp_path, "status", "--porcelain")
 
 
+def test_a_gitignore_that_cannot_be_written_costs_no_ab(tmp_path, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    manifest = record.read(store_ab(tmp_path / "stored")).manifest
+    monkeypatch.setattr(Path, "write_text", refuse)
+    folder, pairs = run._make_folder(tmp_path / "results", "first", manifest)
+    pairs.close()
+    assert record.read(folder).manifest.digest == manifest.digest
+    assert ".gitignore (Permission denied)" in capsys.readouterr().err
+
+
 def test_a_repository_of_other_code_can_differ_only_in_its_model(tmp_path):
     git(tmp_path, "init", "-q")
     git(tmp_path, "commit", "-q", "--allow-empty", "-m", "empty")

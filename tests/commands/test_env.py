@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.commandline import kvbench
 
 
-def test_env_shows_the_machine() -> None:
+def test_env_shows_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MKL_NUM_THREADS", "1")
     rows = dict(line.strip("| ").split(" | ") for line in kvbench("env", "--no-ceilings").stdout.splitlines()[2:])
     rows = {name.strip(): value.strip() for name, value in rows.items()}
     assert rows["memory"].endswith(" GiB")
+    assert not [name for name in rows if name.endswith("_bytes")]
+    assert "MKL_NUM_THREADS=1" in rows["thread_variables"].split()
     assert json.loads(kvbench("env", "-o", "json", "--no-ceilings").stdout)["cores"] >= 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import subprocess
 import sys
@@ -65,6 +66,29 @@ def test_plots_that_a_flag_asks_for_are_exit_code_2_after_the_table(
         printed = kvbench(*runs, *flags, code=code)
         assert "no difference" in printed.stdout
         assert "planted" in printed.stderr
+
+
+@pytest.mark.parametrize("writer", ["bench.tell.plots.drift.figure", "bench.tell.plots.style.save"])
+def test_a_drift_plot_that_fails_is_exit_code_2_after_the_table(
+    writer: str, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kvbench("baseline", "promote", str(run_folder), "--baseline-dir", str(tmp_path), "--name", "mine")
+    monkeypatch.setattr(writer, broken)
+    history = ["baseline", "history", "--baseline-dir", str(tmp_path)]
+    printed = kvbench(*history, "--plot", str(tmp_path / "drift"), code=2)
+    assert printed.stdout == kvbench(*history).stdout
+    assert "--plot" in printed.stderr
+    assert "planted" in printed.stderr
+
+
+def test_pictures_of_a_trace_that_fail_leave_its_table(
+    love: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.study.trace_pictures.draw", broken)
+    trace = ["trace", "-m", str(love), "--prompt", "", "-n", "2", "-t", "1", "-o", "json"]
+    printed = kvbench(*trace, "--plot", str(tmp_path / "trace.png"), code=2)
+    assert json.loads(printed.stdout)
+    assert "planted" in printed.stderr
 
 
 def test_a_step_summary_that_cannot_be_written_leaves_the_verdict(
