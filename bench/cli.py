@@ -104,6 +104,8 @@ def _run(arguments: list[str]) -> int:
     except typer.TyperException as error:
         code = _complain(_refusal(error), error, UsageError.exit_code)
     except Stopped as stop:
+        for number in (signal.SIGINT, signal.SIGTERM):  # a second one would end this branch with a traceback
+            signal.signal(number, signal.SIG_IGN)
         _end_children()
         code = _complain(str(stop), stop, stop.exit_code)
     except OSError as error:  # a full disk, a folder that went away: what was stored before is safe

@@ -160,11 +160,13 @@ class CeilingTurnTaken(msgspec.Struct, frozen=True, kw_only=True, tag="ceiling-t
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
-    """The request failed; the worker lives on."""
+    """The request failed; the worker lives on unless `ends`."""
 
     status: Literal["failed", "oom", "unsupported"]
     error: str
     tokens_match: TokensMatch | None = None
+    ends: bool = False
+    """The process can do nothing more, and ends after this answer."""
 
 
 Reply = Loaded | Done | Checked | Paused | TurnTaken | FrameworkTimed | CeilingsChosen | CeilingTurnTaken | Refused

@@ -101,7 +101,7 @@ class Worker:
             return Refused(status="failed", error=str(reason), tokens_match="false")
         except torch.AcceleratorError as error:  # the CUDA context is lost: no later case may run in it
             self.poisoned = True
-            return Refused(status="failed", error=f"{type(error).__name__}: {one_line(error)}")
+            return Refused(status="failed", error=f"{type(error).__name__}: {one_line(error)}", ends=True)
         except Exception as error:  # noqa: BLE001  # whatever a model raises is this case's result, and the other cases go on
             return Refused(
                 status="oom" if is_out_of_memory(error) else "failed",

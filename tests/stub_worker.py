@@ -6,7 +6,7 @@ of each worker of that strategy, at every turn without `at`, or `"on"` another r
 bench/protocol.py):
 
 - "crash" ends with exit code 7 and a last line on standard error, "kill" ends by SIGKILL, "hang" never answers;
-- "refuse" answers as `status` (default failed) and `error` say, "wrong" emits other tokens;
+- "refuse" answers as `status` (default failed) and `error` say, and then ends if `ends`; "wrong" emits other tokens;
 - "slow" takes `seconds` in truth before it answers.
 
 `"times": K` does it only in the first K workers that get there, over all processes of a test (counted by files in the
@@ -69,7 +69,10 @@ class StubWorker:
 
     def serve(self) -> None:
         for line in self.requests:
-            self.send(self.answer(self.decode(line)))
+            reply = self.answer(self.decode(line))
+            self.send(reply)
+            if isinstance(reply, Refused) and reply.ends:
+                return
 
     def send(self, reply: Reply) -> None:
         self.replies.write(msgspec.json.encode(reply) + b"\n")
@@ -118,7 +121,11 @@ class StubWorker:
             case "wrong":
                 self.wrong = True
             case "refuse":
-                return Refused(status=act.get("status", "failed"), error=act.get("error", "refused as scripted"))
+                return Refused(
+                    status=act.get("status", "failed"),
+                    error=act.get("error", "refused as scripted"),
+                    ends=act.get("ends", False),
+                )
         return None
 
     def honest(self, request: Request) -> Reply:

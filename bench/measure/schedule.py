@@ -402,6 +402,10 @@ class ProcessSet:
         started = time.monotonic()
         try:
             return self.workers[_key(entry.case)].ask(request, self.limits.timeout_s - entry.spent_s)
+        except WorkerFailed as failure:
+            if failure.status == "timeout":
+                failure.error += " (what --timeout left)"
+            raise
         finally:
             entry.spent_s += time.monotonic() - started
 

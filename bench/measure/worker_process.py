@@ -87,14 +87,14 @@ class WorkerProcess:
             line = self._read_line(time.monotonic() + timeout_s)
         except TimeoutError:
             self._kill()
-            raise WorkerFailed(
-                "timeout", f"no reply within the remaining {timeout_s:.0f} s of --timeout", alive=False
-            ) from None
+            raise WorkerFailed("timeout", f"no reply within {timeout_s:.0f} s", alive=False) from None
         except (OSError, EOFError):
             raise self.death() from None
         reply: Reply = _decode_reply(line)
         if isinstance(reply, Refused):
-            raise WorkerFailed(reply.status, reply.error, alive=True, tokens_match=reply.tokens_match)
+            if reply.ends:
+                self._kill()
+            raise WorkerFailed(reply.status, reply.error, alive=not reply.ends, tokens_match=reply.tokens_match)
         return reply
 
     @property
@@ -120,8 +120,8 @@ class WorkerProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether the process runs."""
-        return bool(self._usage.is_running())
+        """Whether it can be asked: a worker that was killed still runs for a moment, but its connection is closed."""
+        return self._connection.fileno() != -1 and bool(self._usage.is_running())
 
     def close(self) -> None:
         """End the process: one that is busy is killed. All it held is stored already."""

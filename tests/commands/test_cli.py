@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 from importlib.metadata import version
 
 import pytest
 
+from bench import cli
 from bench.cli import app, baseline
 from bench.commands import flags
 from tests.commandline import in_a_process, kvbench, refused
@@ -85,3 +87,18 @@ def test_completion_is_shown_for_the_shell_and_an_unknown_shell_is_no_regression
     assert "_KVBENCH_COMPLETE=complete_bash" in kvbench("--show-completion").stdout
     monkeypatch.setattr("typer.completion._get_shell_name", lambda: None)
     kvbench("--show-completion", code=2)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_does_not_disturb_the_end(
+    number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {each: signal.signal(each, cli._stopped) for each in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(cli, "app", lambda *_, **__: signal.raise_signal(number))
+    monkeypatch.setattr(cli, "_end_children", lambda: [signal.raise_signal(each) for each in before])
+    try:
+        assert cli._run(["env"]) == code
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert capsys.readouterr().err in ("kvbench: interrupted\n", "kvbench: terminated\n")

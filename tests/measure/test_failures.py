@@ -6,12 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from kvcache.strategies.catalogue import STRATEGIES
+from bench.case import Group
+from bench.measure import server_process
+from bench.measure.worker_process import WorkerFailed
+from bench.protocol import Load
+from bench.store.run_folder import read_run
 from tests import stub_run
+from tests.handmade import make_case
 
-GRID = ["--preset", "smoke", "-p", "8", "--strategies", ",".join(STRATEGIES), "-r", "2", "--no-ceilings"]
+STRATEGIES = "naive,dynamic,static,compiled,hf-generate"
+GRID = ["--preset", "smoke", "-p", "8", "--strategies", STRATEGIES, "-r", "2", "--no-ceilings"]
 
 
 def ended(out: Path, script: dict[str, Any], *flags: str) -> tuple[int, dict[str, dict[str, Any]], str]:
@@ -52,7 +59,45 @@ def test_a_worker_that_hangs_is_given_up_on_and_what_is_not_supported_is_no_fail
         "compiled": "unsupported",
         "hf-generate": "ok",
     }
-    assert "of --timeout" in rows["static"]["error"]
+    assert rows["static"]["error"].startswith("no reply within ")
+    assert rows["static"]["error"].endswith(" s (what --timeout left)")
+
+
+def statuses(out: Path, script: dict[str, Any], *flags: str) -> dict[tuple[str, int], str]:
+    """Return the status of each case, by strategy and prompt length."""
+    grid = ["--preset", "smoke", "-p", "8,16", "--strategies", "naive,dynamic", "-r", "1", "--no-ceilings", *flags]
+    _, text, errors = stub_run.finish(["run", *grid, "-o", "json", "--out", str(out)], out, script)
+    assert text, errors
+    return {(row["strategy"], row["n_prompt"]): row["status"] for row in json.loads(text) if row["phase"] == "decode"}
+
+
+def test_a_worker_that_was_given_up_on_is_not_alive_while_it_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_process, "PROGRAM", stub_run.STUB)
+    hang = {"STUB": json.dumps({"": [{"on": "load", "do": "hang"}]})}
+    group: Group = make_case("naive").group
+    with server_process.ForkServer("", 1, variables=hang) as server:
+        server.wait()
+        with server.fork() as worker:
+            with monkeypatch.context() as patch:
+                patch.setattr(psutil.Process, "kill", lambda _: None)  # the signal is still on its way
+                with pytest.raises(WorkerFailed, match=r"no reply within 0 s$"):
+                    worker.ask(Load(group=group, strategy="", naive_logits="last", seed=0), 0.1)
+            assert psutil.pid_exists(worker.pid)
+            assert not worker.alive
+
+
+def test_after_a_reference_that_hangs_the_next_cell_has_a_new_one(tmp_path: Path) -> None:
+    found = statuses(tmp_path, {"": [{"on": "make-reference", "do": "hang", "times": 1}]}, "--timeout", "1")
+    assert found == {(name, n): status for n, status in ((8, "timeout"), (16, "ok")) for name in ("naive", "dynamic")}
+
+
+def test_a_worker_that_ends_after_its_answer_is_started_anew(tmp_path: Path) -> None:
+    script = {"dynamic": [{"at": 1, "do": "refuse", "error": "CUDA error", "ends": True, "times": 1}]}
+    found = statuses(tmp_path, script)
+    assert found == {("naive", 8): "ok", ("dynamic", 8): "failed", ("naive", 16): "ok", ("dynamic", 16): "ok"}
+    (folder,) = (path.parent for path in tmp_path.glob("*/manifest.json"))
+    (failure,) = read_run(folder).failures
+    assert (failure.error, failure.worker_died) == ("CUDA error", True)
 
 
 @pytest.mark.parametrize(("refused", "code"), [(["dynamic"], 0), (["naive", "dynamic"], 5)])
