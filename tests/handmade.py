@@ -135,6 +135,7 @@ def make_run(
     *,
     ms: Model = smollm2_ms,
     rounds: int = 6,
+    repetitions: int | None = None,
     processes: int = 1,
     warmups: int = 1,
     turn_noise: float = 0.01,
@@ -151,6 +152,7 @@ def make_run(
 ) -> Run:
     """A run of `cases`; a case named in `failures` has no samples in that process. The same arguments, the same run.
 
+    `repetitions` were asked for, by default as many as there are `rounds`: further ones replaced disturbed rounds.
     `event_share` stores CUDA event times that are this share of the host's. `plan` makes the costs (`make_plan`),
     `roofs` gives the run ceilings, each with three passes a turn.
     """
@@ -187,7 +189,7 @@ def make_run(
         run_id="handmade",
         created_utc="2026-11-23T04:00:00Z",
         command=["kvbench", "run"],
-        repetitions=rounds,
+        repetitions=rounds if repetitions is None else repetitions,
         processes=processes,
         timeout_s=900.0,
         environment=environment,

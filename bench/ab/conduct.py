@@ -16,6 +16,7 @@ def conduct(
     measure: Callable[[int, Sequence[Case]], list[PairTimes | PairFailure]],
     *,
     threshold: float,
+    cores: int,
     budget_s: float,
     clock: Callable[[], float],
     say: Callable[[str], None],
@@ -25,7 +26,7 @@ def conduct(
 
     No pair is begun that would end after `budget_s` if it took as long per case as the slowest of the last
     `PAIRS_A_PROMPT`: one of them had new prompts, and made their references. `get_ready(number)` comes before
-    each pair; what it takes is no part of that pace.
+    each pair; what it takes is no part of that pace. `cores` are those of `bench.ab.verdicts.verdicts`.
     """
     started = clock()
     records: list[PairTimes | PairFailure] = []
@@ -51,7 +52,7 @@ def conduct(
         taken = measure(number, wanted)
         paces.append((clock() - began) / len(wanted))
         records += taken
-        note(logs, quantities, taken)
+        note(logs, quantities, taken, cores)
         failed |= {record.case for record in taken if isinstance(record, PairFailure)}
     return records
 

@@ -96,12 +96,14 @@ def compare(
             cases,
             bench.measure,
             threshold=settings.threshold,
+            cores=manifest.environment.cores,
             budget_s=settings.budget_s - (time.monotonic() - started),
             clock=time.monotonic,
             say=say,
             get_ready=bench.get_ready,
         )
-    return Finished(folder, manifest.title, verdicts.verdicts(records, cases, settings.threshold))
+    found = verdicts.verdicts(records, cases, settings.threshold, manifest.environment.cores)
+    return Finished(folder, manifest.title, found)
 
 
 def _settled(sweeps: Sequence[Sweep], introductions: Introductions) -> list[Case]:

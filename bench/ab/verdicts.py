@@ -53,12 +53,12 @@ class Standing(NamedTuple):
     open: list[Quantity]
 
 
-def note(logs: Logs, quantities: Sequence[Quantity], records: Sequence[PairTimes | PairFailure]) -> None:
-    """Put the figures of `records` into `logs`."""
+def note(logs: Logs, quantities: Sequence[Quantity], records: Sequence[PairTimes | PairFailure], cores: int) -> None:
+    """Put the figures of `records`, measured on a machine with so many usable `cores`, into `logs`."""
     measured = [record for record in records if isinstance(record, PairTimes)]
     for quantity in quantities:
         for record in (record for record in measured if record.case == quantity.case.key):
-            found = figure(record, quantity.phase, quantity.case.n_threads)
+            found = figure(record, quantity.phase, quantity.case.n_threads, cores)
             if found is not None:
                 logs.setdefault(quantity.name, {})[record.pair] = found
 
@@ -98,13 +98,22 @@ def standing(
 
 def stored_verdicts(ab: Ab) -> list[Verdict]:
     """Work out the verdicts of a stored A/B from its pairs."""
-    return verdicts(ab.records, ab.manifest.cases, ab.manifest.settings.threshold, finished=ab.finished)
+    manifest = ab.manifest
+    threshold, cores = manifest.settings.threshold, manifest.environment.cores
+    return verdicts(ab.records, manifest.cases, threshold, cores, finished=ab.finished)
 
 
 def verdicts(
-    records: Sequence[PairTimes | PairFailure], cases: Sequence[Case], threshold: float, *, finished: bool = True
+    records: Sequence[PairTimes | PairFailure],
+    cases: Sequence[Case],
+    threshold: float,
+    cores: int,
+    *,
+    finished: bool = True,
 ) -> list[Verdict]:
     """Give the verdict on every case and phase: what was decided before base failed stands.
+
+    `cores` are those that the machine could use at once (`Environment.cores`): more threads cannot lose more time.
 
     Of an A/B that was not `finished` the last pair may lack cases, and its end was nobody's choice of a look: it says
     what it had said when it began that pair.
@@ -116,7 +125,7 @@ def verdicts(
         if isinstance(record, PairFailure):
             failures.setdefault(record.case, {})[record.side] = record
     quantities, logs = quantities_of(cases), Logs()
-    note(logs, quantities, records)
+    note(logs, quantities, records, cores)
     known = standing(logs, quantities, pairs, threshold, final=finished)
     nothing_ran = all(_is_unsupported(failures.get(case.key, {})) for case in cases)
     given = []
@@ -124,14 +133,20 @@ def verdicts(
         sides = failures.get(quantity.case.key, {})
         kind = "failed" if nothing_ran else _kind_of_failure(sides)
         if kind is None or (kind == "missing" and quantity.name in known.calls):
-            given.append(_verdict(quantity, known, records, pairs, finished=finished))
+            given.append(_verdict(quantity, known, records, pairs, cores, finished=finished))
         else:
             given.append(_failed(quantity, kind, sides))
     return given
 
 
 def _verdict(
-    quantity: Quantity, known: Standing, records: Sequence[PairTimes | PairFailure], pairs: int, *, finished: bool
+    quantity: Quantity,
+    known: Standing,
+    records: Sequence[PairTimes | PairFailure],
+    pairs: int,
+    cores: int,
+    *,
+    finished: bool,
 ) -> Verdict:
     figures, call = known.figures[quantity.name], known.calls.get(quantity.name)
     own = [
@@ -151,9 +166,9 @@ def _verdict(
             detail += f" (a change takes {LEAST_PAIRS} at least)"
         if pairs < MOST_PAIRS:
             detail += ", --budget is spent" if finished else ", unfinished"
-    elif call == "regression" and _is_waiting(own[SCREENING_PAIRS:], quantity):
+    elif call == "regression" and _is_waiting(own[SCREENING_PAIRS:], quantity, cores):
         call, detail = None, "the slow-down is mostly time in which head's worker waited for a core"
-    base_ms, head_ms = (_median_ms(own, quantity, side) for side in NAMES)
+    base_ms, head_ms = (_median_ms(own, quantity, side, cores) for side in NAMES)
     change: dict[str, float] = {}
     if len(used) >= SCREENING_PAIRS:
         change = sequential.estimate(used, alpha)._asdict()
@@ -201,14 +216,14 @@ def quantities_of(cases: Iterable[Case]) -> list[Quantity]:
     return [Quantity(case, phase) for case in cases for phase in phases(case)]
 
 
-def _median_ms(own: Sequence[PairTimes], quantity: Quantity, side: SideName) -> float | None:
+def _median_ms(own: Sequence[PairTimes], quantity: Quantity, side: SideName, cores: int) -> float | None:
     """Return the median over pairs of the times that the figures are made of."""
-    kept = ((undisturbed(record, quantity.case.n_threads)[side], record.lockstep) for record in own)
+    kept = ((undisturbed(record, quantity.case.n_threads, cores)[side], record.lockstep) for record in own)
     times_ns = [side_ns(turns, quantity.phase, lockstep=lockstep) for turns, lockstep in kept if turns]
     return float(np.median(times_ns)) / 1e6 if times_ns else None
 
 
-def _is_waiting(own: Sequence[PairTimes], quantity: Quantity) -> bool:
+def _is_waiting(own: Sequence[PairTimes], quantity: Quantity, cores: int) -> bool:
     """Return whether head waited longer for a core than base by most of what it is slower by (medians over pairs).
 
     What the fastest turn is slower by is in every turn, so the shortest wait of each side's turns is what counts; where
@@ -216,7 +231,7 @@ def _is_waiting(own: Sequence[PairTimes], quantity: Quantity) -> bool:
     """
     phase, slower, waited = quantity.phase, [], []
     for record in own:
-        base, head = undisturbed(record, quantity.case.n_threads).values()
+        base, head = undisturbed(record, quantity.case.n_threads, cores).values()
         if not base:
             continue
         waits = [[wait for turn in turns if (wait := _waited_ns(turn, phase)) is not None] for turns in (base, head)]
@@ -237,22 +252,21 @@ def _waited_ns(turn: Turn, phase: Phase) -> int | None:
     return turn.prefill_waited_ns if phase == "prefill" else turn.waited_ns - turn.prefill_waited_ns
 
 
-def figure(times: PairTimes, phase: Phase, n_threads: int) -> float | None:
+def figure(times: PairTimes, phase: Phase, n_threads: int, cores: int) -> float | None:
     """Return the pair's figure: log of head's time / base's, both by `side_ns`; None where every turn was disturbed."""
-    base, head = undisturbed(times, n_threads).values()
+    base, head = undisturbed(times, n_threads, cores).values()
     if not base:
         return None
     return math.log(side_ns(head, phase, lockstep=times.lockstep) / side_ns(base, phase, lockstep=times.lockstep))
 
 
-def undisturbed(times: PairTimes, n_threads: int) -> dict[SideName, list[Turn]]:
-    """Return base's and head's turns, without those that the hypervisor took CPU time from, and their opposites.
+def undisturbed(times: PairTimes, n_threads: int, cores: int) -> dict[SideName, list[Turn]]:
+    """Return base's and head's turns, without those that are disturbed (by the rule of every run), and their opposites.
 
-    That share is the one of `Tidy.measured`. The other side's turn goes too, so that both have as many: of
-    more, the fastest is faster.
+    The other side's turn goes too, so that both have as many: of more, the fastest is faster.
     """
     both = zip(*([turn for turn in times.turns if turn.side == name] for name in NAMES), strict=True)
-    kept = [pair for pair in both if not any(_was_stolen_from(turn, n_threads) for turn in pair)]
+    kept = [pair for pair in both if not any(_is_disturbed(turn, n_threads, cores) for turn in pair)]
     return {name: [pair[at] for pair in kept] for at, name in enumerate(NAMES)}
 
 
@@ -278,6 +292,13 @@ def averages(phase: Phase, *, lockstep: bool) -> bool:
     return lockstep and phase == "prefill"
 
 
-def _was_stolen_from(turn: Turn, n_threads: int) -> bool:
-    lost_ns = (turn.steal_ns or 0) + (turn.throttled_ns or 0)
-    return bool(is_disturbed(lost_ns, turn.wall_ns, n_threads))
+def _is_disturbed(turn: Turn, n_threads: int, cores: int) -> bool:
+    return bool(
+        is_disturbed(
+            steal_ns=turn.steal_ns or 0,
+            throttled_ns=turn.throttled_ns or 0,
+            wall_ns=turn.wall_ns,
+            n_threads=n_threads,
+            cores=cores,
+        )
+    )

@@ -17,13 +17,16 @@ GPU_SLOWDOWN_REASONS = 0x08 | 0x20 | 0x40 | 0x80
 hardware thermal slowdown, power brake. The software power cap (0x04) is left out: heavy kernels cause it."""
 
 
-def is_disturbed(lost_ns: Any, wall_ns: Any, n_threads: Any, gpu_throttle_reasons: Any = 0) -> Any:
-    """Return whether a turn of `wall_ns` was disturbed.
+def is_disturbed(
+    *, steal_ns: Any, throttled_ns: Any, wall_ns: Any, n_threads: Any, cores: int, gpu_throttle_reasons: Any = 0
+) -> Any:
+    """Return whether a turn of `wall_ns` was disturbed; what the machine does not count is 0.
 
     It is if more than `STEAL_SHARE` of wall time x threads (and more than one clock tick) was stolen, or lost to a
     container's CPU quota, or if the GPU was throttled from outside. Steal is counted on all cores, but it only falls on
-    cores that have work, which in a turn are those of the case's own threads; hence threads, not cores. A turn is never
-    judged by its time, nor by context switches, page faults or stalls, which the code itself may cause.
+    cores that have work, which in a turn are those of the case's own threads; hence threads, not cores. Of more threads
+    than `cores`, those that may be used at once, only so many can lose time. A turn is never judged by its time, nor by
+    context switches, page faults or stalls, which the code itself may cause.
     """
-    allowed_ns = np.maximum(STEAL_SHARE * wall_ns * n_threads, CLOCK_TICK_NS)
-    return (lost_ns > allowed_ns) | (gpu_throttle_reasons & GPU_SLOWDOWN_REASONS != 0)
+    allowed_ns = np.maximum(STEAL_SHARE * wall_ns * np.minimum(n_threads, cores), CLOCK_TICK_NS)
+    return (steal_ns + throttled_ns > allowed_ns) | (gpu_throttle_reasons & GPU_SLOWDOWN_REASONS != 0)

@@ -14,7 +14,7 @@ import pandas as pd
 from bench.analysis import estimators, frames
 from bench.analysis.disturbance import is_disturbed
 from bench.analysis.estimators import Ratio
-from bench.case import Case
+from bench.analysis.rounds import Rounds, planned_rounds
 from bench.record import Run, Status, TokensMatch
 from kvcache.strategies.catalogue import is_lossy
 
@@ -49,7 +49,7 @@ class Tidy:
     outcomes: dict[str, Outcome]
     """How each planned case ended, by its key. Other tokens are a failure, whichever record reports them."""
     unfinished: list[str]
-    """Cases that have fewer rounds than the run was asked for, or none, though they did not fail."""
+    """Cases of which a process lacks rounds (`Rounds.missing`), or all do, though they did not fail."""
     measured: pd.DataFrame
     """The turns (`frames.turns`) that are no warm-up, with a column `disturbed` (see `_judged`)."""
     turns: pd.DataFrame
@@ -69,7 +69,7 @@ class Tidy:
             ValueError: a turn of a case with n_gen > 1 has no timed decode step.
         """
         cores = run.manifest.environment.cores
-        rounds = _rounds(run)
+        rounds = Rounds(run)
         ended = outcomes(run, rounds)
         measured = _judged(frames.turns(run), cores)
         hopeless = measured.groupby("case")["disturbed"].transform("all").astype("bool")
@@ -98,26 +98,23 @@ class Tidy:
         return {(str(case), str(phase)): rows for (case, phase), rows in groups}
 
 
-Rounds = dict[tuple[str, int], set[int]]
-"""(case key, process) -> the rounds that were measured there, warm-ups left out."""
-
-
 def outcomes(run: Run, rounds: Rounds | None = None) -> dict[str, Outcome]:
     """Find how each planned case ended, by its key (`Tidy.outcomes`)."""
-    rounds = _rounds(run) if rounds is None else rounds
+    rounds = Rounds(run) if rounds is None else rounds
+    repetitions = _repetitions(run)
     matches: dict[str, list[TokensMatch]] = {plan.case.key: [] for plan in run.manifest.plan}
     worst: dict[str, tuple[Status, str]] = {}
     for check in run.checks:
         matches[check.case].append(check.tokens_match)
     for failure in run.failures:
-        measured = len(rounds.get((failure.case, failure.process), ()))
-        if failure.worker_died and measured >= run.manifest.repetitions:
+        measured = len(rounds.measured.get((failure.case, failure.process), ()))
+        if failure.worker_died and measured and measured >= repetitions[failure.case]:
             continue  # in a resumed run another worker did all the rounds
         matches[failure.case] += [failure.tokens_match] if failure.tokens_match is not None else []
         known = worst.get(failure.case)
         if known is None or _WORST_STATUS.index(failure.status) < _WORST_STATUS.index(known[0]):
             worst[failure.case] = (failure.status, failure.error)
-    timed = {case for case, _ in rounds}
+    timed = {case for case, _ in rounds.measured}
     cells = {plan.case.key: plan.case.cell.key for plan in run.manifest.plan}
     lossy = {plan.case.key for plan in run.manifest.plan if is_lossy(plan.case.strategy)}
     left_out = {plan.cell: plan.left_out for plan in run.cell_plans}
@@ -129,23 +126,20 @@ def outcomes(run: Run, rounds: Rounds | None = None) -> dict[str, Outcome]:
 
 def unfinished(run: Run, ended: dict[str, Outcome] | None = None, rounds: Rounds | None = None) -> list[str]:
     """List the cases that `kvbench run --resume` would go on with (`Tidy.unfinished`)."""
-    rounds = _rounds(run) if rounds is None else rounds
+    rounds = Rounds(run) if rounds is None else rounds
     ended = outcomes(run, rounds) if ended is None else ended
-    done: dict[str, int] = {}
-    for (case, _), numbers in rounds.items():
-        done[case] = done.get(case, 0) + len(numbers)
-    planned = {plan.cell: plan for plan in run.cell_plans}
-
-    def lacks_rounds(case: Case) -> bool:
-        plan, n_done = planned.get(case.cell.key), done.get(case.key, 0)
-        if plan is not None and plan.left_out:
-            return False
-        repetitions = run.manifest.repetitions if plan is None else plan.repetitions
-        return n_done == 0 or n_done < repetitions * run.manifest.processes
-
-    cases = {item.case.key: item.case for item in run.manifest.plan}
+    repetitions = _repetitions(run)
+    left_out = {plan.cell for plan in run.cell_plans if plan.left_out}
+    never = {plan.case.key for plan in run.manifest.plan if plan.case.cell.key not in left_out}
+    never -= {case for case, _ in rounds.measured}
     return [
-        key for key, outcome in ended.items() if outcome.status in ("ok", "not measured") and lacks_rounds(cases[key])
+        key
+        for key, outcome in ended.items()
+        if outcome.status in ("ok", "not measured")
+        and (
+            key in never
+            or any(rounds.missing([key], process, repetitions[key]) for process in range(run.manifest.processes))
+        )
     ]
 
 
@@ -177,12 +171,11 @@ def paired_ratio(above: pd.DataFrame, below: pd.DataFrame, column: str) -> Ratio
     return estimators.paired_ratio(ratios, [1.0] * len(ratios))
 
 
-def _rounds(run: Run) -> Rounds:
-    found: Rounds = {}
-    for sample in run.samples:
-        if not sample.warmup:
-            found.setdefault((sample.case, sample.process), set()).add(sample.round)
-    return found
+def _repetitions(run: Run) -> dict[str, int]:
+    """The rounds that each case is to have in a process, by its key."""
+    plans = {plan.cell: plan for plan in run.cell_plans}
+    asked = run.manifest.repetitions
+    return {plan.case.key: planned_rounds(plans.get(plan.case.cell.key), asked) for plan in run.manifest.plan}
 
 
 def _outcome(
@@ -201,7 +194,8 @@ def _outcome(
 def _judged(turns: pd.DataFrame, cores: int) -> pd.DataFrame:
     """The turns that are no warm-up, with a column `disturbed` (`bench.analysis.disturbance`)."""
     turns = turns[~turns["warmup"]]
-    threads = turns["n_threads"].clip(upper=cores)
-    lost_ns = turns[["steal_ns", "throttled_ns"]].fillna(0).astype("int64").sum(axis=1)
-    reasons = turns["gpu_throttle_reasons"].fillna(0).astype("int64")
-    return turns.assign(disturbed=is_disturbed(lost_ns, frames.NS_PER_MS * turns["wall_ms"], threads, reasons))
+    known = {
+        name: turns[name].fillna(0).astype("int64") for name in ("steal_ns", "throttled_ns", "gpu_throttle_reasons")
+    }
+    wall_ns = frames.NS_PER_MS * turns["wall_ms"]
+    return turns.assign(disturbed=is_disturbed(**known, wall_ns=wall_ns, n_threads=turns["n_threads"], cores=cores))

@@ -16,12 +16,14 @@ from typing import Protocol
 
 import msgspec
 
+from bench.analysis.rounds import most_rounds, sample_is_disturbed
 from bench.case import Case, Group, NaiveLogits
+from bench.machine.affinity import usable_cores
 from bench.machine.places import temporary_folder
 from bench.measure.budget import CEILING_AGE_S, Budget, Cell, turn_seconds, turns_seconds
 from bench.measure.ceiling_turns import CEILINGS, ROUND_S, CeilingTurns, setting_of
 from bench.measure.plan import Limits
-from bench.measure.resume import Past, most_rounds, sample_is_disturbed
+from bench.measure.resume import Past
 from bench.measure.worker_process import WorkerFailed, WorkerProcess
 from bench.protocol import (
     VERSION,
@@ -362,7 +364,7 @@ class ProcessSet:
             covariates=msgspec.structs.replace(taken.covariates, idle_arms_ns=max(0, idle_ns)),
         )
         self.writer.append(sample)
-        self._disturbed |= sample_is_disturbed(sample, entry.case.n_threads)
+        self._disturbed |= sample_is_disturbed(sample, entry.case.n_threads, usable_cores())
         self.order += 1
 
     def _ceiling_turns(self, case: Case, number: int, *, warmup: bool) -> None:

@@ -25,6 +25,7 @@ from bench.record import Covariates
 from tests.handmade import make_case
 
 CASE = make_case(n_gen=3)
+CORES = 2
 
 
 class FakeWorker:
@@ -442,18 +443,18 @@ def block(number, base_ns, head_ns, steal_ns=0):
 def test_the_figure_is_the_log_of_the_ratio(base_ns, head_ns):
     times = PairTimes(case="key", pair=0, turns=block(0, base_ns, head_ns), lockstep=False)
     for phase in ("prefill", "decode"):
-        assert figure(times, phase, 1) == pytest.approx(math.log(head_ns / base_ns), abs=1e-9)
+        assert figure(times, phase, 1, CORES) == pytest.approx(math.log(head_ns / base_ns), abs=1e-9)
 
 
 def test_stalls_and_stolen_turns_do_not_move_the_figure():
     quiet = [turn for number in range(3) for turn in block(number, 10**6, 11 * 10**5)]
     stalled = block(3, 10**6, 10**9)
     stolen = block(4, 10**5, 5 * 10**6, steal_ns=10**9)
-    found = figure(PairTimes(case="key", pair=0, turns=[*quiet, *stalled, *stolen], lockstep=False), "decode", 1)
+    found = figure(PairTimes(case="key", pair=0, turns=[*quiet, *stalled, *stolen], lockstep=False), "decode", 1, CORES)
     assert found == pytest.approx(math.log(1.1))
-    assert figure(PairTimes(case="key", pair=0, turns=stolen, lockstep=False), "decode", 1) is None
+    assert figure(PairTimes(case="key", pair=0, turns=stolen, lockstep=False), "decode", 1, CORES) is None
     throttled = [msgspec.structs.replace(turn, steal_ns=None, throttled_ns=10**9) for turn in stolen]
-    assert figure(PairTimes(case="key", pair=0, turns=throttled, lockstep=False), "decode", 1) is None
+    assert figure(PairTimes(case="key", pair=0, turns=throttled, lockstep=False), "decode", 1, CORES) is None
 
 
 def test_every_step_is_the_fastest_of_its_place():
@@ -463,7 +464,7 @@ def test_every_step_is_the_fastest_of_its_place():
         )
 
     taken = [turn("base", 100, 900), turn("base", 900, 100), turn("head", 120, 900), turn("head", 900, 120)]
-    found = figure(PairTimes(case="key", pair=0, turns=taken, lockstep=False), "decode", 1)
+    found = figure(PairTimes(case="key", pair=0, turns=taken, lockstep=False), "decode", 1, CORES)
     assert found == pytest.approx(math.log(1.2))
 
 
@@ -479,7 +480,7 @@ def test_what_every_step_costs_more_shows_whatever_is_added(added, slowdown):
         taken.append(
             Turn(side=side, block=at // 4, prefill_ns=1, step_ns=step_ns, wall_ns=1, waited_ns=0, steal_ns=None)
         )
-    found = figure(PairTimes(case="key", pair=0, turns=taken, lockstep=False), "decode", 1)
+    found = figure(PairTimes(case="key", pair=0, turns=taken, lockstep=False), "decode", 1, CORES)
     assert found == pytest.approx(math.log(slowdown), abs=1e-5)
 
 
@@ -488,7 +489,7 @@ def test_a_cost_whose_place_differs_from_turn_to_turn_is_not_seen():
     quiet = block(0, 10**6, 10**6)
     quiet[1] = msgspec.structs.replace(quiet[1], step_ns=[10**6, 2 * 10**6])
     quiet[2] = msgspec.structs.replace(quiet[2], step_ns=[2 * 10**6, 10**6])
-    assert figure(PairTimes(case="key", pair=0, turns=quiet, lockstep=False), "decode", 1) == 0
+    assert figure(PairTimes(case="key", pair=0, turns=quiet, lockstep=False), "decode", 1, CORES) == 0
 
 
 @hypothesis.given(st.lists(st.floats(1.0, 10.0), min_size=4, max_size=4), st.floats(0.5, 2.0))
@@ -500,7 +501,7 @@ def test_in_lockstep_a_slow_machine_is_in_both(slow, slowdown):
     ]
     times = PairTimes(case="key", pair=0, turns=taken, lockstep=True)
     for phase in ("prefill", "decode"):
-        assert figure(times, phase, 1) == pytest.approx(math.log(slowdown), abs=1e-6)
+        assert figure(times, phase, 1, CORES) == pytest.approx(math.log(slowdown), abs=1e-6)
 
 
 def test_of_prefills_in_lockstep_all_count_and_of_others_the_fastest():
@@ -508,11 +509,19 @@ def test_of_prefills_in_lockstep_all_count_and_of_others_the_fastest():
     taken[1] = msgspec.structs.replace(taken[1], prefill_ns=2 * 10**6)
     for lockstep, log_ratio in ((True, math.log(2) / 2), (False, 0.0)):
         times = PairTimes(case="key", pair=0, turns=taken, lockstep=lockstep)
-        assert figure(times, "prefill", 1) == pytest.approx(log_ratio)
+        assert figure(times, "prefill", 1, CORES) == pytest.approx(log_ratio)
 
 
 def test_a_stolen_turn_takes_its_opposite_along():
     quiet, stolen = block(0, 10**6, 10**6), block(1, 10**5, 10**5)
     stolen[0] = msgspec.structs.replace(stolen[0], steal_ns=10**9)
-    left = undisturbed(PairTimes(case="key", pair=0, turns=[*quiet, *stolen], lockstep=False), 1)
+    left = undisturbed(PairTimes(case="key", pair=0, turns=[*quiet, *stolen], lockstep=False), 1, CORES)
     assert {name: len(own) for name, own in left.items()} == {"base": 3, "head": 3}
+
+
+def test_more_threads_than_cores_lose_no_more_time_than_the_cores_have():
+    taken = [turn for number in range(2) for turn in block(number, 10**9, 10**9)]
+    taken[0] = msgspec.structs.replace(taken[0], throttled_ns=5 * 10**8)  # 8 % of two cores' time
+    times = PairTimes(case="key", pair=0, turns=taken, lockstep=False)
+    assert len(undisturbed(times, n_threads=8, cores=2)["base"]) == len(taken) // 2 - 1
+    assert len(undisturbed(times, n_threads=8, cores=8)["base"]) == len(taken) // 2

@@ -19,6 +19,7 @@ STILL = Machine(process_sd=0.001, turn_noise=0.001, burst=0.0, odd_pair=0.0, dri
 SLOWER = Machine(0.1, process_sd=0.001, turn_noise=0.001, burst=0.0, odd_pair=0.0, drift=0.0)
 CASES = grid(["naive", "dynamic"], [128])
 KEYS = [case.key for case in CASES]
+CORES = 2
 
 
 class Clock:
@@ -38,7 +39,7 @@ def conduct(measure, budget_s=math.inf, seconds_per_case=1.0, say=lambda text: N
         clock.now += seconds_per_case * len(cases)
         return measure(number, cases)
 
-    return conduct_pairs(CASES, timed, threshold=0.03, budget_s=budget_s, clock=clock, say=say), asked
+    return conduct_pairs(CASES, timed, threshold=0.03, cores=CORES, budget_s=budget_s, clock=clock, say=say), asked
 
 
 def only(key, slow, still):
@@ -51,14 +52,14 @@ def only(key, slow, still):
 def test_what_lies_still_ends_with_screening():
     records, asked = conduct(STILL.pairs(0))
     assert len(asked) == SCREENING_PAIRS
-    assert {found.kind for found in verdicts.verdicts(records, CASES, 0.03)} == {"same"}
+    assert {found.kind for found in verdicts.verdicts(records, CASES, 0.03, CORES)} == {"same"}
 
 
 def test_only_what_is_flagged_is_measured_on():
     records, asked = conduct(only(KEYS[1], SLOWER.pairs(1), STILL.pairs(2)))
     assert asked[:SCREENING_PAIRS] == [KEYS] * SCREENING_PAIRS
     assert asked[SCREENING_PAIRS:] == [[KEYS[1]]] * (len(asked) - SCREENING_PAIRS)
-    found = {(verdict.case, verdict.phase): verdict for verdict in verdicts.verdicts(records, CASES, 0.03)}
+    found = {(verdict.case, verdict.phase): verdict for verdict in verdicts.verdicts(records, CASES, 0.03, CORES)}
     assert found[KEYS[1], "decode"].kind == "regression"
     assert found[KEYS[1], "decode"].effect == pytest.approx(0.1, abs=0.01)
     assert found[KEYS[1], "prefill"].kind == "same"
@@ -67,9 +68,9 @@ def test_only_what_is_flagged_is_measured_on():
 
 def test_an_interrupted_one_says_what_it_knew_when_it_began_its_last_pair():
     records, _ = conduct(only(KEYS[1], SLOWER.pairs(1), STILL.pairs(2)))
-    at_the_end = [verdict.kind for verdict in verdicts.verdicts(records, CASES, 0.03)]
+    at_the_end = [verdict.kind for verdict in verdicts.verdicts(records, CASES, 0.03, CORES)]
     for stored in range(len(records) + 1):
-        found = verdicts.verdicts(records[:stored], CASES, 0.03, finished=False)
+        found = verdicts.verdicts(records[:stored], CASES, 0.03, CORES, finished=False)
         assert all(verdict.kind in {"inconclusive", last} for verdict, last in zip(found, at_the_end, strict=True))
         assert all(", unfinished" in verdict.detail for verdict in found if verdict.kind == "inconclusive")
 
@@ -79,7 +80,7 @@ def test_the_budget_ends_it_before_a_pair_that_would_not_fit():
     records, asked = conduct(SLOWER.pairs(0), budget_s=7.0, say=said.append)
     assert len(asked) == 3
     assert said[0] == "process pair 1, screening: 4 of 4 times open, in 2 cases; 0.1 min left"
-    found = verdicts.verdicts(records, CASES, 0.03)
+    found = verdicts.verdicts(records, CASES, 0.03, CORES)
     assert {verdict.kind for verdict in found} == {"inconclusive"}
     assert found[0].detail == "undecided after 3 process pairs (a change takes 8 at least), --budget is spent"
     assert found[0].effect is not None
@@ -95,7 +96,7 @@ def test_a_pair_is_expected_to_take_as_long_as_the_slowest_since_the_prompts_wer
         clock.now += 3.0 if number % PAIRS_A_PROMPT == 0 else 1.0
         return SLOWER.pairs(0)(number, cases)
 
-    conduct_pairs(CASES, measure, threshold=0.03, budget_s=8.0, clock=clock, say=print)
+    conduct_pairs(CASES, measure, threshold=0.03, cores=CORES, budget_s=8.0, clock=clock, say=print)
     assert numbers == [0, 1, 2, 3]  # at the pace of the last alone, the next would end after nine
 
 
@@ -110,7 +111,9 @@ def test_what_comes_before_a_pair_is_no_part_of_the_pace():
         clock.now += 1.0
         return SLOWER.pairs(0)(number, cases)
 
-    conduct_pairs(CASES, measure, threshold=0.03, budget_s=6.5, clock=clock, say=print, get_ready=get_ready)
+    conduct_pairs(
+        CASES, measure, threshold=0.03, cores=CORES, budget_s=6.5, clock=clock, say=print, get_ready=get_ready
+    )
     assert numbers == [0, 1, 2]  # with the first pair's three seconds in the pace it would end after one
 
 
@@ -125,7 +128,9 @@ def test_no_pair_is_begun_after_a_preparation_that_used_the_budget_up():
         measured.append(number)
         return SLOWER.pairs(0)(number, cases)
 
-    conduct_pairs(CASES, measure, threshold=0.03, budget_s=12.0, clock=clock, say=print, get_ready=get_ready)
+    conduct_pairs(
+        CASES, measure, threshold=0.03, cores=CORES, budget_s=12.0, clock=clock, say=print, get_ready=get_ready
+    )
     assert measured == list(range(SCREENING_PAIRS))
 
 
@@ -141,7 +146,7 @@ def test_a_case_that_fails_is_left_and_the_others_go_on():
 
     records, asked = conduct(measure)
     assert asked == [KEYS, KEYS, [KEYS[1]], [KEYS[1]]]
-    found = verdicts.verdicts(records, CASES, 0.03)
+    found = verdicts.verdicts(records, CASES, 0.03, CORES)
     assert [verdict.kind for verdict in found] == ["failed", "failed", "same", "same"]
     assert exit_code(found) == 5
 
@@ -166,18 +171,18 @@ def test_what_fails_on_either_side(failures, kind, code):
         ]
 
     others = [record for number in range(SCREENING_PAIRS) for record in STILL.pairs(2)(number, CASES[1:])]
-    found = verdicts.verdicts(failing(KEYS[:1]) + others, CASES, 0.03)
+    found = verdicts.verdicts(failing(KEYS[:1]) + others, CASES, 0.03, CORES)
     assert [verdict.kind for verdict in found] == [kind, kind, "same", "same"]
     assert exit_code(found) == code
-    everywhere = exit_code(verdicts.verdicts(failing(KEYS), CASES, 0.03))
+    everywhere = exit_code(verdicts.verdicts(failing(KEYS), CASES, 0.03, CORES))
     assert everywhere == (5 if kind in {"failed", "not-comparable"} else 3)
 
 
 def test_what_was_decided_before_base_failed_stands():
     records, _ = conduct(only(KEYS[1], SLOWER.pairs(1), STILL.pairs(2)))
-    before = verdicts.verdicts(records, CASES, 0.03)
+    before = verdicts.verdicts(records, CASES, 0.03, CORES)
     lost = PairFailure(case=KEYS[1], pair=max(record.pair for record in records), side="base", status="oom", error="no")
-    assert verdicts.verdicts([*records, lost], CASES, 0.03) == before
+    assert verdicts.verdicts([*records, lost], CASES, 0.03, CORES) == before
     assert exit_code(before) == 1
 
 
@@ -195,7 +200,7 @@ def test_a_slow_down_that_is_all_waiting_for_a_core_is_none_of_the_code():
         ]
 
     records, _ = conduct(measure)
-    decode = [found for found in verdicts.verdicts(records, CASES, 0.03) if found.phase == "decode"]
+    decode = [found for found in verdicts.verdicts(records, CASES, 0.03, CORES) if found.phase == "decode"]
     assert {found.kind for found in decode} == {"inconclusive"}
     assert "waited for a core" in decode[0].detail
 
@@ -220,7 +225,7 @@ def test_in_lockstep_a_phase_is_excused_by_its_own_waiting_alone(prefill_waited_
         return [msgspec.structs.replace(record, turns=list(map(slowed, record.turns))) for record in records]
 
     records, _ = conduct(measure)
-    found = {verdict.kind for verdict in verdicts.verdicts(records, CASES, 0.03) if verdict.phase == "prefill"}
+    found = {verdict.kind for verdict in verdicts.verdicts(records, CASES, 0.03, CORES) if verdict.phase == "prefill"}
     assert found == {kind}
 
 
@@ -241,9 +246,9 @@ def test_a_regression_of_the_fastest_steps_is_no_waiting_if_nobody_waited():
         ]
 
     records, _ = conduct(measure)
-    decode = [found for found in verdicts.verdicts(records, CASES, 0.03) if found.phase == "decode"]
+    decode = [found for found in verdicts.verdicts(records, CASES, 0.03, CORES) if found.phase == "decode"]
     assert {found.kind for found in decode} == {"regression"}
 
 
 def test_without_any_pair_nothing_is_said():
-    assert {verdict.kind for verdict in verdicts.verdicts([], CASES, 0.03)} == {"inconclusive"}
+    assert {verdict.kind for verdict in verdicts.verdicts([], CASES, 0.03, CORES)} == {"inconclusive"}

@@ -89,7 +89,7 @@ def test_rounds_that_a_quota_stopped_are_disturbed():
     def throttled(_, number):
         return Covariates(throttled_periods=10, throttled_ns=10**9) if number < 3 else QUIET
 
-    ((_, text),) = texts(make_run([CASE], rounds=10, covariates=throttled))
+    ((_, text),) = texts(make_run([CASE], rounds=10, repetitions=7, covariates=throttled))
     assert text == "30% of the rounds were disturbed by CPU steal or throttling: inconclusive"
 
 
@@ -97,8 +97,8 @@ def test_many_disturbed_rounds_are_inconclusive():
     def steal(share):
         return lambda _, number: Covariates(steal_ns=10**12) if number < share * 10 else QUIET
 
-    assert texts(make_run([CASE], rounds=10, covariates=steal(0.2))) == []
-    ((case, text),) = texts(make_run([CASE], rounds=10, covariates=steal(0.3)))
+    assert texts(make_run([CASE], rounds=10, repetitions=7, covariates=steal(0.2))) == []
+    ((case, text),) = texts(make_run([CASE], rounds=10, repetitions=7, covariates=steal(0.3)))
     assert case == CASE.key
     assert text == "30% of the rounds were disturbed by CPU steal or throttling: inconclusive"
 
@@ -124,13 +124,18 @@ def test_a_wide_interval_and_a_missing_one():
 
 
 def test_the_advice_for_a_missing_interval_is_what_helps():
-    """More rounds where few were asked for; where six were and one was disturbed, six would not help."""
+    """More rounds where few were asked for; where six were and too many were disturbed, six would not help."""
 
     def advice(run):
         return [caution.advice for caution in cautions(run) if "no interval" in caution.text]
 
     assert advice(make_run([CASE], rounds=4)) == ["measure with --repetitions 6 or more"]
-    stolen = make_run([CASE], covariates=lambda _, number: Covariates(steal_ns=10**12) if number == 2 else QUIET)
+    stolen = make_run(
+        [CASE],
+        rounds=9,
+        repetitions=6,
+        covariates=lambda _, number: Covariates(steal_ns=10**12) if number < 4 else QUIET,
+    )
     assert advice(stolen) == ["measure again when the machine is quieter"]
 
 

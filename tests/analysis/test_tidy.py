@@ -3,7 +3,7 @@ import pytest
 
 from bench.analysis.disturbance import CLOCK_TICK_NS
 from bench.analysis.tidy import Tidy, independent_values
-from bench.record import Covariates
+from bench.record import CellPlan, Covariates
 from tests.handmade import ENVIRONMENT, QUIET, fail, grid, make_case, make_run
 
 TURN_MS = 1000.0
@@ -94,3 +94,39 @@ def test_from_six_processes_on_the_process_is_what_is_resampled():
     assert few == turns["latency_ms"].to_list()
     turns, many = values(6)
     assert many == turns.groupby("process")["latency_ms"].median().to_list()
+
+
+def without(run, process, *numbers):
+    """The run without these rounds of one process."""
+    kept = [taken for taken in run.samples if taken.warmup or taken.process != process or taken.round not in numbers]
+    return msgspec.structs.replace(run, samples=kept)
+
+
+def test_replaced_rounds_of_one_process_hide_no_missing_ones_of_another():
+    run = make_run([make_case()], rounds=6, processes=2, repetitions=4)
+    assert Tidy.of(run).unfinished == []
+    assert Tidy.of(without(run, 1, 4, 5)).unfinished == []
+    assert Tidy.of(without(run, 1, 3, 4, 5)).unfinished == [make_case().key]
+    assert Tidy.of(without(run, 1, *range(6))).unfinished == [make_case().key]
+
+
+def test_disturbed_rounds_are_missing_until_half_as_many_again_were_measured():
+    def unfinished(repetitions):
+        return Tidy.of(make_run([make_case()], rounds=6, repetitions=repetitions, covariates=steal_in(1, 4))).unfinished
+
+    assert unfinished(5) == [make_case().key]
+    assert unfinished(4) == []  # four are whole, and six were measured
+
+
+def test_what_budget_left_of_a_cell_is_what_its_case_must_have():
+    case = make_case()
+    died = msgspec.structs.replace(fail(case, "failed", "the worker died"), worker_died=True)
+    run = msgspec.structs.replace(make_run([case], rounds=3, repetitions=6), failures=[died])
+    cut = CellPlan(cell=case.cell.key, repetitions=3, tokens_per_turn=32, spent_s=60.0)
+    for plans, status, unfinished in [([], "failed", []), ([cut], "ok", [])]:
+        tidy = Tidy.of(msgspec.structs.replace(run, cell_plans=plans))
+        assert tidy.outcomes[case.key].status == status
+        assert tidy.unfinished == unfinished
+    repaired = msgspec.structs.replace(run, failures=[])
+    assert Tidy.of(repaired).unfinished == [case.key]
+    assert Tidy.of(msgspec.structs.replace(repaired, cell_plans=[cut])).unfinished == []

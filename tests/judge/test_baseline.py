@@ -61,8 +61,9 @@ def test_a_failed_run_is_refused(status: str, tmp_path: Path) -> None:
 
 
 def test_a_disturbed_run_is_refused(tmp_path: Path) -> None:
+    stolen = run_named("x", repetitions=1, covariates=lambda case, number: Covariates(steal_ns=10**12))
     with pytest.raises(DataError, match="disturbed"):
-        promote(run_named("x", covariates=lambda case, number: Covariates(steal_ns=10**12)), tmp_path, "laptop")
+        promote(stolen, tmp_path, "laptop")
     assert not list(tmp_path.iterdir())
 
 

@@ -17,6 +17,7 @@ from tests.handmade import grid
 from tests.synthetic import Machine
 
 THRESHOLD = 0.03
+CORES = 2
 QUIET = (0.001, -0.002, 0.0, 0.002)
 
 logs = st.lists(st.floats(-0.5, 0.5).filter(lambda value: abs(value) > 1e-6), min_size=4, max_size=20, unique=True)
@@ -33,11 +34,12 @@ def run(machine: Machine, seed: int, cases: int = 2) -> dict[str, str]:
         tried,
         machine.pairs(seed),
         threshold=THRESHOLD,
+        cores=CORES,
         budget_s=math.inf,
         clock=iter(range(10**6)).__next__,
         say=lambda text: None,
     )
-    found = verdicts.verdicts(records, tried, THRESHOLD)
+    found = verdicts.verdicts(records, tried, THRESHOLD, CORES)
     return {f"{verdict.case} {verdict.phase}": verdict.kind for verdict in found}
 
 

@@ -1,0 +1,65 @@
+"""Which rounds of a run were measured, which of them are whole, and how many are still missing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from bench.analysis.disturbance import is_disturbed
+from bench.record import CellPlan, Run, Sample
+
+
+class Rounds:
+    """The measured rounds of a run, warm-ups left out; none of a run that is None."""
+
+    def __init__(self, run: Run | None) -> None:
+        self.measured: dict[tuple[str, int], set[int]] = {}
+        """(case key, process) -> the numbers of its rounds."""
+        self.disturbed: set[tuple[str, int, int]] = set()
+        """(case key, process, round) of the turns that do not count."""
+        if run is not None:
+            threads = {item.case.key: item.case.n_threads for item in run.manifest.plan}
+            for sample in run.samples:
+                if not sample.warmup:
+                    self.measured.setdefault((sample.case, sample.process), set()).add(sample.round)
+                    if sample_is_disturbed(sample, threads[sample.case], run.manifest.environment.cores):
+                        self.disturbed.add((sample.case, sample.process, sample.round))
+
+    def count(self, cases: Collection[str], process: int) -> tuple[int, int]:
+        """Return how many rounds have a turn of each of `cases` (keys), and how many of those are undisturbed."""
+        if not cases:
+            return 0, 0
+        complete = set.intersection(*(self.measured.get((key, process), set()) for key in cases))
+        whole = [n for n in complete if not any((key, process, n) in self.disturbed for key in cases)]
+        return len(complete), len(whole)
+
+    def missing(self, cases: Collection[str], process: int, repetitions: int) -> int:
+        """Return how many rounds of `cases` (keys) are still to do, if none of them is disturbed."""
+        complete, whole = self.count(cases, process)
+        return max(0, min(repetitions - whole, most_rounds(repetitions) - complete))
+
+
+def most_rounds(repetitions: int) -> int:
+    """Return the most rounds of a cell: those that were disturbed are replaced, up to half as many again."""
+    return repetitions + repetitions // 2
+
+
+def planned_rounds(plan: CellPlan | None, repetitions: int) -> int:
+    """Return the rounds that a cell is to have: `repetitions`, unless `--budget` decided otherwise."""
+    if plan is None:
+        return repetitions
+    return 0 if plan.left_out else plan.repetitions
+
+
+def sample_is_disturbed(sample: Sample, n_threads: int, cores: int) -> bool:
+    """Return whether a turn does not count, by the rule of every table."""
+    covariates = sample.covariates
+    return bool(
+        is_disturbed(
+            steal_ns=covariates.steal_ns or 0,
+            throttled_ns=covariates.throttled_ns or 0,
+            wall_ns=sample.prefill_ns + sum(sample.step_ns),
+            n_threads=n_threads,
+            cores=cores,
+            gpu_throttle_reasons=covariates.gpu_throttle_reasons or 0,
+        )
+    )
