@@ -20,7 +20,8 @@ class Past:
         """What `--budget` left of each cell, by `Case.cell.key`; those decided in this run are added."""
         self.turns = 0
         if run is not None:
-            self.turns = max((taken.order + 1 for taken in [*run.samples, *run.ceilings]), default=0)
+            orders = [*(sample.order for sample in run.samples), *(taken.order for taken in run.ceilings)]
+            self.turns = max(orders, default=-1) + 1
             for taken in run.ceilings:  # they too have used up the number of a torn round
                 if not taken.warmup:
                     self._ceilings.setdefault((taken.cell, taken.process), set()).add(taken.round)
