@@ -20,9 +20,10 @@ from bench.judge.baseline import promote
 from bench.record import Record, Run
 from bench.store import sealed
 from bench.store.checked_lines import Appender
-from bench.store.run_folder import RunWriter, create_run, read_run
+from bench.store.run_folder import RunWriter, read_run
 from bench.store.sessions import read_sessions
 from tests.handmade import grid, make_run
+from tests.stored import create_run
 from tests.synthetic import Machine
 
 CASES = grid(["naive", "dynamic"], [16, 64], n_gen=4)

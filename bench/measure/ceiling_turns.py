@@ -101,14 +101,21 @@ def survey(
 ) -> list[Ceiling]:
     """Measure the ceilings of each setting once, in a worker per device and number of threads.
 
-    `fork` makes a worker for so many threads. `say` gets a line for each ceiling, and for a setting that has none.
+    `fork` makes a worker for so many threads; where it raises WorkerFailed, the settings of that worker have no
+    ceilings. `say` gets a line for each ceiling, and for a setting that has none.
     """
     found: list[Ceiling] = []
     for place in dict.fromkeys((device, n_threads) for device, _, n_threads in settings):
-        with fork(place[1]) as worker:
-            for setting in settings:
-                if (setting[0], setting[2]) == place:
-                    found += _survey_one(worker, setting, say)
+        here = [setting for setting in settings if (setting[0], setting[2]) == place]
+        try:
+            forked = fork(place[1])
+        except WorkerFailed as failure:
+            for setting in here:
+                say(f"no ceilings, {_words(setting)}: {failure.error}")
+            continue
+        with forked as worker:
+            for setting in here:
+                found += _survey_one(worker, setting, say)
     return found
 
 

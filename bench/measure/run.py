@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -79,10 +80,12 @@ def plan(sweeps: Sequence[Sweep], limits: Limits, out: Path, name: str | None) -
     require_temporary_bytes(planning.temporary_bytes(planned))
     created = datetime.now(UTC)
     stamp = created.strftime("%Y%m%dT%H%M%SZ")
-    weights = {
-        model: models.weights_digest(model, seed=planned[0].case.seed)
-        for model in dict.fromkeys(item.case.model for item in planned)
-    }
+    weights = {}
+    for model in dict.fromkeys(item.case.model for item in planned):
+        try:
+            weights[model] = models.weights_digest(model, seed=planned[0].case.seed)
+        except models.ModelError as error:
+            raise UsageError(f"--model {model}: {error}") from error
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         run_id=f"{stamp}-{check_name(name) if name is not None else created.strftime('%f')}",
@@ -103,13 +106,18 @@ def resume(run: str, out: Path) -> Job:
     """Plan to go on with an interrupted run, with what it measured already.
 
     Raises:
-        DataError: there is no such run, it is damaged, or it was measured on another machine or with other software.
+        DataError: there is no such run, it is damaged, it was measured on another machine or with other software, or a
+            model of it is gone.
     """
     previous = read_run(find_run(run, out))
     there, here = previous.manifest.environment.fingerprint, read_environment().fingerprint
     changed = [f"{name} was {there[name]}, is {here[name]}" for name in there if there[name] != here[name]]
     for model, digest in previous.manifest.weights.items():
-        if models.weights_digest(model, seed=previous.manifest.plan[0].case.seed) != digest:
+        try:
+            found = models.weights_digest(model, seed=previous.manifest.plan[0].case.seed)
+        except models.ModelError as error:
+            raise DataError(f"{run}: cannot be resumed here: {error}") from error
+        if found != digest:
             changed.append(f"the weights of {model} are others")
     if changed:
         raise DataError(f"{run}: cannot be resumed here, its samples would not be comparable: {'; '.join(changed)}")
@@ -168,18 +176,22 @@ def measure(job: Job, servers: RunServers) -> Run:
         with noting(NOTHING_KEPT):
             try:
                 job = _with_ceilings(job, servers) if job.ceilings else job
+                digest = write_manifest(folder, job.manifest).digest
             except BaseException:
-                folder.rmdir()
+                shutil.rmtree(folder, ignore_errors=True)
                 raise
-        digest = write_manifest(folder, job.manifest).digest
     with (
         noting(f"what was measured is kept, go on with: kvbench run --resume {folder}"),
         locked(folder),
-        RunWriter(folder, digest) as writer,
-        ProgressBar("starting the workers and loading the model", "measured in") as progress,
     ):
-        fork = lambda group, process: servers.fork(group.model, group.n_threads, process)  # noqa: E731
-        measure_cases(job.manifest.plan, job.limits, writer, progress, fork, job.previous)
+        # Read now that no other process writes to it: one may have gone on with the run after this one planned.
+        previous = read_run(folder) if job.previous is not None else None
+        with (
+            RunWriter(folder, digest) as writer,
+            ProgressBar("starting the workers and loading the model", "measured in") as progress,
+        ):
+            fork = lambda group, process: servers.fork(group.model, group.n_threads, process)  # noqa: E731
+            measure_cases(job.manifest.plan, job.limits, writer, progress, fork, previous)
     return read_run(folder)
 
 

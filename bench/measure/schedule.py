@@ -157,7 +157,7 @@ class ProcessSet:
         self.workers: dict[WorkerKey, WorkerProcess] = {}
         self.loaded: set[WorkerKey] = set()
         self.not_loaded: dict[WorkerKey, WorkerFailed] = {}
-        """Why a worker could not load the model at the start: the result of its first case."""
+        """Why a worker could not be forked, or load the model, at the start: the result of its first case."""
         self.framework: dict[tuple[WorkerKey, int], list[int] | None] = {}
         """What steps without arithmetic take, by worker and batch size."""
         self.order = past.turns
@@ -178,7 +178,10 @@ class ProcessSet:
         """Fork every worker, and have all of them load the model side by side: no time is taken yet."""
         self.seed = cases[0].seed
         for key in [REFERENCE, *([ROOFS] if self.limits.ceilings else []), *dict.fromkeys(map(_key, cases))]:
-            self._start(key)
+            try:
+                self._start(key)
+            except WorkerFailed as failure:
+                self.not_loaded[key] = failure
         loading = [key for key in self.workers if key != ROOFS]
         for key in loading:
             self.workers[key].send(self._load_request(key))
@@ -187,7 +190,9 @@ class ProcessSet:
                 self._take_loaded(key, self.workers[key].receive(LOAD_TIMEOUT_S))
             except WorkerFailed as failure:
                 self.not_loaded[key] = failure
-        self.ceilings = CeilingTurns(self.workers[ROOFS], setting_of(self.group)) if self.limits.ceilings else None
+        self.ceilings = CeilingTurns(self.workers[ROOFS], setting_of(self.group)) if ROOFS in self.workers else None
+        if ROOFS in self.not_loaded:
+            self._end_ceilings(self.not_loaded.pop(ROOFS).error)
 
     def measure_cell(self, cell: Cell, budget: Budget) -> None:
         """Check, warm up and time every case of a cell, as much of it as `budget` allows."""
@@ -377,13 +382,16 @@ class ProcessSet:
                 ceiling, cell=case.cell.key, process=self.process, number=number, order=self.order, warmup=warmup
             )
             if taken is None:
-                self.progress.say(f"no ceilings from here on, so no MFU, MBU or prediction: {self.ceilings.failure}")
-                self.ceilings = None
+                self._end_ceilings(self.ceilings.failure)
                 return
             self.writer.append(taken)
             self.order += 1
         if not warmup:
             self.progress.advance(ROUND_S)
+
+    def _end_ceilings(self, reason: str | None) -> None:
+        self.ceilings = None
+        self.progress.say(f"no ceilings from here on, so no MFU, MBU or prediction: {reason}")
 
     def _try(self, entry: _Entry, request: Request) -> object:
         """Ask the entry's worker within the time its case has left; a failure is stored and ends the case."""
@@ -430,7 +438,7 @@ class ProcessSet:
         """See that the worker `key` runs and holds its model; one that is gone is started anew."""
         if key in self.not_loaded:
             raise self.not_loaded.pop(key)
-        if not self.workers[key].alive:
+        if key not in self.workers or not self.workers[key].alive:
             self.loaded.discard(key)
             self._start(key)
         if key not in self.loaded:

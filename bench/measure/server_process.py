@@ -49,7 +49,6 @@ class ForkServer:
         variables: Mapping[str, str] | None = None,
         trees: Sequence[Path] = (TREE,),
         folder: str | None = None,
-        program: Path | None = None,
     ) -> None:
         """Start importing; `wait` for the end of it.
 
@@ -70,7 +69,7 @@ class ForkServer:
         try:
             with (self._folder / "errors").open("wb") as errors:
                 self._process = subprocess.Popen(
-                    [python, "-P", str(program or PROGRAM), str(self._socket), model],
+                    [python, "-P", str(PROGRAM), str(self._socket), model],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=errors,

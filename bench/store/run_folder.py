@@ -63,16 +63,6 @@ class RunWriter:
         self._lines.close(finished=kind is None)
 
 
-def create_run(out: Path, manifest: Manifest) -> tuple[Path, Manifest]:
-    """Make the folder `out/<run_id>` with its manifest; return the folder and the manifest with its digest.
-
-    Raises:
-        UsageError: the folder exists already, or cannot be written.
-    """
-    folder = make_folder(out, manifest.run_id)
-    return folder, write_manifest(folder, manifest)
-
-
 def make_folder(out: Path, run_id: str) -> Path:
     """Make the folder `out/<run_id>`, still without a manifest.
 

@@ -15,8 +15,9 @@ from bench.case import Case
 from bench.cli import main
 from bench.judge import baseline
 from bench.record import SCHEMA_VERSION, Covariates, Failure, Run
-from bench.store.run_folder import RunWriter, create_run
+from bench.store.run_folder import RunWriter
 from tests.handmade import ENVIRONMENT, fail, grid, make_run, smollm2_ms
+from tests.stored import create_run
 
 CASES = grid(["naive", "dynamic"], [32, 128], n_gen=4)
 

@@ -15,11 +15,12 @@ from bench.judge import baseline
 from bench.judge.baseline import session_of
 from bench.judge.gate import EXACT, gate, read_baseline, share_of
 from bench.record import Covariates, Run, Verdict
-from bench.store.run_folder import RunWriter, create_run
+from bench.store.run_folder import RunWriter
 from bench.store.sessions import Session
 from bench.tell import verdicts
 from kvcache.proof.counters import Counters
 from tests.handmade import ENVIRONMENT, fail, grid, make_case, make_run
+from tests.stored import create_run
 
 CASES = grid(["naive", "dynamic"], [32, 128], n_gen=4)
 NAIVE, DYNAMIC = CASES[0].key, CASES[1].key

@@ -73,6 +73,19 @@ def test_a_setting_that_fails_is_told_and_costs_no_other() -> None:
     ]
 
 
+def test_a_worker_that_cannot_be_forked_costs_its_own_settings_alone() -> None:
+    def fork(n_threads: int) -> FakeArm:
+        if n_threads == 1:
+            raise WorkerFailed("failed", "no worker could be forked", alive=False)
+        return FakeArm(n_threads)
+
+    said: list[str] = []
+    assert {ceiling.n_threads for ceiling in survey(SETTINGS, fork, said.append)} == {2}
+    assert said[:2] == [
+        f"no ceilings, cpu {dtype}, 1 thread: no worker could be forked" for dtype in ("float32", "bfloat16")
+    ]
+
+
 def test_the_settings_of_a_plan_and_of_this_machine() -> None:
     cases = [*grid(["naive", "dynamic"], [8, 16]), *grid(["dynamic"], [8], dtype="bfloat16", n_threads=1)]
     assert settings_of(map(make_plan, cases)) == [("cpu", "float32", 2), ("cpu", "bfloat16", 1)]

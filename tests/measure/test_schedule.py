@@ -147,13 +147,22 @@ class Memory:
         return [record for record in self.records if isinstance(record, kind)]
 
 
+unforkable: set[int] = set()
+"""Which forks of a run fail: they are counted from 0."""
+
+
 def fake_arm(group: Group, process: int) -> Any:
+    number = len(ARMS)
+    if number in unforkable:
+        unforkable.remove(number)
+        raise WorkerFailed("failed", "no worker could be forked", alive=False)
     return FakeArm(group)
 
 
 @pytest.fixture(autouse=True)
 def _fake_arms() -> None:
     ARMS.clear()
+    unforkable.clear()
     FakeArm.log, FakeArm.failures, FakeArm.matches, FakeArm.times_ns, FakeArm.stolen = [], {}, {}, {}, set()
 
 
@@ -293,6 +302,30 @@ def test_without_a_reference_nothing_is_timed() -> None:
     assert not turns()
     assert [failure.status for failure in memory.of(Failure)] == ["oom"] * 3
     assert "parallel forward" in memory.of(Failure)[0].error
+
+
+def test_a_worker_that_cannot_be_forked_costs_one_case_and_is_forked_for_the_next() -> None:
+    unforkable.add(2)  # after the reference and naive
+    memory = measured(grid(["naive", "dynamic"], [8, 16]), repetitions=1)
+    (failure,) = memory.of(Failure)
+    assert (failure.case.split()[1], failure.error) == ("dynamic", "no worker could be forked")
+    timed_cases = {sample.case for sample in memory.of(Sample) if not sample.warmup}
+    assert timed_cases == {case.key for case in grid(["naive", "dynamic"], [8, 16])} - {failure.case}
+
+
+def test_without_a_forked_reference_one_cell_fails() -> None:
+    unforkable.add(0)
+    memory = measured(grid(["naive", "dynamic"], [8, 16]), repetitions=1)
+    assert ["p8 " in failure.case for failure in memory.of(Failure)] == [True, True]
+    assert len([sample for sample in memory.of(Sample) if not sample.warmup]) == 2
+
+
+def test_ceilings_whose_worker_cannot_be_forked_lose_no_case() -> None:
+    unforkable.add(1)  # after the reference
+    memory = measured(CASES, repetitions=1, ceilings=True)
+    assert not memory.of(Failure)
+    assert len([sample for sample in memory.of(Sample) if not sample.warmup]) == 3
+    assert memory.said == ["no ceilings from here on, so no MFU, MBU or prediction: no worker could be forked"]
 
 
 def test_processes_are_fresh_sets_of_workers() -> None:

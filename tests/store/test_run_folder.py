@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from bench.errors import DataError, UsageError
 from bench.record import SCHEMA_VERSION, Manifest, Run
-from bench.store.run_folder import RunWriter, check_name, create_run, find, find_run, read_run
+from bench.store.run_folder import RunWriter, check_name, find, find_run, read_run
 from tests.handmade import grid, make_case, make_ceiling, make_run, steady_roofs
+from tests.stored import create_run
 
 HANDMADE = make_run(grid(["naive", "dynamic"], [8]), rounds=3, roofs=steady_roofs)
 

@@ -14,9 +14,10 @@ import pytest
 
 from bench.errors import UsageError
 from bench.judge.baseline import promote
-from bench.store.run_folder import RunWriter, create_run, locked, read_run
+from bench.store.run_folder import RunWriter, locked, read_run
 from bench.store.sessions import read_sessions
 from tests.handmade import make_run
+from tests.stored import create_run
 from tests.torture import CASES, Damaged, kill_a_writer, other_run, store
 
 

@@ -1,0 +1,88 @@
+"""A run's plan and its folder: what is refused in one line, what is read again, what is left behind. No worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from bench.errors import DataError, UsageError
+from bench.measure import run as measuring
+from bench.measure.plan import Limits
+from bench.measure.server_process import RunServers
+from bench.record import Run
+from bench.store.run_folder import RunWriter
+from kvcache import models
+from tests.handmade import ENVIRONMENT, grid, make_plan, make_run
+from tests.stored import create_run
+
+MADE = make_run(grid(["naive", "dynamic"], [8]), rounds=2)
+WEIGHTS = {"smollm2-135m": "5f" * 32}
+HANDMADE = msgspec.structs.replace(MADE, manifest=msgspec.structs.replace(MADE.manifest, weights=WEIGHTS))
+
+
+@pytest.fixture
+def _here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine of the hand-made runs, and weights as they were."""
+    monkeypatch.setattr(measuring, "read_environment", lambda: ENVIRONMENT)
+    monkeypatch.setattr(models, "weights_digest", lambda model, seed: WEIGHTS[model])
+
+
+def stored(out: Path) -> tuple[Path, str]:
+    """Store a run that was interrupted after its first sample; its folder, and its manifest's digest."""
+    folder, manifest = create_run(out, HANDMADE.manifest)
+    with RunWriter(folder, manifest.digest) as writer:
+        writer.append(HANDMADE.samples[0])
+    return folder, manifest.digest
+
+
+def no_model(model: str, seed: int) -> str:
+    raise models.ModelError("its weights cannot be fetched")
+
+
+def test_weights_that_are_missing_are_refused_when_the_run_is_planned(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(measuring.planning, "plan", lambda _: [make_plan(case) for case in grid(["naive"], [8])])
+    monkeypatch.setattr(measuring.planning, "memory_bytes", lambda _: 0)
+    monkeypatch.setattr(measuring.planning, "temporary_bytes", lambda _: 0)
+    monkeypatch.setattr(models, "weights_digest", no_model)
+    with pytest.raises(UsageError, match=r"^--model smollm2-135m: its weights cannot be fetched"):
+        measuring.plan([], Limits(), tmp_path, None)
+
+
+@pytest.mark.usefixtures("_here")
+def test_weights_that_are_gone_are_refused_when_the_run_is_resumed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder, _ = stored(tmp_path)
+    monkeypatch.setattr(models, "weights_digest", no_model)
+    with pytest.raises(DataError, match=r"cannot be resumed here: its weights cannot be fetched$"):
+        measuring.resume(str(folder), tmp_path)
+
+
+@pytest.mark.usefixtures("_here")
+def test_a_resumed_run_is_read_again_when_no_other_process_can_write_to_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder, digest = stored(tmp_path)
+    job = measuring.resume(str(folder), tmp_path)
+    with RunWriter(folder, digest) as other:
+        other.append(HANDMADE.samples[1])
+    seen: list[Run] = []
+    monkeypatch.setattr(measuring, "measure_cases", lambda *arguments: seen.append(arguments[-1]))
+    measuring.measure(job, RunServers())
+    assert seen[0].samples == HANDMADE.samples[:2]
+
+
+def test_a_manifest_that_cannot_be_written_leaves_no_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(*_: object) -> None:
+        raise UsageError("--out: cannot be written")
+
+    monkeypatch.setattr(measuring, "write_manifest", full)
+    job = measuring.Job(HANDMADE.manifest, tmp_path, ceilings=False)
+    with pytest.raises(UsageError) as refused:
+        measuring.measure(job, RunServers())
+    assert refused.value.__notes__ == [measuring.NOTHING_KEPT]
+    assert list(tmp_path.iterdir()) == []
