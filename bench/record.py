@@ -17,6 +17,10 @@ from kvcache.proof.counters import Counters
 SCHEMA_VERSION = 1
 
 Status = Literal["ok", "failed", "oom", "timeout", "unsupported", "not measured"]
+FailureStatus = Literal["failed", "oom", "timeout", "unsupported"]
+"""How a case ends that has no time."""
+FAULTS: tuple[FailureStatus, ...] = ("failed", "oom", "timeout")
+"""Those of a case that should have run, worst first: exit code 5."""
 TokensMatch = Literal["true", "tie", "false"]
 CeilingName = Literal["read_bandwidth", "gemm"]
 VerdictKind = Literal["failed", "regression", "missing", "inconclusive", "not-comparable", "new", "faster", "same"]
@@ -117,7 +121,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, tag="failure"):
 
     case: str
     process: int
-    status: Literal["failed", "oom", "timeout", "unsupported"]
+    status: FailureStatus
     error: str
     tokens_match: TokensMatch | None = None
     worker_died: bool = False

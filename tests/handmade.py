@@ -316,10 +316,10 @@ LOST = Quality(
 )
 
 
-def run_with_lossy_kinds() -> Run:
+def run_with_lossy_kinds(strategies: Sequence[str] = ("dynamic", "fp8", "cache:mine:make")) -> Run:
     """`fp8` takes a quarter of dynamic's bytes, and so does the user's own."""
-    run = make_run(grid(["dynamic", "fp8", "cache:mine:make"], [100, 300]))
-    lossy = {plan.case.key for plan in run.manifest.plan if plan.case.strategy != "dynamic"}
+    run = make_run(grid(strategies, [100, 300]))
+    lossy = {plan.case.key for plan in run.manifest.plan if plan.case.strategy not in ("naive", "dynamic")}
     checks = []
     for check in run.checks:
         share = 4 if check.case in lossy else 1

@@ -234,9 +234,14 @@ COLUMNS: list[Column] = [
         "`kv_bytes_allocated` / that of `dynamic` in the same cell (kinds that compile: of `compiled`)",
     ),
     Column(
-        "latency_vs_exact", FIGURE, "ratio", "`latency_ms` over that of the same strategy, paired like the speed-up"
+        "latency_vs_exact",
+        FIGURE,
+        "ratio",
+        "`latency_ms` / that of `dynamic` in the same cell (kinds that compile: of `compiled`), paired like the "
+        "speed-up; 1 for these themselves",
     ),
     *_interval("latency_vs_exact", "`latency_vs_exact`"),
+    Column("machine", TEXT, "-", "host name of the machine that measured the run"),
 ]
 
 NAMES: list[str] = [column.name for column in COLUMNS]

@@ -28,7 +28,7 @@ def summarize(tidy: Tidy) -> pd.DataFrame:
     with the naive one of its cell, and with hf-generate, round by round. A case that failed in any process keeps its
     rows, without a time.
     """
-    plans = tidy.run.manifest.plan
+    plans, machine = tidy.run.manifest.plan, tidy.run.manifest.environment.hostname
     latencies, against_roofs = tidy.by_case_and_phase, roofline.columns(tidy)
     baseline_keys = {
         (plan.case.cell, baselines): plan.case.key
@@ -44,7 +44,7 @@ def summarize(tidy: Tidy) -> pd.DataFrame:
         case, outcome = plan.case, tidy.outcomes[plan.case.key]
         ended = {"tokens_match": outcome.tokens_match, "status": outcome.status, "error": outcome.error}
         for phase in phases(case):
-            row = {"case": case.key, **msgspec.structs.asdict(case), "phase": phase, **ended}
+            row = {"case": case.key, **msgspec.structs.asdict(case), "phase": phase, "machine": machine, **ended}
             row |= _counters(plan, phase) | _sizes(checks[case.key], phase) | _quality(case, checks[case.key])
             if (case.key, phase) in latencies:
                 row |= _times(case, phase, latencies[case.key, phase])

@@ -15,7 +15,7 @@ from bench.analysis import estimators, frames
 from bench.analysis.disturbance import is_disturbed
 from bench.analysis.estimators import Ratio
 from bench.analysis.rounds import Rounds, planned_rounds
-from bench.record import Run, Status, TokensMatch
+from bench.record import FAULTS, Run, Status, TokensMatch
 from kvcache.strategies.catalogue import is_lossy
 
 MIN_PROCESSES = 6
@@ -23,7 +23,7 @@ MIN_PROCESSES = 6
 
 NOT_MEASURED = "the run ended before this case; `kvbench run --resume` measures it"
 
-_WORST_STATUS: list[Status] = ["failed", "oom", "timeout", "unsupported"]
+_WORST_STATUS: list[Status] = [*FAULTS, "unsupported"]
 _WORST_MATCH: list[TokensMatch] = ["false", "tie", "true"]
 
 

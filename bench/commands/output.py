@@ -35,6 +35,7 @@ def print_summary(run: Run, form: Format) -> None:
     Raises:
         typer.Exit: a case failed, or every case is unsupported (exit code 5).
     """
+    from bench.record import FAULTS
     from bench.store.derived import Derived
     from bench.tell import notes, tables
     from bench.tell.report import Report, write_plots, write_tables
@@ -59,7 +60,7 @@ def print_summary(run: Run, form: Format) -> None:
     write_plots(report, derived)  # they take seconds: the table is read meanwhile
     for line in derived.lines():
         note(line)
-    failed = summary["status"].isin(["failed", "oom", "timeout"]).any()
+    failed = summary["status"].isin(FAULTS).any()
     if failed or (summary["status"] == "unsupported").all():
         raise typer.Exit(FailedRun.exit_code)
 

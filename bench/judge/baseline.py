@@ -17,7 +17,7 @@ from bench.analysis.summary import summarize
 from bench.analysis.tidy import Tidy
 from bench.case import Case
 from bench.errors import DataError, FailedRun, UsageError
-from bench.record import Environment, Run
+from bench.record import FAULTS, Environment, Run
 from bench.store.run_folder import check_name
 from bench.store.sessions import BASELINE_VERSION, CaseFigures, Session, read_sessions, refuse_impossible, write_session
 from kvcache.arithmetic.costs import Phase
@@ -105,7 +105,7 @@ def refuse_unfit(tidy: Tidy) -> None:
     """
     run, ended = tidy.run, tidy.outcomes
     refusal = f"{run.name} cannot be a baseline"
-    failed = [key for key, end in ended.items() if end.status in ("failed", "oom", "timeout")]
+    failed = [key for key, end in ended.items() if end.status in FAULTS]
     if failed:
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
         raise FailedRun(f"{refusal}: {failed[0]}: {ended[failed[0]].status}: {ended[failed[0]].error}{more}")

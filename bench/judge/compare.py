@@ -10,7 +10,7 @@ import pandas as pd
 from bench.analysis import estimators
 from bench.analysis.estimators import Ratio
 from bench.analysis.frames import CASE_COLUMNS
-from bench.analysis.tidy import Outcome, Tidy, independent_values
+from bench.analysis.tidy import NOT_MEASURED, Outcome, Tidy, independent_values
 from bench.case import Case
 from bench.record import Run
 
@@ -117,14 +117,14 @@ def _cases(run: Run, ended: dict[str, Outcome]) -> dict[str, Case]:
 
 def _only_in(own: dict[str, Case], others: dict[str, Case], ended: dict[str, Outcome], other: str) -> list[Excluded]:
     unpaired = [case for key, case in others.items() if key not in own]
-    return [
-        Excluded(
-            case=key,
-            reason=f"{other} ended before it" if key in ended else f"not in {other}{nearest(case, unpaired)}",
-        )
-        for key, case in own.items()
-        if key not in others
-    ]
+
+    def reason(key: str, case: Case) -> str:
+        if key not in ended:
+            return f"not in {other}{nearest(case, unpaired)}"
+        why = ended[key].error
+        return f"{other} ended before it" if why == NOT_MEASURED else f"not measured in {other}: {why}"
+
+    return [Excluded(case=key, reason=reason(key, case)) for key, case in own.items() if key not in others]
 
 
 def nearest(case: Case, unpaired: list[Case]) -> str:

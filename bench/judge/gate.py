@@ -99,9 +99,13 @@ def _cases(tidy: Tidy, base: Session, head: Session) -> Iterator[Verdict]:
 
 
 def _counters(base: CaseFigures, head: CaseFigures) -> Iterator[Verdict]:
-    """Give a verdict per counter, and one on the tokens."""
+    """Give a verdict per counter, and one on whether the tokens match naive's as they did in the baseline."""
     case, phase = head.case.key, head.phase
-    yield Verdict(case=case, phase=phase, kind="same", quantity="tokens_match")
+    if head.tokens_match == base.tokens_match:
+        yield Verdict(case=case, phase=phase, kind="same", quantity="tokens_match")
+    else:  # both are allowed here (`Outcome`): an exact strategy whose tokens are `false` has failed
+        detail = f"`{head.tokens_match}`, in the baseline `{base.tokens_match}`"
+        yield Verdict(case=case, phase=phase, kind="not-comparable", quantity="tokens_match", detail=detail)
     if base.counters.steps != head.counters.steps:
         detail = f"{head.counters.steps} decode steps were counted, {base.counters.steps} in the baseline"
         yield Verdict(case=case, phase=phase, kind="missing", quantity="counters", detail=detail)

@@ -9,13 +9,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 import psutil
 
 from bench.protocol import Refused, Reply, Request
-from bench.record import TokensMatch
+from bench.record import FailureStatus, TokensMatch
 
 FORK_TIMEOUT_S = 60.0
 """For a fork, which takes milliseconds on a machine at rest."""
@@ -30,7 +29,7 @@ class WorkerFailed(Exception):
 
     def __init__(
         self,
-        status: Literal["failed", "oom", "timeout", "unsupported"],
+        status: FailureStatus,
         error: str,
         *,
         alive: bool,

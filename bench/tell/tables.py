@@ -21,7 +21,6 @@ from bench.tell.words import NOTHING, Row, by_setting, case_labels, context, mis
 from kvcache.strategies.catalogue import REFEEDING, YARDSTICKS
 
 FORMATS: tuple[Format, ...] = get_args(Format)
-ENVIRONMENT_FORMATS: tuple[DocumentFormat, ...] = get_args(DocumentFormat)
 
 SUMMARY_HEADERS: list[str] = [
     "prompt",
@@ -171,8 +170,12 @@ def _cache_tables(summary: pd.DataFrame) -> Iterator[tuple[str, list[Line]]]:
     """Of the settings in which a lossy strategy was judged; a case that holds no cache has no line."""
     for title, rows in by_setting(summary, also=["n_gen"]):
         if rows["logit_kl"].notna().any():
-            held = [case for case in _cases(rows) if not missing(case["prefill"]["kv_bytes_vs_exact"])]
-            yield f"Caches, against dynamic (compiled kinds: compiled): {title}", [_cache_line(case) for case in held]
+            held = [_cache_line(case) for case in _cases(rows) if _holds_cache(case["prefill"])]
+            yield f"Caches, against dynamic (compiled kinds: compiled): {title}", held
+
+
+def _holds_cache(row: Row) -> bool:
+    return not missing(row["kv_bytes_allocated"]) and row["kv_bytes_allocated"] > 0
 
 
 def _cache_line(phases: Mapping[Any, Row]) -> Line:
@@ -213,8 +216,9 @@ def _cases(rows: pd.DataFrame) -> list[Mapping[Any, Row]]:
 def _summary_line(phases: Mapping[Any, Row]) -> Line:
     prefill = phases["prefill"]
     decode: Row = phases.get("decode", {})
-    failed = prefill["status"] != "ok" and prefill["tokens_match"] != "false"
-    match = prefill["status"] if failed else prefill["tokens_match"]
+    match = prefill["tokens_match"]
+    if prefill["status"] != "ok" and not _failed_by_tokens(prefill):
+        match = prefill["status"]
     return [
         context(prefill),
         prefill["strategy"],
@@ -225,6 +229,15 @@ def _summary_line(phases: Mapping[Any, Row]) -> Line:
         _speedup(decode),
         NOTHING if missing(match) else match,
     ]
+
+
+def _failed_by_tokens(row: Row) -> bool:
+    """Whether other tokens are the failure; of a lossy strategy they never are."""
+    return bool(
+        not missing(row["tokens_match"])
+        and row["tokens_match"] == "false"
+        and (missing(row["exact"]) or row["exact"] != "false")
+    )
 
 
 def _roof_line(phases: Mapping[Any, Row]) -> Line:

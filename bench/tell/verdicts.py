@@ -12,11 +12,8 @@ from rich.console import Group
 from rich.text import Text
 
 from bench.record import Verdict, VerdictKind
-from bench.tell.formats import DocumentFormat
 from bench.tell.layout import Fitted, markdown_table
 from bench.tell.words import NOTHING, number
-
-VERDICT_FORMATS: tuple[DocumentFormat, ...] = get_args(DocumentFormat)
 
 Command = Literal["gate", "ab", "unfinished ab"]
 """The command that found the verdicts (`kvbench report` reads a stored A/B, too): each has another way out."""

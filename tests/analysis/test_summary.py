@@ -10,7 +10,7 @@ from bench.analysis import columns, summary
 from bench.analysis.estimators import paired_ratio
 from bench.analysis.tidy import NOT_MEASURED, Tidy
 from bench.record import Covariates
-from tests.handmade import QUIET, fail, grid, make_case, make_run, run_with_lossy_kinds
+from tests.handmade import ENVIRONMENT, QUIET, fail, grid, make_case, make_run, run_with_lossy_kinds
 
 COLUMNS = [
     "model",
@@ -73,6 +73,7 @@ COLUMNS = [
     "latency_vs_exact",
     "latency_vs_exact_low",
     "latency_vs_exact_high",
+    "machine",
 ]
 
 
@@ -100,6 +101,7 @@ def test_the_columns_are_those_of_the_contract_in_its_order_also_of_a_run_withou
     assert set(COLUMNS) < set(full.columns)
     assert (full.dtypes == empty.dtypes).all()
     assert len(full) == len(empty) == 8
+    assert set(full["machine"]) == set(empty["machine"]) == {ENVIRONMENT.hostname}
 
 
 def test_latency_and_throughput_count_tokens_of_the_whole_batch_and_never_the_prompt():

@@ -4,6 +4,7 @@ import pytest
 
 from bench.analysis.estimators import Ratio, unpaired_ratio
 from bench.judge import compare
+from bench.record import CellPlan
 from bench.tell import comparison
 from tests.handmade import ENVIRONMENT, fail, grid, make_case, make_run, smollm2_ms
 
@@ -139,6 +140,18 @@ def test_a_case_the_other_run_did_not_come_to():
     found = compare.compare(make_run(CASES), early)
     assert found.only_in_a == [compare.Excluded(case=CASES[3].key, reason="B ended before it")]
     assert found.exit_code == 3
+
+
+def test_a_case_that_budget_left_out_is_named_with_that_reason():
+    b, left_out = make_run(CASES), "left out to end within --budget 5 (minutes)"
+    cell = CASES[3].cell.key
+    b = msgspec.structs.replace(
+        b,
+        samples=[sample for sample in b.samples if sample.case not in {CASES[2].key, CASES[3].key}],
+        cell_plans=[CellPlan(cell=cell, repetitions=6, tokens_per_turn=32, left_out=left_out, spent_s=1.0)],
+    )
+    found = compare.compare(make_run(CASES), b)
+    assert {excluded.reason for excluded in found.only_in_a} == {f"not measured in B: {left_out}"}
 
 
 def test_other_weights_under_the_same_name_are_not_comparable():

@@ -97,6 +97,16 @@ def test_a_failed_case_outranks_everything() -> None:
     assert verdicts.exit_code(gate(other_tokens, BASE)) == 5
 
 
+def test_tokens_that_match_less_than_in_the_baseline_are_not_counted_as_equal() -> None:
+    found = gate(make_run(CASES, rounds=2, tokens_match={DYNAMIC: "tie"}), BASE)
+    of_tokens = [verdict for verdict in found if verdict.quantity == "tokens_match" and verdict.kind != "same"]
+    assert [(verdict.case, verdict.phase) for verdict in of_tokens] == [(DYNAMIC, "prefill"), (DYNAMIC, "decode")]
+    assert {verdict.detail for verdict in of_tokens} == {"`tie`, in the baseline `true`"}
+    assert "`tie`, in the baseline `true`" in verdicts.table(found)
+    assert len(of_kind(found, "same")) == 2 * len(CASES) * (1 + len(EXACT)) - len(of_tokens)
+    assert verdicts.exit_code(found) == 0
+
+
 def test_a_run_that_supports_nothing_fails() -> None:
     nothing = make_run(CASES, rounds=2, failures=[fail(case, "unsupported", "no compiler") for case in CASES])
     assert verdicts.exit_code(gate(nothing, BASE)) == 5

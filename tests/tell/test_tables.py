@@ -126,13 +126,26 @@ def test_other_tokens_are_shown_as_such():
     assert text.endswith("- dynamic, prompt 128: failed: emitted other tokens\n")
 
 
+def test_a_lossy_case_that_ran_out_of_memory_says_so_though_its_tokens_differ():
+    case = make_case("fp8")
+    run = run_of([case], failures=[fail(case, process=1)], tokens_match={case.key: "false"}, processes=2)
+    assert tables.markdown(summarize(run)).splitlines()[4].rstrip("| ").endswith("oom")
+
+
+def test_a_case_without_a_cache_has_no_line_among_the_caches():
+    run = run_with_lossy_kinds(["naive", "dynamic", "fp8", "cache:mine:make"])
+    document = tables.render(summaries.summarize(Tidy.of(run)), "md")
+    table = document[document.index("Caches, against dynamic") :].split("\n\n")[1]
+    assert [line.split("|")[2].strip() for line in table.splitlines()[2:5]] == ["dynamic", "fp8", "cache:mine:make"]
+
+
 def test_csv_has_every_column_and_nothing_in_an_empty_cell():
     back = pd.read_csv(io.StringIO(tables.render(SUMMARY, "csv")), dtype={"tokens_match": "string"})
     assert list(back.columns) == columns.NAMES
     assert back["latency_ms"].to_list()[:-2] == SUMMARY["latency_ms"].to_list()[:-2]  # every digit
     assert back["latency_ms"].isna().sum() == 2
     assert tables.render(SUMMARY, "csv").splitlines()[-1] == (
-        "smollm2-135m,static,decode,cpu,float32,sdpa,2,1,2048,16,0,,,,,,,,,45,1500,0.03,30,15,,,,,15,15,16504,,,,,,oom,not enough memory,,,,,,,,,true,,,,,,,,,,,,,"
+        "smollm2-135m,static,decode,cpu,float32,sdpa,2,1,2048,16,0,,,,,,,,,45,1500,0.03,30,15,,,,,15,15,16504,,,,,,oom,not enough memory,,,,,,,,,true,,,,,,,,,,,,,,bench-1"
     )
 
 
