@@ -25,7 +25,10 @@ Seed = Annotated[int, flags.GRID["seed"].option()]
 def generate(
     prompt: Prompt,
     model: Model = "smollm2-135m",
-    strategy: Annotated[flags.StrategyName, typer.Option("--strategy", help="Way to generate.")] = "dynamic",
+    strategy: Annotated[
+        flags.StrategyName,
+        typer.Option("--strategy", metavar="NAME", help="Way to generate; `kvbench run --help` explains each."),
+    ] = "dynamic",
     n_gen: Annotated[
         int | None,
         typer.Option(

@@ -6,7 +6,9 @@ and copies kept beside. It cannot see numpy arrays, closures or globals.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -58,13 +60,16 @@ def _inner(tensor: Tensor) -> list[Any]:
 
 
 def _parts(part: object) -> list[Any]:
-    """Return what an object refers to: items of containers, attributes and slots of anything else."""
-    if isinstance(part, (str, bytes, bytearray)):
+    """Return what an object refers to: items of Python's own containers, and attributes and slots of any object.
+
+    Other collections are not iterated: an array of numbers would become an object for each.
+    """
+    if isinstance(part, ModuleType):
         return []
     found: list[Any] = []
     if isinstance(part, Mapping):
         found += [*part.keys(), *part.values()]
-    elif isinstance(part, Collection):
+    elif isinstance(part, (list, tuple, set, frozenset, deque)):
         found += list(part)
     found += vars(part).values() if hasattr(part, "__dict__") else []
     slots = (name for kind in type(part).__mro__ for name in getattr(kind, "__slots__", ()))

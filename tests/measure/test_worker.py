@@ -33,7 +33,7 @@ from bench.protocol import (
 from bench.worker import Worker, serve, token_ids
 from kvcache.caches.contract import Unsupported
 from kvcache.models.skeleton import is_out_of_memory
-from kvcache.strategies.cached import Dynamic
+from kvcache.strategies.cached import Cached, Dynamic
 from tests.handmade import make_case
 
 
@@ -166,6 +166,18 @@ def test_lossy_tokens_may_change_and_infinite_logits_may_not(tmp_path: Path, mon
     )
     assert isinstance(refused, Refused)
     assert refused.error.startswith("NonFiniteLogits")
+
+
+def test_a_lossy_cache_whose_reset_is_broken_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, reply = checked(tiny_case("fp8", n_gen=8), tmp_path)
+    assert isinstance(reply, Checked)
+    monkeypatch.setattr(Cached, "reset", lambda _: None)
+    other = (worker.prompt + 1) % 97
+    worker.strategy.prefill(other)
+    answer = worker.answer(TakeTurn())
+    assert isinstance(answer, Refused)
+    assert answer.status == "failed"
+    assert answer.error == "fp8 emitted other tokens in a timed turn than when it was checked"
 
 
 def test_a_turn_without_a_time_is_refused_when_it_is_measured(tmp_path: Path) -> None:
