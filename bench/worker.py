@@ -180,6 +180,7 @@ class Worker:
         compiled_before_s = self.strategy.compile_s or 0.0
         # Before the case is prepared: judging feeds the strategy other tokens.
         judged = self._judge(request.text) if request.text and self._is_lossy else None
+        self.strategy.release()  # or the peak holds two caches: this one, or the last case's, beside the case's own
         self.device.give_back_memory()
         has_peak = self.device.reset_peak_memory()
         self.strategy.prepare(case.batch_size, case.capacity, context, prompt_length=case.n_depth + case.n_prompt)
@@ -194,14 +195,15 @@ class Worker:
                 f"{found.logits_error:.1e} of the largest logit"
             )
         self.tokens_match = found.tokens_match
+        expected = stored["tokens"]
         if self._is_lossy:
             self.strategy.reset()
-            emitted = self.strategy.generate(self.prompt, case.n_gen)
-            matching = equal_tokens(emitted, stored["tokens"])
+            expected = self.strategy.generate(self.prompt, case.n_gen)
+            matching = equal_tokens(expected, stored["tokens"])
             self.tokens_match = "true" if matching == case.n_gen else "false"
             judged = judged and msgspec.structs.replace(judged, matching_tokens=matching)
         # The logits are no longer needed. Timed turns of a lossy strategy are compared with its own free run.
-        self.expected = Reference(emitted if self._is_lossy else stored["tokens"], torch.empty(0))
+        self.expected = Reference(expected, torch.empty(0))
         peak_bytes = self.device.peak_memory_bytes() if has_peak else None
         if count and compiles:
             phases.count_eager(self.prompt, stored["tokens"])

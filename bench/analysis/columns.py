@@ -82,7 +82,8 @@ COLUMNS: list[Column] = [
         "bytes",
         COUNT,
         "bytes",
-        "that the phase must move at least: weights once per forward, keys and values read and written, logits",
+        "that the phase must move at least: weights once per forward, keys and values read and written as "
+        "the kind of cache stores them, logits; like all that follows from it, empty for the user's own cache",
     ),
     Column("arithmetic_intensity", FIGURE, "FLOP/byte", "`flops / bytes`"),
     Column(
@@ -128,7 +129,9 @@ COLUMNS: list[Column] = [
         "tokens",
         "fed in the phase, whole batch; naive decode: batch x the sum of the prefix lengths",
     ),
-    Column("kv_bytes_predicted", COUNT, "bytes", "keys and values held at the end of the phase, by arithmetic"),
+    Column(
+        "kv_bytes_predicted", COUNT, "bytes", "keys and values held at the end of the phase, by arithmetic; as `bytes`"
+    ),
     Column(
         "kv_bytes_measured",
         COUNT,

@@ -17,6 +17,7 @@ from bench.analysis.tidy import Tidy, paired_ratio
 from bench.case import Group
 from bench.record import CasePlan
 from kvcache.arithmetic.costs import Costs
+from kvcache.strategies.catalogue import OWN
 
 CACHES = 2
 """MBU is empty for weights of at most so many last-level caches: part of them is read from there, not from memory."""
@@ -43,7 +44,8 @@ class Point(NamedTuple):
 def columns(tidy: Tidy) -> dict[tuple[str, str], dict[str, Any]]:
     """Compute, by case key and phase: mfu, mbu, their intervals, bound, predicted_ms, and the `FLOOR_COLUMNS`.
 
-    A case without costs, times, or ceilings measured beside it has no entry.
+    A case without costs, times, or ceilings measured beside it has no entry, nor has a user's own cache: what it reads
+    is not known.
     """
     roofs = dict(iter(tidy.ceilings.groupby(["cell", "ceiling"])))
     found: dict[tuple[str, str], dict[str, Any]] = {}
@@ -56,7 +58,7 @@ def columns(tidy: Tidy) -> dict[tuple[str, str], dict[str, Any]]:
         for phase, costs in (("prefill", plan.prefill), ("decode", plan.decode)):
             key = (plan.case.key, phase)
             turns = tidy.by_case_and_phase.get(key)
-            if costs is None or turns is None:
+            if costs is None or turns is None or plan.case.strategy.startswith(OWN):
                 continue
             found[key] = _row(plan, costs, turns, gemm, read)
             floors = found[key]["compute_floor_ms"], found[key]["memory_floor_ms"]

@@ -98,18 +98,21 @@ def _speedup(
 
 def _counters(plan: CasePlan, phase: Phase) -> dict[str, Any]:
     costs = plan.prefill if phase == "prefill" else plan.decode
-    allocated = {"kv_bytes_allocated_predicted": (plan.kv_bytes_allocated or {}).get(phase)}
+    allocated: dict[str, Any] = {"kv_bytes_allocated_predicted": (plan.kv_bytes_allocated or {}).get(phase)}
     if costs is None:
         return allocated
+    if not plan.case.strategy.startswith(OWN):  # how a user's own cache stores its rows is not known
+        allocated |= {
+            "bytes": costs.bytes,
+            "arithmetic_intensity": costs.flops / costs.bytes,
+            "kv_bytes_predicted": costs.kv_bytes,
+        }
     return allocated | {
         "flops": costs.flops,
-        "bytes": costs.bytes,
-        "arithmetic_intensity": costs.flops / costs.bytes,
         "gemm_flops": costs.gemm_flops,
         "gemv_flops": costs.gemv_flops,
         "forward_calls": costs.forward_calls,
         "tokens_processed": costs.tokens_processed,
-        "kv_bytes_predicted": costs.kv_bytes,
     }
 
 

@@ -6,7 +6,8 @@ import torch
 
 from bench.case import HOST_DEVICES, Case
 from bench.machine.clock import Clock, stamping
-from kvcache.caches.contract import Unsupported
+from kvcache.caches.contract import UnfitCache, Unsupported
+from kvcache.models import ModelError
 from kvcache.models.shrunken import VOCAB_SIZE, shrunken
 from kvcache.strategies.catalogue import build
 from kvcache.strategies.strategy import Strategy
@@ -24,7 +25,7 @@ def time_steps(strategy: Strategy, case: Case, clock: Clock) -> list[int] | None
 
     None on CUDA, where Python runs ahead of the kernels and no sum is made of the two; for a strategy without a cache,
     which feeds a step other rows; for a compiled one, which would have to be compiled anew; and for a model that
-    cannot be shrunk.
+    cannot be shrunk, or has no such cache then.
     """
     if case.device not in HOST_DEVICES or not strategy.reads_cache or strategy.compile_s is not None:
         return None
@@ -33,8 +34,8 @@ def time_steps(strategy: Strategy, case: Case, clock: Clock) -> list[int] | None
         return None
     own = build(case.strategy, small)
     try:
-        own.prepare(case.batch_size, N_PROMPT + N_STEPS)
-    except Unsupported:
+        own.prepare(case.batch_size, N_PROMPT + N_STEPS, prompt_length=N_PROMPT)
+    except (Unsupported, UnfitCache, ModelError):
         return None
     prompt = torch.arange(case.batch_size * N_PROMPT).remainder(VOCAB_SIZE).view(case.batch_size, N_PROMPT)
     own.generate(prompt, N_STEPS + 1)

@@ -17,9 +17,9 @@ from kvcache import models
 from kvcache.arithmetic.architectures import UnknownGeometry, geometry
 from kvcache.arithmetic.costs import Phase, phase_costs
 from kvcache.arithmetic.geometry import Geometry
-from kvcache.arithmetic.kv_bytes import Fed, allocated_bytes
+from kvcache.arithmetic.kv_bytes import Fed, allocated_bytes, attended, used_bytes
 from kvcache.models.checkpoint import COPY_LIMIT_BYTES
-from kvcache.strategies.catalogue import REFEEDING
+from kvcache.strategies.catalogue import LOSSY, REFEEDING
 
 PROCESS_BYTES = 400_000_000
 """Resident memory of a worker before it holds anything: the interpreter, torch and transformers."""
@@ -123,7 +123,8 @@ def _case_bytes(item: CasePlan) -> int:
     case = item.case
     model = describe(case.model, case.attn_implementation)
     # The reference keeps a cache and naive does not, so the cache of a case counts whatever its strategy.
-    cached = _with_costs(case, model, refeeds=False)
+    # It is of full width, and judging needs one beside a lossy strategy's.
+    cached = _with_costs(msgspec.structs.replace(case, strategy="dynamic"), model, refeeds=False)
     last = cached.decode or cached.prefill
     kept = case.n_gen + (case.n_depth + case.n_prompt if case.naive_logits == "all" else 0)
     logits = case.batch_size * kept * model.vocab_size * models.DTYPES[case.dtype]
@@ -146,9 +147,10 @@ def _with_costs(case: Case, model: models.ModelDescription, *, refeeds: bool) ->
         shape = geometry(model.config)
     except UnknownGeometry:
         return CasePlan(case=case, prefill=None, decode=None, weights_bytes=model.weights_bytes(case.dtype))
+    stored = functools.partial(_stored, case, shape) if case.strategy in LOSSY else None
     prefill, decode = (
         phase_costs(
-            shape,
+            attended(case.strategy, shape),
             phase,
             refeeds=refeeds,
             batch_size=case.batch_size,
@@ -157,6 +159,7 @@ def _with_costs(case: Case, model: models.ModelDescription, *, refeeds: bool) ->
             n_depth=case.n_depth,
             dtype_bytes=models.DTYPES[case.dtype],
             all_logits=case.naive_logits == "all",
+            kv_stored=stored,
         )
         for phase in ("prefill", "decode")
     )
@@ -174,16 +177,27 @@ def _allocated(case: Case, shape: Geometry) -> dict[Phase, int] | None:
     steps: list[tuple[Phase, int]] = [("prefill", 0), ("decode", case.n_gen - 1)]
     predicted: dict[Phase, int] = {}
     for phase, n_steps in steps[: 2 if case.n_gen > 1 else 1]:
-        fed = Fed(
-            batch_size=case.batch_size,
-            n_depth=case.n_depth,
-            n_prompt=case.n_prompt,
-            n_steps=n_steps,
-            capacity=case.capacity,
-            dtype_bytes=models.DTYPES[case.dtype],
-        )
-        size = allocated_bytes(case.strategy, shape, fed)
+        size = allocated_bytes(case.strategy, shape, _fed(case, n_steps))
         if size is None:
             return None
         predicted[phase] = size
     return predicted
+
+
+def _stored(case: Case, shape: Geometry, n_steps: int) -> int:
+    """Predict the bytes of a lossy kind that belong to tokens after `n_steps` of decode."""
+    size = used_bytes(case.strategy, shape, _fed(case, n_steps))
+    if size is None:
+        raise LookupError(f"kvcache.arithmetic.kv_bytes.ALLOCATED has no row for {case.strategy}")
+    return size
+
+
+def _fed(case: Case, n_steps: int) -> Fed:
+    return Fed(
+        batch_size=case.batch_size,
+        n_depth=case.n_depth,
+        n_prompt=case.n_prompt,
+        n_steps=n_steps,
+        capacity=case.capacity,
+        dtype_bytes=models.DTYPES[case.dtype],
+    )

@@ -27,7 +27,7 @@ LM head sees the last position only). With one, every step reads all weights: on
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce
 from typing import Literal
@@ -86,6 +86,7 @@ def forward_costs(
     dtype_bytes: int = 4,
     reads_cache: bool = True,
     padded_to: int | None = None,
+    kv_stored: int | None = None,
 ) -> Costs:
     """One forward of `n_query` tokens for each of `batch_size` sequences.
 
@@ -98,6 +99,8 @@ def forward_costs(
         dtype_bytes: of weights, keys, values and logits.
         reads_cache: False for a forward without a cache: nothing is read from one, and nothing kept.
         padded_to: capacity of a static cache, whose padding is multiplied and read too; None: the cache grows.
+        kv_stored: bytes of keys and values in the cache after the forward, for one that stores other numbers than those
+            of `dtype_bytes`: what it held before is read, the rest written. None: all rows at `dtype_bytes`.
 
     Bytes: every weight once (of experts the most that can be touched, min(experts, tokens x experts per token): how
     far routing agrees is not known), a tied matrix as LM head, one row of the token and position tables per token, keys
@@ -132,14 +135,14 @@ def forward_costs(
         (n_query, 2 * batch_size * 2 * attention),  # scores, and their product with the values
         (scored, 2 * scored * head),
     )
-    numbers = weights + head + tokens * looked_up + batch_size * kv_moved + scored * geometry.vocab_size
+    numbers = weights + head + tokens * looked_up + scored * geometry.vocab_size
     return Costs(
         forward_calls=1,
         tokens_processed=tokens,
         gemm_flops=sum(flops for rows, flops in products if rows > 1),
         gemv_flops=sum(flops for rows, flops in products if rows == 1),
-        bytes=dtype_bytes * numbers,
-        kv_bytes=dtype_bytes * batch_size * kv_held,
+        bytes=dtype_bytes * numbers + (dtype_bytes * batch_size * kv_moved if kv_stored is None else kv_stored),
+        kv_bytes=dtype_bytes * batch_size * kv_held if kv_stored is None else kv_stored,
     )
 
 
@@ -155,6 +158,7 @@ def phase_costs(
     dtype_bytes: int,
     all_logits: bool = False,
     padded_to: int | None = None,
+    kv_stored: Callable[[int], int] | None = None,
 ) -> Costs | None:
     """A whole phase: the prefill's one forward, or the n_gen - 1 decode steps together (None if there are none).
 
@@ -163,9 +167,10 @@ def phase_costs(
         n_prompt, n_gen, n_depth: tokens of the prompt, tokens emitted, tokens of the context before the prompt.
         all_logits: the LM head is computed for every position fed.
         geometry, batch_size, dtype_bytes, padded_to: as in `forward_costs`.
+        kv_stored: that of `forward_costs`, by the number of decode steps taken.
     """
 
-    def forward(n_before: int, n_new: int) -> Costs:
+    def forward(n_before: int, n_new: int, n_steps: int = 0) -> Costs:
         n_query, n_cached = (n_before + n_new, 0) if refeeds else (n_new, n_before)
         return forward_costs(
             geometry,
@@ -176,12 +181,13 @@ def phase_costs(
             dtype_bytes=dtype_bytes,
             reads_cache=not refeeds,
             padded_to=padded_to,
+            kv_stored=None if kv_stored is None else kv_stored(n_steps),
         )
 
     if phase == "prefill":
         return forward(n_depth, n_prompt)
     n_prefilled = n_depth + n_prompt
-    steps = (forward(n_prefilled + step - 1, 1) for step in range(1, n_gen))
+    steps = (forward(n_prefilled + step - 1, 1, step) for step in range(1, n_gen))
     first = next(steps, None)
     return None if first is None else reduce(Costs.__add__, steps, first)
 

@@ -16,7 +16,7 @@ and 32 decoded, 4-bit integers by optimum-quanto take about a fifth of float32:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvcache.arithmetic.geometry import Geometry, Layer
 
@@ -49,6 +49,31 @@ def allocated_bytes(kind: str, geometry: Geometry, fed: Fed) -> int | None:
     return None if row is None else round(sum(2 * layer.count * row(layer, fed) for layer in geometry.layers))
 
 
+def used_bytes(kind: str, geometry: Geometry, fed: Fed) -> int | None:
+    """Predict the bytes of a lossy `kind` that belong to tokens: as allocated, without the padding of whole chunks.
+
+    None for a kind that is not written down.
+    """
+    of_head = _HEADS.get(kind)
+    if of_head is None:
+        return allocated_bytes(kind, geometry, fed)
+    tokens = fed.batch_size * fed.n_tokens
+    return round(sum(2 * layer.count * tokens * layer.kv_heads * of_head(layer, fed) for layer in geometry.layers))
+
+
+def attended(kind: str, geometry: Geometry) -> Geometry:
+    """Return the geometry with the windows that an evicting `kind` gives to every layer; unchanged for another."""
+    kept = KEPT_TOKENS.get(kind)
+    if kept is None:
+        return geometry
+    # A forward sees what was kept beside its own tokens; a sliding layer keeps one token less than its window.
+    return replace(geometry, layers=tuple(replace(layer, window=kept + 1) for layer in geometry.layers))
+
+
+KEPT_TOKENS = {"sink-window": 256}
+"""Tokens that a kind holds at most after a forward."""
+
+
 def _growing(layer: Layer, fed: Fed) -> float:
     """A sliding window is a view that keeps the forward's whole tensor alive: window - 1 rows and those just fed."""
     last = 1 if fed.n_steps else fed.n_prompt
@@ -68,7 +93,7 @@ def _fp8(layer: Layer, fed: Fed) -> float:
 
 
 def _sink_window(layer: Layer, fed: Fed) -> float:
-    return min(fed.n_tokens, 256) * _numbers(layer, fed) * fed.dtype_bytes
+    return min(fed.n_tokens, KEPT_TOKENS["sink-window"]) * _numbers(layer, fed) * fed.dtype_bytes
 
 
 def _chunked(bytes_of_head: Callable[[Layer, Fed], float]) -> Row:
@@ -109,6 +134,12 @@ def _numbers(layer: Layer, fed: Fed) -> int:
     return fed.batch_size * layer.kv_heads * layer.head_dim
 
 
+_HEADS: dict[str, Row] = {
+    "compiled-int8": lambda layer, _fed: layer.head_dim + 2,
+    "compiled-int4": _int4_head,
+}
+"""Kind in chunks -> bytes of one token and head."""
+
 ALLOCATED: dict[str, Row] = {
     "naive": lambda _layer, _fed: 0.0,
     "dynamic": _growing,
@@ -116,8 +147,8 @@ ALLOCATED: dict[str, Row] = {
     "offloaded": _growing,
     "static": _static,
     "compiled": _chunked(lambda layer, fed: layer.head_dim * fed.dtype_bytes),
-    "compiled-int8": _chunked(lambda layer, _fed: layer.head_dim + 2),
-    "compiled-int4": _chunked(_int4_head),
+    "compiled-int8": _chunked(_HEADS["compiled-int8"]),
+    "compiled-int4": _chunked(_HEADS["compiled-int4"]),
     "fp8": _fp8,
     "sink-window": _sink_window,
     # optimum-quanto packs two or four rows of 64 codes into one.

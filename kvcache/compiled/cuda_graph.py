@@ -27,6 +27,11 @@ class GraphStep(Step):
         with torch.cuda.graph(self._graph):
             self._logits = self.run(self.ids, self.at, self.in_use(length))
 
+    def release(self) -> None:
+        super().release()
+        for name in ("_graph", "_logits"):  # the graph's memory goes with the last of them
+            vars(self).pop(name, None)
+
     def __call__(self, ids: Tensor, length: int) -> Tensor:
         if _get_current_dispatch_mode() is not None:  # a mode that counts operations sees none of a replayed graph's
             return super().__call__(ids, length)

@@ -58,6 +58,8 @@ class Step:
             self._require_compiler()
         self._compiled_for: Hashable = None
 
+    slots: Sequence[Slot]
+
     @torch.inference_mode()
     def prepare(self, slots: Sequence[Slot], positions: Tensor, rotary: Rotary | None, length: int) -> None:
         """Compile what the shapes of `slots` need, by taking one step at position `length`, whose row is written again.
@@ -77,6 +79,10 @@ class Step:
         groups = [tuple(slots[first : first + size]) for first in range(0, len(slots), size)]
         self._calls = [(self._of_kind(_kind([slot.layer for slot in group])), group) for group in groups]
         self.run(self.ids, self.at, in_use)
+
+    def release(self) -> None:
+        """Let go of the slots; what is compiled stays."""
+        self.slots, self._calls = (), []
 
     def __call__(self, ids: Tensor, length: int) -> Tensor:
         """Feed `ids [batch, 1]` at position `length`; return the logits that follow, `[batch, vocab]`."""

@@ -50,6 +50,7 @@ class Compiled(Strategy):
         super().__init__(model)
         self.decoder = decoder(model)
         self._step = (GraphStep if model.device.type == "cuda" else Step)(self.decoder, backend)
+        self._slots: list[Slot] = []
         self._compile_ns = 0
         self._prefill_as_stored = prefill_as_stored
 
@@ -75,6 +76,11 @@ class Compiled(Strategy):
     def reset(self) -> None:
         super().reset()
         self.length = self.n_depth
+
+    def release(self) -> None:
+        super().release()
+        self._slots = []
+        self._step.release()
 
     @torch.inference_mode()
     def prefill(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:

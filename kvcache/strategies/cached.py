@@ -49,6 +49,10 @@ class Cached(Strategy):
         if self.context is not None and not self.kv.restores:
             self._feed(self.context)
 
+    def release(self) -> None:
+        super().release()
+        vars(self).pop("kv", None)  # there is none before `prepare`
+
     @torch.inference_mode()
     def prefill(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         self.attention_mask = attention_mask

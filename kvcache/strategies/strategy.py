@@ -84,6 +84,13 @@ class Strategy(ABC):
         """Come back to the state just after `prepare`; overrides call this one too."""
         self._is_fresh = True
 
+    def release(self) -> None:
+        """Let go of all that `prepare` made, so that its memory is free; overrides call this one too.
+
+        Nothing can be generated until `prepare` is called again.
+        """
+        self.capacity = 0
+
     @property
     @abstractmethod
     def kv_bytes(self) -> int:

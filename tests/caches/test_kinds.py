@@ -96,6 +96,23 @@ def test_allocated_bytes_of_compiled_kinds_are_those_predicted(name: str, capaci
     assert held == pytest.approx(allocated_bytes(name, geometry(model.config), fed), rel=0.01)
 
 
+@pytest.mark.parametrize("name", ["fp8", "static", "compiled-int8"])
+def test_released_it_holds_nothing(name: str) -> None:
+    model = model_of()
+    strategy = STRATEGIES[name].load()(model, backend="eager") if STRATEGIES[name].compiles else build(name, model)
+    with torch.compiler.set_stance("force_eager"):
+        strategy.prepare(1, 20)
+        emitted = strategy.generate(token_ids(2, 1, 9), 5)
+        cache, whole = strategy.kv_bytes_allocated, held_bytes(strategy, leaving_out=model)
+        assert cache > 0
+        strategy.release()
+        assert held_bytes(strategy, leaving_out=model) <= whole - cache
+        with pytest.raises(ValueError, match="call prepare"):
+            strategy.generate(token_ids(2, 1, 9), 5)
+        strategy.prepare(1, 20)
+        assert torch.equal(strategy.generate(token_ids(2, 1, 9), 5), emitted)
+
+
 @pytest.mark.parametrize("name", LOSSY)
 def test_first_prompt_attends_to_its_exact_keys(name: str) -> None:
     model, prompt = model_of(), token_ids(2, 1, 40)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -83,6 +85,29 @@ def test_every_step_is_timed(name: str, batch_size: int) -> None:
     assert len(times) == framework.N_STEPS
     assert min(times) > 0
     assert strategy.capacity == 0  # the strategy that is measured knows nothing of it
+
+
+FACTORIES = """
+from transformers import DynamicCache
+
+ASKED = []
+
+def with_length(model, prompt_length):
+    ASKED.append(prompt_length)
+    return DynamicCache(config=model.config)
+
+def of_this_model(model):
+    return DynamicCache(config=model.config) if model.config.vocab_size == 97 else None
+"""
+
+
+def test_a_users_own_cache_gets_the_prompts_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "caches_by_length.py").write_text(FACTORIES)
+    monkeypatch.syspath_prepend(tmp_path)
+    model = ARCHITECTURES["llama"]()
+    assert timed(build("cache:caches_by_length:with_length", model)) is not None
+    assert set(importlib.import_module("caches_by_length").ASKED) == {framework.N_PROMPT}
+    assert timed(build("cache:caches_by_length:of_this_model", model)) is None
 
 
 def test_what_cannot_be_told_is_left_out() -> None:

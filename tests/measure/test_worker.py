@@ -31,6 +31,7 @@ from bench.protocol import (
     TurnTaken,
 )
 from bench.worker import Worker, serve, token_ids
+from kvcache.arithmetic.costs import Costs
 from kvcache.caches.contract import Unsupported
 from kvcache.models.skeleton import is_out_of_memory
 from kvcache.strategies.cached import Cached, Dynamic
@@ -108,6 +109,24 @@ def test_a_lossy_strategy_is_judged_and_timed(fields: dict[str, int], tmp_path: 
     assert reply.tokens_match == ("true" if quality.matching_tokens == case.n_gen else "false")
 
 
+def test_the_cache_that_was_judged_is_gone_when_the_peak_begins(tmp_path: Path) -> None:
+    held = []
+
+    class Device(type(loaded(tiny_case()).device)):  # type: ignore[misc]
+        def reset_peak_memory(self) -> bool:
+            held.append(hasattr(worker.strategy, "kv"))
+            return bool(super().reset_peak_memory())
+
+    case = tiny_case("fp8")
+    worker, path, text = loaded(case), str(tmp_path / "reference.safetensors"), str(tmp_path / "text.safetensors")
+    worker.device = Device()
+    worker.answer(MakeReference(case=case, path=path))
+    worker.answer(MakeText(case=case, path=text))
+    for _ in range(2):
+        assert isinstance(worker.answer(CheckCase(case=case, path=path, text=text)), Checked)
+    assert held == [False, False]
+
+
 def test_a_strategy_that_evicts_shows_it_in_the_recall(tmp_path: Path) -> None:
     quality = judged(tiny_case("sink-window", n_prompt=300), tmp_path).quality
     assert quality is not None
@@ -135,6 +154,34 @@ def test_bytes_allocated_hold_padding_and_grow(tmp_path: Path) -> None:
     assert before == after
     assert before is not None
     assert used_before < used_after < before
+
+
+@pytest.mark.parametrize("strategy", ["dynamic", "fp8", "sink-window"])
+def test_bytes_held_are_those_planned(strategy: str, tmp_path: Path) -> None:
+    lengths = {"n_prompt": (270,), "n_gen": (5,), "n_depth": (3,)}
+    (planned,) = plan([Sweep(models=("random:tiny",), strategies=(strategy,), n_threads=(1,), **lengths)])
+    _, reply = checked(planned.case, tmp_path)
+    assert isinstance(reply, Checked)
+    assert planned.prefill is not None
+    assert planned.decode is not None
+    assert planned.prefill.kv_bytes == reply.kv_bytes_after_prefill
+    assert planned.decode.kv_bytes == reply.kv_bytes_after_decode
+
+
+def test_a_lossy_kind_reads_what_it_stores() -> None:
+    def decode(strategy: str) -> Costs:
+        lengths = {"n_prompt": (500,), "n_gen": (2,), "n_depth": (0,)}
+        (planned,) = plan([Sweep(models=("random:tiny",), strategies=(strategy,), n_threads=(1,), **lengths)])
+        assert planned.decode is not None
+        return planned.decode
+
+    whole = decode("dynamic")
+    weights = whole.bytes - whole.kv_bytes  # and logits: the one step reads or writes every row
+    for strategy in ("fp8", "compiled-int8", "compiled-int4", "quanto-int4", "hqq-int4", "sink-window"):
+        lossy = decode(strategy)
+        assert lossy.bytes - lossy.kv_bytes == weights
+        assert lossy.kv_bytes < 0.6 * whole.kv_bytes
+        assert (lossy.flops < whole.flops) == (strategy == "sink-window")
 
 
 @pytest.mark.parametrize("strategy", ["dynamic", "static", "fp8", "sink-window"])
