@@ -19,7 +19,7 @@ from kvcache.arithmetic.costs import Phase, phase_costs
 from kvcache.arithmetic.geometry import Geometry
 from kvcache.arithmetic.kv_bytes import Fed, allocated_bytes, attended, used_bytes
 from kvcache.models.checkpoint import COPY_LIMIT_BYTES
-from kvcache.strategies.catalogue import LOSSY, REFEEDING
+from kvcache.strategies.catalogue import COMPILING, LOSSY, REFEEDING, is_lossy
 
 PROCESS_BYTES = 400_000_000
 """Resident memory of a worker before it holds anything: the interpreter, torch and transformers."""
@@ -107,19 +107,20 @@ def memory_bytes(plans: Sequence[CasePlan]) -> int:
 
 def temporary_bytes(plans: Sequence[CasePlan]) -> int:
     """Return the size of what a run keeps in temporary files at a time: the logits of a cell, and a compiler's work."""
-    logits = [
-        case.batch_size
-        * case.n_gen
-        * describe(case.model, case.attn_implementation).vocab_size
-        * models.DTYPES[case.dtype]
-        for case in (item.case for item in plans)
-    ]
-    compiles = any(item.case.strategy == "compiled" for item in plans) and "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    logits = []
+    for case in (item.case for item in plans):
+        model = describe(case.model, case.attn_implementation)
+        positions = case.n_gen + _judged_positions(case, model)
+        logits.append(case.batch_size * positions * model.vocab_size * models.DTYPES[case.dtype])
+    compiles = any(item.case.strategy in COMPILING for item in plans) and "TORCHINDUCTOR_CACHE_DIR" not in os.environ
     return max(logits, default=0) + (COMPILER_BYTES if compiles else 0)
 
 
 def _case_bytes(item: CasePlan) -> int:
-    """Keys and values (held twice while a cache grows), logits (the expected ones beside a strategy's), token ids."""
+    """Keys and values (held twice while a cache grows), logits (the expected ones beside a strategy's), token ids.
+
+    A lossy strategy has the logits of the text that judges it, too.
+    """
     case = item.case
     model = describe(case.model, case.attn_implementation)
     # The reference keeps a cache and naive does not, so the cache of a case counts whatever its strategy.
@@ -127,9 +128,19 @@ def _case_bytes(item: CasePlan) -> int:
     cached = _with_costs(msgspec.structs.replace(case, strategy="dynamic"), model, refeeds=False)
     last = cached.decode or cached.prefill
     kept = case.n_gen + (case.n_depth + case.n_prompt if case.naive_logits == "all" else 0)
-    logits = case.batch_size * kept * model.vocab_size * models.DTYPES[case.dtype]
+    positions = 2 * kept + _judged_positions(case, model)
+    logits = case.batch_size * positions * model.vocab_size * models.DTYPES[case.dtype]
     ids = 8 * case.batch_size * case.capacity
-    return 3 * (last.kv_bytes if last is not None else 0) + 2 * logits + ids
+    return 3 * (last.kv_bytes if last is not None else 0) + logits + ids
+
+
+def _judged_positions(case: Case, model: models.ModelDescription) -> int:
+    """Count the positions of each sequence by whose exact logits the case is judged; 0 unless it is lossy."""
+    if not is_lossy(case.strategy):
+        return 0
+    from kvcache.proof.judging import kept_positions  # imports torch, which the model's description did already
+
+    return kept_positions(case.n_depth + case.n_prompt, model.max_positions)
 
 
 def refuse_too_long(case: Case, max_positions: int | None) -> None:

@@ -40,6 +40,12 @@ class JudgedText:
     """`logit_kl_floor`, `[1]` in float64."""
 
 
+def kept_positions(n_context: int, max_positions: int | None) -> int:
+    """Count the positions, judged and recalled, whose exact logits `write_text` keeps for each sequence."""
+    n, n_context = _lengths(n_context, max_positions)
+    return n - 1 - n_context + (RECALLED - 1 if n >= 2 * RECALLED else 0)
+
+
 def write_text(
     model: PreTrainedModel, writer: Strategy, start: Tensor, n_context: int, max_positions: int | None, seed: int
 ) -> JudgedText:
@@ -51,10 +57,7 @@ def write_text(
         ValueError: the model has no positions for a context and two tokens after it.
         NonFiniteLogits: the model gave NaN or infinity.
     """
-    n = n_context + POSITIONS + 1
-    if max_positions is not None:
-        n = min(n, max_positions)
-    n_context = n - 1 - min(POSITIONS, n - 2)
+    n, n_context = _lengths(n_context, max_positions)
     tokens = sample_text(writer, start, n, seed)
     exact = exact_logits(model, tokens, n_context)
     recalled = exact[:, :0]
@@ -62,6 +65,14 @@ def write_text(
         recalled = exact_logits(model, with_recall(tokens), n - RECALLED)
     floor = torch.tensor([logit_kl_floor(model, tokens, n_context)], dtype=torch.float64)
     return JudgedText(tokens=tokens, exact=exact, recalled=recalled, floor=floor)
+
+
+def _lengths(n_context: int, max_positions: int | None) -> tuple[int, int]:
+    """Return the tokens of a text and those of them that are its context, within the model's positions."""
+    n = n_context + POSITIONS + 1
+    if max_positions is not None:
+        n = min(n, max_positions)
+    return n, n - 1 - min(POSITIONS, n - 2)
 
 
 def judge(strategy: Strategy, text: JudgedText) -> tuple[Quality, float | None]:

@@ -1,0 +1,36 @@
+"""The room that a plan needs: what a compiler writes, and the logits that judge a lossy strategy."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.measure.plan import COMPILER_BYTES, memory_bytes, temporary_bytes
+from bench.record import CasePlan
+from kvcache.models import describe
+from kvcache.proof.judging import POSITIONS
+from kvcache.proof.quality import RECALLED
+from tests.handmade import make_case, make_plan
+
+BATCH_SIZE = 2
+JUDGED = BATCH_SIZE * (POSITIONS + RECALLED - 1) * 4 * describe("random:tiny").vocab_size
+
+
+def planned(strategy: str) -> list[CasePlan]:
+    """A plan of one case in float32."""
+    fields = {"model": "random:tiny", "batch_size": BATCH_SIZE, "n_gen": 4}
+    return [make_plan(make_case(strategy, 8, **fields))]
+
+
+@pytest.mark.parametrize("strategy", ["compiled", "compiled-int8", "compiled-int4"])
+def test_whatever_compiles_needs_room_for_the_compiler(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    here = temporary_bytes(planned(strategy))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
+    assert here - temporary_bytes(planned(strategy)) == COMPILER_BYTES
+
+
+@pytest.mark.parametrize("strategy", ["fp8", "cache:mine:make"])
+def test_a_lossy_case_needs_room_for_the_text_that_judges_it(strategy: str) -> None:
+    lossy, exact = planned(strategy), planned("dynamic")
+    assert temporary_bytes(lossy) - temporary_bytes(exact) == JUDGED
+    assert memory_bytes(lossy) - memory_bytes(exact) == 2 * JUDGED  # the strategy's worker and the reference's
