@@ -81,7 +81,8 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
     commonest_share: float
     logit_kl: float
     logit_kl_p99: float
-    logit_kl_floor: float
+    logit_kl_floor: float | None
+    """None where no copy of the model could be made to find it."""
     perplexity_ratio: float
     matching_tokens: int
     """First tokens of the case's own greedy run, without teacher forcing, that equal naive's."""

@@ -236,7 +236,7 @@ class Worker:
             commonest_share=found.commonest_share,
             logit_kl=found.logit_kl,
             logit_kl_p99=found.logit_kl_p99,
-            logit_kl_floor=text.floor.item(),
+            logit_kl_floor=text.floor.item() if len(text.floor) else None,
             perplexity_ratio=found.perplexity_ratio,
             matching_tokens=0,
             recall_agreement=recall,

@@ -51,12 +51,14 @@ def cautions(tidy: Tidy, summary: pd.DataFrame) -> list[Caution]:
         *_processes(tidy.measured),
         *_threads(tidy.run),
         *_naive_logits(tidy.run),
+        *_random_weights(tidy.run),
         *_disturbed(tidy),
         *_idle_arms(tidy.measured),
         *_first_steps(tidy.steps),
         *_intervals(tidy, summary),
         *_above_the_roof(summary),
         *_without_ceilings(tidy.run),
+        *_quality(tidy.run),
     ]
 
 
@@ -128,6 +130,16 @@ def _naive_logits(run: Run) -> Iterator[Caution]:
             case=None,
             text="naive computes the logits of every position, so it pays for the LM head many times over",
             advice="for a fair baseline leave out --naive-logits all",
+        )
+
+
+def _random_weights(run: Run) -> Iterator[Caution]:
+    judged = {check.case for check in run.checks if check.quality is not None}
+    if any(plan.case.key in judged and plan.case.model.startswith("random:") for plan in run.manifest.plan):
+        yield Caution(
+            case=None,
+            text="the weights are random, so the quality of a lossy strategy says little of a trained model",
+            advice="judge quality on a trained model, as --model smollm2-135m",
         )
 
 
@@ -210,4 +222,17 @@ def _without_ceilings(run: Run) -> Iterator[Caution]:
                 case=plan.case.key,
                 text="no ceilings were measured beside it, so it has no MFU, MBU or prediction",
                 advice="measure again; the run's messages said why",
+            )
+
+
+def _quality(run: Run) -> Iterator[Caution]:
+    """What the figures of a lossy strategy do not show; a text is equal in all processes, so one line a case."""
+    judged = {check.case: check.quality for check in run.checks if check.quality is not None}
+    for case, quality in judged.items():
+        if quality.top1_agreement <= quality.commonest_share:
+            yield Caution(
+                case=case,
+                text=f"top1_agreement {quality.top1_agreement:.2f} is no better than always naming the commonest token "
+                f"({quality.commonest_share:.2f})",
+                advice="judge it by logit_kl and perplexity_ratio, or over another text (--seed)",
             )

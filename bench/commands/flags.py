@@ -129,8 +129,9 @@ TextFormat = Annotated[DocumentFormat, typer.Option("-o", "--format", help="Form
 RESULTS = Path("results/runs")
 
 CORRECTNESS = (
-    "A strategy whose logits differ from the parallel forward beyond the dtype's tolerance fails and is not "
-    "timed; if only tokens differ, within tolerance, the result is `tie`."
+    "An exact strategy whose logits differ from the parallel forward beyond the dtype's tolerance fails and is not "
+    "timed; if only tokens differ, within tolerance, the result is `tie`. A lossy one is timed and gets quality "
+    "columns."
 )
 """The rule, in the words of the README."""
 

@@ -13,12 +13,11 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
 
 from kvcache.caches.contract import KVCache, Promise, UnfitCache
 from kvcache.caches.held_bytes import held_bytes
 from kvcache.models.own_code import load_own, naming_the_line
-
-PREFIX = "cache:"
 
 
 class OwnKV(KVCache):
@@ -30,7 +29,7 @@ class OwnKV(KVCache):
         """Make a first cache.
 
         Raises:
-            UnfitCache: the factory returns no Cache, or the same object again.
+            UnfitCache: the factory returns no Cache, one with layers of other kinds, or the same object again.
             ModelError: the factory raises; the message names the line.
         """
         self.kind, self.model = kind, model
@@ -41,6 +40,12 @@ class OwnKV(KVCache):
         made = self.kind.make(self.model, {"capacity": self.capacity, "prompt_length": self.prompt_length})
         if not isinstance(made, Cache):
             raise UnfitCache(f"{self.kind.spec} returned a {type(made).__name__}; valid: a transformers.Cache")
+        others = {type(layer).__name__ for layer in made.layers if not isinstance(layer, CacheLayerMixin)}
+        if others:
+            raise UnfitCache(
+                f"{self.kind.spec} returned a cache with layers of type {', '.join(sorted(others))}; "
+                "valid: subclasses of transformers' CacheLayerMixin, which keep keys and values"
+            )
         if made is self._made:
             raise UnfitCache(f"{self.kind.spec} returned the same object twice; valid: a new cache at each call")
         self._made = made
@@ -67,7 +72,7 @@ class OwnKind:
             UnfitCache: the spec names no factory, it cannot be imported, or its promise is neither of the two.
         """
         self.spec = spec
-        module, _, name = spec.removeprefix(PREFIX).partition(":")
+        _, module, name = [*spec.split(":", 2), "", ""][:3]
         if not module or not name or ":" in name:
             raise UnfitCache(f"{spec!r} names no factory; valid: cache:module:factory, as in cache:my_cache:make")
         self.factory: Callable[..., object] = load_own(module, name, spec)

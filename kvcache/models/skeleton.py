@@ -33,7 +33,7 @@ def skeleton(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedMo
             if not usable:
                 raise
             raise AttentionError(
-                f"attn_implementation {attn_implementation!r} is not to be had for model type {config.model_type!r} "
+                f"attn_implementation {attn_implementation!r} is not available for model type {config.model_type!r} "
                 f"here; valid: {', '.join(usable)}"
             ) from error
 

@@ -37,7 +37,7 @@ class JudgedText:
     recalled: Tensor
     """The same for the repeated passage of `with_recall(tokens)`; no position where the text is too short for one."""
     floor: Tensor
-    """`logit_kl_floor`, `[1]` in float64."""
+    """`logit_kl_floor`, `[1]` in float64; `[0]` where there is none."""
 
 
 def kept_positions(n_context: int, max_positions: int | None) -> int:
@@ -63,8 +63,9 @@ def write_text(
     recalled = exact[:, :0]
     if n >= 2 * RECALLED:
         recalled = exact_logits(model, with_recall(tokens), n - RECALLED)
-    floor = torch.tensor([logit_kl_floor(model, tokens, n_context)], dtype=torch.float64)
-    return JudgedText(tokens=tokens, exact=exact, recalled=recalled, floor=floor)
+    floor = logit_kl_floor(model, tokens, n_context, exact)
+    floors = torch.tensor([] if floor is None else [floor], dtype=torch.float64)
+    return JudgedText(tokens=tokens, exact=exact, recalled=recalled, floor=floors)
 
 
 def _lengths(n_context: int, max_positions: int | None) -> tuple[int, int]:

@@ -116,42 +116,33 @@ def quality(strategy: Strategy, text: Tensor, n_context: int, exact: Tensor) -> 
     return _summary(torch.stack(compared), exact)
 
 
-def recall_agreement(strategy: Strategy, model: PreTrainedModel, text: Tensor, n_context: int) -> float:
-    """Return the top-1 agreement over the end of `with_recall(text)`, which its beginning foretells.
-
-    Only steps of the repeated passage count. `text [batch, n]`; at least the passage must lie behind `n_context`.
-    """
-    probe = with_recall(text)
-    found = quality(strategy, probe, n_context, exact_logits(model, probe, n_context))
-    last = found.agreement_by_position[-(RECALLED - 1) :]
-    return sum(last) / len(last)
-
-
-def matching_tokens(strategy: Strategy, prompt: Tensor, expected: Tensor) -> int:
-    """Count the first tokens of a free greedy run that equal `expected [batch, n_gen]`; the fewest over the batch."""
-    n_gen = expected.shape[1]
-    strategy.prepare(prompt.shape[0], prompt.shape[1] + n_gen, prompt_length=prompt.shape[1])
-    return equal_tokens(strategy.generate(prompt, n_gen), expected)
-
-
 def equal_tokens(emitted: Tensor, expected: Tensor) -> int:
     """Count the first tokens of `emitted [batch, n_gen]` that equal the expected ones; the fewest over the batch."""
     return int((emitted == expected).long().cumprod(dim=1).sum(dim=1).min())
 
 
 @torch.inference_mode()
-def logit_kl_floor(model: PreTrainedModel, text: Tensor, n_context: int) -> float:
+def logit_kl_floor(model: PreTrainedModel, text: Tensor, n_context: int, exact: Tensor) -> float | None:
     """Return what rounding alone does: the mean KL of `model` in float32 against its bfloat16 copy, in nats.
 
-    Both are parallel forwards of the same weights, rounded to bfloat16 for the second.
+    Both are parallel forwards of the same weights, rounded to bfloat16 for the second; `exact` are the logits of
+    the one at the model's own dtype. None where there is no copy (no memory for one, a model that cannot be copied) or
+    the copy gives NaN.
     """
-    wide, narrow = (exact_logits(_as(model, dtype), text, n_context) for dtype in (torch.float32, torch.bfloat16))
-    return _kl(wide, narrow).mean().item()
+    try:
+        wide, narrow = (
+            exact if model.dtype == dtype else exact_logits(_copy(model, dtype), text, n_context)
+            for dtype in (torch.float32, torch.bfloat16)
+        )
+        return _kl(wide, narrow).mean().item()
+    except torch.AcceleratorError:  # the CUDA context is lost
+        raise
+    except Exception:  # noqa: BLE001  # the copy is only for this yardstick: without it everything else is judged
+        return None
 
 
-def _as(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Return a copy of `model` in `dtype`, or itself if that is its own."""
-    return model if model.dtype == dtype else cast_parameters(copy.deepcopy(model), dtype)
+def _copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    return cast_parameters(copy.deepcopy(model), dtype)
 
 
 def _compared(exact: Tensor, found: Tensor, following: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from bench.analysis.cautions import cautions as cautions_of
 from bench.analysis.summary import summarize
 from bench.analysis.tidy import Tidy
 from bench.record import Covariates
-from tests.handmade import ENVIRONMENT, QUIET, grid, make_case, make_run
+from tests.handmade import ENVIRONMENT, LOST, QUIET, grid, make_case, make_run, run_with_lossy_kinds
 
 CASE = make_case()
 
@@ -147,3 +147,23 @@ def test_an_unfair_baseline():
 
 def test_a_run_without_samples_was_interrupted_and_no_more():
     assert texts(make_run([CASE], rounds=0, warmups=0)) == [(None, "the run was interrupted: 1 of 1 cases lack rounds")]
+
+
+def test_quality_that_says_little():
+    run = run_with_lossy_kinds()
+    poor = msgspec.structs.replace(LOST, top1_agreement=0.25, commonest_share=0.25)
+    checks = [check if check.quality is None else msgspec.structs.replace(check, quality=poor) for check in run.checks]
+    lossy = [check.case for check in checks if check.quality is not None]
+    said = "top1_agreement 0.25 is no better than always naming the commonest token (0.25)"
+    assert [found for found in texts(msgspec.structs.replace(run, checks=checks)) if said in found] == [
+        (case, said) for case in lossy
+    ]
+    assert not [text for _, text in texts(run) if "commonest" in text or "random" in text]
+
+
+def test_quality_on_random_weights_is_said_once():
+    said = "the weights are random, so the quality of a lossy strategy says little of a trained model"
+    run = make_run(grid(["dynamic", "fp8"], [100, 300], model="random:gpt2"))
+    assert (None, said) not in texts(run)  # nothing was judged
+    checks = [msgspec.structs.replace(check, quality=LOST) for check in run.checks]
+    assert texts(msgspec.structs.replace(run, checks=checks)).count((None, said)) == 1

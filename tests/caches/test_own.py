@@ -19,7 +19,7 @@ from kvcache.strategies.catalogue import build
 from tests.tiny import ARCHITECTURES, VOCAB_SIZE
 
 FACTORIES = """
-from transformers import DynamicCache, StaticCache
+from transformers import Cache, DynamicCache, StaticCache
 
 def growing(model):
     return DynamicCache(config=model.config)
@@ -55,6 +55,12 @@ class Deaf(DynamicCache):
 
 def deaf(model):
     return Deaf(config=model.config)
+
+class Layer:
+    keys = None
+
+def layered(model):
+    return Cache(layers=[Layer(), Layer()])
 """
 
 
@@ -120,6 +126,7 @@ def test_promise(module: str) -> None:
     ("factory", "error", "reason"),
     [
         ("nothing", UnfitCache, "returned a dict; valid: a transformers.Cache"),
+        ("layered", UnfitCache, "returned a cache with layers of type Layer; valid: subclasses"),
         ("same", UnfitCache, "returned the same object twice"),
         ("raising", ModelError, r"raised RuntimeError: no room for it \(.*own_.*line 25\)"),
         ("missing", ModelError, "has no attribute 'missing'"),

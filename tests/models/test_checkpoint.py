@@ -42,7 +42,7 @@ def test_attention_that_a_model_lacks(tmp_path):
     assert describe("random:tiny").attn_implementation == "sdpa"
     for call in (describe, load):
         message = refusal(call, str(tmp_path / "bloom"), attn_implementation="sdpa")
-        assert "attn_implementation 'sdpa' is not to be had for model type 'bloom' here; valid: eager" in message
+        assert "attn_implementation 'sdpa' is not available for model type 'bloom' here; valid: eager" in message
 
 
 @pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash_attn is installed")

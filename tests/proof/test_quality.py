@@ -11,18 +11,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvcache.caches import fp8, sink_window
+from kvcache.proof.judging import judge, write_text
 from kvcache.proof.quality import (
     RECALLED,
     Quality,
+    equal_tokens,
     exact_logits,
     logit_kl_floor,
-    matching_tokens,
     quality,
-    recall_agreement,
     sample_text,
     with_recall,
 )
-from kvcache.proof.tokens import NonFiniteLogits, reference
+from kvcache.proof.tokens import NonFiniteLogits
 from kvcache.strategies.cached import Dynamic
 from kvcache.strategies.catalogue import build
 from tests.tiny import ARCHITECTURES, VOCAB_SIZE
@@ -136,26 +136,30 @@ def test_recall_repeats_the_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
     probe = with_recall(text)
     assert torch.equal(probe[:, -RECALLED:], text[:, :RECALLED])
     assert torch.equal(probe[:, :-RECALLED], text[:, :-RECALLED])
-    assert recall_agreement(Dynamic(model), model, text, 100) == 1
+    judged = write_text(model, Dynamic(model), torch.zeros(1, 1, dtype=torch.long), 92, 512, seed=0)
+    assert judge(Dynamic(model), judged)[1] == 1
     monkeypatch.setattr(sink_window, "WINDOW", 20)
-    assert recall_agreement(build("sink-window", model), model, text, 100) < 1
+    recall = judge(build("sink-window", model), judged)[1]
+    assert recall is not None
+    assert recall < 1
     with pytest.raises(ValueError, match="no room for a passage of 64"):
         with_recall(text[:, :100])
 
 
 def test_matching_tokens_are_counted_to_the_first_difference() -> None:
-    model = model_of()
-    prompt = torch.randint(VOCAB_SIZE, (2, 9), generator=torch.Generator().manual_seed(1))
-    expected = reference(model, prompt, 12).tokens.clone()
-    assert matching_tokens(Dynamic(model), prompt, expected) == 12
-    expected[1, 7] = (expected[1, 7] + 1) % VOCAB_SIZE
-    assert matching_tokens(Dynamic(model), prompt, expected) == 7
+    expected = torch.arange(24).view(2, 12)
+    emitted = expected.clone()
+    assert equal_tokens(emitted, expected) == 12
+    emitted[0, 9] += 1
+    emitted[1, 7] += 1
+    assert equal_tokens(emitted, expected) == 7
 
 
 def test_floor_is_what_bfloat16_does() -> None:
     model = model_of()
     text = text_of(model)
-    floor = logit_kl_floor(model, text, N_CONTEXT)
+    floor = logit_kl_floor(model, text, N_CONTEXT, exact_logits(model, text, N_CONTEXT))
+    assert floor is not None
     assert 1e-7 < floor < 0.1
     assert model.dtype == torch.float32  # the model itself is not rounded
     wide, narrow = (
@@ -164,6 +168,17 @@ def test_floor_is_what_bfloat16_does() -> None:
     )
     # Up to the rotary frequencies, which stay float32 in a model that is loaded in bfloat16.
     assert floor == pytest.approx((wide.exp() * (wide - narrow)).sum(-1).mean().item(), rel=0.5)
+
+
+def test_a_model_that_cannot_be_copied_has_no_floor_and_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise torch.OutOfMemoryError("no room for a copy")
+
+    model = model_of()
+    monkeypatch.setattr(type(model), "__deepcopy__", refuse, raising=False)
+    text = write_text(model, Dynamic(model), torch.zeros(1, 1, dtype=torch.long), 9, 512, seed=0)
+    assert text.floor.shape == (0,)
+    assert judge(build("fp8", model), text)[0].logit_kl > 0
 
 
 def test_non_finite_logits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
