@@ -79,8 +79,6 @@ class Worker:
     """Carries out requests, one at a time; between them it holds a model, a strategy and the case checked last."""
 
     strategy: Strategy
-    poisoned = False
-    """Whether this process can do nothing more, and must end after its answer."""
     case: Case
     tokens_per_turn: int
     prompt: Tensor
@@ -100,7 +98,6 @@ class Worker:
         except OtherTokens as reason:
             return Refused(status="failed", error=str(reason), tokens_match="false")
         except torch.AcceleratorError as error:  # the CUDA context is lost: no later case may run in it
-            self.poisoned = True
             return Refused(status="failed", error=f"{type(error).__name__}: {one_line(error)}", ends=True)
         except Exception as error:  # noqa: BLE001  # whatever a model raises is this case's result, and the other cases go on
             return Refused(
@@ -349,6 +346,7 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
 
     worker = Worker(pause)
     for line in requests:
-        send(worker.answer(decode(line)))
-        if worker.poisoned:
+        reply = worker.answer(decode(line))
+        send(reply)
+        if isinstance(reply, Refused) and reply.ends:
             return

@@ -287,6 +287,15 @@ def answers(*requests: Request) -> list[Reply]:
     return [msgspec.json.decode(line, type=Reply) for line in replies.getvalue().splitlines()]
 
 
+def test_a_worker_whose_cuda_context_is_lost_says_that_it_ends_and_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(*_: object) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access")
+
+    monkeypatch.setattr(Worker, "_carry_out", lose)
+    error = "AcceleratorError: CUDA error: an illegal memory access"
+    assert answers(TakeTurn(), TakeTurn()) == [Refused(status="failed", error=error, ends=True)]
+
+
 def until_checked(case: Case, folder: Path) -> list[Request]:
     path = str(folder / "reference.safetensors")
     load = Load(group=case.group, strategy=case.strategy, naive_logits=case.naive_logits, seed=0)
