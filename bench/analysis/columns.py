@@ -228,7 +228,12 @@ COLUMNS: list[Column] = [
         "nats",
         "Kullback-Leibler divergence of the exact predictions from these, mean",
     ),
-    Column("logit_kl_floor", FIGURE, "nats", "what bfloat16 alone does over the same text, against float32"),
+    Column(
+        "logit_kl_floor",
+        FIGURE,
+        "nats",
+        "what bfloat16 alone does over the same text, against float32; empty where the model could not be copied",
+    ),
     Column("perplexity_ratio", FIGURE, "ratio", "perplexity of the text under the strategy / under the exact run"),
     Column(
         "kv_bytes_vs_exact",
