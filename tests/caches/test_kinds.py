@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from typing import Any
 
 import pytest
 import torch
@@ -26,11 +27,15 @@ def installed(name: str) -> bool:
     return package is None or any(importlib.metadata.distributions(name=package))
 
 
-LOSSY = [
-    pytest.param(name, marks=pytest.mark.skipif(not installed(name), reason=f"{name}: its package is not installed"))
-    for name, entry in STRATEGIES.items()
-    if entry.lossy and entry.cache
-]
+def kind(name: str) -> Any:
+    """A kind as a parameter: skipped without its package; with the compiler's tests where it compiles at first use."""
+    marks = [pytest.mark.skipif(not installed(name), reason=f"{name}: its package is not installed")]
+    if name.startswith("quanto"):
+        marks.append(pytest.mark.compiled)  # its extension takes a minute and a half of one core, once per installation
+    return pytest.param(name, marks=marks)
+
+
+LOSSY = [kind(name) for name, entry in STRATEGIES.items() if entry.lossy and entry.cache]
 KINDS = [*LOSSY, "dynamic", "static"]
 
 
