@@ -296,3 +296,12 @@ def test_runs_of_before_there_were_lossy_kinds_hold_exact_ones() -> None:
     frame = summary.summarize(Tidy.of(make_run(grid(["naive", "dynamic"], [100]))))
     assert set(frame["exact"]) == {"true"}
     assert frame["kv_bytes_allocated"].isna().all()
+
+
+def test_bytes_of_a_users_own_cache_are_not_known():
+    summary = summarize(Tidy.of(run_with_lossy_kinds()))
+    by_arithmetic = ["bytes", "arithmetic_intensity", "kv_bytes_predicted", "mbu", "bound", "predicted_ms"]
+    own = summary["strategy"] == "cache:mine:make"
+    assert summary.loc[own, by_arithmetic].isna().all(axis=None)
+    assert summary.loc[own, ["flops", "forward_calls", "tokens_processed"]].notna().all(axis=None)
+    assert summary.loc[~own, ["bytes", "arithmetic_intensity", "kv_bytes_predicted"]].notna().all(axis=None)
