@@ -299,7 +299,7 @@ def test_runs_of_before_there_were_lossy_kinds_hold_exact_ones() -> None:
 
 
 def test_bytes_of_a_users_own_cache_are_not_known():
-    summary = summarize(Tidy.of(run_with_lossy_kinds()))
+    summary = summarize(run_with_lossy_kinds())
     by_arithmetic = ["bytes", "arithmetic_intensity", "kv_bytes_predicted", "mbu", "bound", "predicted_ms"]
     own = summary["strategy"] == "cache:mine:make"
     assert summary.loc[own, by_arithmetic].isna().all(axis=None)
