@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -18,6 +20,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No deadline: the first example of a test pays for a model. In CI the examples are the same ones each time.
 hypothesis.settings.register_profile("kvbench", deadline=None, derandomize="CI" in os.environ, print_blob=True)
 hypothesis.settings.load_profile("kvbench")
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """Give torch back its number of threads after each test.
+
+    A test that loads a worker in its own process sets it, and the tests that follow there, in whatever order, compute
+    by other kernels: GPT-2 laid out anew gives the same logits to the bit on one thread, to rounding on two.
+    """
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch is not None else int(os.environ["OMP_NUM_THREADS"])
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() != before:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
