@@ -138,7 +138,7 @@ class TurnTaken(msgspec.Struct, frozen=True, kw_only=True, tag="turn-taken"):
 
 
 class FrameworkTimed(msgspec.Struct, frozen=True, kw_only=True, tag="framework-timed"):
-    """The times of such steps; None where they cannot be told (`bench.measure.framework`)."""
+    """The times of such steps; None where they cannot be measured (`bench.measure.framework`)."""
 
     step_ns: list[int] | None
 
