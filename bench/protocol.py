@@ -7,7 +7,8 @@ from typing import Literal
 import msgspec
 
 from bench.case import TOKENS_PER_TURN, Case, DeviceName, Group, NaiveLogits
-from bench.record import CeilingName, Covariates, Quality, TokensMatch
+from bench.manifest import CeilingName
+from bench.record import CeilingTimes, CheckFindings, TokensMatch, TurnTimes
 from kvcache.arithmetic.costs import Phase
 from kvcache.proof.counters import Counters
 
@@ -102,39 +103,22 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
-    """The request was carried out; there is nothing to tell."""
+    """The request was carried out; it has no other answer."""
 
 
-class Checked(msgspec.Struct, frozen=True, kw_only=True, tag="checked"):
+class Checked(CheckFindings, frozen=True, kw_only=True, tag="checked"):
     """How the case's tokens and logits compare, and its sizes."""
 
-    tokens_match: TokensMatch
-    logits_error: float
-    positions_checked: int
-    kv_bytes_after_prefill: int
-    kv_bytes_after_decode: int
-    peak_memory_bytes: int | None
-    compile_s: float | None
     counters: dict[Phase, Counters] | None = None
-    exact: bool | None = None
-    kv_bytes_allocated_after_prefill: int | None = None
-    kv_bytes_allocated_after_decode: int | None = None
-    quality: Quality | None = None
+    """None where they were not to be counted (`CheckCase.count`)."""
 
 
 class Paused(msgspec.Struct, frozen=True, kw_only=True, tag="paused"):
     """A token of a turn in lockstep is done; the worker waits for `GoOn`, and that time is no step's."""
 
 
-class TurnTaken(msgspec.Struct, frozen=True, kw_only=True, tag="turn-taken"):
+class TurnTaken(TurnTimes, frozen=True, kw_only=True, tag="turn-taken"):
     """The time stamps of one turn, as intervals."""
-
-    prefill_ns: int
-    steps: list[int]
-    step_ns: list[int]
-    prefill_event_ns: int | None
-    step_event_ns: list[int] | None
-    covariates: Covariates
 
 
 class FrameworkTimed(msgspec.Struct, frozen=True, kw_only=True, tag="framework-timed"):
@@ -149,14 +133,8 @@ class CeilingsChosen(msgspec.Struct, frozen=True, kw_only=True, tag="ceilings-ch
     kernels: dict[CeilingName, str]
 
 
-class CeilingTurnTaken(msgspec.Struct, frozen=True, kw_only=True, tag="ceiling-turn-taken"):
-    """The times of one turn of a ceiling (fields as in `bench.record.CeilingSample`)."""
-
-    kernel: str
-    amount: int
-    pass_ns: list[int]
-    cache_bytes: int
-    covariates: Covariates
+class CeilingTurnTaken(CeilingTimes, frozen=True, kw_only=True, tag="ceiling-turn-taken"):
+    """The times of one turn of a ceiling."""
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):

@@ -14,8 +14,6 @@ from typing import BinaryIO
 
 import msgspec
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bench.case import HOST_DEVICES, Case, naive_steps
@@ -23,7 +21,9 @@ from bench.machine.ceilings import Ceilings
 from bench.machine.clock import PausingClock, Times, stamping
 from bench.machine.covariates import CovariateReader
 from bench.machine.devices import DEVICES
+from bench.manifest import CeilingName
 from bench.measure import framework
+from bench.measure.references import ids_for, judge_by_text, make_reference, make_text, read_reference
 from bench.protocol import (
     VERSION,
     CeilingsChosen,
@@ -47,32 +47,18 @@ from bench.protocol import (
     TimeFramework,
     TurnTaken,
 )
-from bench.record import CeilingName, Quality
 from kvcache import models
 from kvcache.caches.contract import Unsupported
 from kvcache.models.skeleton import is_out_of_memory
-from kvcache.models.spec import max_positions
 from kvcache.proof.counts import PhaseCounter
-from kvcache.proof.judging import JudgedText, judge, write_text
 from kvcache.proof.quality import equal_tokens
-from kvcache.proof.tokens import Reference, agreement, reference
+from kvcache.proof.tokens import Reference, agreement
 from kvcache.strategies.catalogue import build, is_lossy
 from kvcache.strategies.strategy import Strategy
 
 
 class OtherTokens(Exception):
     """A timed turn emitted other tokens than the ones that were checked."""
-
-
-def token_ids(case: Case, vocab_size: int) -> tuple[Tensor | None, Tensor]:
-    """The seeded context `[batch, n_depth]` (None without depth) and prompt `[batch, n_prompt]` of a case.
-
-    Equal for every strategy of a cell; the tokens are drawn uniformly, since a step's time does not depend on them.
-    """
-    generator = torch.Generator().manual_seed(case.seed)
-    ids = torch.randint(vocab_size, (case.batch_size, case.n_depth + case.n_prompt), generator=generator)
-    context, prompt = ids.split([case.n_depth, case.n_prompt], dim=1)
-    return (context if case.n_depth else None), prompt
 
 
 class Worker:
@@ -110,11 +96,13 @@ class Worker:
             case Load():
                 return self.load(request)
             case MakeReference():
-                return self.make_reference(request.case, Path(request.path))
+                make_reference(self.model, request.case, Path(request.path))
+                return self._done()
             case CheckCase():
                 return self.check(request)
             case MakeText():
-                return self.make_text(request.case, Path(request.path), request.writer)
+                make_text(self.model, request.case, Path(request.path), request.writer)
+                return self._done()
             case TakeTurn():
                 return self.take_turn(lockstep=request.lockstep)
             case GoOn():
@@ -137,7 +125,6 @@ class Worker:
             attn_implementation=group.attn_implementation,
             seed=request.seed,
         )
-        self.vocab_size: int = self.model.config.get_text_config(decoder=True).vocab_size
         if request.strategy:
             self.strategy = build(request.strategy, self.model, naive_logits=request.naive_logits)
         self.clock = self.device.clock()
@@ -147,36 +134,16 @@ class Worker:
         gc.disable()
         return Loaded(version=VERSION, code=str(Path(__file__).resolve().parent.parent), lockstep=True)
 
-    def make_reference(self, case: Case, path: Path) -> Done:
-        context, prompt = self._ids(case)
-        found = reference(self.model, prompt, case.n_gen, context)
-        _store({"tokens": found.tokens, "logits": found.logits}, path)
-        del found
-        self.device.give_back_memory()
-        return Done()
-
-    def make_text(self, case: Case, path: Path, writer: str) -> Done:
-        start = torch.cat([ids for ids in self._ids(case) if ids is not None], dim=1)[:, :1]
-        try:
-            strategy = build(writer, self.model)
-        except Unsupported:
-            strategy = build("dynamic", self.model)
-        positions = max_positions(self.model.config.get_text_config(decoder=True))
-        text = write_text(self.model, strategy, start, case.n_depth + case.n_prompt, positions, case.seed)
-        _store(vars(text), path)
-        del text, strategy
-        self.device.give_back_memory()
-        return Done()
-
     def check(self, request: CheckCase) -> Checked:
         case, count = request.case, request.count
         self.case, self.tokens_per_turn = case, request.tokens_per_turn
-        context, self.prompt = self._ids(case)
-        stored = load_file(request.path, device=self.device.name)
-        self.expected = Reference(stored["tokens"], stored["logits"])
+        context, self.prompt = ids_for(self.model, case)
+        reference = self.expected = read_reference(request.path, self.device.name)
         compiled_before_s = self.strategy.compile_s or 0.0
         # Before the case is prepared: judging feeds the strategy other tokens.
-        judged = self._judge(request.text) if request.text and self._is_lossy else None
+        judged = None
+        if request.text and self._is_lossy:
+            judged = judge_by_text(self.strategy, request.text, self.device.name)
         self.strategy.release()  # or the peak holds two caches: this one, or the last case's, beside the case's own
         self.device.give_back_memory()
         has_peak = self.device.reset_peak_memory()
@@ -184,26 +151,25 @@ class Worker:
         phases = PhaseCounter(self.strategy)
         compiles = self.strategy.compile_s is not None
         with phases.counted() if count and not compiles else nullcontext():
-            found = agreement(self.strategy, self.prompt, self.expected, self._steps(), phases.apart)
+            found = agreement(self.strategy, self.prompt, reference, self._steps(), phases.apart)
         self.strategy.check_length(case.capacity - 1)
         if found.tokens_match == "false" and is_lossy(case.strategy) and not self._is_lossy:
             raise OtherTokens(
                 f"{case.strategy} promises to be exact, and its logits differ from the parallel forward's by "
                 f"{found.logits_error:.1e} of the largest logit"
             )
-        self.tokens_match = found.tokens_match
-        expected = stored["tokens"]
+        self.tokens_match, expected = found.tokens_match, reference.tokens
         if self._is_lossy:
             self.strategy.reset()
             expected = self.strategy.generate(self.prompt, case.n_gen)
-            matching = equal_tokens(expected, stored["tokens"])
+            matching = equal_tokens(expected, reference.tokens)
             self.tokens_match = "true" if matching == case.n_gen else "false"
             judged = judged and msgspec.structs.replace(judged, matching_tokens=matching)
         # The logits are no longer needed. Timed turns of a lossy strategy are compared with its own free run.
         self.expected = Reference(expected, torch.empty(0))
         peak_bytes = self.device.peak_memory_bytes() if has_peak else None
         if count and compiles:
-            phases.count_eager(self.prompt, stored["tokens"])
+            phases.count_eager(self.prompt, reference.tokens)
         return Checked(
             tokens_match=self.tokens_match,
             logits_error=found.logits_error,
@@ -219,26 +185,13 @@ class Worker:
             quality=judged,
         )
 
+    def _done(self) -> Done:
+        self.device.give_back_memory()
+        return Done()
+
     @property
     def _is_lossy(self) -> bool:
         return self.strategy.promise == "lossy"
-
-    def _judge(self, path: str) -> Quality:
-        """Compare with the exact predictions over the text at `path`; leaves `matching_tokens` open."""
-        text = JudgedText(**load_file(path, device=self.device.name))
-        found, recall = judge(self.strategy, text)
-        return Quality(
-            positions=text.exact.shape[1],
-            top1_agreement=found.top1_agreement,
-            commonest_share=found.commonest_share,
-            logit_kl=found.logit_kl,
-            logit_kl_p99=found.logit_kl_p99,
-            logit_kl_floor=text.floor.item() if len(text.floor) else None,
-            perplexity_ratio=found.perplexity_ratio,
-            matching_tokens=0,
-            recall_agreement=recall,
-            agreement_by_position=list(found.agreement_by_position),
-        )
 
     def take_turn(self, *, lockstep: bool) -> TurnTaken:
         steps = self._steps()
@@ -286,10 +239,6 @@ class Worker:
             covariates=self.covariates.stop(),
         )
 
-    def _ids(self, case: Case) -> tuple[Tensor | None, Tensor]:
-        context, prompt = token_ids(case, self.vocab_size)
-        return (context.to(self.device.name) if context is not None else None), prompt.to(self.device.name)
-
     def _steps(self) -> list[int] | None:
         """Which decode steps to compute: all (None), or every k-th one where a step needs no cache."""
         return None if self.strategy.reads_cache else naive_steps(self.case, self.tokens_per_turn)
@@ -309,14 +258,6 @@ def _refuse_no_time(times: Times) -> None:
     """
     if min([*times.host_ns, *(times.event_ns or [])]) <= 0:
         raise ValueError("the clock is too coarse: a forward took 0 ns by it; measure longer prompts or larger batches")
-
-
-def _store(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write tensors to a file, of which another worker reads them."""
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"{path}: {one_line(error)}; set TMPDIR to a folder with room") from error
 
 
 def one_line(error: BaseException) -> str:

@@ -11,19 +11,8 @@ import numpy as np
 
 from bench.analysis.summary import phases
 from bench.case import Case, naive_steps
-from bench.record import (
-    SCHEMA_VERSION,
-    CasePlan,
-    CeilingSample,
-    Check,
-    Covariates,
-    Environment,
-    Failure,
-    Manifest,
-    Quality,
-    Run,
-    Sample,
-)
+from bench.manifest import SCHEMA_VERSION, CasePlan, Environment, Manifest
+from bench.record import CeilingSample, Check, Covariates, Failure, Quality, Run, Sample
 from kvcache.arithmetic.architectures import geometry
 from kvcache.arithmetic.costs import Costs, Phase, phase_costs, weights_bytes
 
@@ -251,7 +240,8 @@ def make_plan(case: Case) -> CasePlan:
     n_steps = case.n_gen - 1
     lengths = range(tokens + 1, tokens + case.n_gen)
     decode = costs(n_steps, sum(lengths) if case.strategy == "naive" else n_steps, tokens + n_steps)
-    return CasePlan(case=case, prefill=costs(1, case.n_prompt, tokens), decode=decode if n_steps else None)
+    prefill = costs(1, case.n_prompt, tokens)
+    return CasePlan(case=case, prefill=prefill, decode=decode if n_steps else None, weights_bytes=0)
 
 
 def make_check(case: Case, process: int = 0, tokens_match: str = "true") -> Check:

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bench.judge.gate import gate
-from bench.record import Run, Verdict
+from bench.judge.verdict import Verdict
+from bench.record import Run
 from bench.store.sessions import Session
 from kvcache import models
 from kvcache.proof.counts import PhaseCounter

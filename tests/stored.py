@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.record import Manifest
+from bench.manifest import Manifest
 from bench.store.run_folder import make_folder, write_manifest
 
 

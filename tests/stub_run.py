@@ -16,8 +16,8 @@ from typing import Any
 from bench import cli
 from bench.case import Sweep
 from bench.machine.environment import TorchFacts, read_environment
+from bench.manifest import CasePlan
 from bench.measure import plan, run, server_process
-from bench.record import CasePlan
 from kvcache import models
 from tests.handmade import make_plan
 

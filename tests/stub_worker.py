@@ -163,6 +163,7 @@ class StubWorker:
             kv_bytes_after_decode=held * (case.capacity - 1),
             peak_memory_bytes=1 << 28,
             compile_s=None,
+            counters={},
         )
 
     def turn(self, case: Case) -> Reply:

@@ -21,8 +21,8 @@ from bench.ab.both import Answer, BothSides, SideFailed
 from bench.ab.record import NAMES, PairTimes, SideName, Turn
 from bench.case import HOST_DEVICES, Case
 from bench.errors import DataError
-from bench.measure.schedule import LOAD_TIMEOUT_S, turn_ns
 from bench.measure.worker_process import WorkerProcess
+from bench.measure.workers import LOAD_TIMEOUT_S
 from bench.protocol import CheckCase, Checked, GoOn, Load, Loaded, Paused, Reply, TakeTurn, TurnTaken
 from kvcache.strategies.catalogue import is_lossy
 
@@ -153,7 +153,7 @@ class Pair:
         """Take a turn of one side; return it and which steps it timed."""
         answer = self.both.ask(name, TakeTurn(), self.timeout_s)
         taken = _turn_taken(name, answer.reply)
-        return _turn_of(name, block, taken, turn_ns(taken), answer.waited_ns), taken.steps
+        return _turn_of(name, block, taken, taken.total_ns, answer.waited_ns), taken.steps
 
     def _turns_in_lockstep(self, block: int) -> list[tuple[Turn, list[int]]]:
         """Take a turn of each side; return each and which steps it timed. Who is first changes with every block."""

@@ -17,8 +17,8 @@ from bench.case import Case, Group
 from bench.errors import DataError
 from bench.judge.sequential import PAIRS_A_PROMPT, SCREENING_PAIRS
 from bench.machine.places import temporary_folder
-from bench.measure.schedule import LOAD_TIMEOUT_S
 from bench.measure.worker_process import WorkerFailed, WorkerProcess
+from bench.measure.workers import LOAD_TIMEOUT_S
 from bench.protocol import Introduction, Load, MakeReference
 from bench.store.checked_lines import Appender
 

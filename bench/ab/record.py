@@ -10,8 +10,8 @@ import msgspec
 
 from bench.case import Case
 from bench.errors import DataError
+from bench.manifest import Environment
 from bench.protocol import Introduction
-from bench.record import Environment
 from bench.store import checked_lines, sealed
 
 MANIFEST, PAIRS = "ab.json", "pairs.jsonl"

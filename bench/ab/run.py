@@ -18,10 +18,11 @@ from bench.ab.pairs import ForkServers, Introductions, PairMeasurer, server_key
 from bench.ab.record import AB_VERSION, MANIFEST, PAIRS, AbManifest, Settings, Side
 from bench.case import HOST_DEVICES, Case, Sweep
 from bench.errors import UsageError
+from bench.judge.verdict import Verdict
 from bench.machine.environment import TorchFacts, read_environment
+from bench.manifest import Environment
 from bench.measure.plan import refuse_too_long
 from bench.measure.run import noting
-from bench.record import Environment, Verdict
 from bench.store import sealed
 from bench.store.checked_lines import Appender
 from bench.store.derived import Derived

@@ -17,7 +17,7 @@ from bench.analysis.summary import phases
 from bench.case import Case
 from bench.judge import sequential
 from bench.judge.sequential import CONFIRMATION_LOOKS, SCREENING_PAIRS, Call, LogRatios
-from bench.record import Verdict, VerdictKind
+from bench.judge.verdict import Verdict, VerdictKind
 from kvcache.arithmetic.costs import Phase
 
 LEAST_PAIRS, MOST_PAIRS = SCREENING_PAIRS + CONFIRMATION_LOOKS[0], SCREENING_PAIRS + CONFIRMATION_LOOKS[-1]

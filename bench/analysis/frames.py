@@ -136,7 +136,7 @@ def _phases(case: Case, sample: Sample) -> Iterator[dict[str, Any]]:
     shared = {
         "case": sample.case,
         **_turn(sample),
-        "wall_ms": (sample.prefill_ns + sum(sample.step_ns)) / NS_PER_MS,
+        "wall_ms": sample.total_ns / NS_PER_MS,
         **msgspec.structs.asdict(sample.covariates),
     }
     ttft_ms = _prefill_ns(sample) / NS_PER_MS

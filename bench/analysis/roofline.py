@@ -15,7 +15,7 @@ from scipy.optimize import lsq_linear
 
 from bench.analysis.tidy import Tidy, paired_ratio
 from bench.case import Group
-from bench.record import CasePlan
+from bench.manifest import CasePlan
 from kvcache.arithmetic.costs import Costs
 from kvcache.strategies.catalogue import OWN
 
@@ -111,7 +111,7 @@ def _row(plan: CasePlan, costs: Costs, own: pd.DataFrame, gemm: pd.DataFrame, re
         **_share("mfu", costs.flops, own, gemm),
     }
     caches_bytes = CACHES * read["cache_bytes"].max()
-    if plan.weights_bytes is not None and plan.weights_bytes > caches_bytes:
+    if plan.weights_bytes > caches_bytes:
         row |= _share("mbu", costs.bytes, own, read)
     return row
 

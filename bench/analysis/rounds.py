@@ -57,7 +57,7 @@ def sample_is_disturbed(sample: Sample, n_threads: int, cores: int) -> bool:
         is_disturbed(
             steal_ns=covariates.steal_ns or 0,
             throttled_ns=covariates.throttled_ns or 0,
-            wall_ns=sample.prefill_ns + sum(sample.step_ns),
+            wall_ns=sample.total_ns,
             n_threads=n_threads,
             cores=cores,
             gpu_throttle_reasons=covariates.gpu_throttle_reasons or 0,

@@ -13,7 +13,8 @@ import pandas as pd
 from bench.analysis import columns, estimators, frames, roofline
 from bench.analysis.tidy import Tidy, independent_values, paired_ratio
 from bench.case import Case
-from bench.record import CasePlan, Check
+from bench.manifest import CasePlan
+from bench.record import Check
 from kvcache.arithmetic.costs import Phase
 from kvcache.strategies.catalogue import COMPILING, OWN, REFEEDING, YARDSTICKS, is_lossy
 

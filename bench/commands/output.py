@@ -11,8 +11,9 @@ import typer
 from bench.errors import FailedRun
 
 if TYPE_CHECKING:
+    from bench.judge.verdict import Verdict
     from bench.measure.run import Job
-    from bench.record import Run, Verdict
+    from bench.record import Run
     from bench.tell.formats import DocumentFormat, Format
     from bench.tell.verdicts import Command
 

@@ -17,7 +17,8 @@ from bench.analysis.summary import summarize
 from bench.analysis.tidy import Tidy
 from bench.case import Case
 from bench.errors import DataError, FailedRun, UsageError
-from bench.record import FAULTS, Environment, Run
+from bench.manifest import Environment
+from bench.record import FAULTS, Run
 from bench.store.run_folder import check_name
 from bench.store.sessions import BASELINE_VERSION, CaseFigures, Session, read_sessions, refuse_impossible, write_session
 from kvcache.arithmetic.costs import Phase
@@ -28,7 +29,7 @@ def session_of(tidy: Tidy) -> Session:
     """Boil a run down. Cases that did not end well, or are unsupported here, are left out.
 
     Raises:
-        DataError: a case has no counters (an older kvbench stored it), or they differ between its processes.
+        DataError: the counters of a case differ between its processes.
     """
     run, ended = tidy.run, tidy.outcomes
     rows = {(row["case"], row["phase"]): row for row in summarize(tidy).to_dict("records")}
@@ -150,19 +151,14 @@ def machine_name(environment: Environment) -> str:
 
 def _counters(run: Run, case: Case) -> dict[Phase, Counters]:
     found = [check.counters for check in run.checks if check.case == case.key]
-    first = found[0] if found else None
-    if first is None:
-        raise DataError(f"{run.path}: {case.key} has no counters; it was stored by an older kvbench: measure it again")
     # A resumed run checks a case again, in a process that has compiled something else before: the fewest graphs count.
     compiled = ("compiled_graphs", "recompilations")
     fewest = {
-        phase: {name: min(getattr(counters[phase], name) for counters in found if counters) for name in compiled}
-        for phase in first
+        phase: {name: min(getattr(counters[phase], name) for counters in found) for name in compiled}
+        for phase in found[0]
     }
     settled = [
-        {phase: msgspec.structs.replace(counters[phase], **fewest[phase]) for phase in first}
-        for counters in found
-        if counters is not None
+        {phase: msgspec.structs.replace(counters[phase], **fewest[phase]) for phase in fewest} for counters in found
     ]
     if any(counters != settled[0] for counters in settled):
         raise DataError(f"{run.path}: the counters of {case.key} differ between its processes: it is not deterministic")

@@ -21,7 +21,8 @@ from bench.errors import DataError, FailedRun
 from bench.judge.baseline import newest, refuse_unfit, session_of
 from bench.judge.compare import nearest
 from bench.judge.tolerance import MIN_SESSIONS, slow_down, tolerance
-from bench.record import Run, Verdict, VerdictKind
+from bench.judge.verdict import Verdict, VerdictKind
+from bench.record import Run
 from bench.store.run_folder import find_run, read_run
 from bench.store.sessions import CaseFigures, Session, read_sessions
 from kvcache.arithmetic.costs import Phase
@@ -62,7 +63,7 @@ def gate(run: Run, sessions: Sequence[Session]) -> list[Verdict]:
     """Give every verdict on `run`. The newest session sets the cases and their counters, all of them the times.
 
     Raises:
-        DataError: the run holds no counters.
+        DataError: the counters of a case differ between its processes.
     """
     tidy = Tidy.of(run)
     base, head = newest(sessions), session_of(tidy)

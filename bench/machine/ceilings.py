@@ -15,7 +15,7 @@ import torch
 from bench.machine.clock import Clock
 from bench.machine.devices import Device
 from bench.machine.kernels import Kernel, random_data
-from bench.record import CeilingName
+from bench.manifest import CeilingName
 
 TURN_S = 0.06
 """How long a turn of a kernel takes, roughly: a dozen passes over the data, and short beside the arms' turns."""

@@ -18,7 +18,7 @@ from bench.machine import cgroup
 from bench.machine.cgroup import read_file
 from bench.machine.clock import HostClock
 from bench.machine.kernels import Kernel, Products, Rates, products
-from bench.record import Environment
+from bench.manifest import Environment
 
 if TYPE_CHECKING:  # importing this module must not import torch: flags and reports use it
     from torch import Tensor

@@ -14,7 +14,7 @@ from bench.case import DeviceName
 from bench.machine.cgroup import read_file
 from bench.machine.clock import Times, intervals
 from bench.machine.kernels import Kernel, Rates, products
-from bench.record import Environment
+from bench.manifest import Environment
 
 if TYPE_CHECKING:  # importing this module must not import torch: flags and reports use it
     import torch

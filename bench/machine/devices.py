@@ -10,7 +10,7 @@ from bench.machine.clock import Clock
 from bench.machine.cpu import Cpu
 from bench.machine.cuda import Cuda
 from bench.machine.kernels import Kernel, Rates
-from bench.record import Environment
+from bench.manifest import Environment
 
 if TYPE_CHECKING:
     from torch import Tensor

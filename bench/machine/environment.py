@@ -19,7 +19,7 @@ from bench.machine.cpu import CPUS, Cpu, isa
 from bench.machine.cuda import gpu_driver, gpu_name
 from bench.machine.git import GitFailed, git
 from bench.machine.threads import binding, user_variables
-from bench.record import Environment
+from bench.manifest import Environment
 
 
 class TorchFacts(NamedTuple):

@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 from bench.case import TOKENS_PER_TURN, Case, naive_steps
 from bench.machine.devices import DEVICES
+from bench.manifest import CasePlan
 from bench.measure.ceiling_turns import ROUND_S
 from bench.measure.plan import Limits
 from bench.measure.resume import Past
-from bench.record import CasePlan, CellPlan
+from bench.record import CellPlan
 from kvcache.arithmetic.costs import Costs
 from kvcache.strategies.catalogue import COMPILING, REFEEDING
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol, get_args
+from typing import get_args
 
-from bench.case import DeviceName, Group
+import msgspec
+
+from bench.case import Group
 from bench.machine.devices import DEVICES
+from bench.manifest import CasePlan, Ceiling, CeilingName, Environment
 from bench.measure.worker_process import WorkerFailed, WorkerProcess
-from bench.protocol import CeilingsChosen, CeilingTurnTaken, ChooseCeilings, Reply, Request, TakeCeilingTurn
-from bench.record import CasePlan, Ceiling, CeilingName, CeilingSample, Environment
+from bench.protocol import CeilingsChosen, CeilingTurnTaken, ChooseCeilings, TakeCeilingTurn
 
 CEILINGS: tuple[CeilingName, ...] = get_args(CeilingName)
 TIMEOUT_S = 120.0
@@ -18,77 +20,38 @@ TIMEOUT_S = 120.0
 ROUND_S = 0.15
 """What a turn of each ceiling takes together, roughly."""
 
-Setting = tuple[DeviceName, str, int]
-"""Device, dtype, threads."""
-
-
-class Asked(Protocol):
-    """The driver's end of a worker: `bench.measure.worker_process.WorkerProcess`."""
-
-    def ask(self, request: Request, timeout_s: float) -> Reply:
-        """Send `request` and wait for the answer; raises WorkerFailed."""
-
 
 class CeilingTurns:
-    """The turns of one setting's ceilings in one worker.
+    """The turns of one setting's ceilings in one worker, which chooses its kernels before the first."""
 
-    The kernels are chosen before the first turn. The first failure ends the turns, and `failure` says why.
-    """
-
-    def __init__(self, worker: Asked, setting: Setting) -> None:
+    def __init__(self, worker: WorkerProcess, setting: ChooseCeilings) -> None:
         self._worker, self._setting = worker, setting
         self._chosen = False
-        self.failure: str | None = None
 
-    def take(
-        self, ceiling: CeilingName, *, cell: str, process: int, number: int, order: int, warmup: bool
-    ) -> CeilingSample | None:
-        """Take one turn of `ceiling` in round `number` of a cell; return None from the first failure on."""
-        if self.failure is not None:
-            return None
-        try:
-            self._choose()
-            taken = self._worker.ask(TakeCeilingTurn(ceiling=ceiling), TIMEOUT_S)
-        except WorkerFailed as failure:
-            self.failure = failure.error
-            return None
-        assert isinstance(taken, CeilingTurnTaken)
-        return CeilingSample(
-            cell=cell,
-            ceiling=ceiling,
-            kernel=taken.kernel,
-            process=process,
-            round=number,
-            order=order,
-            warmup=warmup,
-            amount=taken.amount,
-            pass_ns=taken.pass_ns,
-            cache_bytes=taken.cache_bytes,
-            covariates=taken.covariates,
-        )
-
-    def _choose(self) -> None:
+    def take(self, ceiling: CeilingName) -> CeilingTurnTaken:
+        """Take one turn of `ceiling`. Raises WorkerFailed, after which there are no more."""
         if not self._chosen:
-            device, dtype, n_threads = self._setting
-            wanted = ChooseCeilings(device=device, dtype=dtype, n_threads=n_threads)
-            assert isinstance(self._worker.ask(wanted, TIMEOUT_S), CeilingsChosen)
+            assert isinstance(self._worker.ask(self._setting, TIMEOUT_S), CeilingsChosen)
             self._chosen = True
+        taken = self._worker.ask(TakeCeilingTurn(ceiling=ceiling), TIMEOUT_S)
+        assert isinstance(taken, CeilingTurnTaken)
+        return taken
 
 
-def setting_of(group: Group) -> Setting:
+def setting_of(group: Group) -> ChooseCeilings:
     """Return what the ceilings of a group's cases are measured under."""
-    return group.device, group.dtype, group.n_threads
+    return ChooseCeilings(device=group.device, dtype=group.dtype, n_threads=group.n_threads)
 
 
-def settings_of(plans: Iterable[CasePlan]) -> list[Setting]:
+def settings_of(plans: Iterable[CasePlan]) -> list[ChooseCeilings]:
     """Return the settings that the cases of a plan run under, each once."""
     return list(dict.fromkeys(setting_of(item.case.group) for item in plans))
 
 
-def settings_here(environment: Environment) -> list[Setting]:
+def settings_here(environment: Environment) -> list[ChooseCeilings]:
     """Return what `kvbench env` measures: float32 and bfloat16 with one thread and with all, and the GPU."""
     return [
-        (device.name, dtype, count)
+        ChooseCeilings(device=device.name, dtype=dtype, n_threads=count)
         for device in DEVICES.values()
         if device.is_in(environment)
         for count in device.ceiling_threads(environment.cores)
@@ -97,7 +60,7 @@ def settings_here(environment: Environment) -> list[Setting]:
 
 
 def survey(
-    settings: Sequence[Setting], fork: Callable[[int], WorkerProcess], say: Callable[[str], None]
+    settings: Sequence[ChooseCeilings], fork: Callable[[int], WorkerProcess], say: Callable[[str], None]
 ) -> list[Ceiling]:
     """Measure the ceilings of each setting once, in a worker per device and number of threads.
 
@@ -105,10 +68,10 @@ def survey(
     ceilings. `say` gets a line for each ceiling, and for a setting that has none.
     """
     found: list[Ceiling] = []
-    for place in dict.fromkeys((device, n_threads) for device, _, n_threads in settings):
-        here = [setting for setting in settings if (setting[0], setting[2]) == place]
+    for device, n_threads in dict.fromkeys((setting.device, setting.n_threads) for setting in settings):
+        here = [setting for setting in settings if (setting.device, setting.n_threads) == (device, n_threads)]
         try:
-            forked = fork(place[1])
+            forked = fork(n_threads)
         except WorkerFailed as failure:
             for setting in here:
                 say(f"no ceilings, {_words(setting)}: {failure.error}")
@@ -122,30 +85,22 @@ def survey(
 def one_line(ceiling: Ceiling) -> str:
     """Describe a ceiling in a line, as in `read bandwidth, cpu float32, 2 threads: 41.3 GB/s (dot)`."""
     kind, unit = ("read bandwidth", "GB/s") if ceiling.ceiling == "read_bandwidth" else ("GEMM", "GFLOP/s")
-    setting = _words((ceiling.device, ceiling.dtype, ceiling.n_threads))
-    return f"{kind}, {setting}: {ceiling.per_s / 1e9:.4g} {unit} ({ceiling.kernel})"
+    return f"{kind}, {_words(ceiling)}: {ceiling.per_s / 1e9:.4g} {unit} ({ceiling.kernel})"
 
 
-def _words(setting: Setting) -> str:
-    device, dtype, n_threads = setting
-    return f"{device} {dtype}, {n_threads} thread{'s' if n_threads > 1 else ''}"
+def _words(of: ChooseCeilings | Ceiling) -> str:
+    return f"{of.device} {of.dtype}, {of.n_threads} thread{'s' if of.n_threads > 1 else ''}"
 
 
-def _survey_one(worker: WorkerProcess, setting: Setting, say: Callable[[str], None]) -> Iterator[Ceiling]:
+def _survey_one(worker: WorkerProcess, setting: ChooseCeilings, say: Callable[[str], None]) -> Iterator[Ceiling]:
     turns = CeilingTurns(worker, setting)
     for name in CEILINGS:
-        taken = turns.take(name, cell="", process=0, number=0, order=0, warmup=False)
-        if taken is None:
-            say(f"no ceilings, {_words(setting)}: {turns.failure}")
+        try:
+            taken = turns.take(name)
+        except WorkerFailed as failure:
+            say(f"no ceilings, {_words(setting)}: {failure.error}")
             return
-        device, dtype, n_threads = setting
-        ceiling = Ceiling(
-            ceiling=taken.ceiling,
-            device=device,
-            dtype=dtype,
-            n_threads=n_threads,
-            kernel=taken.kernel,
-            per_s=taken.amount / statistics.median(taken.pass_ns) * 1e9,
-        )
+        per_s = taken.amount / statistics.median(taken.pass_ns) * 1e9
+        ceiling = Ceiling(ceiling=name, kernel=taken.kernel, per_s=per_s, **msgspec.structs.asdict(setting))
         say(one_line(ceiling))
         yield ceiling

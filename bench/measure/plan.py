@@ -12,7 +12,7 @@ import msgspec
 
 from bench.case import Case, Sweep
 from bench.errors import UsageError
-from bench.record import CasePlan
+from bench.manifest import CasePlan
 from kvcache import models
 from kvcache.arithmetic.architectures import UnknownGeometry, geometry
 from kvcache.arithmetic.costs import Phase, phase_costs

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from bench.analysis.rounds import Rounds, planned_rounds
 from bench.case import Case
-from bench.record import CasePlan, CellPlan, Run
+from bench.manifest import CasePlan
+from bench.record import CellPlan, Run
 
 
 class Past:

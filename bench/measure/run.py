@@ -19,6 +19,7 @@ from bench.machine.devices import DEVICES
 from bench.machine.environment import read_environment
 from bench.machine.places import require_temporary_bytes
 from bench.machine.threads import notice, user_variables
+from bench.manifest import SCHEMA_VERSION, CasePlan, Manifest
 from bench.measure import plan as planning
 from bench.measure.budget import START_S, Reduction, fit, reduced, seconds_of
 from bench.measure.ceiling_turns import CEILINGS, settings_of, survey
@@ -27,7 +28,7 @@ from bench.measure.progress import ProgressBar
 from bench.measure.schedule import measure as measure_cases
 from bench.measure.schedule import pending_cells
 from bench.measure.server_process import RunServers
-from bench.record import SCHEMA_VERSION, CasePlan, Manifest, Run
+from bench.record import Run
 from bench.store.run_folder import RunWriter, check_name, find_run, locked, make_folder, read_run, write_manifest
 from kvcache import models
 

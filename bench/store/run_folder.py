@@ -16,7 +16,8 @@ import filelock
 import msgspec
 
 from bench.errors import DataError, UsageError
-from bench.record import SCHEMA_VERSION, CeilingSample, CellPlan, Check, Failure, Manifest, Record, Run, Sample
+from bench.manifest import SCHEMA_VERSION, Manifest
+from bench.record import CeilingSample, CellPlan, Check, Failure, Record, Run, Sample
 from bench.store import checked_lines, sealed
 
 NAME = re.compile(r"[A-Za-z0-9._-]+")

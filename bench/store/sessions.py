@@ -9,7 +9,8 @@ import msgspec
 
 from bench.case import Case
 from bench.errors import DataError
-from bench.record import Environment, TokensMatch
+from bench.manifest import Environment
+from bench.record import TokensMatch
 from bench.store import sealed
 from kvcache.arithmetic.costs import Phase
 from kvcache.proof.counters import Counters

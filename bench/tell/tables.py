@@ -14,7 +14,7 @@ from rich.text import Text
 from bench.analysis import columns
 from bench.analysis.summary import PLAIN
 from bench.case import HOST_DEVICES
-from bench.record import Ceiling, Environment
+from bench.manifest import Ceiling, Environment
 from bench.tell.formats import DocumentFormat, Format
 from bench.tell.layout import Fitted, markdown_table
 from bench.tell.words import NOTHING, Row, by_setting, case_labels, context, missing, number, time_ratio, with_interval

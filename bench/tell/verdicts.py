@@ -11,7 +11,7 @@ import msgspec
 from rich.console import Group
 from rich.text import Text
 
-from bench.record import Verdict, VerdictKind
+from bench.judge.verdict import Verdict, VerdictKind
 from bench.tell.layout import Fitted, markdown_table
 from bench.tell.words import NOTHING, number
 

@@ -14,7 +14,8 @@ import pytest
 from bench.case import Case
 from bench.cli import main
 from bench.judge import baseline
-from bench.record import SCHEMA_VERSION, Covariates, Failure, Run
+from bench.manifest import SCHEMA_VERSION
+from bench.record import Covariates, Failure, Run
 from bench.store.run_folder import RunWriter
 from tests.handmade import ENVIRONMENT, fail, grid, make_run, smollm2_ms
 from tests.stored import create_run

@@ -14,7 +14,8 @@ from bench.errors import DataError
 from bench.judge import baseline
 from bench.judge.baseline import session_of
 from bench.judge.gate import EXACT, gate, read_baseline, share_of
-from bench.record import Covariates, Run, Verdict
+from bench.judge.verdict import Verdict
+from bench.record import Covariates, Run
 from bench.store.run_folder import RunWriter
 from bench.store.sessions import Session
 from bench.tell import verdicts

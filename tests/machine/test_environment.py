@@ -15,7 +15,7 @@ from bench.machine.environment import (
     read_environment,
     read_torch_facts,
 )
-from bench.record import Environment
+from bench.manifest import Environment
 
 FACTS = TorchFacts(isa="AVX2", gpu="NVIDIA Test", gpu_driver="580.1")
 

@@ -7,10 +7,11 @@ from typing import ClassVar
 import msgspec
 import pytest
 
-from bench.measure.ceiling_turns import Setting, one_line, settings_here, settings_of, survey
+from bench.manifest import Ceiling
+from bench.measure.ceiling_turns import one_line, settings_here, settings_of, survey
 from bench.measure.worker_process import WorkerFailed
 from bench.protocol import CeilingsChosen, CeilingTurnTaken, ChooseCeilings, Reply, Request
-from bench.record import Ceiling, Covariates
+from bench.record import Covariates
 from tests.handmade import ENVIRONMENT, grid, make_plan
 
 
@@ -43,7 +44,11 @@ def _fake_arms() -> None:
     FakeArm.started, FakeArm.lacking = [], ""
 
 
-SETTINGS: list[Setting] = [("cpu", "float32", 1), ("cpu", "bfloat16", 1), ("cpu", "float32", 2)]
+def setting(dtype: str, n_threads: int) -> ChooseCeilings:
+    return ChooseCeilings(device="cpu", dtype=dtype, n_threads=n_threads)
+
+
+SETTINGS = [setting("float32", 1), setting("bfloat16", 1), setting("float32", 2)]
 
 
 def test_a_rate_is_that_of_the_median_pass_and_its_name_has_a_unit() -> None:
@@ -88,11 +93,11 @@ def test_a_worker_that_cannot_be_forked_costs_its_own_settings_alone() -> None:
 
 def test_the_settings_of_a_plan_and_of_this_machine() -> None:
     cases = [*grid(["naive", "dynamic"], [8, 16]), *grid(["dynamic"], [8], dtype="bfloat16", n_threads=1)]
-    assert settings_of(map(make_plan, cases)) == [("cpu", "float32", 2), ("cpu", "bfloat16", 1)]
+    assert settings_of(map(make_plan, cases)) == [setting("float32", 2), setting("bfloat16", 1)]
     here = settings_here(ENVIRONMENT)
-    assert here == [("cpu", dtype, count) for count in (1, 2) for dtype in ("float32", "bfloat16")]
+    assert here == [setting(dtype, count) for count in (1, 2) for dtype in ("float32", "bfloat16")]
     with_gpu = settings_here(msgspec.structs.replace(ENVIRONMENT, gpu="H200"))
-    assert {dtype for device, dtype, _ in with_gpu if device == "cuda"} == {"float32", "bfloat16", "float16"}
+    assert {found.dtype for found in with_gpu if found.device == "cuda"} == {"float32", "bfloat16", "float16"}
 
 
 def test_a_ceiling_in_words() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from bench.manifest import CasePlan
 from bench.measure.plan import COMPILER_BYTES, memory_bytes, temporary_bytes
-from bench.record import CasePlan
 from kvcache.models import describe
 from kvcache.proof.judging import POSITIONS
 from kvcache.proof.quality import RECALLED

@@ -89,6 +89,7 @@ class FakeArm:
                     kv_bytes_after_decode=16,
                     peak_memory_bytes=None,
                     compile_s=None,
+                    counters={},
                 )
             case TakeTurn():
                 times = self.times_ns.get(self.strategy, [])

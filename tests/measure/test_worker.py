@@ -14,6 +14,7 @@ from torch import Tensor
 from bench.case import Case, Sweep, naive_steps
 from bench.machine.clock import Times
 from bench.measure.plan import plan
+from bench.measure.references import token_ids
 from bench.protocol import (
     CheckCase,
     Checked,
@@ -30,7 +31,7 @@ from bench.protocol import (
     TakeTurn,
     TurnTaken,
 )
-from bench.worker import Worker, serve, token_ids
+from bench.worker import Worker, serve
 from kvcache.arithmetic.costs import Costs
 from kvcache.caches.contract import Unsupported
 from kvcache.models.skeleton import is_out_of_memory

@@ -30,10 +30,10 @@ from safetensors.torch import load_file
 from bench.analysis.estimators import paired_ratio
 from bench.case import Case
 from bench.machine.affinity import usable_cores
+from bench.measure.references import token_ids
 from bench.measure.server_process import TREE, RunServers, worker_environment
 from bench.measure.worker_process import WorkerFailed
 from bench.protocol import CheckCase, Checked, Load, MakeReference, TakeTurn, TurnTaken
-from bench.worker import token_ids
 from kvcache import models
 from kvcache.models import ModelError
 from tests.studies import peer_worker

@@ -17,7 +17,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from bench.case import Sweep
-from bench.worker import token_ids
+from bench.measure.references import token_ids
 from kvcache import models
 from kvcache.caches.contract import Unsupported
 from kvcache.proof.tokens import agreement, reference

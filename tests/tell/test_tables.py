@@ -11,7 +11,7 @@ from bench.analysis import columns, slopes
 from bench.analysis import summary as summaries
 from bench.analysis.cautions import Caution
 from bench.analysis.tidy import Tidy
-from bench.record import Ceiling
+from bench.manifest import Ceiling
 from bench.tell import notes, tables
 from bench.tell.report import Report, document
 from bench.tell.words import case_labels

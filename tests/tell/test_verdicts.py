@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from bench.record import Verdict, VerdictKind
+from bench.judge.verdict import Verdict, VerdictKind
 from bench.tell import verdicts
 from tests.handmade import make_case
 

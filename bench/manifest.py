@@ -1,0 +1,110 @@
+"""Defines `manifest.json`: what was asked for, where it ran, and the plan. Frozen and versioned."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from bench.case import Case, DeviceName
+from kvcache.arithmetic.costs import Costs, Phase
+
+SCHEMA_VERSION = 1
+
+CeilingName = Literal["read_bandwidth", "gemm"]
+
+
+class Ceiling(msgspec.Struct, frozen=True, kw_only=True):
+    """How fast the machine reads or multiplies under one setting: the median pass of the fastest kernel."""
+
+    ceiling: CeilingName
+    device: DeviceName
+    dtype: str
+    n_threads: int
+    kernel: str
+    per_s: float
+    """Bytes per second, or FLOP per second."""
+
+    @property
+    def name(self) -> str:
+        """As the manifest names it, with its unit: `read_bandwidth_bytes_per_s cpu float32 t2`."""
+        unit = "bytes_per_s" if self.ceiling == "read_bandwidth" else "flop_per_s"
+        return f"{self.ceiling}_{unit} {self.device} {self.dtype} t{self.n_threads}"
+
+
+class Environment(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine and the software of a run. Two runs are on the same machine if their `fingerprint` is equal."""
+
+    hostname: str
+    os: str
+    cpu_model: str
+    cores: int
+    isa: str
+    """The widest vector instructions that torch uses, as in `AVX512`."""
+    l3_bytes: int | None
+    memory_bytes: int
+    python: str
+    torch: str
+    transformers: str
+    gpu: str | None
+    gpu_driver: str | None
+    git_commit: str | None
+    """Of the current folder's repository, with `+` where tracked files differ from it."""
+    load_1min: float | None
+    governor: str | None
+    transparent_hugepage: str | None
+    kvbench: str
+    cpu_quota: float | None = None
+    """Cores' worth of time that a container or job may use; None without a limit. `cores` has it rounded down."""
+    memory_limit_bytes: int | None = None
+    """The most memory that a container or job may hold, where that is less than `memory_bytes`."""
+    bound_cores: list[int] | None = None
+    """The cores that importing torch bound the main thread to ; None where it did not."""
+    bound_by: str | None = None
+    """The user's variables that bind threads, as in `OMP_PROC_BIND=close`."""
+    thread_variables: dict[str, str] = {}
+    """All of the user's variables that concern threads (`bench.machine.threads`)."""
+
+    @property
+    def fingerprint(self) -> dict[str, str | int | None]:
+        """What must be equal for times to be comparable."""
+        names = ("cpu_model", "cores", "isa", "python", "torch", "transformers", "gpu", "gpu_driver")
+        return {name: getattr(self, name) for name in names}
+
+
+class CasePlan(msgspec.Struct, frozen=True, kw_only=True):
+    """A case and what arithmetic says of it, stored with the run so that a report needs no model."""
+
+    case: Case
+    prefill: Costs | None
+    """None where the architecture is unknown to costs.py."""
+    decode: Costs | None
+    """None also where n_gen is 1."""
+    weights_bytes: int
+    """Of all weights in the case's dtype."""
+    kv_bytes_allocated: dict[Phase, int] | None = None
+    """What the kind of cache allocates by arithmetic, at the end of each phase; None for the user's own, and in older
+    runs."""
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """`manifest.json`: what was asked for, where it ran, and the plan."""
+
+    schema_version: int
+    run_id: str
+    created_utc: str
+    """ISO 8601, seconds."""
+    command: list[str]
+    repetitions: int
+    processes: int
+    timeout_s: float
+    budget_min: float | None = None
+    """Minutes that the run may take in all; None: as long as it takes."""
+    environment: Environment
+    plan: list[CasePlan]
+    weights: dict[str, str]
+    """SHA-256 of each model's weights (or the seed and geometry that make them), by model spec."""
+    ceilings: dict[str, float] = {}
+    """Medians of the ceilings at the start of the run by `Ceiling.name`; empty: none were measured."""
+    digest: str = ""
+    """SHA-256 of this manifest with an empty digest."""

@@ -1,0 +1,95 @@
+"""Proves the tokens of a cell's cases before any of their times, and stores each check with its framework's time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from bench.machine.places import temporary_folder
+from bench.measure.progress import Progress
+from bench.measure.worker_process import WorkerFailed
+from bench.measure.workers import Entry, WorkerKey, Workers, Writer
+from bench.protocol import CheckCase, Checked, FrameworkTimed, MakeReference, MakeText, TimeFramework
+from bench.record import Check
+from kvcache.strategies.catalogue import COMPILING, is_lossy
+
+
+class Checks:
+    """Checks the cases of one group in one set of processes."""
+
+    def __init__(self, workers: Workers, writer: Writer, progress: Progress) -> None:
+        self._workers, self._writer, self._progress = workers, writer, progress
+        self._framework: dict[tuple[WorkerKey, int], list[int] | None] = {}
+        """What steps without arithmetic take, by worker and batch size."""
+
+    def prove(self, entries: Sequence[Entry], tokens_per_turn: int) -> None:
+        """Check the tokens of every case of a cell; a case fails that emits others."""
+        with temporary_folder() as scratch:
+            reference = self._reference(entries, Path(scratch))
+            lossy = [entry for entry in entries if entry.live and is_lossy(entry.case.strategy)]
+            text = self._text(lossy, Path(scratch)) if lossy else None
+            for entry in entries:
+                if entry.live:
+                    judging = text if entry in lossy else None
+                    self._check(
+                        entry,
+                        CheckCase(case=entry.case, path=reference, tokens_per_turn=tokens_per_turn, text=judging),
+                    )
+
+    def store(self, entry: Entry) -> None:
+        """Store the check of a case, with what its framework takes: timed in a worker that has warmed up."""
+        if entry.check is not None:
+            step_ns = self._framework_step_ns(entry) if entry.live else None
+            self._writer.append(msgspec.structs.replace(entry.check, framework_step_ns=step_ns))
+
+    def _reference(self, entries: Sequence[Entry], scratch: Path) -> str:
+        """Have the cell's expected tokens and logits made; without them no case of it can be proved, or timed."""
+        path = str(scratch / "reference.safetensors")
+        try:
+            self._workers.ask_reference(MakeReference(case=entries[0].case, path=path))
+        except WorkerFailed as failure:
+            for entry in entries:
+                self._workers.fail(entry, failure, "the reference (one parallel forward) failed: ")
+        return path
+
+    def _text(self, lossy: Sequence[Entry], scratch: Path) -> str:
+        """Have the text written that judges the lossy cases of a cell; they fail where that does."""
+        path = str(scratch / "text.safetensors")
+        writer = "compiled" if any(entry.case.strategy in COMPILING for entry in lossy) else "dynamic"
+        try:
+            self._workers.ask_reference(MakeText(case=lossy[0].case, path=path, writer=writer))
+        except WorkerFailed as failure:
+            for entry in lossy:
+                self._workers.fail(entry, failure, "writing the text that judges it failed: ")
+        return path
+
+    def _check(self, entry: Entry, request: CheckCase) -> None:
+        found = self._workers.attempt(entry, request)
+        if not isinstance(found, Checked):
+            return
+        entry.check = Check(case=entry.case.key, process=self._workers.process, **msgspec.structs.asdict(found))
+        if found.tokens_match == "false" and not is_lossy(entry.case.strategy):
+            error = f"logits differ from the parallel forward's by {found.logits_error:.1e} of the largest logit"
+            self._workers.fail(entry, WorkerFailed("failed", error, alive=True, tokens_match="false"))
+
+    def _framework_step_ns(self, entry: Entry) -> list[int] | None:
+        """Time the framework in the worker's steps: once for each batch, since lengths do not matter."""
+        case = entry.case
+        if case.n_gen == 1:
+            return None
+        batch = entry.key, case.batch_size
+        if batch not in self._framework:
+            self._framework[batch] = None
+            try:
+                found = self._workers.ask(entry, TimeFramework())
+            except WorkerFailed as failure:
+                if failure.alive:  # the case itself is none the worse
+                    self._progress.say(f"no framework_ms for {case.key}: {failure.error}")
+                else:
+                    self._workers.fail(entry, failure, "timing the framework: ")
+            else:
+                assert isinstance(found, FrameworkTimed)
+                self._framework[batch] = found.step_ns
+        return self._framework[batch]

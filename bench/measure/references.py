@@ -1,0 +1,80 @@
+"""What a case is checked against, in files: one worker makes them from the model, the others read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bench.case import Case
+from bench.record import Quality
+from kvcache.caches.contract import Unsupported
+from kvcache.models.spec import max_positions
+from kvcache.proof.judging import JudgedText, judge, write_text
+from kvcache.proof.tokens import Reference, reference
+from kvcache.strategies.catalogue import build
+from kvcache.strategies.strategy import Strategy
+
+
+def token_ids(case: Case, vocab_size: int) -> tuple[Tensor | None, Tensor]:
+    """Draw the seeded context `[batch, n_depth]` (None without depth) and prompt `[batch, n_prompt]` of a case.
+
+    Equal for every strategy of a cell; the tokens are drawn uniformly, since a step's time does not depend on them.
+    """
+    generator = torch.Generator().manual_seed(case.seed)
+    ids = torch.randint(vocab_size, (case.batch_size, case.n_depth + case.n_prompt), generator=generator)
+    context, prompt = ids.split([case.n_depth, case.n_prompt], dim=1)
+    return (context if case.n_depth else None), prompt
+
+
+def ids_for(model: PreTrainedModel, case: Case) -> tuple[Tensor | None, Tensor]:
+    """Draw `token_ids` for a model, on its device."""
+    context, prompt = token_ids(case, model.config.get_text_config(decoder=True).vocab_size)
+    return (context.to(model.device) if context is not None else None), prompt.to(model.device)
+
+
+def make_reference(model: PreTrainedModel, case: Case, path: Path) -> None:
+    """Store the tokens and logits that naive greedy re-feed gives for `case`."""
+    context, prompt = ids_for(model, case)
+    _store(vars(reference(model, prompt, case.n_gen, context)), path)
+
+
+def make_text(model: PreTrainedModel, case: Case, path: Path, writer: str) -> None:
+    """Store the text that judges the lossy strategies of a cell, by `writer`, or by `dynamic` if it cannot."""
+    start = torch.cat([ids for ids in ids_for(model, case) if ids is not None], dim=1)[:, :1]
+    try:
+        strategy = build(writer, model)
+    except Unsupported:
+        strategy = build("dynamic", model)
+    positions = max_positions(model.config.get_text_config(decoder=True))
+    _store(vars(write_text(model, strategy, start, case.n_depth + case.n_prompt, positions, case.seed)), path)
+
+
+def read_reference(path: str, device: str) -> Reference:
+    """Read what `make_reference` stored."""
+    return Reference(**load_file(path, device=device))
+
+
+def judge_by_text(strategy: Strategy, path: str, device: str) -> Quality:
+    """Compare with the exact predictions over the text at `path`; leaves `matching_tokens` open."""
+    text = JudgedText(**load_file(path, device=device))
+    found, recall = judge(strategy, text)
+    return Quality(
+        positions=text.exact.shape[1],
+        logit_kl_floor=text.floor.item() if len(text.floor) else None,
+        matching_tokens=0,
+        recall_agreement=recall,
+        **vars(found),
+    )
+
+
+def _store(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    except (OSError, SafetensorError) as error:
+        reason = str(error).partition("\n")[0]
+        raise OSError(f"{path}: {reason}; set TMPDIR to a folder with room") from error
