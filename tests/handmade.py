@@ -302,7 +302,7 @@ LOST = Quality(
     perplexity_ratio=1.25,
     matching_tokens=3,
     recall_agreement=0.75,
-    agreement_by_position=[1.0, 0.0],
+    agreement_by_position=(1.0, 0.0),
 )
 
 
