@@ -100,6 +100,7 @@ def print_verdicts(
     Raises:
         typer.Exit: always, with the exit code of the verdicts.
     """
+    from bench.judge.verdict import exit_code
     from bench.store.derived import Derived
     from bench.tell import report, verdicts
 
@@ -120,4 +121,4 @@ def print_verdicts(
             report.append_step_summary(page)
     for line in derived.lines():
         note(line)
-    raise typer.Exit(verdicts.exit_code(found, require_time=require_time))
+    raise typer.Exit(exit_code(found, require_time=require_time))

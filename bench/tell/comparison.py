@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from bench.judge.compare import Comparison, Difference
+from bench.judge.compare import Comparison, Difference, Excluded
 from bench.tell import tables, words
 from bench.tell.formats import Format
 
@@ -22,7 +22,7 @@ def sentence(comparison: Comparison) -> str:
     why = f" ({'; '.join(comparison.fields_apart)})" if comparison.fields_apart else ""
     parts = [part for part in parts if part] or [f"nothing could be compared{why}"]
     lacking = len(comparison.one_sided)
-    parts += [f"{lacking} case{'s' if lacking > 1 else ''} not comparable"] if lacking else []
+    parts += [f"{words.plural(lacking, 'case')} not comparable"] if lacking else []
     machine = "" if comparison.same_machine else ", on another machine or software"
     return f"{comparison.b} against {comparison.a}{machine}: {'; '.join(parts)}"
 
@@ -43,10 +43,22 @@ def render(comparison: Comparison, form: Format) -> str:
     }
     for title, cases in excluded.items():
         if cases:
-            parts.append(f"{title}:\n\n" + "".join(f"- {case.case}: {case.reason}\n" for case in cases))
+            parts.append(f"{title}:\n\n{_excluded(cases)}")
     if comparison.differences:
         parts.append("Differences, A -> B:\n\n" + "".join(f"- {line}\n" for line in comparison.differences))
     return "\n".join(parts)
+
+
+def _excluded(cases: list[Excluded]) -> str:
+    """A line per reason: the case that has it, or how many have it and one of them as an example."""
+    names = words.short_names(case.case for case in cases)
+    reasons: dict[str, list[str]] = {}
+    for case in cases:
+        reasons.setdefault(case.reason, []).append(names[case.case])
+    return "".join(
+        f"- {f'{len(alike)} cases, such as ' if len(alike) > 1 else ''}{alike[0]}: {reason}\n"
+        for reason, alike in reasons.items()
+    )
 
 
 def _extreme(comparison: Comparison, difference: Difference, best: Literal["min", "max"]) -> str:

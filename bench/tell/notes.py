@@ -8,8 +8,8 @@ import pandas as pd
 
 from bench.analysis.cautions import Caution
 from bench.analysis.tidy import Tidy, paired_ratio
-from bench.tell.words import Row, by_setting, context, missing, with_interval
-from kvcache.strategies.catalogue import COMPILING, REFEEDING, STRATEGIES, YARDSTICKS
+from bench.tell.words import Row, by_setting, catalogue_place, context, missing, with_interval
+from kvcache.strategies.catalogue import COMPILING, REFEEDING, YARDSTICKS
 
 
 def slope_lines(slopes: pd.DataFrame) -> str:
@@ -79,15 +79,8 @@ def closing_lines(tidy: Tidy, summary: pd.DataFrame) -> str:
     lines: list[str] = []
     for title, rows in settings:
         # The first cached strategy of the catalogue that was measured; the yardstick or a compiled one if no other was.
-        order = list(STRATEGIES)
-        ranked = sorted(
-            dict.fromkeys(rows["strategy"]),
-            key=lambda name: (
-                name in COMPILING,
-                name in YARDSTICKS,
-                order.index(name) if name in order else len(order),
-            ),
-        )
+        names = dict.fromkeys(rows["strategy"])
+        ranked = sorted(names, key=lambda name: (name in COMPILING, name in YARDSTICKS, catalogue_place(name)))
         plain, fast = ranked[0], [name for name in ranked[1:] if name in COMPILING]
         own = rows[rows["strategy"] == plain].to_dict("records")
         figures = ["speedup_vs_naive", "speedup_low", "speedup_high"]
@@ -105,8 +98,8 @@ def _gains(tidy: Tidy, rows: pd.DataFrame, plain: str, fast: str) -> str:
     for (strategy, length), key in keys.items():
         other = keys.get((fast, length))
         if strategy == plain and other is not None:
-            turns = tidy.by_case_and_phase
-            ratio = paired_ratio(turns[key, "decode"], turns[other, "decode"], "latency_ms")
+            above, below = (tidy.by_case_and_phase[case, "decode"] for case in (key, other))
+            ratio = paired_ratio(above, below, "latency_ms")
             gains += [f"{with_interval(ratio.estimate, ratio.low, ratio.high)} at prompt {length}"] if ratio else []
     return ", ".join(gains)
 

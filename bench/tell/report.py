@@ -20,6 +20,7 @@ from bench.store.derived import Derived
 from bench.store.sealed import write_atomically
 from bench.tell import notes, tables
 from bench.tell.benchmark_json import benchmark_json
+from bench.tell.representative import representative_line
 from bench.tell.words import case_labels
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def document(report: Report) -> str:
         notes.reading_line(report.summary),
         notes.slope_lines(report.slopes),
         notes.prediction_lines(report.summary),
+        representative_line(report.summary[report.summary["latency_ms"].notna()]),
         report.caution_lines,
         report.closing,
     ]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import msgspec
 from rich.console import Group
 from rich.text import Text
 
-from bench.judge.verdict import Verdict, VerdictKind
+from bench.judge.verdict import COMPARED, TIMES, Verdict, VerdictKind, exit_code, is_compared, worst_first
 from bench.tell.layout import Fitted, markdown_table
-from bench.tell.words import NOTHING, number
+from bench.tell.words import NOTHING, number, short_names
 
 Command = Literal["gate", "ab", "unfinished ab"]
 """The command that found the verdicts (`kvbench report` reads a stored A/B, too): each has another way out."""
@@ -34,16 +34,12 @@ _ADVICE: dict[Command, dict[str, str]] = {
 }
 _ADVICE["unfinished ab"] = _ADVICE["ab"] | {"inconclusive": "it did not come to its end, so run it again"}
 
-TIMES = frozenset({"time", "mfu", "mbu"})
-"""Quantities that a clock gave; all others are exact."""
 PAIRED_TIMES = "times in ms; a change above zero is slower, and is paired by process, so it need not be head / base"
 
 HEADERS = ["verdict", "case", "phase", "quantity", "base", "head", "change", "detectable"]
 
-_KINDS: tuple[VerdictKind, ...] = get_args(VerdictKind)
 _GROUPED: frozenset[VerdictKind] = frozenset({"not-comparable", "inconclusive"})
 """Kinds whose details stand in one line for all verdicts that share them."""
-_COMPARED = frozenset({"regression", "inconclusive", "faster", "same"})
 _STYLES = {
     "failed": "bold red",
     "regression": "bold red",
@@ -51,28 +47,6 @@ _STYLES = {
     "inconclusive": "yellow",
     "faster": "green",
 }
-
-
-def exit_code(verdicts: Iterable[Verdict], *, require_time: bool = False) -> int:
-    """5 a case failed, 1 regression, 3 a case is missing or nothing was compared, 4 inconclusive, 0 passed.
-
-    The first that holds, in this order. `require_time`: also 3 where a time could not be compared.
-    """
-    verdicts = list(verdicts)
-    kinds = {verdict.kind for verdict in verdicts}
-    compared = any(map(_is_compared, verdicts))
-    if "failed" in kinds:
-        return 5
-    if "regression" in kinds:
-        return 1
-    if "missing" in kinds or not compared or (require_time and _lacks_time(verdicts)):
-        return 3
-    return 4 if "inconclusive" in kinds else 0
-
-
-def worst_first(verdicts: Iterable[Verdict]) -> list[Verdict]:
-    """Sort by kind as `VerdictKind` lists them; among times of a kind the largest slow-down leads."""
-    return sorted(verdicts, key=lambda verdict: (_KINDS.index(verdict.kind), -(verdict.effect or 0.0)))
 
 
 def sentence(verdicts: Iterable[Verdict], *, require_time: bool = False, command: Command = "gate") -> str:
@@ -93,13 +67,13 @@ def sentence(verdicts: Iterable[Verdict], *, require_time: bool = False, command
             return f"REGRESSION: {worst('regression')}; {advice['regression']}."
         case 3 if "missing" in leading:
             return f"NOT COMPARABLE: {worst('missing')}; {advice['missing']}."
-        case 3 if any(map(_is_compared, ordered)):
+        case 3 if any(map(is_compared, ordered)):
             return "NOT COMPARABLE: times were required and some could not be compared; see why below the table."
         case 3:
             return f"NOT COMPARABLE: {advice['nothing']}."
         case 4:
             return f"INCONCLUSIVE: {worst('inconclusive')}; {advice['inconclusive']}."
-    compared = [verdict for verdict in ordered if verdict.kind in _COMPARED]
+    compared = [verdict for verdict in ordered if verdict.kind in COMPARED]
     n_times = sum(verdict.quantity in TIMES for verdict in compared)
     n_exact = len(compared) - n_times
     faster = f", {worst('faster')}" if "faster" in leading else ""
@@ -157,19 +131,6 @@ def document(verdicts: Iterable[Verdict], *, title: str, require_time: bool = Fa
     return msgspec.json.format(msgspec.json.encode(page)).decode() + "\n"
 
 
-def short_names(cases: Iterable[str]) -> dict[str, str]:
-    """Shorten each case key by the words that all of them share; a single key is left whole.
-
-    >>> short_names(["random:tiny naive cpu p16 n8", "random:tiny static cpu p64 n8"]).values()
-    dict_values(['naive p16', 'static p64'])
-    """
-    keys = list(dict.fromkeys(cases))
-    differing = [len(set(words)) > 1 for words in itertools.zip_longest(*(key.split() for key in keys))]
-    if not any(differing):
-        return {key: key for key in keys}
-    return {key: " ".join(itertools.compress(key.split(), differing)) for key in keys}
-
-
 def _rows(ordered: Sequence[Verdict]) -> tuple[str, list[tuple[VerdictKind, list[str]]]]:
     """What all cases share, and the cells of every verdict that is worth a row."""
     names = short_names(verdict.case for verdict in ordered)
@@ -225,16 +186,6 @@ def _notes(ordered: Sequence[Verdict]) -> list[str]:
 def _lead(verdict: Verdict) -> str:
     """The verdict, where no row of the table shows it."""
     return f"{_word(verdict)}, " if _is_dull(verdict) else ""
-
-
-def _is_compared(verdict: Verdict) -> bool:
-    """Whether a figure of both sides was held against the other; right tokens alone compare nothing."""
-    return verdict.kind in _COMPARED and verdict.quantity != "tokens_match"
-
-
-def _lacks_time(verdicts: Iterable[Verdict]) -> bool:
-    times = [verdict for verdict in verdicts if verdict.quantity in TIMES]
-    return not times or any(verdict.kind == "not-comparable" for verdict in times)
 
 
 def _word(verdict: Verdict) -> str:

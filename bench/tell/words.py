@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
 import pandas as pd
 
 from bench.case import HOST_DEVICES
+from kvcache.strategies.catalogue import STRATEGIES
 
 SETTING_COLUMNS: list[str] = ["model", "dtype", "device", "n_threads", "attn_implementation", "batch_size"]
 """What the rows of one table and the curves of one plot have in common; it stands in the title."""
+
+EXTENT = ["n_gen", "n_depth"]
+PLOT_COLUMNS = [*SETTING_COLUMNS, *EXTENT]
+"""What the points of a plot against context length have in common."""
 
 NOTHING = "-"
 
@@ -110,3 +116,22 @@ def _case_label(row: Row, differing: Collection[str]) -> str:
     words += [f"batch {row['batch_size']}"] if "batch_size" in differing else []
     words += [plural(row["n_gen"], "new token")] if "n_gen" in differing else []
     return ", ".join(words)
+
+
+def short_names(cases: Iterable[str]) -> dict[str, str]:
+    """Shorten each case key by the words that all of them share; a single key is left whole.
+
+    >>> short_names(["random:tiny naive cpu p16 n8", "random:tiny static cpu p64 n8"]).values()
+    dict_values(['naive p16', 'static p64'])
+    """
+    keys = list(dict.fromkeys(cases))
+    differing = [len(set(words)) > 1 for words in itertools.zip_longest(*(key.split() for key in keys))]
+    if not any(differing):
+        return {key: key for key in keys}
+    return {key: " ".join(itertools.compress(key.split(), differing)) for key in keys}
+
+
+def catalogue_place(strategy: str) -> int:
+    """Find where a strategy stands in the catalogue; one it does not know comes last."""
+    names = list(STRATEGIES)
+    return names.index(strategy) if strategy in names else len(names)

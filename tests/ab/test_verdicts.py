@@ -11,7 +11,7 @@ from bench.ab import verdicts
 from bench.ab.conduct import conduct as conduct_pairs
 from bench.ab.record import PairFailure
 from bench.judge.sequential import PAIRS_A_PROMPT, SCREENING_PAIRS
-from bench.tell.verdicts import exit_code
+from bench.judge.verdict import exit_code
 from tests.handmade import grid
 from tests.synthetic import Machine
 

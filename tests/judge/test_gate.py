@@ -14,7 +14,7 @@ from bench.errors import DataError
 from bench.judge import baseline
 from bench.judge.baseline import session_of
 from bench.judge.gate import EXACT, gate, read_baseline, share_of
-from bench.judge.verdict import Verdict
+from bench.judge.verdict import Verdict, exit_code
 from bench.record import Covariates, Run
 from bench.store.run_folder import RunWriter
 from bench.store.sessions import Session
@@ -60,8 +60,8 @@ def test_an_unchanged_run_passes_on_any_machine() -> None:
     found = gate(elsewhere, BASE)
     assert kinds(found) == {"same", "not-comparable"}
     assert len(of_kind(found, "same")) == 2 * len(CASES) * (1 + len(EXACT))
-    assert verdicts.exit_code(found) == 0
-    assert verdicts.exit_code(found, require_time=True) == 3
+    assert exit_code(found) == 0
+    assert exit_code(found, require_time=True) == 3
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
@@ -72,19 +72,19 @@ def test_one_more_of_anything_is_a_regression(name: str, phase: str) -> None:
     (worse,) = of_kind(found, "regression")
     assert (worse.case, worse.phase, worse.quantity) == (DYNAMIC, phase, name)
     assert (worse.base, worse.head) == (before, before + 1)
-    assert verdicts.exit_code(found) == 1
+    assert exit_code(found) == 1
 
 
 def test_less_work_passes_and_is_told() -> None:
     found = gate(change(RUN, DYNAMIC, "decode", copied_bytes=0), BASE)
     assert [verdict.quantity for verdict in of_kind(found, "faster")] == ["copied_bytes"]
-    assert verdicts.exit_code(found) == 0
+    assert exit_code(found) == 0
 
 
 def test_counts_of_other_steps_are_not_compared() -> None:
     found = gate(change(RUN, DYNAMIC, "decode", steps=2, forward_calls=2), BASE)
     assert not of_kind(found, "regression")
-    assert verdicts.exit_code(found) == 3
+    assert exit_code(found) == 3
     assert "2 decode steps were counted, 3 in the baseline" in verdicts.table(found)
 
 
@@ -93,9 +93,9 @@ def test_a_failed_case_outranks_everything() -> None:
     found = gate(run, BASE)
     assert {verdict.case for verdict in of_kind(found, "failed")} == {DYNAMIC}
     assert of_kind(found, "missing")
-    assert verdicts.exit_code(found) == 5
+    assert exit_code(found) == 5
     other_tokens = make_run(CASES, rounds=2, tokens_match={DYNAMIC: "false"})
-    assert verdicts.exit_code(gate(other_tokens, BASE)) == 5
+    assert exit_code(gate(other_tokens, BASE)) == 5
 
 
 def test_tokens_that_match_less_than_in_the_baseline_are_not_counted_as_equal() -> None:
@@ -105,12 +105,12 @@ def test_tokens_that_match_less_than_in_the_baseline_are_not_counted_as_equal() 
     assert {verdict.detail for verdict in of_tokens} == {"`tie`, in the baseline `true`"}
     assert "`tie`, in the baseline `true`" in verdicts.table(found)
     assert len(of_kind(found, "same")) == 2 * len(CASES) * (1 + len(EXACT)) - len(of_tokens)
-    assert verdicts.exit_code(found) == 0
+    assert exit_code(found) == 0
 
 
 def test_a_run_that_supports_nothing_fails() -> None:
     nothing = make_run(CASES, rounds=2, failures=[fail(case, "unsupported", "no compiler") for case in CASES])
-    assert verdicts.exit_code(gate(nothing, BASE)) == 5
+    assert exit_code(gate(nothing, BASE)) == 5
 
 
 def test_a_missing_case_names_its_nearest() -> None:
@@ -120,7 +120,7 @@ def test_a_missing_case_names_its_nearest() -> None:
     assert [(verdict.case, verdict.phase) for verdict in missing] == [(DYNAMIC, "prefill"), (DYNAMIC, "decode")]
     assert "n_threads = 1" in missing[0].detail
     assert {verdict.case for verdict in of_kind(found, "new")} == {one_thread.key}
-    assert verdicts.exit_code(found) == 3
+    assert exit_code(found) == 3
 
 
 def test_a_case_that_was_not_measured_is_missing_and_resuming_is_the_advice() -> None:
@@ -131,25 +131,25 @@ def test_a_case_that_was_not_measured_is_missing_and_resuming_is_the_advice() ->
     assert {verdict.detail for verdict in missing} == {NOT_MEASURED}
     assert "`kvbench run --resume` measures it" in verdicts.table(found)
     assert not of_kind(found, "failed")
-    assert verdicts.exit_code(found) == 3
+    assert exit_code(found) == 3
 
 
 def test_a_new_case_is_reported_and_passes() -> None:
     found = gate(make_run([*CASES, make_case("static", 32, n_gen=4)], rounds=2), BASE)
     assert len(of_kind(found, "new")) == 2
-    assert verdicts.exit_code(found) == 0
+    assert exit_code(found) == 0
 
 
 def test_nothing_in_common_is_no_pass() -> None:
     found = gate(make_run(grid(["static"], [8], n_gen=4), rounds=2), BASE)
     assert kinds(found) == {"missing", "new"}
-    assert verdicts.exit_code(found) == 3
+    assert exit_code(found) == 3
 
 
 def test_a_case_without_decode() -> None:
     cases = [make_case("dynamic", 32, n_gen=1)]
     run = make_run(cases, rounds=2)
-    assert verdicts.exit_code(gate(run, [session_of(Tidy.of(run))])) == 0
+    assert exit_code(gate(run, [session_of(Tidy.of(run))])) == 0
 
 
 def test_the_roof_follows_the_physics() -> None:
@@ -204,7 +204,7 @@ def test_an_unchanged_time_passes() -> None:
     assert abs(verdict.effect or 1) < 0.05
     assert verdict.low < verdict.effect < verdict.high  # type: ignore[operator]
     assert "from 6 sessions" in verdict.detail
-    assert verdicts.exit_code(found, require_time=True) == 0
+    assert exit_code(found, require_time=True) == 0
 
 
 @pytest.mark.usefixtures("roofs")
@@ -215,14 +215,14 @@ def test_a_slower_decode_is_a_regression_of_that_alone() -> None:
     assert worse.effect == pytest.approx(0.5, abs=0.08)
     assert worse.detectable is not None
     assert worse.detectable < 0.5
-    assert verdicts.exit_code(found) == 1
+    assert exit_code(found) == 1
 
 
 @pytest.mark.usefixtures("roofs")
 def test_a_faster_decode_is_told() -> None:
     found = gate(make_run(CASES, ms=times(0.5, DYNAMIC), seed=99), stored_sessions())
     assert judged(found).kind == "faster"
-    assert verdicts.exit_code(found) == 0
+    assert exit_code(found) == 0
 
 
 OTHER_MACHINE = msgspec.structs.replace(ENVIRONMENT, cpu_model="Xeon")
@@ -241,8 +241,8 @@ def test_a_time_without_ground_is_not_compared(sessions: Callable[[], list[Sessi
     found = gate(make_run(CASES, ms=times(1.5), rounds=rounds), sessions())
     assert judged(found).kind == "not-comparable"
     assert why in judged(found).detail
-    assert verdicts.exit_code(found) == 0
-    assert verdicts.exit_code(found, require_time=True) == 3
+    assert exit_code(found) == 0
+    assert exit_code(found, require_time=True) == 3
 
 
 @pytest.mark.usefixtures("roofs")
@@ -252,7 +252,7 @@ def test_a_share_that_the_run_lost_is_no_pass(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(baseline, "summarize", lambda tidy: patched(tidy).assign(mbu=math.nan))
     found = gate(make_run(CASES, ms=times()), sessions)
     assert judged(found).kind == "inconclusive"
-    assert verdicts.exit_code(found) == 4
+    assert exit_code(found) == 4
 
 
 @pytest.mark.usefixtures("roofs")
@@ -277,7 +277,7 @@ def test_a_disturbed_run_is_inconclusive_not_slow() -> None:
     found = gate(make_run(CASES, ms=times(1.5, DYNAMIC), covariates=stolen, rounds=8), stored_sessions())
     assert judged(found).kind == "inconclusive"
     assert not of_kind(found, "regression")
-    assert verdicts.exit_code(found) == 4
+    assert exit_code(found) == 4
 
 
 # --- where baselines come from ---------------------------------------------------------------------------------------

@@ -53,3 +53,10 @@ def test_where_nothing_was_compared_there_is_nothing_to_draw(tmp_path):
     a, b = make_run(grid(["naive"], [32])), make_run(grid(["static"], [64]))
     assert write_comparison(compare.compare(a, b), b, tmp_path / "plots", Derived()) is None
     assert not (tmp_path / "plots").exists()
+
+
+def test_cases_that_are_excluded_for_one_reason_share_a_line():
+    a = make_run(grid(["naive", "dynamic"], [32, 64]), path="runs/a")
+    b = make_run(grid(["naive", "dynamic"], [32, 64], dtype="bfloat16"), path="runs/b")
+    text = comparison.render(compare.compare(a, b), "md")
+    assert "Only in A (a):\n\n- 4 cases, such as naive p32: not in B, which has it with dtype = bfloat16\n" in text

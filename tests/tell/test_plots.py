@@ -320,6 +320,10 @@ def test_dtypes_and_batches_stand_side_by_side():
         for case in grid(USUAL, [128, 512], dtype=dtype, batch_size=batch, n_gen=8)
     ]
     drawn = figures_of(make_run(cases))
+    over_lengths = {"step_latency", "throughput", "speedup"}
+    assert set(drawn) == {"across-batch", "across-dtype"} | over_lengths  # the latter for float32 and batch 1
+    for name in over_lengths:
+        assert "float32, cpu, 2 threads, sdpa, batch 1" in drawn[name].get_suptitle()
     batches, dtypes = drawn["across-batch"], drawn["across-dtype"]
     assert [axes.get_title() for axes in batches.axes] == [
         f"{phase}, dtype {dtype}" for dtype in ("float32", "bfloat16") for phase in ("prefill", "decode")

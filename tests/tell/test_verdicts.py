@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from bench.judge.verdict import Verdict, VerdictKind
+from bench.judge.verdict import Verdict, VerdictKind, exit_code
 from bench.tell import verdicts
 from tests.handmade import make_case
 
@@ -95,7 +95,7 @@ def test_less_work_is_not_called_faster():
     ],
 )
 def test_exit_codes(kinds, code):
-    assert verdicts.exit_code([make(kind) for kind in kinds]) == code
+    assert exit_code([make(kind) for kind in kinds]) == code
 
 
 def test_a_reason_that_many_share_is_told_once():
@@ -106,12 +106,12 @@ def test_a_reason_that_many_share_is_told_once():
 
 
 def test_required_times_must_be_compared():
-    assert verdicts.exit_code([EQUAL]) == 0
-    assert verdicts.exit_code([EQUAL], require_time=True) == 3
-    assert verdicts.exit_code([EQUAL, OTHER_MACHINE]) == 0
-    assert verdicts.exit_code([EQUAL, SAME, OTHER_MACHINE], require_time=True) == 3
-    assert verdicts.exit_code([EQUAL, SAME], require_time=True) == 0
-    assert verdicts.exit_code([MORE], require_time=True) == 1
+    assert exit_code([EQUAL]) == 0
+    assert exit_code([EQUAL], require_time=True) == 3
+    assert exit_code([EQUAL, OTHER_MACHINE]) == 0
+    assert exit_code([EQUAL, SAME, OTHER_MACHINE], require_time=True) == 3
+    assert exit_code([EQUAL, SAME], require_time=True) == 0
+    assert exit_code([MORE], require_time=True) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -137,21 +137,21 @@ def test_an_ab_that_was_interrupted_wants_no_longer_budget():
 
 
 def test_right_tokens_alone_compare_nothing():
-    assert verdicts.exit_code([make("same", quantity="tokens_match"), OTHER_MACHINE]) == 3
+    assert exit_code([make("same", quantity="tokens_match"), OTHER_MACHINE]) == 3
 
 
 @given(st.lists(st.sampled_from(KINDS)), st.booleans())
 def test_the_sentence_and_the_code_agree_whatever_the_order(kinds, require_time):
     found = [make(kind, quantity="time" if number % 2 else "forward_calls") for number, kind in enumerate(kinds)]
-    code = verdicts.exit_code(found, require_time=require_time)
+    code = exit_code(found, require_time=require_time)
     words = {5: "FAILED", 1: "REGRESSION", 3: "NOT COMPARABLE", 4: "INCONCLUSIVE", 0: ("PASSED", "Times NOT judged")}
     assert verdicts.sentence(found, require_time=require_time).startswith(words[code])
-    assert code == verdicts.exit_code(found[::-1], require_time=require_time)
+    assert code == exit_code(found[::-1], require_time=require_time)
 
 
 def test_precedence_holds_for_every_pair_of_kinds():
     rank = {"failed": 5, "regression": 1, "missing": 3, "inconclusive": 4}
     order = [5, 1, 3, 4, 0]
     for one, other in itertools.combinations(KINDS, 2):
-        code = verdicts.exit_code([EQUAL, make(one), make(other)])
+        code = exit_code([EQUAL, make(one), make(other)])
         assert code == min((rank.get(one, 0), rank.get(other, 0)), key=order.index)

@@ -8,20 +8,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from bench.tell.plots.steps import CONTEXT, EXTENT, PLOT_COLUMNS, file_suffix, intervals
-from bench.tell.plots.style import (
-    GUIDE,
-    PHASES,
-    THOUSANDS,
-    context_axis,
-    legend_below,
-    make_figure,
-    open_frame,
-    shifted,
-    styles,
-    value_axis,
-)
-from bench.tell.words import by_setting, row_name
+from bench.tell.plots import style as drawing
+from bench.tell.plots.steps import CONTEXT, file_suffix, intervals
+from bench.tell.words import EXTENT, PLOT_COLUMNS, by_setting, row_name
 
 ROW_HEIGHT_IN = 0.26
 PHASE_MARKS = {"prefill": ("#E69F00", "s"), "decode": ("#0072B2", "o")}
@@ -43,13 +32,13 @@ def forest(rows: pd.DataFrame, a: str, b: str) -> Figure:
     `rows` are of one setting. The marker of a row without an interval is hollow.
     """
     rows = rows.sort_values("ratio", ascending=False, ignore_index=True)
-    figure = make_figure(
+    figure = drawing.make_figure(
         f"Time of B / time of A, unpaired, {intervals(rows['ratio_low'])}",
         _subtitle(rows, a, b),
         2 + ROW_HEIGHT_IN * len(rows),
     )
     axes = figure.add_subplot()
-    axes.axvline(1, color=GUIDE, linewidth=1.2, zorder=1)
+    axes.axvline(1, color=drawing.GUIDE, linewidth=1.2, zorder=1)
     for phase, (color, marker) in PHASE_MARKS.items():
         own = rows[rows["phase"] == phase]
         if own.empty:
@@ -61,7 +50,7 @@ def forest(rows: pd.DataFrame, a: str, b: str) -> Figure:
     axes.set_yticks(range(len(rows)), [row_name(row) for row in rows.to_dict("records")])
     axes.set_ylim(-0.7, len(rows) - 0.3)
     _ratio_axis(figure, rows)
-    legend_below(figure, axes, columns=2)
+    drawing.legend_below(figure, axes, columns=2)
     return figure
 
 
@@ -71,10 +60,10 @@ def overlay(rows: pd.DataFrame, a: str, b: str) -> Figure:
     Run A is drawn in full lines, B broken and hollow. `rows` are of one setting. Strategies that take the same time
     would hide one another in one panel.
     """
-    looks = styles(rows["strategy"])
-    phases = [phase for phase in PHASES if (rows["phase"] == phase).any()]
+    looks = drawing.styles(rows["strategy"])
+    phases = [phase for phase in drawing.PHASES if (rows["phase"] == phase).any()]
     title = f"Latency of both runs, median {intervals(rows['a_low'])}"
-    figure = make_figure(title, _subtitle(rows, a, b), 1.4 + 2.3 * len(phases))
+    figure = drawing.make_figure(title, _subtitle(rows, a, b), 1.4 + 2.3 * len(phases))
     grid = figure.subplots(len(phases), len(looks), sharex=True, sharey="row", squeeze=False)
     lengths = rows["n_depth"] + rows["n_prompt"]
     for phase, line_of_panels in zip(phases, grid, strict=True):
@@ -82,21 +71,21 @@ def overlay(rows: pd.DataFrame, a: str, b: str) -> Figure:
         for (strategy, style), axes in zip(looks.items(), line_of_panels, strict=True):
             own = own_phase[own_phase["strategy"] == strategy].sort_values(["n_depth", "n_prompt"])
             for place, (run, line, face) in enumerate((("a", "-", style.color), ("b", "--", "white"))):
-                x = shifted(own["n_depth"] + own["n_prompt"], place, 2)
+                x = drawing.shifted(own["n_depth"] + own["n_prompt"], place, 2)
                 curve = {**style.curve, "linestyle": line, "markerfacecolor": face}
                 axes.plot(x, own[f"{run}_ms"], **curve)
                 axes.vlines(x, own[f"{run}_low"], own[f"{run}_high"], color=style.color, linewidth=1.6)
-            value_axis(axes, own_phase[_ENDS].to_numpy(dtype=float).ravel(), LATENCY[phase])
-            context_axis(axes, lengths, CONTEXT, most_ticks=max(2, 8 // len(looks)))
+            drawing.value_axis(axes, own_phase[_ENDS].to_numpy(dtype=float).ravel(), LATENCY[phase])
+            drawing.context_axis(axes, lengths, CONTEXT, most_ticks=max(2, 8 // len(looks)))
             axes.set_xlabel("")
             axes.label_outer()
         line_of_panels[0].set_ylabel(f"{phase}: {line_of_panels[0].get_ylabel()}", fontsize=9)
     for strategy, axes in zip(looks, grid[0], strict=True):
         axes.set_title(strategy, fontsize=10)
     grid[-1][len(looks) // 2].set_xlabel(f"{CONTEXT}, log scale", fontsize=9)
-    for line, face, label in (("-", GUIDE, "A"), ("--", "white", "B")):
-        grid[0][0].plot([], [], color=GUIDE, linestyle=line, marker="o", markerfacecolor=face, label=label)
-    legend_below(figure, grid[0][0], columns=2)
+    for line, face, label in (("-", drawing.GUIDE, "A"), ("--", "white", "B")):
+        grid[0][0].plot([], [], color=drawing.GUIDE, linestyle=line, marker="o", markerfacecolor=face, label=label)
+    drawing.legend_below(figure, grid[0][0], columns=2)
     return figure
 
 
@@ -117,10 +106,10 @@ def _ratio_axis(figure: Figure, rows: pd.DataFrame) -> None:
     axes.set_xscale("log")
     axes.set_xlim(1 / reach, reach)
     axes.xaxis.set_major_locator(FixedLocator(_ratio_ticks(reach)))
-    axes.xaxis.set_major_formatter(THOUSANDS)
+    axes.xaxis.set_major_formatter(drawing.THOUSANDS)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("B is faster   <   time of B / time of A (ratio)   >   B is slower")
-    open_frame(axes, "x")
+    drawing.open_frame(axes, "x")
 
 
 def _ratio_ticks(reach: float) -> list[float]:

@@ -10,19 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from bench.tell.plots.steps import EXTENT
-from bench.tell.plots.style import (
-    GUIDE,
-    THOUSANDS,
-    legend_below,
-    make_figure,
-    open_frame,
-    panels,
-    styles,
-    value_axis,
-)
-from bench.tell.words import by_setting, context, plural
-from kvcache.strategies.catalogue import COMPILING, REFEEDING, STRATEGIES
+from bench.tell.plots.style import GUIDE, THOUSANDS, legend_below, make_figure, open_frame, panels, styles, value_axis
+from bench.tell.words import EXTENT, by_setting, catalogue_place, context, plural
+from kvcache.strategies.catalogue import COMPILING, REFEEDING
 
 LIMIT = "limit"
 _LINES = ("-", "--", "-.", ":")
@@ -76,12 +66,7 @@ def threads(summary: pd.DataFrame) -> Figure:
                 gain = own["tokens_per_s"] / own["tokens_per_s"].iloc[0]
                 gains.append(float(gain.max()))
                 axes.plot(own["n_threads"].astype(float), gain, label=strategy, **style.curve)
-        value_axis(
-            axes,
-            gains,
-            f"throughput / that with {plural(fewest, 'thread')}",
-            from_zero=True,
-        )
+        value_axis(axes, gains, f"throughput / that with {plural(fewest, 'thread')}", from_zero=True)
         axes.xaxis.set_major_locator(FixedLocator(list(ideal)))
         axes.xaxis.set_major_formatter(THOUSANDS)
         axes.set_xlabel("threads")
@@ -92,12 +77,6 @@ def threads(summary: pd.DataFrame) -> Figure:
 def look(place: int) -> dict[str, Any]:
     """Choose how the place-th depth or context is drawn."""
     return {"color": _COLORS[place % 6], "marker": _MARKERS[place % 6], "linestyle": _LINES[place % 4]}
-
-
-def catalogue_place(strategy: str) -> int:
-    """Find where a strategy stands in the catalogue; one it does not know comes last."""
-    names = list(STRATEGIES)
-    return names.index(strategy) if strategy in names else len(names)
 
 
 def _time_axis(axes: Axes, times: list[float], phase: str) -> None:

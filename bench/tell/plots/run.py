@@ -11,9 +11,10 @@ from bench.case import HOST_DEVICES
 from bench.tell.plots import across
 from bench.tell.plots.ladder import ladder, threads
 from bench.tell.plots.rows import MACHINE_COLUMNS, cached_prefills, is_drawn, rows_roofline
-from bench.tell.plots.steps import EXTENT, PLOT_COLUMNS, file_suffix, speedup, step_latency, throughput
+from bench.tell.plots.steps import file_suffix, speedup, step_latency, throughput
 from bench.tell.plots.waterfall import waterfall, waterfall_cell
-from bench.tell.words import SETTING_COLUMNS, by_setting
+from bench.tell.representative import representative
+from bench.tell.words import EXTENT, PLOT_COLUMNS, SETTING_COLUMNS, by_setting
 from kvcache.strategies.catalogue import REFEEDING
 
 
@@ -28,17 +29,19 @@ def figures(summary: pd.DataFrame, steps: pd.DataFrame, slopes: pd.DataFrame) ->
 def groups(summary: pd.DataFrame, steps: pd.DataFrame, slopes: pd.DataFrame) -> list[Callable[[], dict[str, Figure]]]:
     """Return what draws the plots of `figures`, in groups that do not depend on each other."""
     timed = summary[summary["latency_ms"].notna()]
+    shown = representative(timed)
+    own_steps = steps.merge(shown[SETTING_COLUMNS].drop_duplicates(), on=SETTING_COLUMNS)
     return [
-        lambda: over_lengths(timed, steps, slopes),
+        lambda: over_lengths(shown, own_steps, slopes),
         lambda: across.figures(timed),
         lambda: against_roofs(timed),
     ]
 
 
 def over_lengths(timed: pd.DataFrame, steps: pd.DataFrame, slopes: pd.DataFrame) -> dict[str, Figure]:
-    """Draw step latency, throughput and speed-up of each setting that the run has, by file name (without suffix).
+    """Draw step latency, throughput and speed-up of each setting that `timed` has, by file name (without suffix).
 
-    `timed` are the rows of the summary that have a time.
+    `timed` are rows of the summary that have a time (`representative`), `steps` those of the same settings.
     """
     drawn: dict[str, Figure] = {}
     for _, rows in by_setting(steps):
@@ -63,8 +66,9 @@ def against_roofs(timed: pd.DataFrame) -> dict[str, Figure]:
     for _, rows in prefills.groupby(columns, sort=False):
         if is_drawn(rows):
             drawn["rows" + file_suffix(rows, prefills, columns)] = rows_roofline(rows)
-    for _, rows in by_setting(known, also=EXTENT):
-        suffix = file_suffix(rows, known, PLOT_COLUMNS)
+    shown = representative(known)
+    for _, rows in by_setting(shown, also=EXTENT):
+        suffix = file_suffix(rows, shown, PLOT_COLUMNS)
         if not waterfall_cell(rows).empty:
             drawn["waterfall" + suffix] = waterfall(rows)
         if len(set(rows["strategy"])) > 1:

@@ -11,28 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bench.analysis.slopes import latency_at
-from bench.tell.plots.style import (
-    GUIDE,
-    THOUSANDS,
-    Style,
-    context_axis,
-    legend_below,
-    linear_axis,
-    make_figure,
-    open_frame,
-    panels,
-    shifted,
-    styles,
-    value_axis,
-)
-from bench.tell.words import SETTING_COLUMNS, by_setting, context, missing, number, with_interval
+from bench.tell.plots import style as drawing
+from bench.tell.words import EXTENT, SETTING_COLUMNS, by_setting, context, missing, number, with_interval
 from kvcache.strategies.catalogue import REFEEDING
 
 POSITION = "position (tokens before the new one)"
 CONTEXT = "context length (tokens)"
-EXTENT = ["n_gen", "n_depth"]
-PLOT_COLUMNS = [*SETTING_COLUMNS, *EXTENT]
-"""What the points of a plot against context length have in common."""
 
 
 def file_suffix(rows: pd.DataFrame, all_rows: pd.DataFrame, columns: list[str]) -> str:
@@ -71,34 +55,34 @@ def step_latency(steps: pd.DataFrame, slopes: pd.DataFrame, summary: pd.DataFram
     with_naive = len(cached) < len(medians)
     shown = ([medians] if with_naive else []) + ([cached] if len(cached) else [])
     title = f"Latency of each decode step; big markers: TPOT as in the table, {intervals(decode['latency_ms_low'])}"
-    figure = make_figure(title, setting, 4.6)
+    figure = drawing.make_figure(title, setting, 4.6)
     for panel, points in enumerate(shown):
         axes = figure.add_subplot(1, len(shown), panel + 1)
         drawn = decode[decode["strategy"].isin(points["strategy"])]
-        for strategy, style in styles(medians["strategy"]).items():
+        for strategy, style in drawing.styles(medians["strategy"]).items():
             own, table, slope = (frame[frame["strategy"] == strategy] for frame in (points, drawn, slopes))
             _step_curve(axes, own, table, slope, style)
         heights = [*points["latency_ms"], *drawn["latency_ms"], *drawn["latency_ms_high"].dropna()]
-        value_axis(axes, heights, "latency of one step (ms)", from_zero=points is cached)
+        drawing.value_axis(axes, heights, "latency of one step (ms)", from_zero=points is cached)
         if points is cached:
-            linear_axis(axes, points["position"], POSITION)
+            drawing.linear_axis(axes, points["position"], POSITION)
             axes.set_title("cached strategies (from zero)", fontsize=10)
         else:
-            context_axis(axes, decode["n_depth"] + decode["n_prompt"], POSITION)
+            drawing.context_axis(axes, decode["n_depth"] + decode["n_prompt"], POSITION)
             axes.set_title("all strategies", fontsize=10)
     fitted = slopes[slopes["slope_ms_per_1000_tokens"].notna()]
     said = "slope in ms per 1,000 tokens" + (" [95 % interval]" if fitted["slope_low"].notna().any() else "")
-    legend_below(figure, figure.axes[0], columns=2, title=None if fitted.empty else said)
+    drawing.legend_below(figure, figure.axes[0], columns=2, title=None if fitted.empty else said)
     return figure
 
 
 def throughput(summary: pd.DataFrame) -> Figure:
     """Draw tokens per second of prefill and of decode against context length; `summary` are rows of one setting."""
     setting, _ = next(by_setting(summary, also=EXTENT))
-    figure = make_figure(f"Throughput, median {intervals(summary['latency_ms_low'])}", setting, 4.2)
+    figure = drawing.make_figure(f"Throughput, median {intervals(summary['latency_ms_low'])}", setting, 4.2)
     scale = summary["tokens_per_s"] * summary["latency_ms"]  # tokens per second = scale / latency
     summary = summary.assign(low=scale / summary["latency_ms_high"], high=scale / summary["latency_ms_low"])
-    for _, _, axes, rows in panels(figure, summary):
+    for _, _, axes, rows in drawing.panels(figure, summary):
         _curves(axes, rows, "tokens_per_s", "low", "high", "throughput (tokens/s)")
     _legend(figure)
     return figure
@@ -108,14 +92,16 @@ def speedup(summary: pd.DataFrame) -> Figure:
     """Draw time of naive / time of a strategy, for prefill and decode, against context length; one setting."""
     setting, _ = next(by_setting(summary, also=EXTENT))
     others = summary[~summary["strategy"].isin(REFEEDING) & summary["speedup_vs_naive"].notna()]
-    figure = make_figure(f"Speed-up over naive re-feed {intervals(others['speedup_low'])}", setting, 4.2)
-    for _, _, axes, rows in panels(figure, others):
+    figure = drawing.make_figure(f"Speed-up over naive re-feed {intervals(others['speedup_low'])}", setting, 4.2)
+    for _, _, axes, rows in drawing.panels(figure, others):
         _curves(axes, rows, "speedup_vs_naive", "speedup_low", "speedup_high", "speed-up (times)", guide=1.0)
     _legend(figure)
     return figure
 
 
-def _step_curve(axes: Axes, points: pd.DataFrame, table: pd.DataFrame, slope: pd.DataFrame, style: Style) -> None:
+def _step_curve(
+    axes: Axes, points: pd.DataFrame, table: pd.DataFrame, slope: pd.DataFrame, style: drawing.Style
+) -> None:
     """A dot per step of one strategy, a marker per row of the table, and the fitted curve through the markers."""
     if points.empty:
         return
@@ -144,16 +130,16 @@ def _curves(
         _bars(axes, rows, value, low, high, label, guide)
         return
     if guide is not None:
-        axes.axhline(guide, color=GUIDE, linewidth=1.2, zorder=1, label="naive = 1")
-    all_styles = styles(rows["strategy"])
+        axes.axhline(guide, color=drawing.GUIDE, linewidth=1.2, zorder=1, label="naive = 1")
+    all_styles = drawing.styles(rows["strategy"])
     for place, (strategy, style) in enumerate(all_styles.items()):
         own = rows[rows["strategy"] == strategy].sort_values("n_prompt")
-        x = shifted(own["n_depth"] + own["n_prompt"], place, len(all_styles))
+        x = drawing.shifted(own["n_depth"] + own["n_prompt"], place, len(all_styles))
         axes.plot(x, own[value], label=strategy, **style.curve)
         axes.vlines(x, own[low], own[high], color=style.color, linewidth=1.6)
-    context_axis(axes, rows["n_depth"] + rows["n_prompt"], CONTEXT)
+    drawing.context_axis(axes, rows["n_depth"] + rows["n_prompt"], CONTEXT)
     around = [] if guide is None else [0.8 * guide, 1.25 * guide]
-    value_axis(axes, [*around, *rows[value], *rows[high]], label)
+    drawing.value_axis(axes, [*around, *rows[value], *rows[high]], label)
 
 
 def _bars(
@@ -162,23 +148,23 @@ def _bars(
     """A bar per strategy from zero, the value beside it, and its interval."""
     names, reach = list(rows["strategy"]), max([*rows[value], *rows[high].dropna()])
     for place, row in enumerate(rows.to_dict("records")):
-        color = styles(names)[row["strategy"]].color
+        color = drawing.styles(names)[row["strategy"]].color
         axes.barh(place, row[value], color=color, height=0.6)
         if not missing(row[low]):
             axes.hlines(place, row[low], row[high], color="#222222", linewidth=1.4)
         right = row[value] if missing(row[high]) else row[high]
         axes.annotate(number(row[value]), (right, place), (4, 0), textcoords="offset points", va="center", fontsize=9)
     if guide is not None:
-        axes.axvline(guide, color=GUIDE, linewidth=1.2, label="naive = 1")
+        axes.axvline(guide, color=drawing.GUIDE, linewidth=1.2, label="naive = 1")
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(0, 1.25 * reach)
     axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.xaxis.set_major_formatter(THOUSANDS)
+    axes.xaxis.set_major_formatter(drawing.THOUSANDS)
     axes.set_xlabel(f"{label}, prompt {context(rows.iloc[0].to_dict())}")
-    open_frame(axes, "x")
+    drawing.open_frame(axes, "x")
 
 
 def _legend(figure: Figure) -> None:
     if figure.axes[0].get_legend_handles_labels()[1]:
-        legend_below(figure, figure.axes[0], columns=5)
+        drawing.legend_below(figure, figure.axes[0], columns=5)

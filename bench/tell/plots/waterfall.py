@@ -6,10 +6,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
-from bench.tell.plots.ladder import catalogue_place
-from bench.tell.plots.steps import EXTENT
 from bench.tell.plots.style import GUIDE, make_figure, value_axis
-from bench.tell.words import by_setting, context, number
+from bench.tell.words import EXTENT, by_setting, catalogue_place, context, number
 from kvcache.strategies.catalogue import REFEEDING
 
 KERNELS = "kernels below\nthe roof"

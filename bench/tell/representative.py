@@ -1,0 +1,48 @@
+"""Which rows of a run its plots against context length draw, where a setting varies that has a plot across it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from bench.tell.words import EXTENT, SETTING_COLUMNS
+
+PLOT_ACROSS: dict[str, str] = {"batch_size": "across-batch", "dtype": "across-dtype", "n_gen": "across-n_gen"}
+"""Settings whose values one plot compares, and its file name: the plots against context length draw the first value."""
+
+
+def representative(timed: pd.DataFrame) -> pd.DataFrame:
+    """Take the rows of the first value of each setting that is compared across its values, model by model.
+
+    `timed` are the rows of `summarize` that have a time. A value without a counterpart at the same lengths stays.
+    """
+    kept = []
+    for _, rows in timed.groupby("model", sort=False):
+        for column, value in _first_values(rows).items():
+            rows = rows[rows[column] == value]  # noqa: PLW2901  # narrowed setting by setting
+        kept.append(rows)
+    return pd.concat(kept) if kept else timed
+
+
+def representative_line(timed: pd.DataFrame) -> str:
+    """Say in one line what the plots against context length leave out, and where it is drawn; else nothing."""
+    found: dict[str, Any] = {}
+    for _, rows in timed.groupby("model", sort=False):
+        found = _first_values(rows) | found
+    if not found:
+        return ""
+    values = ", ".join(f"{column} {value}" for column, value in found.items())
+    plots = " and ".join(f"plots/{PLOT_ACROSS[column]}" for column in found)
+    return f"The plots against context length draw {values} alone; the values are compared in {plots}.\n"
+
+
+def _first_values(rows: pd.DataFrame) -> dict[str, Any]:
+    """The first value of each setting of which some cases that are alike in all else have several."""
+    alike = [*SETTING_COLUMNS, *EXTENT, "n_prompt", "strategy", "phase"]
+    several = {}
+    for column in PLOT_ACROSS:
+        others = [name for name in alike if name != column]
+        if rows.drop_duplicates([*others, column]).duplicated(others).any():
+            several[column] = rows[column].iloc[0]
+    return several
