@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -34,13 +34,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def group(self) -> Group:
         """The cases that share their weights and settings; each strategy of a group has one worker process."""
-        return Group(
-            model=self.model,
-            device=self.device,
-            dtype=self.dtype,
-            attn_implementation=self.attn_implementation,
-            n_threads=self.n_threads,
-        )
+        return msgspec.convert(self, Group, from_attributes=True)
 
     @property
     def cell(self) -> Case:
@@ -98,34 +92,23 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
 
     def cases(self) -> list[Case]:
-        """Every case of the grid."""
-        grid = itertools.product(
-            self.models,
-            self.dtype,
-            self.n_threads,
-            self.batch_size,
-            self.n_depth,
-            self.n_prompt,
-            self.n_gen,
-            self.strategies,
-        )
-        return [
-            Case(
-                model=model,
-                strategy=strategy,
-                device=self.device,
-                dtype=dtype,
-                attn_implementation=self.attn_implementation,
-                n_threads=n_threads,
-                batch_size=batch_size,
-                n_prompt=n_prompt,
-                n_gen=n_gen,
-                n_depth=n_depth,
-                seed=self.seed,
-                naive_logits=self.naive_logits if strategy in REFEEDING else "last",
-            )
-            for model, dtype, n_threads, batch_size, n_depth, n_prompt, n_gen, strategy in grid
-        ]
+        """List every case of the grid."""
+        lists: dict[str, tuple[Any, ...]] = {
+            "model": self.models,
+            "dtype": self.dtype,
+            "n_threads": self.n_threads,
+            "batch_size": self.batch_size,
+            "n_depth": self.n_depth,
+            "n_prompt": self.n_prompt,
+            "n_gen": self.n_gen,
+            "strategy": self.strategies,
+        }
+        cases = []
+        for values in itertools.product(*lists.values()):
+            fields = dict(zip(lists, values, strict=True), device=self.device, seed=self.seed)
+            naive_logits = self.naive_logits if fields["strategy"] in REFEEDING else "last"
+            cases.append(Case(**fields, attn_implementation=self.attn_implementation, naive_logits=naive_logits))
+        return cases
 
 
 PRESETS: dict[str, tuple[Sweep, ...]] = {
@@ -170,7 +153,7 @@ TOKENS_PER_TURN = 640
 
 
 def naive_steps(case: Case, tokens_per_turn: int = TOKENS_PER_TURN) -> list[int]:
-    """The decode steps (1 to n_gen - 1) of a naive case that are timed: every k-th one, from the middle of the first k.
+    """Choose the decode steps (1 to n_gen - 1) of a naive case that are timed: every k-th, from the middle of k on.
 
     A naive step depends on its length alone, so a long decode is timed at every k-th position and interpolated. k is
     the smallest that keeps the tokens fed in one turn (over the whole batch) near `tokens_per_turn`; it is computed

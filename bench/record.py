@@ -62,6 +62,13 @@ class TurnTimes(msgspec.Struct, frozen=True, kw_only=True):
         """What the turn took: its prefill and its timed decode steps."""
         return self.prefill_ns + sum(self.step_ns)
 
+    @property
+    def device_ns(self) -> tuple[int, list[int]]:
+        """`prefill_ns` and `step_ns`, by CUDA events where they were taken."""
+        if self.prefill_event_ns is None or self.step_event_ns is None:
+            return self.prefill_ns, self.step_ns
+        return self.prefill_event_ns, self.step_event_ns
+
 
 class Sample(TurnTimes, frozen=True, kw_only=True, tag="sample"):
     """One turn of one case."""

@@ -10,12 +10,13 @@ import gc
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import msgspec
 import torch
 from torch import Tensor
 
+from bench import protocol
 from bench.case import HOST_DEVICES, Case, naive_steps
 from bench.machine.ceilings import Ceilings
 from bench.machine.clock import PausingClock, Times, stamping
@@ -24,29 +25,6 @@ from bench.machine.devices import DEVICES
 from bench.manifest import CeilingName
 from bench.measure import framework
 from bench.measure.references import ids_for, judge_by_text, make_reference, make_text, read_reference
-from bench.protocol import (
-    VERSION,
-    CeilingsChosen,
-    CeilingTurnTaken,
-    CheckCase,
-    Checked,
-    ChooseCeilings,
-    Done,
-    FrameworkTimed,
-    GoOn,
-    Load,
-    Loaded,
-    MakeReference,
-    MakeText,
-    Paused,
-    Refused,
-    Reply,
-    Request,
-    TakeCeilingTurn,
-    TakeTurn,
-    TimeFramework,
-    TurnTaken,
-)
 from kvcache import models
 from kvcache.caches.contract import Unsupported
 from kvcache.models.skeleton import is_out_of_memory
@@ -75,46 +53,44 @@ class Worker:
         """`pause` returns when the driver wants the next token of a turn in lockstep; without it there is none."""
         self.pause = pause
 
-    def answer(self, request: Request) -> Reply:
+    def answer(self, request: protocol.Request) -> protocol.Reply:
         """Carry out `request`; what goes wrong inside a model is answered, not raised."""
         try:
             return self._carry_out(request)
         except Unsupported as reason:
-            return Refused(status="unsupported", error=str(reason))
+            return protocol.Refused(status="unsupported", error=str(reason))
         except OtherTokens as reason:
-            return Refused(status="failed", error=str(reason), tokens_match="false")
-        except torch.AcceleratorError as error:  # the CUDA context is lost: no later case may run in it
-            return Refused(status="failed", error=f"{type(error).__name__}: {one_line(error)}", ends=True)
+            return protocol.Refused(status="failed", error=str(reason), tokens_match="false")
         except Exception as error:  # noqa: BLE001  # whatever a model raises is this case's result, and the other cases go on
-            return Refused(
-                status="oom" if is_out_of_memory(error) else "failed",
-                error=f"{type(error).__name__}: {one_line(error)}",
-            )
+            lost = isinstance(error, torch.AcceleratorError)  # the CUDA context: no later case may run in it
+            status: Literal["oom", "failed"] = "oom" if is_out_of_memory(error) and not lost else "failed"
+            return protocol.Refused(status=status, error=f"{type(error).__name__}: {one_line(error)}", ends=lost)
 
-    def _carry_out(self, request: Request) -> Reply:
+    def _carry_out(self, request: protocol.Request) -> protocol.Reply:
         match request:
-            case Load():
+            case protocol.Load():
                 return self.load(request)
-            case MakeReference():
+            case protocol.MakeReference():
                 make_reference(self.model, request.case, Path(request.path))
                 return self._done()
-            case CheckCase():
+            case protocol.CheckCase():
                 return self.check(request)
-            case MakeText():
+            case protocol.MakeText():
                 make_text(self.model, request.case, Path(request.path), request.writer)
                 return self._done()
-            case TakeTurn():
+            case protocol.TakeTurn():
                 return self.take_turn(lockstep=request.lockstep)
-            case GoOn():
-                return Refused(status="failed", error="no turn is paused")
-            case TimeFramework():
-                return FrameworkTimed(step_ns=framework.time_steps(self.strategy, self.case, self.clock))
-            case ChooseCeilings():
+            case protocol.GoOn():
+                return protocol.Refused(status="failed", error="no turn is paused")
+            case protocol.TimeFramework():
+                return protocol.FrameworkTimed(step_ns=framework.time_steps(self.strategy, self.case, self.clock))
+            case protocol.ChooseCeilings():
                 return self.choose_ceilings(request)
-            case TakeCeilingTurn():
+            case protocol.TakeCeilingTurn():
                 return self.take_ceiling_turn(request.ceiling)
 
-    def load(self, request: Load) -> Loaded:
+    def load(self, request: protocol.Load) -> protocol.Loaded:
+        """Load the model and build the strategy; from here on the garbage collector is off."""
         group = request.group
         torch.set_num_threads(group.n_threads)
         self.device = DEVICES[group.device]
@@ -132,9 +108,16 @@ class Worker:
         gc.collect()
         gc.freeze()
         gc.disable()
-        return Loaded(version=VERSION, code=str(Path(__file__).resolve().parent.parent), lockstep=True)
+        return protocol.Loaded(
+            version=protocol.VERSION, code=str(Path(__file__).resolve().parent.parent), lockstep=True
+        )
 
-    def check(self, request: CheckCase) -> Checked:
+    def check(self, request: protocol.CheckCase) -> protocol.Checked:
+        """Compare the strategy with the stored reference, and judge it by the stored text if it is lossy.
+
+        Raises:
+            OtherTokens: the strategy promises to be exact although its kind may be lossy, and is not.
+        """
         case, count = request.case, request.count
         self.case, self.tokens_per_turn = case, request.tokens_per_turn
         context, self.prompt = ids_for(self.model, case)
@@ -170,30 +153,29 @@ class Worker:
         peak_bytes = self.device.peak_memory_bytes() if has_peak else None
         if count and compiles:
             phases.count_eager(self.prompt, reference.tokens)
-        return Checked(
-            tokens_match=self.tokens_match,
-            logits_error=found.logits_error,
-            positions_checked=found.positions_checked,
-            kv_bytes_after_prefill=found.kv_bytes_after_prefill,
-            kv_bytes_after_decode=found.kv_bytes_after_decode,
+        return protocol.Checked(
+            **vars(found) | {"tokens_match": self.tokens_match},
             peak_memory_bytes=peak_bytes,
             compile_s=self.strategy.compile_s - compiled_before_s if self.strategy.compile_s is not None else None,
             counters=phases.counters if count else None,
             exact=not self._is_lossy,
-            kv_bytes_allocated_after_prefill=found.allocated_after_prefill,
-            kv_bytes_allocated_after_decode=found.allocated_after_decode,
             quality=judged,
         )
 
-    def _done(self) -> Done:
+    def _done(self) -> protocol.Done:
         self.device.give_back_memory()
-        return Done()
+        return protocol.Done()
 
     @property
     def _is_lossy(self) -> bool:
         return self.strategy.promise == "lossy"
 
-    def take_turn(self, *, lockstep: bool) -> TurnTaken:
+    def take_turn(self, *, lockstep: bool) -> protocol.TurnTaken:
+        """Time a prefill and its decode steps.
+
+        Raises:
+            OtherTokens: they are not those of the check.
+        """
         steps = self._steps()
         forced = self.expected.tokens if steps is not None else None
         self.strategy.reset()
@@ -207,7 +189,7 @@ class Worker:
         self._refuse_other_tokens(tokens, steps)
         _refuse_no_time(times)
         timed = steps if steps is not None else range(1, self.case.n_gen)
-        return TurnTaken(
+        return protocol.TurnTaken(
             prefill_ns=times.host_ns[0],
             steps=list(timed),
             step_ns=times.host_ns[1:],
@@ -221,17 +203,19 @@ class Worker:
             raise Unsupported("turns in lockstep are for workers of a driver, on the CPU")
         return PausingClock(self.pause)
 
-    def choose_ceilings(self, request: ChooseCeilings) -> CeilingsChosen:
+    def choose_ceilings(self, request: protocol.ChooseCeilings) -> protocol.CeilingsChosen:
+        """Find the fastest kernels under these settings."""
         torch.set_num_threads(request.n_threads)
         device = DEVICES[request.device]
         self.covariates = CovariateReader(device)
         self.ceilings = Ceilings(device, request.dtype)
-        return CeilingsChosen(kernels=self.ceilings.kernels)
+        return protocol.CeilingsChosen(kernels=self.ceilings.kernels)
 
-    def take_ceiling_turn(self, ceiling: CeilingName) -> CeilingTurnTaken:
+    def take_ceiling_turn(self, ceiling: CeilingName) -> protocol.CeilingTurnTaken:
+        """Time the passes of a ceiling's kernel."""
         self.covariates.start()
         amount, pass_ns = self.ceilings.take_turn(ceiling)
-        return CeilingTurnTaken(
+        return protocol.CeilingTurnTaken(
             kernel=self.ceilings.kernels[ceiling],
             amount=amount,
             pass_ns=pass_ns,
@@ -267,27 +251,27 @@ def one_line(error: BaseException) -> str:
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:
     """Answer requests, a line each, until there are no more."""
-    decode = msgspec.json.Decoder(Request).decode
+    decode = msgspec.json.Decoder(protocol.Request).decode
 
-    def send(reply: Reply) -> None:
+    def send(reply: protocol.Reply) -> None:
         replies.write(msgspec.json.encode(reply) + b"\n")
         replies.flush()
 
     def pause() -> None:
         try:
-            send(Paused())
+            send(protocol.Paused())
             line = requests.readline()
         except BrokenPipeError:
             line = b""
         if not line:
             raise SystemExit  # the driver is gone
         request = decode(line)
-        if not isinstance(request, GoOn):
+        if not isinstance(request, protocol.GoOn):
             raise TypeError(f"{type(request).__name__} is no answer to Paused")
 
     worker = Worker(pause)
     for line in requests:
         reply = worker.answer(decode(line))
         send(reply)
-        if isinstance(reply, Refused) and reply.ends:
+        if isinstance(reply, protocol.Refused) and reply.ends:
             return

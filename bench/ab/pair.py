@@ -202,11 +202,12 @@ def _turn_taken(name: SideName, reply: Reply) -> TurnTaken:
 
 def _turn_of(name: SideName, block: int, taken: TurnTaken, wall_ns: int, waited_ns: int | None) -> Turn:
     """Keep what is stored of a turn."""
+    prefill_ns, step_ns = taken.device_ns
     return Turn(
         side=name,
         block=block,
-        prefill_ns=taken.prefill_event_ns if taken.prefill_event_ns is not None else taken.prefill_ns,
-        step_ns=taken.step_event_ns if taken.step_event_ns is not None else taken.step_ns,
+        prefill_ns=prefill_ns,
+        step_ns=step_ns,
         wall_ns=wall_ns,
         waited_ns=waited_ns,
         steal_ns=taken.covariates.steal_ns,

@@ -36,7 +36,7 @@ MAX_SHARE = 1.05
 """A strategy that reads this much faster than the kernels that only read shows that they did not find the roof."""
 
 
-class Caution(msgspec.Struct, frozen=True, kw_only=True):
+class Caution(msgspec.Struct, frozen=True):
     """Something that weakens a figure. `case` is its key, or None where the whole run is meant."""
 
     case: str | None
@@ -47,11 +47,7 @@ class Caution(msgspec.Struct, frozen=True, kw_only=True):
 def cautions(tidy: Tidy, summary: pd.DataFrame) -> list[Caution]:
     """List every caution that a run gives rise to, those of the whole run first; `summary` as `summarize` makes it."""
     return [
-        *_unfinished(tidy),
-        *_processes(tidy.measured),
-        *_threads(tidy.run),
-        *_naive_logits(tidy.run),
-        *_random_weights(tidy.run),
+        *_whole_run(tidy),
         *_disturbed(tidy),
         *_idle_arms(tidy.measured),
         *_first_steps(tidy.steps),
@@ -75,45 +71,37 @@ def scope(n_processes: int) -> str:
     return f"within {n_processes} process{'es' if n_processes > 1 else ''}"
 
 
-def _unfinished(tidy: Tidy) -> Iterator[Caution]:
+def _whole_run(tidy: Tidy) -> Iterator[Caution]:
+    """Cautions of how the run was set up, and of its end."""
+    plan = tidy.run.manifest.plan
     if tidy.unfinished:
-        n_cases = len(tidy.run.manifest.plan)
-        yield Caution(
-            case=None,
-            text=f"the run was interrupted: {len(tidy.unfinished)} of {n_cases} cases lack rounds",
-            advice=f"`kvbench run --resume {tidy.run.name}` adds them",
-        )
-
-
-def _processes(turns: pd.DataFrame) -> Iterator[Caution]:
-    n_processes = turns["process"].nunique()
+        text = f"the run was interrupted: {len(tidy.unfinished)} of {len(plan)} cases lack rounds"
+        yield Caution(None, text, f"`kvbench run --resume {tidy.run.name}` adds them")
+    n_processes = tidy.measured["process"].nunique()
     if 0 < n_processes < MIN_PROCESSES:
-        yield Caution(
-            case=None,
-            text=f"the intervals hold {scope(n_processes)}; processes differ by a few percent",
-            advice=f"for intervals over processes measure with --processes {MIN_PROCESSES}",
-        )
+        text = f"the intervals hold {scope(n_processes)}; processes differ by a few percent"
+        yield Caution(None, text, f"for intervals over processes measure with --processes {MIN_PROCESSES}")
+    yield from _threads(tidy.run)
+    if any(item.case.naive_logits == "all" for item in plan):
+        text = "naive computes the logits of every position, so it pays for the LM head many times over"
+        yield Caution(None, text, "for a fair baseline leave out --naive-logits all")
+    judged = {check.case for check in tidy.run.checks if check.quality is not None}
+    if any(item.case.key in judged and item.case.model.startswith("random:") for item in plan):
+        text = "the weights are random, so the quality of a lossy strategy says little of a trained model"
+        yield Caution(None, text, "judge quality on a trained model, as --model smollm2-135m")
 
 
 def _threads(run: Run) -> Iterator[Caution]:
     """More threads than a container's quota keeps busy, or than the cores that the user's variables bind them to."""
     machine = run.manifest.environment
-    counts = sorted({plan.case.n_threads for plan in run.manifest.plan if plan.case.device in HOST_DEVICES})
-    over = [count for count in counts if machine.cpu_quota is not None and count > machine.cpu_quota]
-    if over:
-        yield Caution(
-            case=None,
-            text=f"{_listed(over)} on a CPU quota of {machine.cpu_quota:g} cores are stopped once it is used up",
-            advice=f"measure with --threads {machine.cores}, or raise the limit of the container",
-        )
-    bound = machine.bound_cores
-    over = [count for count in counts if bound is not None and count > len(bound)]
-    if over and bound is not None:
-        yield Caution(
-            case=None,
-            text=f"{_listed(over)} with the main thread bound to core {_numbers(bound)} ({machine.bound_by})",
-            advice="unset that variable, or compare only with runs under the same binding",
-        )
+    counts = sorted({item.case.n_threads for item in run.manifest.plan if item.case.device in HOST_DEVICES})
+    quota, bound = machine.cpu_quota, machine.bound_cores
+    if quota is not None and (over := [count for count in counts if count > quota]):
+        text = f"{_listed(over)} on a CPU quota of {quota:g} cores are stopped once it is used up"
+        yield Caution(None, text, f"measure with --threads {machine.cores}, or raise the limit of the container")
+    if bound is not None and (over := [count for count in counts if count > len(bound)]):
+        text = f"{_listed(over)} with the main thread bound to core {_numbers(bound)} ({machine.bound_by})"
+        yield Caution(None, text, "unset that variable, or compare only with runs under the same binding")
 
 
 def _listed(counts: Collection[int]) -> str:
@@ -124,32 +112,10 @@ def _numbers(values: Collection[int]) -> str:
     return ", ".join(map(str, values))
 
 
-def _naive_logits(run: Run) -> Iterator[Caution]:
-    if any(plan.case.naive_logits == "all" for plan in run.manifest.plan):
-        yield Caution(
-            case=None,
-            text="naive computes the logits of every position, so it pays for the LM head many times over",
-            advice="for a fair baseline leave out --naive-logits all",
-        )
-
-
-def _random_weights(run: Run) -> Iterator[Caution]:
-    judged = {check.case for check in run.checks if check.quality is not None}
-    if any(plan.case.key in judged and plan.case.model.startswith("random:") for plan in run.manifest.plan):
-        yield Caution(
-            case=None,
-            text="the weights are random, so the quality of a lossy strategy says little of a trained model",
-            advice="judge quality on a trained model, as --model smollm2-135m",
-        )
-
-
 def _disturbed(tidy: Tidy) -> Iterator[Caution]:
     for case, share in disturbed(tidy).items():
-        yield Caution(
-            case=case,
-            text=f"{share:.0%} of the rounds were disturbed by CPU steal or throttling: inconclusive",
-            advice="measure again when the machine is quieter, or with more --repetitions",
-        )
+        text = f"{share:.0%} of the rounds were disturbed by CPU steal or throttling: inconclusive"
+        yield Caution(case, text, "measure again when the machine is quieter, or with more --repetitions")
 
 
 def _idle_arms(turns: pd.DataFrame) -> Iterator[Caution]:
@@ -158,11 +124,9 @@ def _idle_arms(turns: pd.DataFrame) -> Iterator[Caution]:
         beyond_rounding = (rows["idle_arms_ns"] - CLOCK_TICK_NS).clip(lower=0)
         share = float(beyond_rounding.sum()) / frames.NS_PER_MS / float(rows["wall_ms"].sum())
         if share > MAX_IDLE_SHARE:
-            yield Caution(
-                case=str(case),
-                text=f"the other strategies' processes, which should sleep, used over {MAX_IDLE_SHARE:.0%} of a core",
-                advice="set OMP_WAIT_POLICY=PASSIVE, and see that nothing in the model runs in the background",
-            )
+            text = f"the other strategies' processes, which should sleep, used over {MAX_IDLE_SHARE:.0%} of a core"
+            advice = "set OMP_WAIT_POLICY=PASSIVE, and see that nothing in the model runs in the background"
+            yield Caution(str(case), text, advice)
 
 
 def _first_steps(steps: pd.DataFrame) -> Iterator[Caution]:
@@ -172,11 +136,8 @@ def _first_steps(steps: pd.DataFrame) -> Iterator[Caution]:
         slowest_first, others = rows.loc[rows["first"], "latency_ms"].max(), rows.loc[~rows["first"], "latency_ms"]
         ratio = slowest_first / others.median()
         if ratio >= FIRST_STEP_FACTOR and slowest_first > STALL_FACTOR * others.max():
-            yield Caution(
-                case=str(case),
-                text=f"a first decode step took {ratio:.0f} x the median step: probably one-time set-up or a stall",
-                advice="compare its rounds, and measure again on a quieter machine",
-            )
+            text = f"a first decode step took {ratio:.0f} x the median step: probably one-time set-up or a stall"
+            yield Caution(str(case), text, "compare its rounds, and measure again on a quieter machine")
 
 
 def _intervals(tidy: Tidy, summary: pd.DataFrame) -> Iterator[Caution]:
@@ -189,27 +150,20 @@ def _intervals(tidy: Tidy, summary: pd.DataFrame) -> Iterator[Caution]:
         if pd.isna(row["latency_ms_low"]):
             if row["phase"] == "prefill" and row["case"] not in tidy.unfinished:  # both phases have the same turns
                 yield Caution(
-                    case=row["case"],
-                    text=f"no interval: six undisturbed rounds are needed, it has {row['samples']}",
-                    advice=advice,
+                    row["case"], f"no interval: six undisturbed rounds are needed, it has {row['samples']}", advice
                 )
         elif (row["latency_ms_high"] - row["latency_ms_low"]) / row["latency_ms"] > MAX_INTERVAL_WIDTH:
-            yield Caution(
-                case=row["case"],
-                text=f"the interval of {row['phase']} is wider than {MAX_INTERVAL_WIDTH:.0%} of its median",
-                advice="measure on a quieter machine, or with more --repetitions",
-            )
+            text = f"the interval of {row['phase']} is wider than {MAX_INTERVAL_WIDTH:.0%} of its median"
+            yield Caution(row["case"], text, "measure on a quieter machine, or with more --repetitions")
 
 
 def _above_the_roof(summary: pd.DataFrame) -> Iterator[Caution]:
     for row in summary.to_dict("records"):
         for share, what in (("mbu", "reads at {:.2f} x the bandwidth"), ("mfu", "computes at {:.2f} x the GEMM rate")):
             if row[share] > MAX_SHARE:
-                yield Caution(
-                    case=row["case"],
-                    text=f"{row['phase']} {what.format(row[share])} measured beside it: that is no ceiling",
-                    advice=f"do not trust its {share.upper()}; measure again when the machine is quieter",
-                )
+                text = f"{row['phase']} {what.format(row[share])} measured beside it: that is no ceiling"
+                advice = f"do not trust its {share.upper()}; measure again when the machine is quieter"
+                yield Caution(row["case"], text, advice)
 
 
 def _without_ceilings(run: Run) -> Iterator[Caution]:
@@ -218,11 +172,8 @@ def _without_ceilings(run: Run) -> Iterator[Caution]:
     measured = {sample.case for sample in run.samples}
     for plan in run.manifest.plan:
         if run.manifest.ceilings and plan.case.key in measured and plan.case.cell.key not in beside:
-            yield Caution(
-                case=plan.case.key,
-                text="no ceilings were measured beside it, so it has no MFU, MBU or prediction",
-                advice="measure again; the run's messages said why",
-            )
+            text = "no ceilings were measured beside it, so it has no MFU, MBU or prediction"
+            yield Caution(plan.case.key, text, "measure again; the run's messages said why")
 
 
 def _quality(run: Run) -> Iterator[Caution]:
@@ -231,8 +182,8 @@ def _quality(run: Run) -> Iterator[Caution]:
     for case, quality in judged.items():
         if quality.top1_agreement <= quality.commonest_share:
             yield Caution(
-                case=case,
-                text=f"top1_agreement {quality.top1_agreement:.2f} is no better than always naming the commonest token "
+                case,
+                f"top1_agreement {quality.top1_agreement:.2f} is no better than always naming the commonest token "
                 f"({quality.commonest_share:.2f})",
-                advice="judge it by logit_kl and perplexity_ratio, or over another text (--seed)",
+                "judge it by logit_kl and perplexity_ratio, or over another text (--seed)",
             )

@@ -32,7 +32,7 @@ class Ratio(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def median_interval(values: Iterable[float], level: float = LEVEL) -> tuple[float, float | None, float | None]:
-    """Median of `values` and its interval by order statistics; the interval is None below six values at 95 %.
+    """Return the median and its interval by order statistics; the interval is None below six values at 95 %.
 
     The interval is that of the binomial test (Conover 1999, section 3.2; `scipy.stats.quantile_test`): it holds for
     any distribution. Six values give their smallest and largest, at 96.9 %.
@@ -51,7 +51,7 @@ def median_interval(values: Iterable[float], level: float = LEVEL) -> tuple[floa
 
 
 def paired_ratio(a: Iterable[float], b: Iterable[float], level: float = LEVEL) -> Ratio:
-    """`a / b` where `a[i]` and `b[i]` were measured in the same round; no interval below six pairs at 95 %.
+    """Estimate `a / b` where `a[i]` and `b[i]` are of the same round; no interval below six pairs at 95 %.
 
     The exponent of the Hodges-Lehmann estimate of the log ratios (the median of their Walsh averages), with the
     interval that inverts the exact signed-rank test (Hollander, Wolfe & Chicken 2014, section 3.3).
@@ -70,7 +70,7 @@ def paired_ratio(a: Iterable[float], b: Iterable[float], level: float = LEVEL) -
 
 
 def unpaired_ratio(a: Iterable[float], b: Iterable[float], level: float = LEVEL) -> Ratio:
-    """`a / b` of two sets of values measured at different times; no interval below, for example, four and four values.
+    """Estimate `a / b` of values measured at different times; no interval below, for example, four and four values.
 
     The estimate is the ratio of the two medians, so that it agrees with them where they stand beside it (their
     Hodges-Lehmann shift need not: where each sample has two clusters, it can be on the other side of one). The interval
@@ -86,11 +86,9 @@ def unpaired_ratio(a: Iterable[float], b: Iterable[float], level: float = LEVEL)
     rank = _critical_rank(_mann_whitney_distribution(len(above), len(below)), level)
     ratio = _ratio(differences, rank, n=min(len(above), len(below)), paired=False)
     estimate = float(np.median(above) / np.median(below))
-    if ratio.low is None or ratio.high is None:
-        return msgspec.structs.replace(ratio, estimate=estimate)
-    return msgspec.structs.replace(
-        ratio, estimate=estimate, low=min(ratio.low, estimate), high=max(ratio.high, estimate)
-    )
+    low = None if ratio.low is None else min(ratio.low, estimate)
+    high = None if ratio.high is None else max(ratio.high, estimate)
+    return msgspec.structs.replace(ratio, estimate=estimate, low=low, high=high)
 
 
 def _finite(values: Iterable[float]) -> Floats:
@@ -121,12 +119,9 @@ def _critical_rank(distribution: Floats, level: float) -> int:
 @functools.cache
 def _signed_rank_distribution(n: int) -> Floats:
     """Probability of each value 0 .. n (n + 1) / 2 of the signed-rank statistic: each rank is in or out by a coin."""
-    chances = np.zeros(n * (n + 1) // 2 + 1)
-    chances[0] = 1.0
+    chances = np.ones(1)
     for rank in range(1, n + 1):
-        shifted = np.zeros_like(chances)
-        shifted[rank:] = chances[:-rank]
-        chances = (chances + shifted) / 2
+        chances = (np.pad(chances, (0, rank)) + np.pad(chances, (rank, 0))) / 2
     return chances
 
 

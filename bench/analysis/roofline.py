@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import lsq_linear
 
-from bench.analysis.tidy import Tidy, paired_ratio
+from bench.analysis.tidy import Tidy, paired_columns
 from bench.case import Group
 from bench.manifest import CasePlan
 from kvcache.arithmetic.costs import Costs
@@ -129,10 +129,8 @@ def bound(compute_ms: float, memory_ms: float, latency_ms: float) -> str:
 
 def _share(name: str, amount: int, own: pd.DataFrame, roof: pd.DataFrame) -> dict[str, float | None]:
     """The case's rate as a share of the roof beside it, `amount` being that of the whole phase."""
-    ratio = paired_ratio(own.assign(per_s=amount / own["total_ms"] * 1000), beside(own, roof), "per_s")
-    if ratio is None:
-        return {}
-    return {name: ratio.estimate, f"{name}_low": ratio.low, f"{name}_high": ratio.high}
+    rates = own.assign(per_s=amount / own["total_ms"] * 1000)
+    return paired_columns([name, f"{name}_low", f"{name}_high"], rates, beside(own, roof), "per_s")
 
 
 def beside(own: pd.DataFrame, roof: pd.DataFrame) -> pd.DataFrame:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,33 +11,16 @@ from scipy.optimize import least_squares
 
 from bench.analysis import estimators
 from bench.analysis.estimators import Floats
+from bench.analysis.frames import CASE_COLUMNS
 from bench.analysis.tidy import independent_values
 from kvcache.strategies.catalogue import REFEEDING
 
-CURVE_COLUMNS: list[str] = [
-    "model",
-    "strategy",
-    "naive_logits",
-    "device",
-    "dtype",
-    "attn_implementation",
-    "n_threads",
-    "batch_size",
-]
+CURVE_COLUMNS: list[str] = [name for name in CASE_COLUMNS if name not in ("n_prompt", "n_gen", "n_depth", "seed")]
 """What the points of one curve have in common; they come from every context length of the run."""
 
 _SLOPE: list[str] = ["slope_ms_per_1000_tokens", "slope_low", "slope_high"]
-
-SLOPE_COLUMNS: list[str] = [
-    *CURVE_COLUMNS,
-    *_SLOPE,
-    "slope_at",
-    "curvature_ms",
-    "intercept_ms",
-    "samples",
-    "first_position",
-    "last_position",
-]
+_FIT: list[str] = ["slope_at", "curvature_ms", "intercept_ms", "samples", "first_position", "last_position"]
+SLOPE_COLUMNS: list[str] = [*CURVE_COLUMNS, *_SLOPE, *_FIT]
 
 MAX_POINTS = 600
 """Points of one fit, which looks at every pair of them."""
@@ -73,29 +55,17 @@ def slopes(steps: pd.DataFrame) -> pd.DataFrame:
 
     A curve whose positions are too few or too close has a row without a slope; one without decode steps has none.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[tuple[object, ...]] = []
     for key, curve in steps.groupby(CURVE_COLUMNS, sort=False):
+        first, last = curve["position"].min(), curve["position"].max()
+        bends = curve["strategy"].iloc[0] in REFEEDING and last >= MIN_REACH * first
         enough = _positions_suffice(curve["position"])
-        shape = dict(zip(CURVE_COLUMNS, key, strict=True))
-        bends = shape["strategy"] in REFEEDING and curve["position"].max() >= MIN_REACH * curve["position"].min()
         fits = _fits(curve, _parabola if bends else _line) if enough else _NO_FITS
         if enough and fits.empty:  # every pass was torn
             continue
-        slope: tuple[float | None, ...] = (None, None, None)
-        if enough:
-            slope = estimators.median_interval(independent_values(fits, "slope"))
-        rows.append(
-            {
-                **shape,
-                **dict(zip(_SLOPE, slope, strict=True)),
-                "slope_at": curve["position"].max() if bends and enough else None,
-                "curvature_ms": fits["curvature"].median(),
-                "intercept_ms": fits["intercept"].median(),
-                "samples": len(fits),
-                "first_position": curve["position"].min(),
-                "last_position": curve["position"].max(),
-            }
-        )
+        slope = estimators.median_interval(independent_values(fits, "slope")) if enough else (None, None, None)
+        at = last if bends and enough else None
+        rows.append((*key, *slope, at, fits["curvature"].median(), fits["intercept"].median(), len(fits), first, last))
     types = dict.fromkeys([*_SLOPE, "curvature_ms", "intercept_ms"], "float64") | {"slope_at": "Int64"}
     return pd.DataFrame(rows, columns=SLOPE_COLUMNS).astype(types)
 
@@ -124,14 +94,13 @@ def _fits(curve: pd.DataFrame, fit: Fit) -> pd.DataFrame:
     """
     rank = curve.groupby(["case", "process"])["round"].rank(method="dense").rename("pass")
     n_cases = curve["case"].nunique()
-    fits: list[dict[str, Any]] = []
+    fits: list[tuple[object, ...]] = []
     for (process, _), points in curve.groupby(["process", rank]):
         if points["case"].nunique() < n_cases:
             continue
         thinned = points.sort_values("position").iloc[:: -(-len(points) // MAX_POINTS)]
         x = thinned["position"].to_numpy(dtype=np.float64) / 1000
-        slope, curvature, intercept = fit(x, thinned["latency_ms"].to_numpy(dtype=np.float64))
-        fits.append({"process": process, "slope": slope, "curvature": curvature, "intercept": intercept})
+        fits.append((process, *fit(x, thinned["latency_ms"].to_numpy(dtype=np.float64))))
     return pd.DataFrame(fits, columns=_NO_FITS.columns)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from bench.analysis import columns, estimators, frames, roofline
-from bench.analysis.tidy import Tidy, independent_values, paired_ratio
+from bench.analysis.tidy import Tidy, independent_values, paired_columns
 from bench.case import Case
 from bench.manifest import CasePlan
 from bench.record import Check
@@ -31,12 +31,7 @@ def summarize(tidy: Tidy) -> pd.DataFrame:
     """
     plans, machine = tidy.run.manifest.plan, tidy.run.manifest.environment.hostname
     latencies, against_roofs = tidy.by_case_and_phase, roofline.columns(tidy)
-    baseline_keys = {
-        (plan.case.cell, baselines): plan.case.key
-        for plan in plans
-        for baselines in _COMPARED
-        if plan.case.strategy in baselines
-    }
+    keys = {(plan.case.cell, plan.case.strategy): plan.case.key for plan in plans}
     checks: dict[str, list[Check]] = {plan.case.key: [] for plan in plans}
     for check in tidy.run.checks:
         checks[check.case].append(check)
@@ -47,15 +42,19 @@ def summarize(tidy: Tidy) -> pd.DataFrame:
         for phase in phases(case):
             row = {"case": case.key, **msgspec.structs.asdict(case), "phase": phase, "machine": machine, **ended}
             row |= _counters(plan, phase) | _sizes(checks[case.key], phase) | _quality(case, checks[case.key])
-            if (case.key, phase) in latencies:
-                row |= _times(case, phase, latencies[case.key, phase])
+            own = latencies.get((case.key, phase))
+            if own is not None:
+                row |= _times(case, phase, own)
                 row["framework_ms"] = _framework_ms(checks[case.key], row) if phase == "decode" else None
-                for baselines, names in _COMPARED.items():
-                    baseline = latencies.get((baseline_keys.get((case.cell, baselines), ""), phase))
-                    row |= _speedup(case.strategy in baselines, names, baseline, latencies[case.key, phase])
-                row |= against_roofs.get((case.key, phase), {})
+            for baselines, names in _COMPARED.items():
+                key = next((keys[case.cell, name] for name in baselines if (case.cell, name) in keys), "")
+                row |= _ratio(names, own if case.strategy in baselines else latencies.get((key, phase)), own)
+            exact = keys.get((case.cell, PLAIN[case.strategy in COMPILING]), "")
+            row |= _ratio(_VERSUS_EXACT, own, latencies.get((exact, phase)))
+            held, plain = row["kv_bytes_allocated"], _sizes(checks.get(exact, []), phase)["kv_bytes_allocated"]
+            row["kv_bytes_vs_exact"] = held / plain if held is not None and plain else None
+            row |= against_roofs.get((case.key, phase), {})
             rows.append(row)
-    _against_exact(rows, latencies)
     _slopes(rows)
     return frames.typed(rows, list(WIDE_TYPES), WIDE_TYPES)
 
@@ -84,17 +83,16 @@ _COMPARED: dict[frozenset[str], list[str]] = {
 }
 """What a case is compared with in its cell -> the columns of the ratio and its interval."""
 
+PLAIN = {False: "dynamic", True: "compiled"}
+"""Whether a strategy compiles -> the exact one that it is compared with."""
+_VERSUS_EXACT = ["latency_vs_exact", "latency_vs_exact_low", "latency_vs_exact_high"]
 
-def _speedup(
-    is_baseline: bool,
-    names: list[str],
-    baseline: pd.DataFrame | None,
-    own: pd.DataFrame,
-) -> dict[str, float | None]:
-    if is_baseline:
-        return dict.fromkeys(names, 1.0)
-    ratio = None if baseline is None else paired_ratio(baseline, own, "latency_ms")
-    return {} if ratio is None else dict(zip(names, (ratio.estimate, ratio.low, ratio.high), strict=True))
+
+def _ratio(names: list[str], above: pd.DataFrame | None, below: pd.DataFrame | None) -> dict[str, float | None]:
+    """The ratio of two latencies and its interval under `names`: 1 for a case over itself, nothing without a pair."""
+    if above is None or below is None:
+        return {}
+    return dict.fromkeys(names, 1.0) if above is below else paired_columns(names, above, below, "latency_ms")
 
 
 def _counters(plan: CasePlan, phase: Phase) -> dict[str, Any]:
@@ -102,34 +100,21 @@ def _counters(plan: CasePlan, phase: Phase) -> dict[str, Any]:
     allocated: dict[str, Any] = {"kv_bytes_allocated_predicted": (plan.kv_bytes_allocated or {}).get(phase)}
     if costs is None:
         return allocated
-    if not plan.case.strategy.startswith(OWN):  # how a user's own cache stores its rows is not known
-        allocated |= {
-            "bytes": costs.bytes,
-            "arithmetic_intensity": costs.flops / costs.bytes,
-            "kv_bytes_predicted": costs.kv_bytes,
-        }
-    return allocated | {
-        "flops": costs.flops,
-        "gemm_flops": costs.gemm_flops,
-        "gemv_flops": costs.gemv_flops,
-        "forward_calls": costs.forward_calls,
-        "tokens_processed": costs.tokens_processed,
-    }
+    row = allocated | vars(costs) | {"flops": costs.flops}
+    if plan.case.strategy.startswith(OWN):  # how a user's own cache stores its rows is not known
+        return row | {"bytes": None}
+    return row | {"arithmetic_intensity": costs.flops / costs.bytes, "kv_bytes_predicted": costs.kv_bytes}
 
 
 def _sizes(checks: list[Check], phase: Phase) -> dict[str, Any]:
     """The largest of each size over the processes; peak memory and compile time belong to the case as a whole."""
-    held = (check.kv_bytes_after_prefill if phase == "prefill" else check.kv_bytes_after_decode for check in checks)
-    allocated = (
-        check.kv_bytes_allocated_after_prefill if phase == "prefill" else check.kv_bytes_allocated_after_decode
-        for check in checks
-    )
-    return {
-        "kv_bytes_allocated": _largest(allocated),
-        "kv_bytes_measured": _largest(held),
-        "peak_memory_bytes": _largest(check.peak_memory_bytes for check in checks),
-        "compile_s": _largest(check.compile_s for check in checks),
+    fields = {
+        "kv_bytes_allocated": f"kv_bytes_allocated_after_{phase}",
+        "kv_bytes_measured": f"kv_bytes_after_{phase}",
+        "peak_memory_bytes": "peak_memory_bytes",
+        "compile_s": "compile_s",
     }
+    return {column: _largest(getattr(check, field) for check in checks) for column, field in fields.items()}
 
 
 def _quality(case: Case, checks: list[Check]) -> dict[str, Any]:
@@ -146,46 +131,16 @@ def _quality(case: Case, checks: list[Check]) -> dict[str, Any]:
     return row | {"matching_tokens": min(quality.matching_tokens for quality in judged)}
 
 
-_LENGTHS = ("n_prompt", "n_depth")
-
-
-def _against_exact(rows: list[dict[str, Any]], latencies: dict[tuple[str, str], pd.DataFrame]) -> None:
-    """Add each case's bytes and time as shares of those of the plain exact cache of its cell and phase."""
-    columns_of_cell = [name for name in frames.CASE_COLUMNS if name not in ("strategy", "naive_logits")]
-    plain = {
-        (row["strategy"], row["phase"], *(row[name] for name in columns_of_cell)): row
-        for row in rows
-        if row["strategy"] in PLAIN.values()
-    }
-    for row in rows:
-        strategy = PLAIN[row["strategy"] in COMPILING]
-        baseline = plain.get((strategy, row["phase"], *(row[name] for name in columns_of_cell)))
-        if baseline is None:
-            continue
-        if row.get("kv_bytes_allocated") is not None and baseline.get("kv_bytes_allocated"):
-            row["kv_bytes_vs_exact"] = row["kv_bytes_allocated"] / baseline["kv_bytes_allocated"]
-        below, own = (latencies.get((of["case"], row["phase"])) for of in (baseline, row))
-        if own is not None:
-            names = ["latency_vs_exact", "latency_vs_exact_low", "latency_vs_exact_high"]
-            if row is baseline:
-                row.update(dict.fromkeys(names, 1.0))
-            elif below is not None and (ratio := paired_ratio(own, below, "latency_ms")) is not None:
-                row.update(zip(names, (ratio.estimate, ratio.low, ratio.high), strict=True))
-
-
-PLAIN = {False: "dynamic", True: "compiled"}
-"""Whether a strategy compiles -> the exact one that it is compared with."""
-
-
 def _slopes(rows: list[dict[str, Any]]) -> None:
     """Add the bytes that a further token takes, from the cases of a strategy that differ in their lengths alone."""
+    lengths = ("n_prompt", "n_depth")
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         if row.get("kv_bytes_allocated") is not None:
-            shared = (row[name] for name in frames.CASE_COLUMNS if name not in _LENGTHS)
+            shared = (row[name] for name in frames.CASE_COLUMNS if name not in lengths)
             groups.setdefault((row["phase"], *shared), []).append(row)
     for alike in groups.values():
-        tokens = [row["batch_size"] * sum(row[name] for name in _LENGTHS) for row in alike]
+        tokens = [row["batch_size"] * sum(row[name] for name in lengths) for row in alike]
         if len(set(tokens)) > 1:
             slope = float(np.polyfit(tokens, [row["kv_bytes_allocated"] for row in alike], 1)[0])
             for row in alike:

@@ -171,6 +171,12 @@ def paired_ratio(above: pd.DataFrame, below: pd.DataFrame, column: str) -> Ratio
     return estimators.paired_ratio(ratios, [1.0] * len(ratios))
 
 
+def paired_columns(names: list[str], above: pd.DataFrame, below: pd.DataFrame, column: str) -> dict[str, float | None]:
+    """Name a `paired_ratio`, its lower and its upper end, for a row of a frame; nothing where there is none."""
+    ratio = paired_ratio(above, below, column)
+    return {} if ratio is None else dict(zip(names, (ratio.estimate, ratio.low, ratio.high), strict=True))
+
+
 def _repetitions(run: Run) -> dict[str, int]:
     """The rounds that each case is to have in a process, by its key."""
     plans = {plan.cell: plan for plan in run.cell_plans}

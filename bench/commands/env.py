@@ -31,7 +31,7 @@ def env(
     from bench.machine.threads import notice
     from bench.measure import ceiling_turns
     from bench.measure.server_process import RunServers
-    from bench.tell import tables
+    from bench.tell.environment import render
 
     environment = read_environment()
     about_threads = notice({1, environment.cores}, environment.thread_variables)
@@ -42,4 +42,4 @@ def env(
         with RunServers() as servers:
             settings = ceiling_turns.settings_here(environment)
             measured = ceiling_turns.survey(settings, lambda n_threads: servers.fork("", n_threads), note)
-    emit(tables.render_environment(environment, output_format, measured))
+    emit(render(environment, output_format, measured))

@@ -8,18 +8,19 @@ from pathlib import Path
 import msgspec
 
 from bench.machine.places import temporary_folder
-from bench.measure.progress import Progress
+from bench.measure.progress import ProgressBar
 from bench.measure.worker_process import WorkerFailed
-from bench.measure.workers import Entry, WorkerKey, Workers, Writer
+from bench.measure.workers import Entry, WorkerKey, Workers
 from bench.protocol import CheckCase, Checked, FrameworkTimed, MakeReference, MakeText, TimeFramework
 from bench.record import Check
+from bench.store.run_folder import RunWriter
 from kvcache.strategies.catalogue import COMPILING, is_lossy
 
 
 class Checks:
     """Checks the cases of one group in one set of processes."""
 
-    def __init__(self, workers: Workers, writer: Writer, progress: Progress) -> None:
+    def __init__(self, workers: Workers, writer: RunWriter, progress: ProgressBar) -> None:
         self._workers, self._writer, self._progress = workers, writer, progress
         self._framework: dict[tuple[WorkerKey, int], list[int] | None] = {}
         """What steps without arithmetic take, by worker and batch size."""
@@ -34,8 +35,7 @@ class Checks:
                 if entry.live:
                     judging = text if entry in lossy else None
                     self._check(
-                        entry,
-                        CheckCase(case=entry.case, path=reference, tokens_per_turn=tokens_per_turn, text=judging),
+                        entry, CheckCase(case=entry.case, path=reference, tokens_per_turn=tokens_per_turn, text=judging)
                     )
 
     def store(self, entry: Entry) -> None:

@@ -21,7 +21,7 @@ the machine (seen: 7.9 ms of a step that takes 3.9 ms in the rounds), and no ste
 
 
 def time_steps(strategy: Strategy, case: Case, clock: Clock) -> list[int] | None:
-    """Times in ns of decode steps of `strategy` on its model shrunk to next to no arithmetic, at the batch of `case`.
+    """Time decode steps of `strategy` on its model shrunk to next to no arithmetic, at the batch of `case`, in ns.
 
     None on CUDA, where Python runs ahead of the kernels and no sum is made of the two; for a strategy without a cache,
     which feeds a step other rows; for a compiled one, which would have to be compiled anew; and for a model that

@@ -16,7 +16,6 @@ from bench.manifest import CasePlan
 from kvcache import models
 from kvcache.arithmetic.architectures import UnknownGeometry, geometry
 from kvcache.arithmetic.costs import Phase, phase_costs
-from kvcache.arithmetic.geometry import Geometry
 from kvcache.arithmetic.kv_bytes import Fed, allocated_bytes, attended, used_bytes
 from kvcache.models.checkpoint import COPY_LIMIT_BYTES
 from kvcache.strategies.catalogue import COMPILING, LOSSY, REFEEDING, is_lossy
@@ -154,61 +153,42 @@ def refuse_too_long(case: Case, max_positions: int | None) -> None:
 
 def _with_costs(case: Case, model: models.ModelDescription, *, refeeds: bool) -> CasePlan:
     """The case and the work that generation asks for, however it is done: a static cache's padding is no part of it."""
+    weights_bytes = model.weights_bytes(case.dtype)
     try:
         shape = geometry(model.config)
     except UnknownGeometry:
-        return CasePlan(case=case, prefill=None, decode=None, weights_bytes=model.weights_bytes(case.dtype))
-    stored = functools.partial(_stored, case, shape) if case.strategy in LOSSY else None
+        return CasePlan(case=case, prefill=None, decode=None, weights_bytes=weights_bytes)
+    lengths = {name: getattr(case, name) for name in ("batch_size", "n_prompt", "n_depth")}
+    dtype_bytes = models.DTYPES[case.dtype]
+    fed = functools.partial(Fed, **lengths, capacity=case.capacity, dtype_bytes=dtype_bytes)
+
+    def stored(n_steps: int) -> int:
+        """Predict the bytes of a lossy kind that belong to tokens after so many steps of decode."""
+        size = used_bytes(case.strategy, shape, fed(n_steps=n_steps))
+        if size is None:
+            raise LookupError(f"kvcache.arithmetic.kv_bytes.ALLOCATED has no row for {case.strategy}")
+        return size
+
     prefill, decode = (
         phase_costs(
             attended(case.strategy, shape),
             phase,
             refeeds=refeeds,
-            batch_size=case.batch_size,
-            n_prompt=case.n_prompt,
             n_gen=case.n_gen,
-            n_depth=case.n_depth,
-            dtype_bytes=models.DTYPES[case.dtype],
+            dtype_bytes=dtype_bytes,
             all_logits=case.naive_logits == "all",
-            kv_stored=stored,
+            kv_stored=stored if case.strategy in LOSSY else None,
+            **lengths,
         )
         for phase in ("prefill", "decode")
     )
+    ends: dict[Phase, int] = {"prefill": 0, "decode": case.n_gen - 1} if case.n_gen > 1 else {"prefill": 0}
+    sizes = {phase: allocated_bytes(case.strategy, shape, fed(n_steps=n_steps)) for phase, n_steps in ends.items()}
+    allocated = {phase: size for phase, size in sizes.items() if size is not None}
     return CasePlan(
         case=case,
         prefill=prefill,
         decode=decode,
-        weights_bytes=model.weights_bytes(case.dtype),
-        kv_bytes_allocated=_allocated(case, shape),
-    )
-
-
-def _allocated(case: Case, shape: Geometry) -> dict[Phase, int] | None:
-    """Predict what the case's kind of cache allocates at the end of each phase; None for a kind not written down."""
-    steps: list[tuple[Phase, int]] = [("prefill", 0), ("decode", case.n_gen - 1)]
-    predicted: dict[Phase, int] = {}
-    for phase, n_steps in steps[: 2 if case.n_gen > 1 else 1]:
-        size = allocated_bytes(case.strategy, shape, _fed(case, n_steps))
-        if size is None:
-            return None
-        predicted[phase] = size
-    return predicted
-
-
-def _stored(case: Case, shape: Geometry, n_steps: int) -> int:
-    """Predict the bytes of a lossy kind that belong to tokens after `n_steps` of decode."""
-    size = used_bytes(case.strategy, shape, _fed(case, n_steps))
-    if size is None:
-        raise LookupError(f"kvcache.arithmetic.kv_bytes.ALLOCATED has no row for {case.strategy}")
-    return size
-
-
-def _fed(case: Case, n_steps: int) -> Fed:
-    return Fed(
-        batch_size=case.batch_size,
-        n_depth=case.n_depth,
-        n_prompt=case.n_prompt,
-        n_steps=n_steps,
-        capacity=case.capacity,
-        dtype_bytes=models.DTYPES[case.dtype],
+        weights_bytes=weights_bytes,
+        kv_bytes_allocated=allocated or None,  # None for a kind that is not written down
     )

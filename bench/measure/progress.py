@@ -7,30 +7,12 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 PACE_PERIOD_S = 120.0
 """The time left is judged by the pace of so long: a machine's load changes, and the next turns are like the last."""
-
-
-class Progress(Protocol):
-    """Where measuring reports while it works: a `ProgressBar`. Amounts are rough seconds."""
-
-    def expect(self, total: float) -> None:
-        """Set how much work there is in all."""
-
-    def begin(self, title: str, amount: float) -> None:
-        """Begin a cell."""
-
-    def advance(self, amount: float, detail: str = "") -> None:
-        """Count so much of the cell as done."""
-
-    def say(self, text: str) -> None:
-        """Print what a reader should know at once: a case failed, say."""
 
 
 class ProgressBar:
@@ -43,7 +25,7 @@ class ProgressBar:
     def __init__(self, first_line: str, last_line: str) -> None:
         """`first_line` is said at the start, `last_line` at the end, before the time that it all took."""
         self._console = Console(stderr=True)
-        self._bar = RichProgress(
+        self._bar = Progress(
             TextColumn("{task.description:<34}"),
             BarColumn(),
             TaskProgressColumn(),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from bench.analysis.rounds import Rounds, planned_rounds
-from bench.case import Case
+from bench.case import Case, Group
 from bench.manifest import CasePlan
+from bench.measure.plan import Limits
 from bench.record import CellPlan, Run
 
 
@@ -58,5 +59,22 @@ class Past:
         plan = self.cell_plans.get(cell[0].case.cell.key)
         return self._rounds.missing(live, process, planned_rounds(plan, repetitions)) if live else 0
 
+    def pending(self, plans: Sequence[CasePlan], limits: Limits) -> Iterator[tuple[Group, int, list[list[CasePlan]]]]:
+        """List the sets of workers still to be started, in order: group, process number, and the cells to measure."""
+        for group in dict.fromkeys(item.case.group for item in plans):
+            cells: dict[Case, list[CasePlan]] = {}
+            for item in plans:
+                if item.case.group == group:
+                    cells.setdefault(item.case.cell, []).append(item)
+            for process in range(limits.processes):
+                todo = [cell for cell in cells.values() if self.missing_rounds(cell, process, limits.repetitions)]
+                if todo:
+                    yield group, process, todo
+
     def _live(self, cell: Sequence[CasePlan], process: int) -> list[str]:
         return [item.case.key for item in cell if not self.failed(item.case, process)]
+
+
+def pending_cells(plans: Sequence[CasePlan], limits: Limits, previous: Run | None = None) -> list[list[CasePlan]]:
+    """List the cells that a run would measure, one per set of processes."""
+    return [cell for _, _, cells in Past(previous).pending(plans, limits) for cell in cells]

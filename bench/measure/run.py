@@ -25,8 +25,8 @@ from bench.measure.budget import START_S, Reduction, fit, reduced, seconds_of
 from bench.measure.ceiling_turns import CEILINGS, settings_of, survey
 from bench.measure.plan import Limits
 from bench.measure.progress import ProgressBar
+from bench.measure.resume import pending_cells
 from bench.measure.schedule import measure as measure_cases
-from bench.measure.schedule import pending_cells
 from bench.measure.server_process import RunServers
 from bench.record import Run
 from bench.store.run_folder import RunWriter, check_name, find_run, locked, make_folder, read_run, write_manifest
@@ -181,10 +181,7 @@ def measure(job: Job, servers: RunServers) -> Run:
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
-    with (
-        noting(f"what was measured is kept, go on with: kvbench run --resume {folder}"),
-        locked(folder),
-    ):
+    with noting(f"what was measured is kept, go on with: kvbench run --resume {folder}"), locked(folder):
         # Read now that no other process writes to it: one may have gone on with the run after this one planned.
         previous = read_run(folder) if job.previous is not None else None
         with (

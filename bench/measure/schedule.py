@@ -8,7 +8,7 @@ the disk before the next turn starts.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -20,12 +20,13 @@ from bench.measure.budget import CEILING_AGE_S, Budget, Cell, turns_seconds
 from bench.measure.ceiling_turns import CEILINGS, ROUND_S, CeilingTurns, setting_of
 from bench.measure.checks import Checks
 from bench.measure.plan import Limits
-from bench.measure.progress import Progress
+from bench.measure.progress import ProgressBar
 from bench.measure.resume import Past
 from bench.measure.worker_process import WorkerFailed, WorkerProcess
-from bench.measure.workers import REFERENCE, ROOFS, Entry, Workers, Writer, worker_key
+from bench.measure.workers import REFERENCE, ROOFS, Entry, Workers, worker_key
 from bench.protocol import TakeTurn, TurnTaken
 from bench.record import CeilingSample, Run, Sample
+from bench.store.run_folder import RunWriter
 
 WARMUP_TRIALS = 5
 """Most warm-up turns of a case; they end sooner once two agree within WARMUP_AGREEMENT and no trend is left."""
@@ -41,8 +42,8 @@ Fork = Callable[[Group, int], WorkerProcess]
 def measure(
     plans: Sequence[CasePlan],
     limits: Limits,
-    writer: Writer,
-    progress: Progress,
+    writer: RunWriter,
+    progress: ProgressBar,
     fork: Fork,
     previous: Run | None = None,
 ) -> None:
@@ -51,7 +52,7 @@ def measure(
     A case that fails is stored as a failure, and the others go on.
     """
     past = Past(previous)
-    sets = list(_pending(plans, limits, past))
+    sets = list(past.pending(plans, limits))
     rough_s = [
         turns_seconds(cell, limits, past.missing_rounds(cell, process, limits.repetitions))
         for _, process, cells in sets
@@ -70,15 +71,10 @@ def measure(
                 measurer.measure_cell(cell, budget)
 
 
-def pending_cells(plans: Sequence[CasePlan], limits: Limits, previous: Run | None = None) -> list[Cell]:
-    """List the cells that `measure` would measure, one per set of processes."""
-    return [cell for _, _, cells in _pending(plans, limits, Past(previous)) for cell in cells]
-
-
 class ProcessSet:
     """Measures cell by cell with one set of workers, those of one group."""
 
-    def __init__(self, workers: Workers, limits: Limits, writer: Writer, progress: Progress, past: Past) -> None:
+    def __init__(self, workers: Workers, limits: Limits, writer: RunWriter, progress: ProgressBar, past: Past) -> None:
         self.workers, self.process, self.limits = workers, workers.process, limits
         self.writer, self.progress, self.past = writer, progress, past
         self.checks = Checks(workers, writer, progress)
@@ -218,20 +214,3 @@ def _still_falling(trials: Sequence[int]) -> bool:
     """Three turns in a row, each at least one percent faster than the one before: the machine is still warming up."""
     last = trials[-3:]
     return len(last) == 3 and last[1] < 0.99 * last[0] and last[2] < 0.99 * last[1]
-
-
-def _pending(
-    plans: Sequence[CasePlan], limits: Limits, past: Past
-) -> Iterator[tuple[Group, int, list[list[CasePlan]]]]:
-    """The sets of workers still to be started, in order: a group, a process number, and the cells it has to measure."""
-    for group in dict.fromkeys(item.case.group for item in plans):
-        cells = _by_cell([item for item in plans if item.case.group == group])
-        for process in range(limits.processes):
-            todo = [cell for cell in cells if past.missing_rounds(cell, process, limits.repetitions)]
-            if todo:
-                yield group, process, todo
-
-
-def _by_cell(members: Sequence[CasePlan]) -> list[list[CasePlan]]:
-    cells = dict.fromkeys(item.case.cell for item in members)
-    return [[item for item in members if item.case.cell == cell] for cell in cells]

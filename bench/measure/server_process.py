@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import selectors
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from bench.errors import DataError, UsageError
 from bench.machine.affinity import unbind
 from bench.machine.places import temporary_folder
 from bench.machine.threads import with_threads
-from bench.measure.worker_process import WorkerProcess, last_line
+from bench.measure.worker_process import WorkerProcess, last_line, read_line
 from bench.protocol import VERSION, Ended, Introduction
 
 TREE = Path(__file__).resolve().parents[2]
@@ -60,8 +59,9 @@ class ForkServer:
         """
         self.model, self.name = model, name
         self._trees = trees
+        self._introduction: Introduction | None = None
         self._ended: dict[int, int] = {}
-        self._buffer = b""
+        self._buffer = bytearray()
         self._stack = ExitStack()
         self._folder = Path(self._stack.enter_context(temporary_folder()))
         self._socket = self._folder / "socket"
@@ -90,6 +90,8 @@ class ForkServer:
             DataError: it does not start, has no worker protocol or another, or imported another tree's code.
             UsageError: the model is not available.
         """
+        if self._introduction is not None:
+            return self._introduction
         try:
             line = self._read_line(START_TIMEOUT_S)
         except TimeoutError:
@@ -107,6 +109,7 @@ class ForkServer:
             raise DataError(f"{self.name} imported its code from {found.code}, not from {expected}: not comparable")
         if found.refused is not None:
             raise UsageError(f"--model {self.model}: {found.refused}")
+        self._introduction = found
         return found
 
     def fork(self) -> WorkerProcess:
@@ -139,7 +142,7 @@ class ForkServer:
         self._stack.close()
 
     def _exit_code(self, pid: int) -> int | None:
-        """How a worker ended, negative for a signal; None where the server is gone, too, and cannot say."""
+        """Return how a worker ended, negative for a signal; None where the server is gone, too, and cannot say."""
         deadline = time.monotonic() + EXIT_TIMEOUT_S
         while pid not in self._ended and self._read_ended(max(0.0, deadline - time.monotonic())):
             pass
@@ -157,17 +160,7 @@ class ForkServer:
             return found
 
     def _read_line(self, timeout_s: float) -> bytes:
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._news, selectors.EVENT_READ)
-            while b"\n" not in self._buffer:
-                if not selector.select(timeout_s):
-                    raise TimeoutError
-                received = os.read(self._news.fileno(), 1 << 16)
-                if not received:
-                    raise EOFError
-                self._buffer += received
-        line, self._buffer = self._buffer.split(b"\n", 1)
-        return line
+        return read_line(self._news.fileno(), self._buffer, timeout_s)
 
 
 class RunServers:
@@ -179,22 +172,19 @@ class RunServers:
     def __init__(self) -> None:
         self._key: tuple[str, int, int] | None = None
         self._server: ForkServer | None = None
-        self._ready = False
 
     def start(self, model: str, n_threads: int, process: int = 0) -> None:
         """Have the server that is needed next begin to import, if it does not run yet."""
         key = model, n_threads, process
         if key != self._key or self._server is None or not self._server.alive:
             self.close()
-            self._key, self._server, self._ready = key, ForkServer(model, n_threads), False
+            self._key, self._server = key, ForkServer(model, n_threads)
 
     def fork(self, model: str, n_threads: int, process: int = 0) -> WorkerProcess:
         """Fork a worker; a server that does not run yet is started and waited for. Raises as `ForkServer`'s methods."""
         self.start(model, n_threads, process)
         assert self._server is not None
-        if not self._ready:
-            self._server.wait()
-            self._ready = True
+        self._server.wait()
         return self._server.fork()
 
     def close(self) -> None:

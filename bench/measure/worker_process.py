@@ -28,12 +28,7 @@ class WorkerFailed(Exception):
     """A request was not carried out; `status` and the message say why. `alive` is False where the worker is gone."""
 
     def __init__(
-        self,
-        status: FailureStatus,
-        error: str,
-        *,
-        alive: bool,
-        tokens_match: TokensMatch | None = None,
+        self, status: FailureStatus, error: str, *, alive: bool, tokens_match: TokensMatch | None = None
     ) -> None:
         super().__init__(error)
         self.status, self.error, self.alive, self.tokens_match = status, error, alive, tokens_match
@@ -48,22 +43,17 @@ class WorkerProcess:
 
     def __init__(self, path: Path, exit_code: Callable[[int], int | None]) -> None:
         """Connect to the fork server at `path`, which forks the worker; `exit_code` finds how a process id ended."""
-        self._folder, self._exit_code, self._buffer = path.parent, exit_code, b""
+        self._folder, self._exit_code, self._buffer = path.parent, exit_code, bytearray()
         self.pid = 0
         self._connection = socket.socket(socket.AF_UNIX)
         try:
             self._connection.connect(str(path))
-            self.pid = msgspec.json.decode(self._read_line(time.monotonic() + FORK_TIMEOUT_S))["pid"]
+            self.pid = msgspec.json.decode(self._read_line(FORK_TIMEOUT_S))["pid"]
             self._usage = psutil.Process(self.pid)
         except (OSError, EOFError, psutil.NoSuchProcess) as error:
             self._connection.close()
-            raise (
-                self.death()
-                if self.pid
-                else WorkerFailed(
-                    "failed", f"no worker could be forked: {str(error) or 'its parent ended'}", alive=False
-                )
-            ) from None
+            reason = f"no worker could be forked: {str(error) or 'its parent ended'}"
+            raise (self.death() if self.pid else WorkerFailed("failed", reason, alive=False)) from None
 
     def ask(self, request: Request, timeout_s: float) -> Reply:
         """Send `request` and wait for the answer.
@@ -83,7 +73,7 @@ class WorkerProcess:
     def receive(self, timeout_s: float) -> Reply:
         """Wait for the answer to what was sent; raises as `ask`."""
         try:
-            line = self._read_line(time.monotonic() + timeout_s)
+            line = self._read_line(timeout_s)
         except TimeoutError:
             self._kill()
             raise WorkerFailed("timeout", f"no reply within {timeout_s:.0f} s", alive=False) from None
@@ -140,18 +130,30 @@ class WorkerProcess:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _read_line(self, deadline: float) -> bytes:
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._connection, selectors.EVENT_READ)
-            while b"\n" not in self._buffer:
-                if not selector.select(max(0.0, deadline - time.monotonic())):
-                    raise TimeoutError
-                received = os.read(self._connection.fileno(), 1 << 16)
-                if not received:
-                    raise EOFError
-                self._buffer += received
-        line, self._buffer = self._buffer.split(b"\n", 1)
-        return line
+    def _read_line(self, timeout_s: float) -> bytes:
+        return read_line(self._connection.fileno(), self._buffer, timeout_s)
+
+
+def read_line(file: int, buffer: bytearray, timeout_s: float) -> bytes:
+    """Read a line within `timeout_s` seconds; what follows it stays in `buffer`.
+
+    Raises:
+        TimeoutError: there is none by then.
+        EOFError: there will be none.
+    """
+    deadline = time.monotonic() + timeout_s
+    with selectors.DefaultSelector() as selector:
+        selector.register(file, selectors.EVENT_READ)
+        while b"\n" not in buffer:
+            if not selector.select(max(0.0, deadline - time.monotonic())):
+                raise TimeoutError
+            received = os.read(file, 1 << 16)
+            if not received:
+                raise EOFError
+            buffer += received
+    line, _, rest = bytes(buffer).partition(b"\n")
+    buffer[:] = rest
+    return line
 
 
 def last_line(errors: Path) -> str:

@@ -6,15 +6,15 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from bench.case import Case, Group, NaiveLogits
 from bench.manifest import CasePlan
 from bench.measure.budget import turn_seconds
-from bench.measure.progress import Progress
+from bench.measure.progress import ProgressBar
 from bench.measure.worker_process import WorkerFailed, WorkerProcess
 from bench.protocol import VERSION, CheckCase, Load, Loaded, Reply, Request, TakeTurn, TurnTaken
-from bench.record import Check, Failure, Record
+from bench.record import Check, Failure
+from bench.store.run_folder import RunWriter
 
 LOAD_TIMEOUT_S = 1800.0
 """For reading or making a model's weights, which are no case's time."""
@@ -27,13 +27,6 @@ REFERENCE: WorkerKey = ("", "last")
 
 ROOFS: WorkerKey = ("ceilings", "last")
 """Key of the worker that runs the ceilings' kernels; it holds no model."""
-
-
-class Writer(Protocol):
-    """Where records go."""
-
-    def append(self, record: Record) -> None:
-        """Store one record; it is on the disk when this returns."""
 
 
 @dataclass
@@ -74,8 +67,8 @@ class Workers:
         seed: int,
         timeout_s: float,
         fork: Callable[[], WorkerProcess],
-        writer: Writer,
-        progress: Progress,
+        writer: RunWriter,
+        progress: ProgressBar,
     ) -> None:
         """`seed` is of the weights, `timeout_s` what a case may take in all; `writer` stores the failures."""
         self.group, self.process, self.seed, self.timeout_s = group, process, seed, timeout_s

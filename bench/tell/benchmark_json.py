@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from bench.analysis.frames import CASE_COLUMNS
 from bench.analysis.tidy import Tidy
 
 SCHEMA = "5.3.1"
@@ -19,11 +18,20 @@ SCHEMA = "5.3.1"
 def benchmark_json(tidy: Tidy) -> str:
     """Write a benchmark per case and phase, a round per usable turn, in seconds: TTFT for prefill, TPOT for decode."""
     environment = tidy.run.manifest.environment
-    benchmarks = []
-    for (case, phase), rows in tidy.turns.groupby(["case", "phase"], sort=False):
-        params = {name: rows[name].iloc[0] for name in CASE_COLUMNS} | {"phase": phase}
-        params = {name: value.item() if isinstance(value, np.generic) else value for name, value in params.items()}
-        benchmarks.append(_benchmark(str(case), str(phase), params, [float(ms) / 1e3 for ms in rows["latency_ms"]]))
+    cases = {plan.case.key: msgspec.structs.asdict(plan.case) for plan in tidy.run.manifest.plan}
+    benchmarks = [
+        {
+            "group": phase,
+            "name": f"{phase}[{case}]",
+            "fullname": f"kvbench::{phase}[{case}]",
+            "params": cases[str(case)] | {"phase": phase},
+            "param": case,
+            "extra_info": {},
+            "options": {"disable_gc": True, "timer": "perf_counter", "warmup": True},
+            "stats": _stats((rows["latency_ms"] / 1e3).tolist()),
+        }
+        for (case, phase), rows in tidy.turns.groupby(["case", "phase"], sort=False)
+    ]
     commit = environment.git_commit or ""
     document = {
         "machine_info": {
@@ -39,19 +47,6 @@ def benchmark_json(tidy: Tidy) -> str:
         "kvbench": msgspec.to_builtins(environment.fingerprint),
     }
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
-
-
-def _benchmark(case: str, phase: str, params: dict[str, Any], seconds: list[float]) -> dict[str, Any]:
-    return {
-        "group": phase,
-        "name": f"{phase}[{case}]",
-        "fullname": f"kvbench::{phase}[{case}]",
-        "params": params,
-        "param": case,
-        "extra_info": {},
-        "options": {"disable_gc": True, "timer": "perf_counter", "warmup": True},
-        "stats": _stats(seconds),
-    }
 
 
 def _stats(seconds: list[float]) -> dict[str, Any]:

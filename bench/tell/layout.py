@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 from tabulate import tabulate
@@ -59,16 +59,17 @@ class Fitted:
         """Draw the table in the width that there is."""
         width, columns = options.max_width, list(range(len(self.headers)))
         constant: list[int] = []
-        if not self._fits(columns, width):
-            constant = [column for column in columns[self.names :] if len(self.lines) > 1 and self._is_constant(column)]
+        if not self._fits(columns, width) and len(self.lines) > 1:
+            constant = [column for column in columns[self.names :] if len({line[column] for line in self.lines}) == 1]
             columns = [column for column in columns if column not in constant]
         for number, part in enumerate(self._parts(columns, width)):
             if number:
                 yield Text("")
             yield self._drawn(part, width, None if number else self.title)
-        said = [f"{self._name(column)} {self.lines[0][column]}" for column in constant if self.lines[0][column] != "-"]
-        if said:
-            yield Text(f"\nin every row: {', '.join(said)}\n")
+        said = {self.headers[column].replace("\n", " "): self.lines[0][column] for column in constant}
+        if any(cell != "-" for cell in said.values()):
+            cells = ", ".join(f"{name} {cell}" for name, cell in said.items() if cell != "-")
+            yield Text(f"\nin every row: {cells}\n")
 
     def _parts(self, columns: list[int], width: int) -> Iterator[list[int]]:
         """Sets of columns that fit; one that alone is too wide stands alone, for the terminal to wrap."""
@@ -81,56 +82,49 @@ class Fitted:
         yield [*names, *part]
 
     def _fits(self, columns: list[int], width: int) -> bool:
-        return sum(self._narrowest(column) for column in columns) + GAP * (len(columns) - 1) <= width
+        return sum(map(self._narrowest, columns)) + GAP * (len(columns) - 1) <= width
 
     def _widths(self, columns: list[int], width: int) -> dict[int, int]:
         """The widest columns give way first, each to the next narrower of its cells and at last to its longest word."""
-        widths = {column: self._widest(column) for column in columns}
+        widths = {column: max(self._narrowest(column), *map(len, self._cells(column))) for column in columns}
         while sum(widths.values()) + GAP * (len(columns) - 1) > width:
             can = [column for column in columns if widths[column] > self._narrowest(column)]
             if not can:
                 break
             column = max(can, key=widths.__getitem__)
-            narrower = [len(line[column]) for line in self.lines if len(line[column]) < widths[column]]
+            narrower = [len(cell) for cell in self._cells(column) if len(cell) < widths[column]]
             widths[column] = max([*narrower, self._narrowest(column)])
         return widths
 
     def _drawn(self, columns: list[int], width: int, title: str | None) -> Table:
         table, widths = terminal_table(title), self._widths(columns, width)
         for column in columns:
-            header = self.headers[column]
-            table.add_column(header, justify="left" if header in self.left else "right", width=widths[column])
+            justify: JustifyMethod = "left" if self._is_text(column) else "right"
+            table.add_column(self.headers[column], justify=justify, width=widths[column])
         for number, line in enumerate(self.lines):
-            cells = [self._broken(line[column], column, widths[column]) for column in columns]
+            cells = [
+                # An interval goes below its figure where both are too wide; the terminal breaks words by itself.
+                cell if self._is_text(column) or len(cell) <= widths[column] else "\n".join(self._pieces(cell, column))
+                for column, cell in ((column, line[column]) for column in columns)
+            ]
             first = Text(cells[0], style=self.styles[number] if self.styles else "")
             following = self.lines[number + 1][0] if number + 1 < len(self.lines) else line[0]
             table.add_row(first, *cells[1:], end_section=self.sections and following != line[0])
         return table
 
-    def _is_constant(self, column: int) -> bool:
-        return len({line[column] for line in self.lines}) == 1
+    def _is_text(self, column: int) -> bool:
+        return self.headers[column] in self.left
 
-    def _name(self, column: int) -> str:
-        return self.headers[column].replace("\n", " ")
-
-    def _widest(self, column: int) -> int:
-        header = max(map(len, self.headers[column].split("\n")))
-        return max([header, *(len(line[column]) for line in self.lines)])
+    def _cells(self, column: int) -> list[str]:
+        return [line[column] for line in self.lines]
 
     def _narrowest(self, column: int) -> int:
-        header = max(map(len, self.headers[column].split("\n")))
-        return max([header, *(len(piece) for line in self.lines for piece in self._pieces(line[column], column))])
+        words = (word for cell in self._cells(column) for word in self._pieces(cell, column))
+        return max(map(len, [*self.headers[column].split("\n"), *words]))
 
     def _pieces(self, cell: str, column: int) -> list[str]:
-        return cell.split() if self.headers[column] in self.left else _figure_and_interval(cell)
-
-    def _broken(self, cell: str, column: int, width: int) -> str:
-        """The cell with its interval below its figure where both are too wide; the terminal breaks words by itself."""
-        is_text = self.headers[column] in self.left
-        return cell if is_text or len(cell) <= width else "\n".join(_figure_and_interval(cell))
-
-
-def _figure_and_interval(cell: str) -> list[str]:
-    """What of a cell of figures stays on one line."""
-    figure, bracket, interval = cell.partition(" [")
-    return [figure, f"[{interval}"] if bracket else [figure]
+        """What of a cell stays on one line: a word, a figure, an interval."""
+        if self._is_text(column):
+            return cell.split()
+        figure, bracket, interval = cell.partition(" [")
+        return [figure, f"[{interval}"] if bracket else [figure]

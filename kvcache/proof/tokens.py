@@ -51,8 +51,8 @@ class Agreement:
     kv_bytes_after_prefill: int
     kv_bytes_after_decode: int
     """Bytes of keys and values that the strategy held when the first and the last token had been chosen."""
-    allocated_after_prefill: int
-    allocated_after_decode: int
+    kv_bytes_allocated_after_prefill: int
+    kv_bytes_allocated_after_decode: int
     """Bytes of every storage of its cache at the same moments."""
 
 
@@ -131,6 +131,6 @@ def agreement(
         positions_checked=len(computed),
         kv_bytes_after_prefill=kv_bytes[0],
         kv_bytes_after_decode=kv_bytes[-1],
-        allocated_after_prefill=allocated[0],
-        allocated_after_decode=allocated[-1],
+        kv_bytes_allocated_after_prefill=allocated[0],
+        kv_bytes_allocated_after_decode=allocated[-1],
     )

@@ -163,5 +163,5 @@ def test_the_example_of_the_documentation_runs(tmp_path: Path) -> None:
     strategy.prepare(1, 40)
     found = agreement(strategy, prompt, reference(strategy.model, prompt, 8))
     assert 0 < found.logits_error < 0.1
-    assert found.allocated_after_decode == 2 * 2 * 2 * 8 * 37 * 2
+    assert found.kv_bytes_allocated_after_decode == 2 * 2 * 2 * 8 * 37 * 2
     strategy.check_length(37)

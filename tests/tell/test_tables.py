@@ -12,7 +12,7 @@ from bench.analysis import summary as summaries
 from bench.analysis.cautions import Caution
 from bench.analysis.tidy import Tidy
 from bench.manifest import Ceiling
-from bench.tell import notes, tables
+from bench.tell import environment, notes, tables
 from bench.tell.report import Report, document
 from bench.tell.words import case_labels
 from tests.handmade import ENVIRONMENT, fail, grid, make_case, make_run, run_with_lossy_kinds
@@ -169,14 +169,14 @@ def test_every_format_ends_with_one_line_end(form):
 
 
 def test_the_environment():
-    assert tables.render_environment(ENVIRONMENT, "md").splitlines()[:4] == [
+    assert environment.render(ENVIRONMENT, "md").splitlines()[:4] == [
         "| field                | value         |",
         "|:---------------------|:--------------|",
         "| hostname             | bench-1       |",
         "| os                   | Linux 6.8     |",
     ]
-    assert "| gpu                  | -             |" in tables.render_environment(ENVIRONMENT, "md")
-    assert json.loads(tables.render_environment(ENVIRONMENT, "json"))["cores"] == 2
+    assert "| gpu                  | -             |" in environment.render(ENVIRONMENT, "md")
+    assert json.loads(environment.render(ENVIRONMENT, "json"))["cores"] == 2
 
 
 def test_the_ceilings_of_an_environment():
@@ -188,14 +188,14 @@ def test_the_ceilings_of_an_environment():
             ("read_bandwidth", "bfloat16", "sum", 40e9),
         )
     ]
-    assert tables.render_environment(ENVIRONMENT, "md", found).splitlines()[-4:] == [
+    assert environment.render(ENVIRONMENT, "md", found).splitlines()[-4:] == [
         "| device   | dtype    |   threads |   read GB/s | by   |   GEMM TFLOP/s | by               |",
         "|:---------|:---------|----------:|------------:|:-----|---------------:|:-----------------|",
         "| cpu      | float32  |         2 |        41.3 | dot  |          0.410 | mm 512x1024x1024 |",
         "| cpu      | bfloat16 |         2 |        40.0 | sum  |              - | -                |",
     ]
-    assert json.loads(tables.render_environment(ENVIRONMENT, "json", found))["ceilings"][0]["per_s"] == 41.26e9
-    assert "ceilings" not in json.loads(tables.render_environment(ENVIRONMENT, "json"))
+    assert json.loads(environment.render(ENVIRONMENT, "json", found))["ceilings"][0]["per_s"] == 41.26e9
+    assert "ceilings" not in json.loads(environment.render(ENVIRONMENT, "json"))
 
 
 def test_slopes_are_said_to_differ_from_zero_or_not():

@@ -8,13 +8,7 @@ from matplotlib.figure import Figure
 
 from bench.tell.plots.ladder import look
 from bench.tell.plots.steps import intervals
-from bench.tell.plots.style import (
-    GUIDE,
-    context_axis,
-    legend_below,
-    make_figure,
-    value_axis,
-)
+from bench.tell.plots.style import GUIDE, context_axis, legend_below, make_figure, value_axis
 from bench.tell.words import SETTING_COLUMNS, number, setting
 from kvcache.strategies.catalogue import REFEEDING
 
@@ -27,7 +21,7 @@ FEW_ROWS = 8
 
 
 def is_drawn(prefills: pd.DataFrame) -> bool:
-    """Whether these prefills of one strategy have row counts enough for the plot."""
+    """Return whether these prefills of one strategy have row counts enough for the plot."""
     return len(set(prefills["rows"])) >= MIN_ROW_COUNTS and prefills["rows"].min() <= FEW_ROWS
 
 

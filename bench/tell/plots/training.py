@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bench.tell.plots.style import GUIDE, THOUSANDS, make_figure
+from bench.tell.plots.style import GUIDE, THOUSANDS, make_figure, open_frame
 
 
 def loss_curve(losses: Sequence[tuple[int, float]], entropy: float, setting: str) -> Figure:
@@ -38,7 +38,5 @@ def loss_curve(losses: Sequence[tuple[int, float]], entropy: float, setting: str
     axes.set_ylim(0, 1.08 * max([entropy, *values]))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(THOUSANDS)
-    axes.grid(axis="y", color="#DDDDDD", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    open_frame(axes, "y")
     return figure
