@@ -5,6 +5,7 @@ torch and transformers are imported only inside the commands that run a model.
 
 from __future__ import annotations
 
+import locale
 import os
 import signal
 import sys
@@ -25,6 +26,9 @@ from bench.errors import FailedRun, KvbenchError, UsageError
 from bench.machine import places
 
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+"""What ends a command in order: Ctrl-C, a scheduler, a terminal that is closed."""
 
 app = typer.Typer(
     name="kvbench",
@@ -72,7 +76,7 @@ def kvbench(
 
 
 class Stopped(BaseException):
-    """SIGINT or SIGTERM came: end, keeping what was measured. Its notes say what that is."""
+    """One of `SIGNALS` came: end, keeping what was measured. Its notes say what that is."""
 
     def __init__(self, number: int) -> None:
         super().__init__("interrupted" if number == signal.SIGINT else "terminated")
@@ -81,9 +85,10 @@ class Stopped(BaseException):
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command; every error that a user can cause is one line on stderr and an exit code of the contract."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stopped)
-    places.settle()
+    for number in SIGNALS:
+        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # nohup has SIGHUP ignored
+            signal.signal(number, _stopped)
+    _read_utf8()
     with streams.lasting_streams() as out:
         code = _run(sys.argv[1:] if arguments is None else arguments)
         out.flush()
@@ -93,9 +98,17 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     sys.exit(code)
 
 
+def _read_utf8() -> None:
+    """Read files as UTF-8 in any locale, as transformers reads its own. Streams stay as they are."""
+    if locale.getencoding().lower() not in {"utf-8", "utf8"}:
+        with suppress(locale.Error):
+            locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
+
+
 def _run(arguments: list[str]) -> int:
     """Run the command and return its exit code; an error is one line on stderr."""
     try:
+        places.settle()
         code = app(arguments or ["--help"], prog_name="kvbench", standalone_mode=False)
         if code == 1 and "-completion" in arguments[0]:  # typer knows no such shell; 1 would say regression
             code = UsageError.exit_code
@@ -104,12 +117,16 @@ def _run(arguments: list[str]) -> int:
     except typer.TyperException as error:
         code = _complain(_refusal(error), error, UsageError.exit_code)
     except Stopped as stop:
-        for number in (signal.SIGINT, signal.SIGTERM):  # a second one would end this branch with a traceback
+        for number in SIGNALS:  # a second one would end this branch with a traceback
             signal.signal(number, signal.SIG_IGN)
         _end_children()
         code = _complain(str(stop), stop, stop.exit_code)
     except OSError as error:  # a full disk, a folder that went away: what was stored before is safe
         code = _complain(f"{error.filename or 'writing'}: {error.strerror or error}", error, FailedRun.exit_code)
+    except UnicodeEncodeError as error:  # before anything is measured: what is stored begins with the arguments
+        code = _complain(
+            f"{error.object!r}: is no valid text in this locale, choose another name", error, UsageError.exit_code
+        )
     except Exception as error:  # not foreseen; it must not end with 1, which says regression
         if "KVBENCH_TRACEBACK" in os.environ:
             raise

@@ -20,6 +20,7 @@ from bench.case import HOST_DEVICES, Case, Sweep
 from bench.errors import UsageError
 from bench.judge.verdict import Verdict
 from bench.machine.environment import TorchFacts, read_environment
+from bench.machine.places import current_folder
 from bench.manifest import Environment
 from bench.measure.plan import refuse_too_long
 from bench.measure.run import noting
@@ -66,9 +67,8 @@ def compare(
         DataError: a side is not what it should be, or the two cannot be compared.
     """
     started = time.monotonic()
-    sweeps = [
-        msgspec.structs.replace(sweep, models=sides.absolute_folders(sweep.models, Path.cwd())) for sweep in sweeps
-    ]
+    here = current_folder()
+    sweeps = [msgspec.structs.replace(sweep, models=sides.absolute_folders(sweep.models, here)) for sweep in sweeps]
     keys = dict.fromkeys(server_key(case) for sweep in sweeps for case in sweep.cases())
     sides.refuse_twins(base, head, [model for model, _ in keys])
     run_name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{check_name(name if name is not None else 'ab')}"
@@ -103,7 +103,8 @@ def compare(
             say=say,
             get_ready=bench.get_ready,
         )
-    found = verdicts.verdicts(records, cases, settings.threshold, manifest.environment.cores)
+    with noting(f"what was measured is kept in {folder}"):
+        found = verdicts.verdicts(records, cases, settings.threshold, manifest.environment.cores)
     return Finished(folder, manifest.title, found)
 
 

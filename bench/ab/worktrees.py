@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -18,6 +19,9 @@ from bench.machine.git import GitFailed, git
 PREFIX = "kvbench-worktree-"
 LOCK = "lock"
 
+CANNOT_WRITE = ("unable to write", "unable to create", "cannot create directory")
+"""What git says of a folder without room, and little more."""
+
 SUBMODULE = "160000"
 """The mode under which git lists a submodule."""
 
@@ -29,7 +33,7 @@ def repository(folder: Path) -> Path:
         UsageError: it lies in none, git refuses it, or there is no git.
     """
     try:
-        return Path(git(folder, "rev-parse", "--show-toplevel"))
+        top = Path(git(folder, "rev-parse", "--show-toplevel"))
     except GitFailed as error:
         if str(error).startswith("not a git repository"):
             raise UsageError(
@@ -37,6 +41,12 @@ def repository(folder: Path) -> Path:
                 "(--base-python, --base-env)"
             ) from None
         raise UsageError(f"BASE: two revisions are compared with git, which refuses {folder}: {error}") from None
+    if not folder.is_relative_to(top) or not (top / ".git").exists():
+        raise UsageError(
+            f"BASE: core.worktree says that the files of {folder}'s repository are in {top}; such a repository cannot "
+            "be compared"
+        )
+    return top
 
 
 def commit(top: Path, revision: str, argument: str) -> str:
@@ -72,7 +82,7 @@ def checkout(top: Path, sha: str) -> Iterator[Path]:
         except OSError as error:
             raise _no_room(folder, error) from error
         except GitFailed as error:
-            if "unable to " in str(error):  # git does not say why: to write or create a file
+            if any(words in str(error) for words in CANNOT_WRITE):
                 raise _no_room(folder, error) from error
             raise UsageError(f"git cannot check out {sha[:12]}: {error}") from error
         yield folder / "tree"
@@ -81,12 +91,19 @@ def checkout(top: Path, sha: str) -> Iterator[Path]:
 def _check_out(repository: Path, sha: str, tree: Path, index: Path) -> None:
     """Write the files of `sha` into `tree`, by an index of its own; submodules too where the user has them.
 
-    As in the user's working tree, a sparse checkout stays sparse and filters are applied.
+    As in the user's working tree, a sparse checkout stays sparse and filters are applied. What a partial clone lacks is
+    fetched to a folder beside the index.
     """
     tree.mkdir(parents=True, exist_ok=True)
     folder = git(repository, "rev-parse", "--absolute-git-dir")
+    objects = repository / git(repository, "rev-parse", "--git-path", "objects")
     own = [f"--git-dir={folder}", f"--work-tree={tree}"]
-    variables = {"GIT_INDEX_FILE": str(index)}
+    variables = {
+        "GIT_INDEX_FILE": str(index),
+        "GIT_OBJECT_DIRECTORY": f"{index}.objects",
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES": json.dumps(str(objects), ensure_ascii=False),  # quoted
+    }
+    Path(variables["GIT_OBJECT_DIRECTORY"]).mkdir()
     git(tree, *own, "read-tree", "--reset", "-u", sha, variables=variables)
     entries = git(tree, *own, "ls-files", "-z", "--stage", variables=variables).split("\0")
     for number, entry in enumerate(entries):
@@ -106,8 +123,14 @@ def snapshot(top: Path) -> Iterator[Path]:
     with _folder() as folder:
         try:
             _copy(top, folder / "tree")
+        except shutil.SpecialFileError as error:
+            raise UsageError(f"the working tree of {top} cannot be copied: {error}") from error
         except OSError as error:
+            if error.filename is not None and Path(error.filename).is_relative_to(top):
+                raise UsageError(f"{error.filename}: cannot be read ({error.strerror})") from error
             raise _no_room(folder, error) from error
+        except GitFailed as error:
+            raise UsageError(f"git cannot list the working tree of {top}: {error}") from error
         yield folder / "tree"
 
 

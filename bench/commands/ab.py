@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -59,11 +58,12 @@ def ab(
     """
     from bench.ab import run as abtest
     from bench.ab.sides import sides as both_sides
+    from bench.machine.places import current_folder
 
     settings = abtest.settings(threshold, budget, timeout)
     sweeps = flags.sweeps("default", grid)
     pythons, variables = {"base": base_python, "head": head_python}, {"base": base_env or [], "head": head_env or []}
-    with both_sides(base, head, pythons=pythons, variables=variables, here=Path.cwd()) as (old, new):
+    with both_sides(base, head, pythons=pythons, variables=variables, here=current_folder()) as (old, new):
         finished = abtest.compare(old, new, sweeps, settings, out, name, note)
     note(str(finished.folder))
     print_verdicts(finished.verdicts, output_format, command="ab", title=finished.title)

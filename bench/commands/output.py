@@ -45,6 +45,8 @@ def print_summary(run: Run, form: Format) -> None:
     summary = report.summary
     derived = Derived()
     write_tables(report, derived)
+    reading = derived.text("how to read the figures", lambda: notes.reading_line(summary))
+    closing = derived.text("the closing sentence", lambda: report.closing)
     if form != "md":
         emit(tables.render(summary, form))
         note(run.path)
@@ -52,12 +54,11 @@ def print_summary(run: Run, form: Format) -> None:
         from rich.console import Console
 
         Console().print(tables.terminal(summary))
-        emit(f"{notes.reading_line(summary)}{report.closing}{run.path}\n")
+        emit(f"{reading}{closing}{run.path}\n")
     else:
-        said = [notes.reading_line(summary), report.closing]
-        emit("\n".join([tables.markdown(summary), *filter(None, said), f"{run.path}\n"]))
+        emit("\n".join([tables.markdown(summary), *filter(None, [reading, closing]), f"{run.path}\n"]))
     if form == "md":  # what weakens the figures must be seen beside them
-        print(report.caution_lines, end="", file=sys.stderr, flush=True)
+        print(derived.text("cautions", lambda: report.caution_lines), end="", file=sys.stderr, flush=True)
     write_plots(report, derived)  # they take seconds: the table is read meanwhile
     for line in derived.lines():
         note(line)

@@ -110,4 +110,5 @@ def run(
             print_plan(job, output_format)
             return
         finished = measuring.measure(job, servers)
-    print_summary(finished, output_format)
+    with measuring.noting(f"what was measured is kept in {finished.path}"):
+        print_summary(finished, output_format)

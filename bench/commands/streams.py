@@ -75,8 +75,9 @@ def _stream(stream: TextIO | None) -> Iterator[Stream]:
         with open(os.devnull, "w", encoding="utf-8") as null:  # noqa: PTH123 - no path of a file
             yield Stream(null)
         return
-    if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-        stream.reconfigure(errors="backslashreplace")  # a character that the locale lacks must not lose a table
+    if isinstance(stream, io.TextIOWrapper) and stream.errors in {"strict", "surrogateescape"}:
+        # A character that the locale lacks must not lose a table. In the C locale Python chooses surrogateescape.
+        stream.reconfigure(errors="backslashreplace")
     with suppress(OSError):
         os.set_blocking(stream.fileno(), True)  # a full pipe is waited for, not an error
     yield Stream(stream)

@@ -87,9 +87,9 @@ def _transparent_hugepage() -> str | None:
 
 def git_commit() -> str | None:
     """Return the current folder's commit, `+` where tracked files differ; None outside a repository or without git."""
-    here = Path.cwd()
     try:
+        here = Path.cwd()
         commit = git(here, "rev-parse", "--verify", "HEAD")
         return f"{commit}+" if git(here, "status", "--porcelain", "--untracked-files=no") else commit
-    except GitFailed:
+    except (GitFailed, FileNotFoundError):  # the current folder may have been removed
         return None

@@ -32,6 +32,7 @@ SETTINGS = {
     "core.fsmonitor": "false",  # `git status` would start a daemon
     "core.hooksPath": os.devnull,
     "core.splitIndex": "false",  # its shared half is stored in the user's repository
+    "submodule.recurse": "false",  # a submodule's own index and HEAD would be written
 }
 
 
@@ -48,7 +49,10 @@ def git(folder: Path, *arguments: str, variables: Mapping[str, str] | None = Non
         GitFailed: it failed, or there is no git.
     """
     settings = [part for name, value in SETTINGS.items() for part in ("-c", f"{name}={value}")]
-    environment = {name: value for name, value in os.environ.items() if name not in LEAKED}
+    # GIT_TRACE and its kind print where the reason of a failure is looked for.
+    environment = {
+        name: value for name, value in os.environ.items() if name not in LEAKED and not name.startswith("GIT_TRACE")
+    }
     environment |= {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LANGUAGE": "en"} | dict(variables or {})
     try:
         done = subprocess.run(

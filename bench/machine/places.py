@@ -20,17 +20,37 @@ def settle() -> None:
     Relative paths become absolute, save those of the XDG specification, which has them ignored. Without a home folder
     (HOME unset or relative, and no entry in the password file) `~` is a place that nobody can write, instead of a
     folder of that name here: then what needs a cache refuses, and names the variable to set.
+
+    Raises:
+        UsageError: a path has bytes that are no text, or is relative to a folder that was removed.
     """
     for name in XDG:
         if not os.path.isabs(os.environ.get(name) or os.sep):  # noqa: PTH117  # "" counts as unset
             del os.environ[name]
     for name in PLACES:
         if place := os.environ.get(name):
-            os.environ[name] = os.path.abspath(os.path.expanduser(place))  # noqa: PTH100, PTH111  # links are kept
+            place = os.path.expanduser(place)  # noqa: PTH111
+            if place.encode(errors="ignore").decode() != place:
+                raise UsageError(f"{name}: {place!r} is no valid text in this locale, set it to another path")
+            if not os.path.isabs(place):  # noqa: PTH117
+                place = os.path.join(current_folder(), place)  # noqa: PTH118
+            os.environ[name] = os.path.normpath(place)
     if not os.path.isabs(os.environ.get("HOME", os.sep)):  # noqa: PTH117
         del os.environ["HOME"]
     if os.path.expanduser("~") == "~":  # noqa: PTH111
         os.environ["HOME"] = os.devnull
+
+
+def current_folder() -> Path:
+    """Return the current folder.
+
+    Raises:
+        UsageError: a shell stands in one that was removed.
+    """
+    try:
+        return Path.cwd()
+    except FileNotFoundError as error:
+        raise UsageError("the current folder was removed: go to another") from error
 
 
 def temporary_folder(prefix: str = "kvbench-") -> tempfile.TemporaryDirectory[str]:

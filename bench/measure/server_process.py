@@ -205,6 +205,7 @@ def worker_environment(n_threads: int, trees: Sequence[Path] = (TREE,)) -> dict[
     return with_threads(n_threads) | {
         "PYTHONPATH": os.pathsep.join([*map(str, trees), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "PYTHONHASHSEED": "0",
+        "PYTHONUTF8": "1",  # libraries read their own files in the locale's encoding
         "TOKENIZERS_PARALLELISM": "false",
         # Freed activations stay with the process: without this, glibc returns and faults in the pages of every large
         # temporary again and again (prefill of 512 tokens: 0.86 s against 0.77 s).

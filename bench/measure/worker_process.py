@@ -52,8 +52,11 @@ class WorkerProcess:
             self._usage = psutil.Process(self.pid)
         except (OSError, EOFError, psutil.NoSuchProcess) as error:
             self._connection.close()
-            reason = f"no worker could be forked: {str(error) or 'its parent ended'}"
-            raise (self.death() if self.pid else WorkerFailed("failed", reason, alive=False)) from None
+            if self.pid:
+                raise self.death() from None
+            late = f"no answer within {FORK_TIMEOUT_S:.0f} s"
+            reason = str(error) or (late if isinstance(error, TimeoutError) else "the fork server ended")
+            raise WorkerFailed("failed", f"no worker could be forked: {reason}", alive=False) from None
 
     def ask(self, request: Request, timeout_s: float) -> Reply:
         """Send `request` and wait for the answer.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
@@ -21,6 +21,12 @@ class Derived:
             names = self._failed.setdefault(_reason(error), [])
             if what not in names:
                 names.append(what)
+
+    def text(self, what: str, make: Callable[[], str]) -> str:
+        """Return the text that `make` makes; nothing where it fails, which is collected."""
+        with self.trying(what):
+            return make()
+        return ""
 
     def lines(self) -> list[str]:
         """Return a line for each reason: what could not be written, and why."""

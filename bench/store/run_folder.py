@@ -21,6 +21,8 @@ from bench.record import CeilingSample, CellPlan, Check, Failure, Record, Run, S
 from bench.store import checked_lines, sealed
 
 NAME = re.compile(r"[A-Za-z0-9._-]+")
+LONGEST_NAME = 200
+"""File systems take 255 bytes for a name, and a run's begins with its time."""
 LOCK = ".lock"
 
 RecordKind = Literal["run", "ab"]
@@ -33,10 +35,12 @@ def check_name(name: str) -> str:
     """Return `name` if it can be a run's or a baseline's name.
 
     Raises:
-        UsageError: it has other characters than letters, digits, '.', '_' and '-', or is '.' or '..'.
+        UsageError: it has other characters than letters, digits, '.', '_' and '-', is '.' or '..', or is too long.
     """
     if not NAME.fullmatch(name) or name in (".", ".."):
         raise UsageError(f"--name {name!r}: a name has only letters, digits, '.', '_' and '-', as in 'laptop-2'")
+    if len(name) > LONGEST_NAME:
+        raise UsageError(f"--name: {len(name)} characters, at most {LONGEST_NAME} are valid")
     return name
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,20 +30,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What is derived from a run, computed once: what the tables, the plots and the terminal show."""
+    """What is derived from a run, computed once: what the tables, the plots and the terminal show.
+
+    Only what the table needs is computed at first, so that no fault in the rest can cost it.
+    """
 
     tidy: Tidy
     summary: pd.DataFrame
     """One row per case and phase (`bench.analysis.summary.summarize`)."""
-    slopes: pd.DataFrame
-    cautions: list[Caution]
 
     @classmethod
     def of(cls, run: Run) -> Report:
-        """Derive everything from `run`; nothing is written."""
+        """Derive the summary of `run`; nothing is written."""
         tidy = Tidy.of(run)
-        summary = summarize(tidy)
-        return cls(tidy=tidy, summary=summary, slopes=slopes(tidy.steps), cautions=cautions(tidy, summary))
+        return cls(tidy=tidy, summary=summarize(tidy))
+
+    @cached_property
+    def slopes(self) -> pd.DataFrame:
+        """The fitted slope of each curve (`bench.analysis.slopes.slopes`)."""
+        return slopes(self.tidy.steps)
+
+    @cached_property
+    def cautions(self) -> list[Caution]:
+        """What weakens the figures."""
+        return cautions(self.tidy, self.summary)
 
     @property
     def closing(self) -> str:
@@ -120,8 +131,13 @@ def append_step_summary(markdown: str) -> None:
     """
     path = os.environ.get("GITHUB_STEP_SUMMARY")
     if path:
-        with Path(path).open("a", encoding="utf-8") as file:
+        with open(path, "a", encoding="utf-8", opener=_at_once) as file:
             file.write(f"{markdown}\n")
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open a file; a pipe that nobody reads is an error, and not waited for."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 
 def _save_all(draw: Callable[[], dict[str, Figure]], folder: Path, derived: Derived) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -45,7 +46,9 @@ def build_extension() -> None:
 
     extension: Any = get_extension("quanto_cpp")
     build = Path(extension.build_directory)
-    with FileLock(Path(tempfile.gettempdir(), "kvbench-quanto.lock"), mode=0o666):
+    # One for each user: Linux lets nobody open another's file in a folder for all.
+    name = f"kvbench-quanto-{getattr(os, 'getuid', int)()}.lock"
+    with FileLock(Path(tempfile.gettempdir(), name)):
         while (build / "lock").exists():
             if time.time() - max(path.stat().st_mtime for path in [build, *build.iterdir()]) > LEFT_BEHIND_S:
                 (build / "lock").unlink(missing_ok=True)

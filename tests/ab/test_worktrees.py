@@ -277,8 +277,17 @@ def test_a_shallow_clone_judges_its_one_revision_and_says_how_to_get_others(repo
         worktrees.commit(clone, "HEAD~1", "BASE")
 
 
-def test_submodules_are_in_both_trees(repository, other):
+def test_a_partial_clone_fetches_beside_the_users_repository(repository, tmp_path_factory):
+    clone = tmp_path_factory.mktemp("clones") / "partial"
+    git(repository, "config", "uploadpack.allowFilter", "true")
+    git(repository, "clone", "-q", "--filter=blob:none", f"file://{repository}", str(clone))
+    assert both(clone) == ({"file": "one"}, {"file": "two"})
+
+
+@pytest.mark.parametrize("recurse", ["false", "true"])
+def test_submodules_are_in_both_trees(repository, other, recurse):
     """Each at the commit that its revision names; within one, it is the repository."""
+    git(repository, "config", "submodule.recurse", recurse)
     git(repository, "submodule", "--quiet", "add", str(other), "sub/other")
     git(repository, "commit", "-q", "-m", "submodule")
     inner = repository / "sub" / "other"
@@ -361,3 +370,38 @@ def test_without_git_it_is_said(repository, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UsageError, match="git cannot be started"):
         worktrees.repository(repository)
+
+
+def test_traces_of_git_are_no_reason(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("GIT_TRACE", "1")
+    with pytest.raises(UsageError, match="lies in no git repository"):
+        worktrees.repository(tmp_path_factory.mktemp("none"))
+
+
+def test_a_repository_whose_files_are_elsewhere_is_refused(repository, tmp_path_factory):
+    git(repository, "config", "core.worktree", str(tmp_path_factory.mktemp("files")))
+    with pytest.raises(UsageError, match=r"BASE: core\.worktree says"):
+        worktrees.repository(repository)
+
+
+def test_what_the_repository_lacks_is_not_said_of_tmpdir(repository):
+    blob = git(repository, "rev-parse", "HEAD~1:file").strip()
+    (repository / ".git" / "objects" / blob[:2] / blob[2:]).unlink()
+    with pytest.raises(UsageError, match=r"^git cannot check out .*unable to read"):
+        both(repository)
+    (repository / "file").unlink()
+    os.mkfifo(repository / "file")
+    with pytest.raises(UsageError, match="file` is a named pipe"), worktrees.snapshot(repository):
+        pass
+    (repository / ".git" / "index").write_bytes(b"x" * 50)
+    with pytest.raises(UsageError, match=r"^git cannot list .*index file corrupt"), worktrees.snapshot(repository):
+        pass
+
+
+def test_a_file_that_cannot_be_read_is_named_and_not_tmpdir(repository, monkeypatch):
+    def unreadable(source, *_, **__):
+        raise PermissionError(13, "Permission denied", str(source))
+
+    monkeypatch.setattr("shutil.copy2", unreadable)
+    with pytest.raises(UsageError, match=r"^\S+file: cannot be read \(Permission denied\)"):
+        both(repository)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 from importlib.metadata import version
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from bench import cli
 from bench.cli import app, baseline
 from bench.commands import flags
-from tests.commandline import in_a_process, kvbench, refused
+from bench.machine import environment
+from bench.measure.server_process import worker_environment
+from tests.commandline import ROOT, in_a_process, kvbench, refused
 
 
 def test_help_teaches_and_is_quick_to_say() -> None:
@@ -89,11 +96,11 @@ def test_completion_is_shown_for_the_shell_and_an_unknown_shell_is_no_regression
     kvbench("--show-completion", code=2)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
 def test_a_second_signal_does_not_disturb_the_end(
     number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = {each: signal.signal(each, cli._stopped) for each in (signal.SIGINT, signal.SIGTERM)}
+    before = {each: signal.signal(each, cli._stopped) for each in cli.SIGNALS}
     monkeypatch.setattr(cli, "app", lambda *_, **__: signal.raise_signal(number))
     monkeypatch.setattr(cli, "_end_children", lambda: [signal.raise_signal(each) for each in before])
     try:
@@ -102,3 +109,49 @@ def test_a_second_signal_does_not_disturb_the_end(
         for each, handler in before.items():
             signal.signal(each, handler)
     assert capsys.readouterr().err in ("kvbench: interrupted\n", "kvbench: terminated\n")
+
+
+def test_nohup_keeps_its_promise(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {each: signal.getsignal(each) for each in cli.SIGNALS}
+    monkeypatch.setattr(cli, "_run", lambda *_: signal.getsignal(signal.SIGHUP) == cli._stopped)
+    try:
+        for handler, ends in ((signal.SIG_IGN, 0), (signal.SIG_DFL, 1)):
+            signal.signal(signal.SIGHUP, handler)
+            with pytest.raises(SystemExit) as ended:
+                cli.main([])
+            assert ended.value.code == ends
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def test_a_current_folder_that_was_removed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert environment.git_commit() is None
+    assert refused("ab", "main") == "kvbench: the current folder was removed: go to another\n"
+    monkeypatch.setenv("TMPDIR", "relative")
+    assert refused("report", "x") == "kvbench: the current folder was removed: go to another\n"
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert "no run folder" in refused("report", "x", code=3)
+
+
+def test_bytes_that_are_no_text_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "app", lambda *_, **__: msgspec.json.encode("bad\udcff"))
+    assert refused("run", "bad\udcff") == (
+        "kvbench: 'bad\\udcff': is no valid text in this locale, choose another name\n"
+    )
+    monkeypatch.setenv("TMPDIR", "/bad\udcff")
+    assert refused("run").startswith("kvbench: TMPDIR: '/bad\\udcff' is no valid text")
+
+
+def test_files_are_read_as_utf8_in_any_locale() -> None:
+    code = "from bench import cli; cli._read_utf8(); print(open('/dev/null').encoding)"
+    variables = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | variables, check=True, capture_output=True, text=True
+    )
+    assert done.stdout == "UTF-8\n"
+    assert worker_environment(1)["PYTHONUTF8"] == "1"

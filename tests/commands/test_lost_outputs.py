@@ -16,6 +16,9 @@ from typing import Any
 import pytest
 
 from bench.cli import main
+from bench.commands.output import emit
+from bench.commands.streams import lasting_streams
+from bench.store.run_folder import read_run
 from bench.study import train
 from kvcache.learn.training_folder import Outcome
 from tests.commandline import ROOT, kvbench
@@ -36,6 +39,10 @@ WRITERS = {
     "bench.tell.report.document": "summary.md",
     "bench.tell.report.benchmark_json": "benchmark.json",
     "bench.tell.report.write_atomically": "summary.csv, summary.json, summary.md, benchmark.json",
+    "bench.tell.report.cautions": "summary.md, cautions",
+    "bench.tell.report.slopes": "summary.md, plots",
+    "bench.tell.notes.closing_lines": "summary.md, the closing sentence",
+    "bench.tell.notes.reading_line": "summary.md, how to read the figures",
     "bench.tell.plots.run.step_latency": "plots",
     "bench.tell.plots.run.across.figures": "plots",
     "bench.tell.plots.run.against_roofs": "plots",
@@ -96,7 +103,8 @@ def test_a_step_summary_that_cannot_be_written_leaves_the_verdict(
 ) -> None:
     gate = ["gate", str(run_folder), "--baseline", str(run_folder)]
     verdict = kvbench(*gate).stdout
-    for path in (tmp_path, tmp_path / "missing" / "page", "\0"):
+    os.mkfifo(tmp_path / "unread")
+    for path in (tmp_path, tmp_path / "missing" / "page", tmp_path / "unread", "/dev/full", "\0"):
         if path != "\0":
             monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(path))
         else:
@@ -173,6 +181,26 @@ def _report(folder: Path, redirection: str, variables: dict[str, str]) -> subpro
         check=False,
         timeout=120,
     )
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_a_character_that_the_locale_lacks_is_escaped(errors: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors=errors))
+    with lasting_streams():
+        emit("\u00d7\udcff")
+    assert sys.stdout.buffer.getvalue() == rb"\xd7\udcff"
+
+
+def test_a_fault_after_the_measurement_says_where_it_is_kept(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = read_run(run_folder)
+    monkeypatch.setattr("bench.measure.run.measure", lambda *_: measured)
+    monkeypatch.setattr("bench.tell.report.summarize", broken)
+    run = ["run", "-m", "random:tiny", "-p", "8", "-n", "4", "-t", "1", "--strategies", "naive"]
+    printed = kvbench(*run, "--out", str(tmp_path), code=5)
+    assert "planted" in printed.stderr
+    assert f"what was measured is kept in {run_folder}" in printed.stderr
 
 
 class Refusing(io.StringIO):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,8 @@ import psutil
 import pytest
 
 from bench.case import Group
-from bench.measure import server_process
-from bench.measure.worker_process import WorkerFailed
+from bench.measure import server_process, worker_process
+from bench.measure.worker_process import WorkerFailed, WorkerProcess
 from bench.protocol import Load
 from bench.store.run_folder import read_run
 from tests import stub_run
@@ -113,3 +115,17 @@ def test_processes_are_forked_by_servers_of_their_own(tmp_path: Path) -> None:
     code, rows, _ = ended(tmp_path, {}, "--processes", "2", "--strategies", "dynamic")
     assert code == 0
     assert {row["samples"] for row in rows.values()} == {4}
+
+
+def test_a_server_that_forks_nothing_is_late_or_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(str(tmp_path / "s"))
+        door.listen()
+        ending = threading.Thread(target=lambda: door.accept()[0].close())
+        ending.start()
+        with pytest.raises(WorkerFailed, match="no worker could be forked: the fork server ended"):
+            WorkerProcess(tmp_path / "s", lambda _: None)
+        ending.join()
+        monkeypatch.setattr(worker_process, "FORK_TIMEOUT_S", 0.01)
+        with pytest.raises(WorkerFailed, match="no worker could be forked: no answer within 0 s"):
+            WorkerProcess(tmp_path / "s", lambda _: None)

@@ -133,7 +133,7 @@ def test_run_is_found_by_path_or_name(tmp_path: Path) -> None:
         find_run("missing", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["a/b", "..", ".", "", "a b", "ä", "a\n"])
+@pytest.mark.parametrize("name", ["a/b", "..", ".", "", "a b", "ä", "a\n", "a" * 201])
 def test_bad_name_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="--name"):
         check_name(name)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import stat
+
 import msgspec
 import pytest
 
@@ -30,6 +33,15 @@ def note(tmp_path):
 def test_what_is_written_is_read_and_nothing_else_is_left(note):
     assert sealed.read(note, Note, 2) == sealed.sealed(Note(text="ä"))
     assert [path.name for path in note.parent.iterdir()] == ["note.json"]
+
+
+def test_its_rights_are_those_of_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        sealed.write_atomically(tmp_path / "note", b"")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "note").stat().st_mode) == 0o640
 
 
 def test_a_seal_holds_after_the_form_gained_an_optional_field(note):
