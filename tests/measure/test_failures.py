@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +121,10 @@ def test_a_server_that_forks_nothing_is_late_or_ended(tmp_path: Path, monkeypatc
     with socket.socket(socket.AF_UNIX) as door:
         door.bind(str(tmp_path / "s"))
         door.listen()
-        ending = threading.Thread(target=lambda: door.accept()[0].close())
-        ending.start()
-        with pytest.raises(WorkerFailed, match="no worker could be forked: the fork server ended"):
+        with ThreadPoolExecutor() as pool, pytest.raises(WorkerFailed, match="could be forked: the fork server ended"):
+            accepted = pool.submit(door.accept)
+            accepted.add_done_callback(lambda done: done.result()[0].close())
             WorkerProcess(tmp_path / "s", lambda _: None)
-        ending.join()
         monkeypatch.setattr(worker_process, "FORK_TIMEOUT_S", 0.01)
         with pytest.raises(WorkerFailed, match="no worker could be forked: no answer within 0 s"):
             WorkerProcess(tmp_path / "s", lambda _: None)
