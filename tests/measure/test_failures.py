@@ -121,10 +121,10 @@ def test_a_server_that_forks_nothing_is_late_or_ended(tmp_path: Path, monkeypatc
     with socket.socket(socket.AF_UNIX) as door:
         door.bind(str(tmp_path / "s"))
         door.listen()
-        with ThreadPoolExecutor() as pool, pytest.raises(WorkerFailed, match="could be forked: the fork server ended"):
-            accepted = pool.submit(door.accept)
-            accepted.add_done_callback(lambda done: done.result()[0].close())
-            WorkerProcess(tmp_path / "s", lambda _: None)
+        with ThreadPoolExecutor() as pool:
+            pool.submit(door.accept).add_done_callback(lambda done: done.result()[0].close())
+            with pytest.raises(WorkerFailed, match="no worker could be forked: the fork server ended"):
+                WorkerProcess(tmp_path / "s", lambda _: None)
         monkeypatch.setattr(worker_process, "FORK_TIMEOUT_S", 0.01)
         with pytest.raises(WorkerFailed, match="no worker could be forked: no answer within 0 s"):
             WorkerProcess(tmp_path / "s", lambda _: None)
