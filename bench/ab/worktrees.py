@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -21,6 +22,9 @@ LOCK = "lock"
 
 CANNOT_WRITE = ("unable to write", "unable to create", "cannot create directory")
 """What git says of a folder without room, and little more."""
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Errors of the folder that is copied to, even where they name the file that is read."""
 
 SUBMODULE = "160000"
 """The mode under which git lists a submodule."""
@@ -126,7 +130,8 @@ def snapshot(top: Path) -> Iterator[Path]:
         except shutil.SpecialFileError as error:
             raise UsageError(f"the working tree of {top} cannot be copied: {error}") from error
         except OSError as error:
-            if error.filename is not None and Path(error.filename).is_relative_to(top):
+            reading = error.errno not in NO_ROOM and error.filename is not None
+            if reading and Path(error.filename).is_relative_to(top):
                 raise UsageError(f"{error.filename}: cannot be read ({error.strerror})") from error
             raise _no_room(folder, error) from error
         except GitFailed as error:

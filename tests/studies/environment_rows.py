@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 Command = Literal["run", "report", "gate", "ab"]
@@ -77,6 +78,24 @@ NOBODY = (
     "--ambient-caps=+dac_override,+dac_read_search",
 )
 """A user without an entry in the password file, who can still read a Python in root's folder."""
+
+GROUPS = Path("/sys/fs/cgroup")
+
+
+def cannot_limit() -> str | None:
+    """Find out whether the groups of cgroup v1 may be written."""
+    if reason := needs_root("bash")():
+        return reason
+    return None if os.access(GROUPS / "cpu" / "tasks", os.W_OK) else "no cgroup v1 that may be written"
+
+
+def in_a_group(controller: str, **limits: str) -> str:
+    """Write the shell commands that put the shell into a group of its own, and end the group with it."""
+    group = f"{GROUPS}/{controller}/kvbench-study-$$"
+    values = "; ".join(f"echo {value} > {group}/{controller}.{name}" for name, value in limits.items())
+    leave = f"echo $$ > {GROUPS}/{controller}/tasks; rmdir {group}/inner {group}"
+    return f"mkdir -p {group}/inner; {values}; echo $$ > {group}/inner/tasks; trap '{leave}' EXIT"
+
 
 NO_CACHE = Refused(code=2, says="set KVBENCH_CACHE")
 
@@ -159,6 +178,14 @@ ROWS = (
     Row(name="umask-000", setup="umask 000"),
     Row(name="64-open-files", setup="ulimit -n 64", commands=COMMANDS),
     Row(name="small-stack", setup="ulimit -s 1024"),
+    Row(name="cpu-quota-1.5", setup=in_a_group("cpu", cfs_quota_us="150000"), cores=1, skip=cannot_limit),
+    Row(name="memory-limit-3-gb", setup=in_a_group("memory", limit_in_bytes="3000000000"), skip=cannot_limit),
+    Row(
+        name="folder-removed",
+        setup="mkdir {folder}/gone; cd {folder}/gone; rmdir {folder}/gone",
+        commands=COMMANDS,
+        refused={"ab": Refused(code=2, says="the current folder was removed")},
+    ),
     # Repositories.
     Row(name="git-dir-leaked", variables={"GIT_DIR": "{other}/.git"}, commands=("run", "ab")),
     Row(

@@ -1,4 +1,4 @@
-"""Runs, reports, gates and compares a tiny model in some fifty environments that others have met (10 min).
+"""Runs, reports, gates and compares a tiny model in some sixty environments that others have met (10 min).
 
 Each must work, or be refused by the exit code of the README and one line that names what to change: no traceback, no
 sample lost, no wrong repository, no file left behind. Writes results/examples/environments.csv and .md.
@@ -23,6 +23,8 @@ import pandas as pd
 
 from bench.errors import DataError
 from bench.machine.affinity import usable_cores
+from bench.machine.environment import read_environment
+from bench.record import Environment
 from bench.store.run_folder import read_run
 from tests.studies.environment_rows import DONE, ROWS, Command, Row
 
@@ -164,7 +166,11 @@ class Bench:
         if left := {path for path in left if path.name != "__pycache__"}:
             faults.append(f"left {', '.join(sorted(path.name for path in left))}")
         said = lines[-1] if refused and lines else ""
-        return Outcome(row.name, command, done.returncode, "; ".join(faults), said.replace(str(folder), "FOLDER"))
+        return Outcome(row.name, command, done.returncode, *map(self._anywhere, ("; ".join(faults), said)))
+
+    def _anywhere(self, text: str) -> str:
+        """Leave the paths of this machine out."""
+        return re.sub(rf"{re.escape(str(self.scratch))}(/[\w-]+){{0,2}}", "FOLDER", text).replace(str(TREE), "TREE")
 
     def _wrong(self, row: Row, command: Command, folder: Path, stdout: str) -> list[str]:
         """What is wrong with the result of a command that says all is well."""
@@ -203,7 +209,7 @@ def table(outcomes: Sequence[Outcome]) -> pd.DataFrame:
     return pd.DataFrame(outcomes).assign(exit_code=lambda frame: frame["exit_code"].astype("Int64"))
 
 
-def markdown(outcomes: Sequence[Outcome]) -> str:
+def markdown(outcomes: Sequence[Outcome], here: Environment) -> str:
     """A row per environment, a column per command: its exit code, with what is wrong, and the line of a refusal."""
     names = list(dict.fromkeys(outcome.environment for outcome in outcomes))
     wide = pd.DataFrame("", index=pd.Index(names, name="environment"), columns=[*DONE, "not tried"])
@@ -219,7 +225,10 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
     faults = sum(bool(outcome.fault) for outcome in outcomes)
     title = f"# {len(names)} environments\n\n`nox -s study -- environments`: exit codes by command; "
     verdict = f"**{faults} are not as they should be.**" if faults else "all are as they should be."
-    return "\n".join([f"{title}{verdict}\n", wide.to_markdown(), "\nRefusals:\n", *refusals, ""])
+    versions = f"kvbench {here.kvbench}, Python {here.python}, torch {here.torch}, transformers {here.transformers}"
+    machine = f"{here.cores} cores of {here.cpu_model}, {here.os}"
+    lines = [f"{title}{verdict}", f"{versions}; {machine}.\n", wide.to_markdown(), "\nRefusals:\n", *refusals, ""]
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -245,7 +254,7 @@ def main() -> None:
                 print(f"{outcome.environment} {outcome.command} {outcome.exit_code}: {verdict}", flush=True)
     if asked.only is None:
         table(outcomes).to_csv(RESULTS / "environments.csv", index=False, lineterminator="\n")
-        (RESULTS / "environments.md").write_text(markdown(outcomes), encoding="utf-8")
+        (RESULTS / "environments.md").write_text(markdown(outcomes, read_environment()), encoding="utf-8")
     if any(outcome.fault for outcome in outcomes):
         raise SystemExit(1)
 
