@@ -5,7 +5,6 @@ torch and transformers are imported only inside the commands that run a model.
 
 from __future__ import annotations
 
-import locale
 import os
 import signal
 import sys
@@ -15,7 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from bench.commands import config, flags, streams, values
+from bench.commands import config, flags, interpreter, streams, values
 from bench.commands.ab import ab
 from bench.commands.env import env
 from bench.commands.gate import gate, history, promote
@@ -85,10 +84,12 @@ class Stopped(BaseException):
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command; every error that a user can cause is one line on stderr and an exit code of the contract."""
+    if arguments is None:
+        interpreter.keep_docstrings()
     for number in SIGNALS:
         if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # nohup has SIGHUP ignored
             signal.signal(number, _stopped)
-    _read_utf8()
+    interpreter.settle()
     with streams.lasting_streams() as out:
         code = _run(sys.argv[1:] if arguments is None else arguments)
         out.flush()
@@ -96,13 +97,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             _complain(f"stdout: cannot be written ({out.failure.strerror})", out.failure, code)
             code = code or FailedRun.exit_code  # a verdict stands; a lost document must not pass for a printed one
     sys.exit(code)
-
-
-def _read_utf8() -> None:
-    """Read files as UTF-8 in any locale, as transformers reads its own. Streams stay as they are."""
-    if locale.getencoding().lower() not in {"utf-8", "utf8"}:
-        with suppress(locale.Error):
-            locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
 
 
 def _run(arguments: list[str]) -> int:

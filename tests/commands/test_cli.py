@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,8 +13,7 @@ from bench import cli
 from bench.cli import app, baseline
 from bench.commands import flags
 from bench.machine import environment
-from bench.measure.server_process import worker_environment
-from tests.commandline import ROOT, in_a_process, kvbench, refused
+from tests.commandline import in_a_process, kvbench, refused
 
 
 def test_help_teaches_and_is_quick_to_say() -> None:
@@ -145,13 +141,3 @@ def test_bytes_that_are_no_text_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
     )
     monkeypatch.setenv("TMPDIR", "/bad\udcff")
     assert refused("run").startswith("kvbench: TMPDIR: '/bad\\udcff' is no valid text")
-
-
-def test_files_are_read_as_utf8_in_any_locale() -> None:
-    code = "from bench import cli; cli._read_utf8(); print(open('/dev/null').encoding)"
-    variables = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | variables, check=True, capture_output=True, text=True
-    )
-    assert done.stdout == "UTF-8\n"
-    assert worker_environment(1)["PYTHONUTF8"] == "1"

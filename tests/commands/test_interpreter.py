@@ -1,0 +1,40 @@
+"""Settings of Python under which a library cannot work: each in a process of its own, since Python reads them once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from bench.measure.server_process import worker_environment
+from tests.commandline import ROOT
+
+SETTLE = "from bench.commands import interpreter; interpreter.settle();"
+
+
+def printed(code: str, *flags: str, **variables: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
+    command = [sys.executable, *flags, "-c", code]
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_files_are_read_as_utf8_in_any_locale() -> None:
+    code = f"{SETTLE} import sys; print(open('/dev/null').encoding, sys.stdout.encoding)"
+    assert printed(code, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0") == "UTF-8 ascii"
+    assert worker_environment(1)["PYTHONUTF8"] == "1"
+
+
+@pytest.mark.parametrize("option", ["error", "error::DeprecationWarning"])
+def test_a_librarys_warning_is_no_error(option: str) -> None:
+    code = f"{SETTLE} import os, warnings; warnings.warn('a', DeprecationWarning); warnings.warn('b'); print('went on')"
+    for started in ({"PYTHONWARNINGS": option}, {}):
+        flags = [] if started else ["-W", option]
+        assert printed(f"{code}; assert 'PYTHONWARNINGS' not in os.environ", *flags, **started) == "went on"
+
+
+@pytest.mark.parametrize("flags", [["-OO"], []])
+def test_docstrings_are_kept(flags: list[str]) -> None:
+    code = "from bench.commands import interpreter as i; i.keep_docstrings(); print(i.__doc__[:8], i.os.getenv('A'))"
+    assert printed(code, *flags, A="b", **({} if flags else {"PYTHONOPTIMIZE": "2"})) == "Settings b"
