@@ -231,10 +231,27 @@ def markdown(outcomes: Sequence[Outcome], here: Environment) -> str:
     return "\n".join(lines)
 
 
+def write(outcomes: Sequence[Outcome]) -> None:
+    """Write the table; rows of environments that were not tried now stay as they are."""
+    path = RESULTS / "environments.csv"
+    tried = {outcome.environment for outcome in outcomes}
+    stored = pd.read_csv(path, keep_default_na=False).to_dict("records") if path.exists() else []
+    kept = [
+        Outcome(**row | {"exit_code": int(row["exit_code"]) if row["exit_code"] != "" else None})  # type: ignore[arg-type]
+        for row in stored
+        if row["environment"] not in tried
+    ]
+    order = [row.name for row in ROWS]
+    known = [outcome for outcome in [*kept, *outcomes] if outcome.environment in order]
+    known.sort(key=lambda outcome: order.index(outcome.environment))
+    table(known).to_csv(path, index=False, lineterminator="\n")
+    (RESULTS / "environments.md").write_text(markdown(known, read_environment()), encoding="utf-8")
+
+
 def main() -> None:
     """Try all environments, or those of --only, and write the table."""
     parser = argparse.ArgumentParser(prog="nox -s study -- environments", description=__doc__)
-    parser.add_argument("--only", action="append", metavar="NAME", help="This environment only (repeatable; *, ?).")
+    parser.add_argument("--only", action="append", metavar="NAME", help="Try this one again (repeatable; *, ?).")
     parser.add_argument("--jobs", type=int, default=2, help="Environments at a time.")
     parser.add_argument("--list", action="store_true", help="List the environments.")
     asked = parser.parse_args()
@@ -252,9 +269,7 @@ def main() -> None:
             for outcome in found:
                 verdict = outcome.fault or ("as it should be" if outcome.exit_code is not None else outcome.said)
                 print(f"{outcome.environment} {outcome.command} {outcome.exit_code}: {verdict}", flush=True)
-    if asked.only is None:
-        table(outcomes).to_csv(RESULTS / "environments.csv", index=False, lineterminator="\n")
-        (RESULTS / "environments.md").write_text(markdown(outcomes, read_environment()), encoding="utf-8")
+    write(outcomes)
     if any(outcome.fault for outcome in outcomes):
         raise SystemExit(1)
 
