@@ -5,6 +5,7 @@ torch and transformers are imported only inside the commands that run a model.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -116,7 +117,8 @@ def _run(arguments: list[str]) -> int:
         _end_children()
         code = _complain(str(stop), stop, stop.exit_code)
     except OSError as error:  # a full disk, a folder that went away: what was stored before is safe
-        code = _complain(f"{error.filename or 'writing'}: {error.strerror or error}", error, FailedRun.exit_code)
+        kind = UsageError if error.errno == errno.ENAMETOOLONG else FailedRun  # only an argument can be so long
+        code = _complain(f"{error.filename or 'writing'}: {error.strerror or error}", error, kind.exit_code)
     except UnicodeEncodeError as error:  # before anything is measured: what is stored begins with the arguments
         code = _complain(
             f"{error.object!r}: is no valid text in this locale, choose another name", error, UsageError.exit_code

@@ -176,8 +176,11 @@ def find(run: str, out: Path) -> tuple[Path, RecordKind]:
     places = [Path(run), *([out / run] if run == Path(run).name else [])]
     for folder in places:
         for kind, manifest in _MANIFESTS.items():
-            if (folder / manifest).is_file():
-                return folder, kind
+            try:
+                if (folder / manifest).is_file():
+                    return folder, kind
+            except PermissionError as error:
+                raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
     stored = (path for manifest in _MANIFESTS.values() for path in out.glob(f"*/{manifest}"))
     known = sorted((path.parent.name for path in stored), reverse=True)
     hint = f"the latest there are {', '.join(known[:3])}" if known else "there is none yet: `kvbench run` makes one"

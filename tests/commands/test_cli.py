@@ -134,6 +134,10 @@ def test_a_current_folder_that_was_removed_is_named(tmp_path: Path, monkeypatch:
     assert "no run folder" in refused("report", "x", code=3)
 
 
+def test_an_argument_too_long_for_a_file_is_refused() -> None:
+    assert "File name too long" in refused("report", "x" * 5000)
+
+
 def test_bytes_that_are_no_text_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "app", lambda *_, **__: msgspec.json.encode("bad\udcff"))
     assert refused("run", "bad\udcff") == (

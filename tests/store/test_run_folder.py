@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -137,6 +138,12 @@ def test_run_is_found_by_path_or_name(tmp_path: Path) -> None:
 def test_bad_name_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="--name"):
         check_name(name)
+
+
+def test_a_folder_that_may_not_be_read_is_no_missing_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "is_file", Mock(side_effect=PermissionError(13, "Permission denied")))
+    with pytest.raises(DataError, match=r"cannot be read \(Permission denied\)"):
+        find(str(tmp_path), tmp_path)
 
 
 def test_manifest_of_another_shape_is_refused(tmp_path: Path) -> None:
