@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from bench.cli import main
-from bench.commands.output import emit
+from bench.commands.output import emit, print_verdicts
 from bench.commands.streams import lasting_streams
+from bench.record import Verdict
 from bench.store.run_folder import read_run
 from bench.study import train
 from kvcache.learn.training_folder import Outcome
 from tests.commandline import ROOT, kvbench
+from tests.handmade import make_case
 from tests.torture import store_ab
 
 
@@ -112,6 +115,27 @@ def test_a_step_summary_that_cannot_be_written_leaves_the_verdict(
         printed = kvbench(*gate)
         assert printed.stdout == verdict
         assert "GITHUB_STEP_SUMMARY" in printed.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"), [("failed", 5), ("regression", 1), ("missing", 3), ("inconclusive", 4), ("same", 0)]
+)
+@pytest.mark.parametrize("form", ["md", "json"])
+@pytest.mark.parametrize("command", ["gate", "ab"])
+def test_no_verdict_changes_by_a_lost_step_summary(
+    command: Any, form: Any, kind: Any, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "/dev/full")
+    found = [
+        Verdict(case=make_case().key, phase="decode", quantity="forward_calls", kind=each, base=1, head=2)
+        for each in ("same", kind)
+    ]
+    with pytest.raises(typer.Exit) as ended:
+        print_verdicts(found, form, command=command, title="title")
+    printed = capsys.readouterr()
+    assert ended.value.exit_code == code
+    assert "title" in printed.out
+    assert "not written: the workflow's summary (GITHUB_STEP_SUMMARY) (No space left on device)" in printed.err
 
 
 def test_a_loss_curve_that_cannot_be_drawn_leaves_the_training(
