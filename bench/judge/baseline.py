@@ -90,6 +90,12 @@ def promote(run: Run, baselines: Path, name: str | None) -> Path:
     path = folder / f"{session.run_id}.json"
     if path.exists():
         raise UsageError(f"{run.name}: is a session of {folder} already")
+    latest = max((one.promoted_utc or one.created_utc for one in known), default="")
+    if latest > str(session.promoted_utc):  # a session is the newest by its time
+        raise UsageError(
+            f"{run.name}: the clock says {session.promoted_utc}, before {latest}, when the newest session of {folder} "
+            "was accepted: set the clock"
+        )
     try:
         write_session(path, session)
     except OSError as error:

@@ -15,7 +15,7 @@ from bench.judge import baseline
 from bench.judge.baseline import machine_name, newest, promote, session_of
 from bench.record import Covariates, Run
 from bench.store.run_folder import NAME
-from bench.store.sessions import read_sessions
+from bench.store.sessions import read_sessions, write_session
 from tests.handmade import ENVIRONMENT, fail, grid, make_case, make_run
 
 CASES = grid(["naive", "dynamic"], [32, 128], n_gen=4)
@@ -51,6 +51,14 @@ def test_sessions_are_added_and_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="already"):
         promote(run_named("a", seed=9), tmp_path, "laptop")
     assert (tmp_path / "laptop" / "a.json").read_bytes() == before
+
+
+def test_a_clock_that_went_back_makes_no_session_the_newest(tmp_path: Path) -> None:
+    path = promote(run_named("one"), tmp_path, "mine")
+    (one,) = read_sessions(path.parent)
+    write_session(path, msgspec.structs.replace(one, promoted_utc="2126-01-01T00:00:00.000000+00:00"))
+    with pytest.raises(UsageError, match=r"before 2126-01-01.*set the clock"):
+        promote(run_named("two", day=2), tmp_path, "mine")
 
 
 @pytest.mark.parametrize("status", ["failed", "oom", "timeout"])
