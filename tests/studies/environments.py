@@ -261,7 +261,7 @@ def main() -> None:
     if asked.list:
         print("\n".join(row.name for row in rows))
         return
-    outcomes = []
+    outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(asked.jobs) as pool:
         bench = Bench(Path(scratch).resolve())
         for found in pool.map(lambda row: list(bench.tried(row)), rows):
@@ -269,7 +269,7 @@ def main() -> None:
             for outcome in found:
                 verdict = outcome.fault or ("as it should be" if outcome.exit_code is not None else outcome.said)
                 print(f"{outcome.environment} {outcome.command} {outcome.exit_code}: {verdict}", flush=True)
-    write(outcomes)
+            write(outcomes)  # an interruption keeps what was tried
     if any(outcome.fault for outcome in outcomes):
         raise SystemExit(1)
 
