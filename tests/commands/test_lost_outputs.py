@@ -19,7 +19,7 @@ import typer
 from bench.cli import main
 from bench.commands.output import emit, print_verdicts
 from bench.commands.streams import lasting_streams
-from bench.record import Verdict
+from bench.judge.verdict import Verdict
 from bench.store.run_folder import read_run
 from bench.study import train
 from kvcache.learn.training_folder import Outcome
@@ -168,7 +168,7 @@ def test_the_users_settings_of_matplotlib_change_no_plot(name: str, run_folder: 
     kvbench("report", str(run_folder))
     expected = (run_folder / "plots" / "speedup.svg").read_bytes()
     (run_folder / "plots" / "speedup.svg").unlink()
-    done = _report(run_folder, "", {"MATPLOTLIBRC": str(tmp_path / "matplotlibrc")} | variables)
+    done = _report(run_folder, "", {"MATPLOTLIBRC": str(tmp_path / "matplotlibrc")} | variables, here=tmp_path)
     assert done.returncode == 0
     assert "matplotlib" not in done.stderr.lower()
     assert (run_folder / "plots" / "speedup.svg").read_bytes() == expected
@@ -195,13 +195,15 @@ def test_a_report_survives_its_streams(redirection: str, code: int, run_folder: 
         assert "kvbench: stdout: cannot be written (No space left on device)" in done.stderr
 
 
-def _report(folder: Path, redirection: str, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def _report(
+    folder: Path, redirection: str, variables: dict[str, str], here: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", "-c", f'set -o pipefail; "$0" -m bench.cli report "$1" {redirection}', sys.executable, str(folder)],
         capture_output=True,
         text=True,
-        cwd=ROOT,
-        env=os.environ | variables,
+        cwd=here,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
         check=False,
         timeout=120,
     )

@@ -24,7 +24,7 @@ import pandas as pd
 from bench.errors import DataError
 from bench.machine.affinity import usable_cores
 from bench.machine.environment import read_environment
-from bench.record import Environment
+from bench.manifest import Environment
 from bench.store.run_folder import read_run
 from tests.studies.environment_rows import DONE, ROWS, Command, Row
 
