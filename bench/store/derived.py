@@ -24,9 +24,10 @@ class Derived:
 
     def text(self, what: str, make: Callable[[], str]) -> str:
         """Return the text that `make` makes; nothing where it fails, which is collected."""
+        text = ""
         with self.trying(what):
-            return make()
-        return ""
+            text = make()
+        return text
 
     def lines(self) -> list[str]:
         """Return a line for each reason: what could not be written, and why."""
