@@ -223,7 +223,7 @@ def markdown(outcomes: Sequence[Outcome], here: Environment) -> str:
         f"- {each.environment}, {each.command}: `{each.said}`" for each in outcomes if each.said and each.exit_code
     ]
     faults = sum(bool(outcome.fault) for outcome in outcomes)
-    title = f"# {len(names)} environments\n\n`nox -s study -- environments`: exit codes by command; "
+    title = f"# {len(names)} of {len(ROWS)} environments\n\n`nox -s study -- environments`: exit codes by command; "
     verdict = f"**{faults} are not as they should be.**" if faults else "all are as they should be."
     versions = f"kvbench {here.kvbench}, Python {here.python}, torch {here.torch}, transformers {here.transformers}"
     machine = f"{here.cores} cores of {here.cpu_model}, {here.os}"
