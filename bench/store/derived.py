@@ -24,10 +24,10 @@ class Derived:
 
     def text(self, what: str, make: Callable[[], str]) -> str:
         """Return the text that `make` makes; nothing where it fails, which is collected."""
-        text = ""
+        made: list[str] = []
         with self.trying(what):
-            text = make()
-        return text
+            made.append(make())
+        return "".join(made)
 
     def lines(self) -> list[str]:
         """Return a line for each reason: what could not be written, and why."""
