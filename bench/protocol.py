@@ -145,6 +145,8 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
     tokens_match: TokensMatch | None = None
     ends: bool = False
     """The process can do nothing more, and ends after this answer."""
+    of_model: bool = False
+    """Nothing can be measured of the model, whatever the strategy."""
 
 
 Reply = Loaded | Done | Checked | Paused | TurnTaken | FrameworkTimed | CeilingsChosen | CeilingTurnTaken | Refused

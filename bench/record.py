@@ -121,6 +121,8 @@ class CheckFindings(msgspec.Struct, frozen=True, kw_only=True):
     """Every storage reachable from the cache; None in runs that were stored before they were counted."""
     quality: Quality | None = None
     """None for an exact strategy."""
+    depends_on_later: bool = False
+    """A position's logits depend on the tokens after it in this model: the reference is naive, step by step."""
 
 
 class Check(CheckFindings, frozen=True, kw_only=True, tag="check"):

@@ -7,8 +7,8 @@ dies with its parent.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -26,11 +26,11 @@ from bench.manifest import CeilingName
 from bench.measure import framework
 from bench.measure.references import ids_for, judge_by_text, make_reference, make_text, read_reference
 from kvcache import models
-from kvcache.caches.contract import Unsupported
+from kvcache.caches.contract import CacheNotRead, Unsupported
 from kvcache.models.skeleton import is_out_of_memory
 from kvcache.proof.counts import PhaseCounter
 from kvcache.proof.quality import equal_tokens
-from kvcache.proof.tokens import Reference, agreement
+from kvcache.proof.tokens import NotRepeatable, Reference, agreement
 from kvcache.strategies.catalogue import build, is_lossy
 from kvcache.strategies.strategy import Strategy
 
@@ -59,6 +59,8 @@ class Worker:
             return self._carry_out(request)
         except Unsupported as reason:
             return protocol.Refused(status="unsupported", error=str(reason))
+        except NotRepeatable as reason:
+            return protocol.Refused(status=\"unsupported\", error=str(reason), of_model=True)
         except OtherTokens as reason:
             return protocol.Refused(status="failed", error=str(reason), tokens_match="false")
         except Exception as error:  # noqa: BLE001  # whatever a model raises is this case's result, and the other cases go on
@@ -130,11 +132,13 @@ class Worker:
         self.strategy.release()  # or the peak holds two caches: this one, or the last case's, beside the case's own
         self.device.give_back_memory()
         has_peak = self.device.reset_peak_memory()
-        self.strategy.prepare(case.batch_size, case.capacity, context, prompt_length=case.n_depth + case.n_prompt)
-        phases = PhaseCounter(self.strategy)
-        compiles = self.strategy.compile_s is not None
-        with phases.counted() if count and not compiles else nullcontext():
-            found = agreement(self.strategy, self.prompt, reference, self._steps(), phases.apart)
+        depends_on_later = not reference.prefix_stable
+        with _as_other_tokens() if depends_on_later else nullcontext():
+            self.strategy.prepare(case.batch_size, case.capacity, context, prompt_length=case.n_depth + case.n_prompt)
+            phases = PhaseCounter(self.strategy)
+            compiles = self.strategy.compile_s is not None
+            with phases.counted() if count and not compiles else nullcontext():
+                found = agreement(self.strategy, self.prompt, reference, self._steps(), phases.apart)
         self.strategy.check_length(case.capacity - 1)
         if found.tokens_match == "false" and is_lossy(case.strategy) and not self._is_lossy:
             raise OtherTokens(
@@ -160,6 +164,7 @@ class Worker:
             counters=phases.counters if count else None,
             exact=not self._is_lossy,
             quality=judged,
+            depends_on_later=depends_on_later,
         )
 
     def _done(self) -> protocol.Done:
@@ -232,6 +237,15 @@ class Worker:
         comparable = self.tokens_match == "true" or self._is_lossy  # not after a tie
         if comparable and not torch.equal(tokens, self.expected.tokens[:, list(computed)]):
             raise OtherTokens(f"{self.case.strategy} emitted other tokens in a timed turn than when it was checked")
+
+
+@contextmanager
+def _as_other_tokens() -> Iterator[None]:
+    """Call a model that reads no cache a mismatch, where one would have given other tokens anyway."""
+    try:
+        yield
+    except CacheNotRead as reason:
+        raise OtherTokens(f"{reason}; and earlier positions of this model depend on later ones") from reason
 
 
 def _refuse_no_time(times: Times) -> None:

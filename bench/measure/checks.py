@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from bench.errors import UsageError
 from bench.machine.places import temporary_folder
 from bench.measure.progress import ProgressBar
 from bench.measure.worker_process import WorkerFailed
@@ -50,6 +51,8 @@ class Checks:
         try:
             self._workers.ask_reference(MakeReference(case=entries[0].case, path=path))
         except WorkerFailed as failure:
+            if failure.of_model:
+                raise UsageError(f"--model {entries[0].case.model}: {failure.error}") from None
             for entry in entries:
                 self._workers.fail(entry, failure, "the reference (one parallel forward) failed: ")
         return path
@@ -71,7 +74,10 @@ class Checks:
             return
         entry.check = Check(case=entry.case.key, process=self._workers.process, **msgspec.structs.asdict(found))
         if found.tokens_match == "false" and not is_lossy(entry.case.strategy):
-            error = f"logits differ from the parallel forward's by {found.logits_error:.1e} of the largest logit"
+            expected = "naive's" if found.depends_on_later else "the parallel forward's"
+            error = f"logits differ from {expected} by {found.logits_error:.1e} of the largest logit"
+            if found.depends_on_later:
+                error += ": earlier positions of this model depend on later ones, and a cache keeps them as they were"
             self._workers.fail(entry, WorkerFailed("failed", error, alive=True, tokens_match="false"))
 
     def _framework_step_ns(self, entry: Entry) -> list[int] | None:

@@ -40,7 +40,8 @@ def ids_for(model: PreTrainedModel, case: Case) -> tuple[Tensor | None, Tensor]:
 def make_reference(model: PreTrainedModel, case: Case, path: Path) -> None:
     """Store the tokens and logits that naive greedy re-feed gives for `case`."""
     context, prompt = ids_for(model, case)
-    _store(vars(reference(model, prompt, case.n_gen, context)), path)
+    found = reference(model, prompt, case.n_gen, context)
+    _store({**vars(found), "prefix_stable": torch.tensor(found.prefix_stable)}, path)
 
 
 def make_text(model: PreTrainedModel, case: Case, path: Path, writer: str) -> None:
@@ -56,7 +57,8 @@ def make_text(model: PreTrainedModel, case: Case, path: Path, writer: str) -> No
 
 def read_reference(path: str, device: str) -> Reference:
     """Read what `make_reference` stored."""
-    return Reference(**load_file(path, device=device))
+    stored = load_file(path, device=device)
+    return Reference(stored["tokens"], stored["logits"], bool(stored.get("prefix_stable", True)))
 
 
 def judge_by_text(strategy: Strategy, path: str, device: str) -> Quality:

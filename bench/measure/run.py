@@ -79,6 +79,11 @@ def plan(sweeps: Sequence[Sweep], limits: Limits, out: Path, name: str | None) -
     planned = planning.plan(sweeps)
     _fits_in_memory(planned)
     require_temporary_bytes(planning.temporary_bytes(planned))
+    for model, attention in dict.fromkeys(
+        (model, sweep.attn_implementation) for sweep in sweeps for model in sweep.models
+    ):
+        for caution in planning.describe(model, attention).cautions:
+            print(f"kvbench: {model}: {caution}", file=sys.stderr, flush=True)
     created = datetime.now(UTC)
     stamp = created.strftime("%Y%m%dT%H%M%SZ")
     weights = {}

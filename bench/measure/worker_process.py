@@ -28,10 +28,17 @@ class WorkerFailed(Exception):
     """A request was not carried out; `status` and the message say why. `alive` is False where the worker is gone."""
 
     def __init__(
-        self, status: FailureStatus, error: str, *, alive: bool, tokens_match: TokensMatch | None = None
+        self,
+        status: FailureStatus,
+        error: str,
+        *,
+        alive: bool,
+        tokens_match: TokensMatch | None = None,
+        of_model: bool = False,
     ) -> None:
         super().__init__(error)
         self.status, self.error, self.alive, self.tokens_match = status, error, alive, tokens_match
+        self.of_model = of_model
 
 
 class WorkerProcess:
@@ -86,7 +93,13 @@ class WorkerProcess:
         if isinstance(reply, Refused):
             if reply.ends:
                 self._kill()
-            raise WorkerFailed(reply.status, reply.error, alive=not reply.ends, tokens_match=reply.tokens_match)
+            raise WorkerFailed(
+                reply.status,
+                reply.error,
+                alive=not reply.ends,
+                tokens_match=reply.tokens_match,
+                of_model=reply.of_model,
+            )
         return reply
 
     @property

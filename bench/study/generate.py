@@ -52,11 +52,11 @@ def stream(
     try:
         chosen = build(strategy, network)
         chosen.prepare(batch_size=1, capacity=ids.shape[1] + n_gen)
+        try:
+            chosen.generate(ids, n_gen, show)
+        except _Stop:
+            pass
+        finally:
+            streamer.end()
     except Unsupported as error:
         raise UsageError(f"--strategy {strategy}: cannot run {model}: {error}") from error
-    try:
-        chosen.generate(ids, n_gen, show)
-    except _Stop:
-        pass
-    finally:
-        streamer.end()

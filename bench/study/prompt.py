@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -27,6 +29,8 @@ def load(
         )
     except models.ModelError as error:
         raise UsageError(f"--model {model}: {error}") from error
+    for caution in described.cautions:
+        sys.stderr.write(f"kvbench: {model}: {caution}\n")
     return described, tokenizer, network
 
 

@@ -16,7 +16,7 @@ from bench.machine.devices import DEVICES
 from bench.study.prompt import encode, end_of_sequence, fitting, load
 from kvcache.caches.contract import Unsupported
 from kvcache.learn.trace import Step, trace
-from kvcache.proof.tokens import agreement, reference
+from kvcache.proof.tokens import NotRepeatable, agreement, reference
 from kvcache.strategies.catalogue import build
 from kvcache.strategies.strategy import Strategy
 
@@ -83,13 +83,16 @@ def run(
         try:
             strategy = built[name] = build(name, network)
             strategy.prepare(batch_size=1, capacity=ids.shape[1] + limit)
+            traced[name] = trace(strategy, ids, limit, stops)
         except Unsupported as error:
             raise UsageError(f"--strategies {name}: cannot run {model}: {error}") from error
-        traced[name] = trace(strategy, ids, limit, stops)
     match: Literal["true", "tie", "false"] = "true"
     if len({tuple(step.out for step in steps) for steps in traced.values()}) > 1:
         match = "tie"
-        expected = reference(network, ids, limit)
+        try:
+            expected = reference(network, ids, limit)
+        except NotRepeatable as error:
+            raise UsageError(f"--model {model}: {error}") from error
         for strategy in built.values():
             strategy.reset()
             if agreement(strategy, ids, expected).tokens_match == "false":

@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 
 from transformers import Cache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin
 
 Promise = Literal["exact", "lossy"]
 """`exact`: logits equal those without a cache, within the tolerance of the dtype; `lossy`: tokens may change."""
@@ -20,17 +19,23 @@ class Unsupported(Exception):
     """This model cannot be run in this way on this machine; the message is the reason, in one line."""
 
 
+class CacheNotRead(Unsupported):
+    """The model answers without the cache that it is given, so that a step would see its own token alone."""
+
+
 class UnfitCache(Exception):
     """A cache that others wrote does not do what a cache must; the message is the reason, in one line."""
 
 
 class KVCache(ABC):
-    """Keys and values of every layer, `[batch, kv_heads, tokens, head_dim]` each, for up to `capacity` tokens."""
+    """What every layer keeps of up to `capacity` tokens.
+
+    Keys and values are `[batch, kv_heads, tokens, head_dim]` each; transformers' layers may have other states, too
+    (convolutions, recurrent states, keys of an indexer).
+    """
 
     cache: Cache
     promise: ClassVar[Promise] = "exact"
-    restores: ClassVar[bool] = True
-    """Whether `restore` comes back to the mark; False: it comes back to empty, and the context is fed again."""
     padded_length = 0
     """Tokens that attention sees whatever is filled; 0 where it sees the filled ones alone."""
 
@@ -38,19 +43,30 @@ class KVCache(ABC):
         """Make an empty cache for `model`; `prompt_length` tokens come before the first generated one.
 
         Raises:
-            Unsupported: the model keeps other states than keys and values (linear attention, state spaces), or this
-                kind cannot hold those of its layers.
+            CacheNotRead: the model's class takes no cache of transformers.
+            Unsupported: this kind cannot hold what the model's layers keep.
         """
         self.config, self.device, self.capacity = model.config, model.device, capacity
+        self.model_type: str = model.config.model_type
         self.prompt_length = prompt_length
+        if not getattr(model, "_supports_default_dynamic_cache", lambda: True)():  # rwkv, xlnet, reformer, minimax ...
+            raise CacheNotRead(f"{self.model_type} keeps its states in a form of its own, in no Cache of transformers")
         self.cache = self._empty()
-        if not all(isinstance(layer, CacheLayerMixin) for layer in self.cache.layers):
-            raise Unsupported(f"{self.config.model_type} keeps other states than keys and values")
 
     @property
     def layers(self) -> list[Any]:
         """The cache's layers; their attributes differ by kind, and transformers gives them no common type."""
         return list(self.cache.layers)
+
+    @property
+    def restores(self) -> bool:
+        """Return whether `restore` comes back to the mark; if not, it comes back to empty: the context is fed again.
+
+        It does for layers of transformers and of this package. Of any other, which a user's model may bring along,
+        nothing is assumed about how to copy it.
+        """
+        packages = {type(layer).__module__.partition(".")[0] for layer in self.layers}
+        return packages <= {"transformers", "kvcache"}
 
     @abstractmethod
     def _empty(self) -> Cache:
@@ -70,6 +86,8 @@ class KVCache(ABC):
         Raises:
             UnfitCache: they differ, so that positions are wrong from here on.
         """
+        if not any(hasattr(layer, "get_seq_length") for layer in self.layers):  # recurrent states only: no positions
+            return
         found = int(self.cache.get_seq_length())
         if found != n_tokens:
             raise UnfitCache(f"get_seq_length() is {found} after {n_tokens} tokens; positions are counted from it")
@@ -77,4 +95,4 @@ class KVCache(ABC):
     @property
     @abstractmethod
     def used_bytes(self) -> int:
-        """Bytes of keys and values that belong to tokens, padding left out."""
+        """Bytes of keys, values and other states that belong to tokens, padding left out."""

@@ -6,31 +6,35 @@ from collections.abc import Callable
 from typing import Any
 
 from transformers import Cache, DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DummyLayer, DynamicLayer
 
 from kvcache.caches.contract import KVCache, Unsupported
+from kvcache.caches.states import State, bring_back, referenced, row_bytes
 
 
 class DynamicKV(KVCache):
-    """Grows by making new tensors, so that those of a mark are never written again: a mark copies nothing."""
+    """Grows by making new tensors, so that keys and values of a mark are never written again, and are not copied.
+
+    States that are written in place (convolutions, recurrent states) are.
+    """
 
     def _empty(self) -> Cache:
-        self._marked: list[dict[str, Any]] = []
+        self._marked: list[State] = []
         return DynamicCache(config=self.config)
 
     def mark(self) -> None:
-        self._marked = [dict(vars(layer)) for layer in self.layers]
+        self._marked = [referenced(layer) for layer in self.layers]
 
     def restore(self) -> None:
         if not self._marked:
             self.cache = self._empty()
             return
-        for layer, attributes in zip(self.layers, self._marked, strict=True):
-            vars(layer).update(attributes)
+        for layer, state in zip(self.layers, self._marked, strict=True):
+            bring_back(layer, state)
 
     @property
     def used_bytes(self) -> int:
-        return sum(int(layer.keys.nbytes + layer.values.nbytes) for layer in self.layers if layer.is_initialized)
+        return row_bytes(self.layers)
 
 
 def refuse_other_layers(config: PreTrainedConfig, kind: str) -> None:
@@ -39,12 +43,20 @@ def refuse_other_layers(config: PreTrainedConfig, kind: str) -> None:
     Raises:
         Unsupported: a layer slides, or keeps other states.
     """
-    others = {type(layer).__name__ for layer in DynamicCache(config=config).layers if type(layer) is not DynamicLayer}
-    if others:
-        raise Unsupported(f"{kind} holds layers with full attention only; this model has {', '.join(sorted(others))}")
+    _refuse(config, kind, {DynamicLayer})
 
 
 def replaced_layers(config: PreTrainedConfig, layer: Callable[[], DynamicLayer], kind: str) -> list[Any]:
-    """Make a `layer` for each of the model's, all of which must be with full attention (see `refuse_other_layers`)."""
-    refuse_other_layers(config, kind)
-    return [layer() for _ in DynamicCache(config=config).layers]
+    """Make a `layer` for each of the model's with full attention; those that store nothing stay as they are.
+
+    Raises:
+        Unsupported: a layer slides, or keeps other states.
+    """
+    _refuse(config, kind, {DynamicLayer, DummyLayer})
+    return [layer() if type(own) is DynamicLayer else own for own in DynamicCache(config=config).layers]
+
+
+def _refuse(config: PreTrainedConfig, kind: str, allowed: set[type]) -> None:
+    others = {type(layer).__name__ for layer in DynamicCache(config=config).layers if type(layer) not in allowed}
+    if others:
+        raise Unsupported(f"{kind} holds layers with full attention only; this model has {', '.join(sorted(others))}")

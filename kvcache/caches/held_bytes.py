@@ -29,6 +29,11 @@ def held_bytes(root: object, *, leaving_out: nn.Module | None = None) -> int:
     return sum(size for place, size in storages.items() if place not in of_model)
 
 
+def reachable_tensors(root: object) -> Iterator[Tensor]:
+    """Yield every plain tensor reachable from `root`, each once."""
+    return _tensors(root, {})
+
+
 def _state(module: nn.Module) -> Iterator[Tensor]:
     yield from module.parameters()
     yield from module.buffers()

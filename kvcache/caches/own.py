@@ -23,8 +23,6 @@ from kvcache.models.own_code import load_own, naming_the_line
 class OwnKV(KVCache):
     """A cache that the user's factory makes anew for every repetition."""
 
-    restores = False
-
     def __init__(self, kind: OwnKind, model: PreTrainedModel, capacity: int, prompt_length: int | None = None) -> None:
         """Make a first cache.
 
@@ -50,6 +48,10 @@ class OwnKV(KVCache):
             raise UnfitCache(f"{self.kind.spec} returned the same object twice; valid: a new cache at each call")
         self._made = made
         return made
+
+    @property
+    def restores(self) -> bool:
+        return False
 
     def mark(self) -> None:
         """Remember nothing: `restores` is False, so the context is fed again."""

@@ -5,52 +5,65 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import Cache, StaticCache
+from transformers.cache_utils import (
+    STATIC_LAYER_TYPE_MAPPING,
+    LinearAttentionCacheLayerMixin,
+    StaticLayer,
+    get_layer_types_and_kwargs,
+)
 
-from kvcache.caches.contract import KVCache
+from kvcache.caches.contract import KVCache, Unsupported
+from kvcache.caches.states import State, cloned, row_bytes, write_back
 
 
 class StaticKV(KVCache):
     """Its tensors stay where they are, so a mark is a copy of them."""
 
     def _empty(self) -> Cache:
-        self._marked: list[tuple[Tensor, Tensor, int]] = []
-        self.padded_length = self.capacity
-        return StaticCache(config=self.config, max_cache_len=self.capacity)
+        self._marked: list[State] = []
+        self._refuse_unknown_layers()
+        self._refuse_masks_of_its_own()
+        made = StaticCache(config=self.config, max_cache_len=self.capacity)
+        # Linear layers take the end of a mask for that of the tokens fed, and masking_utils pads it for the others.
+        linear = any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in made.layers)
+        self.padded_length = 0 if linear else self.capacity
+        return made
 
-    @torch.inference_mode()
     def mark(self) -> None:
-        self._marked = [(layer.keys.clone(), layer.values.clone(), _length(layer)) for layer in self.layers]
+        self._marked = [cloned(layer) for layer in self.layers]
 
     @torch.inference_mode()
     def restore(self) -> None:
         if not self._marked:
             self.cache.reset()
             return
-        for layer, (keys, values, length) in zip(self.layers, self._marked, strict=True):
-            layer.keys.copy_(keys)
-            layer.values.copy_(values)
-            _set_length(layer, length)
+        for layer, state in zip(self.layers, self._marked, strict=True):
+            write_back(layer, state)
 
     @property
     def used_bytes(self) -> int:
-        total = 0
-        for layer in self.layers:
-            if layer.is_initialized:
-                used = min(_length(layer), layer.max_cache_len)
-                total += (layer.keys.nbytes + layer.values.nbytes) * used // layer.max_cache_len
-        return total
+        return sum(_used_bytes(layer) for layer in self.layers)
+
+    def _refuse_unknown_layers(self) -> None:
+        types, _ = get_layer_types_and_kwargs(self.config.get_text_config(decoder=True))
+        unknown = sorted(set(types) - set(STATIC_LAYER_TYPE_MAPPING))
+        if unknown:
+            raise Unsupported(f"transformers' StaticCache has no layer for {', '.join(unknown)} of {self.model_type}")
+
+    def _refuse_masks_of_its_own(self) -> None:
+        """GPT-Neo's local layers count their window back from the last key, which here is the end of the capacity."""
+        if "local" in getattr(self.config, "attention_layers", ()):
+            raise Unsupported(
+                f"{self.model_type} cuts the window of its local layers by the number of keys, which in a static cache "
+                "is the whole capacity, not the tokens so far"
+            )
 
 
-def _length(layer: Any) -> int:
-    """Count the tokens that a static layer has seen (transformers keeps a tensor, in sliding layers also an int)."""
-    return int(layer.get_seq_length())
-
-
-def _set_length(layer: Any, length: int) -> None:
-    if hasattr(layer, "cumulative_length_int"):
-        layer.cumulative_length_int = length
-        # The tensor beside it counts only as far as the window, where the layer stops reading it.
-        length = min(length, layer.max_cache_len)
-    layer.cumulative_length.fill_(length)
+def _used_bytes(layer: Any) -> int:
+    """Count what belongs to tokens: of tensors with an axis for them the filled part, and states whole."""
+    if not isinstance(layer, StaticLayer):
+        return row_bytes(layer)
+    per_token = row_bytes([value for value in vars(layer).values() if not isinstance(value, dict | list)])
+    used = min(int(layer.get_seq_length()), layer.max_cache_len)
+    return per_token * used // layer.max_cache_len + row_bytes(layer) - per_token

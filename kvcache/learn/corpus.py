@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from kvcache.models.folder import LFS_POINTER
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -54,11 +56,14 @@ def read_text(path: Path) -> str:
         TextError: there is no such file, it cannot be read, or it is not UTF-8.
     """
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise TextError(f"{path} is not UTF-8 (byte {error.start} is {error.object[error.start]:#04x})") from None
     except OSError as error:
         raise TextError(f"{path}: {error.strerror}") from None
+    if text.startswith(LFS_POINTER):
+        raise TextError(f"{path} is a Git LFS pointer in place of the text; run `git lfs pull`")
+    return text
 
 
 def lines_of(text: str, name: str) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvcache.models.cautions import FLOAT8, of_gguf, of_safetensors
 from kvcache.models.folder import fingerprint, holds_tokenizer, read_config, sha256_of, weight_files
 from kvcache.models.skeleton import count_parameters, quiet, refusing, skeleton
 from kvcache.models.weight_cache import ModelError, made_once
@@ -19,7 +20,7 @@ COPY_LIMIT_BYTES = 4 * 2**30
 """Weights above this are not copied into the cache: gpt2-large in float32 (3.1 GB) is, a 7-billion model is not."""
 
 _LOCAL: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-_FLOATS = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_FLOATS = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"} | dict.fromkeys(FLOAT8, "float8")
 """safetensors' names of the types that a request for another type converts, and torch's."""
 
 
@@ -82,6 +83,11 @@ class Checkpoint:
         """SHA-256 of the weights, in hexadecimal (of several files: of the lines which `sha256sum` prints for them)."""
         with refusing(f"the weights in {self.folder}"):
             return self.sha256 or sha256_of(self.weights)
+
+    def cautions(self, bare: PreTrainedModel) -> list[str]:
+        """Return what a user should know of the weights of `bare`, in sentences."""
+        with refusing(f"the weights in {self.folder}"):
+            return list(of_safetensors(self.weights, bare) if self.gguf is None else of_gguf(self.weights[0]))
 
     def kept_as(self, bare: PreTrainedModel) -> str | None:
         """A GGUF file is converted; safetensors are only for another data type."""
@@ -160,7 +166,19 @@ class Checkpoint:
                 f"the weights in {self.folder} lack {len(missing)} tensors of the model that config.json describes, "
                 f"{missing[0]} among them"
             )
+        if getattr(model.config, "quantization_config", None) is not None:
+            _finish_unpacking(model, dtype)
         return model
+
+
+def _finish_unpacking(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Bring what a quantised checkpoint holds unquantised (its head, say) to `dtype`, in place.
+
+    Without a GPU transformers unpacks 8-bit floating point itself, and leaves those weights in the type of the file.
+    """
+    for weight in model.parameters():
+        if weight.is_floating_point() and weight.dtype.itemsize > 1:
+            weight.data = weight.data.to(dtype)
 
 
 def _read_tokenizer(folder: Path, gguf: str | None = None) -> PreTrainedTokenizerBase:

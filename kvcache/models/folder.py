@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_READ = (".safetensors", ".gguf", ".json", ".model", ".txt", ".jinja")
+"""Endings of the files that may be read: weights, configuration, tokenizer."""
+LFS_POINTER = "version https://git-lfs.github.com/spec/"
+"""How the text begins that Git LFS leaves in place of a file until it is pulled."""
+_PART = re.compile(r".+-\d{5}-of-\d{5}\.gguf")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json")
 
@@ -29,6 +34,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         instead = "is a file: name the folder that holds it" if folder.exists() else "does not exist"
         raise ModelError(f"the folder {folder} {instead}")
     names = sorted(path.name for path in folder.iterdir())
+    _refuse_pointers(folder, names)
     if "adapter_config.json" in names:
         raise ModelError(f"the folder {folder} holds an adapter; merge it into its base model and save that")
     if _SINGLE in names:
@@ -36,6 +42,11 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     if _INDEX in names:
         return _shards(folder)
     ggufs = [name for name in names if name.endswith(".gguf")]
+    if any(_PART.fullmatch(name) for name in ggufs):
+        raise ModelError(
+            f"the folder {folder} holds a GGUF model in parts ({', '.join(ggufs)}), which transformers does not read; "
+            "join them with `llama-gguf-split --merge FIRST OUT` and keep OUT alone"
+        )
     if len(ggufs) == 1:
         return (folder / ggufs[0],)
     if ggufs:
@@ -88,6 +99,23 @@ def sha256_of(weights: tuple[Path, ...]) -> str:
         return next(iter(digests.values()))
     listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
     return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def _refuse_pointers(folder: Path, names: list[str]) -> None:
+    """Refuse a clone without its large files: Git LFS leaves small texts in their place."""
+    pointers = [name for name in names if name.endswith(_READ) and _is_pointer(folder / name)]
+    if pointers:
+        raise ModelError(
+            f"the folder {folder} holds Git LFS pointers in place of {', '.join(pointers)}; run `git lfs pull` in it"
+        )
+
+
+def _is_pointer(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(LFS_POINTER)) == LFS_POINTER.encode()
+    except OSError:
+        return False  # whoever needs the file will say what is wrong with it
 
 
 def _shards(folder: Path) -> tuple[Path, ...]:

@@ -130,6 +130,10 @@ class RandomWeights:
         )
         return Checkpoint.of(folder).model(dtype, device, attn_implementation)
 
+    def cautions(self, bare: PreTrainedModel) -> list[str]:
+        """Return nothing: the weights are made for their configuration."""
+        return []
+
     def kept_as(self, bare: PreTrainedModel) -> str | None:
         """Kept unless it is very large."""
         return f"random-{self.name}-" if 4 * count_parameters(bare) <= COPY_LIMIT_BYTES else None

@@ -42,6 +42,9 @@ class Source(Protocol):
     def digest(self) -> str:
         """A text that is equal for equal weights."""
 
+    def cautions(self, bare: PreTrainedModel) -> list[str]:
+        """Return what a user should know of the weights of `bare`, in sentences."""
+
     def kept_as(self, bare: PreTrainedModel) -> str | None:
         """Return how the names of its folders in the cache begin; None: its weights are kept in none."""
 
@@ -146,6 +149,10 @@ class Factory:
             found.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
             found.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return found.hexdigest()
+
+    def cautions(self, bare: PreTrainedModel) -> list[str]:
+        """Return nothing: the model is the user's own."""
+        return []
 
     def kept_as(self, bare: PreTrainedModel) -> str | None:
         """The factory makes them anew in every process."""

@@ -57,6 +57,8 @@ class ModelDescription:
     """Longest sequence in tokens; None: no limit (ALiBi, recurrent models)."""
     attn_implementation: str
     """The one asked for, or the one chosen."""
+    cautions: tuple[str, ...] = ()
+    """What a user should know of its weights: they may not compute what their author meant."""
 
     def weights_bytes(self, dtype: str) -> int:
         """Bytes of the weights in `dtype`."""
@@ -74,14 +76,7 @@ def describe(spec: str, *, attn_implementation: str | None = None) -> ModelDescr
     if attn_implementation is not None:
         _check("attn_implementation", attn_implementation, ATTN_IMPLEMENTATIONS)
     source = _find(spec, with_weights=False)
-    try:
-        chosen = attn_implementation or "sdpa"
-        bare = source.skeleton(chosen)
-    except AttentionError:
-        if attn_implementation is not None:
-            raise
-        chosen = "eager"
-        bare = source.skeleton(chosen)
+    chosen, bare = _with_attention(source, attn_implementation)
     kept = source.kept_as(bare)
     if kept is not None:
         weight_cache.require(kept)
@@ -92,7 +87,19 @@ def describe(spec: str, *, attn_implementation: str | None = None) -> ModelDescr
         vocab_size=bare.config.get_text_config(decoder=True).vocab_size,
         max_positions=max_positions(bare.config.get_text_config(decoder=True)),
         attn_implementation=chosen,
+        cautions=tuple(source.cautions(bare)),
     )
+
+
+def _with_attention(source: Source, wanted: str | None) -> tuple[str, PreTrainedModel]:
+    """Return the attention wanted, or the best that the model has, and the model without its weights."""
+    try:
+        chosen = wanted or "sdpa"
+        return chosen, source.skeleton(chosen)
+    except AttentionError:
+        if wanted is not None:
+            raise
+        return "eager", source.skeleton("eager")
 
 
 def load(
@@ -100,11 +107,12 @@ def load(
     *,
     dtype: str = "float32",
     device: str = "cpu",
-    attn_implementation: str = "sdpa",
+    attn_implementation: str | None = None,
     seed: int = 0,
 ) -> PreTrainedModel:
     """The model of `spec` in eval mode on `device`, its weights in `dtype` and without gradients.
 
+    Where no attention is asked for, it is the one that `describe` chooses.
     `seed` decides the weights of `random:` specs, and what a `py:` factory draws.
 
     Raises:
@@ -114,10 +122,13 @@ def load(
 
     _check("dtype", dtype, DTYPES)
     _check("device", device, DEVICES)
-    _check("attn_implementation", attn_implementation, ATTN_IMPLEMENTATIONS)
+    if attn_implementation is not None:
+        _check("attn_implementation", attn_implementation, ATTN_IMPLEMENTATIONS)
     if device == "cuda" and not torch.cuda.is_available():
         raise ModelError("device 'cuda': torch sees no NVIDIA GPU here; valid: cpu")
-    model = _find(spec, seed).model(getattr(torch, dtype), device, attn_implementation)
+    source = _find(spec, seed)
+    chosen = attn_implementation or _with_attention(source, None)[0]
+    model = source.model(getattr(torch, dtype), device, chosen)
     model.to(torch.device(device))  # type: ignore[arg-type]  # transformers' decorator hides the signature
     model.eval()
     model.requires_grad_(requires_grad=False)

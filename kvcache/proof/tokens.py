@@ -3,11 +3,14 @@
 One parallel forward over a sequence gives the logits at every position at once. If the argmax at each position is the
 token that follows, then by induction the sequence is exactly what naive greedy re-feed emits. Every strategy is then
 fed that sequence (teacher forcing) and its logits are compared at every position.
+
+The induction holds where the logits of a position do not depend on the tokens after it. Models for which they do
+(bidirectional layers, a long rope that switches, sparse attention that selects anew) are found out by a few forwards
+over the beginning alone; for them the reference is naive re-feed itself, step by step.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,11 +20,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kvcache.models.skeleton import is_out_of_memory
 from kvcache.strategies.cached import Dynamic
+from kvcache.strategies.naive import Naive
+from kvcache.strategies.rotary import RotaryTables
 from kvcache.strategies.strategy import Strategy, last_logits
+from kvcache.strategies.tolerance import difference, tolerance
+from kvcache.strategies.tolerance import largest as greatest
 
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 3e-2}
-"""Largest difference of logits between two correct paths, as a share of the largest logit, by dtype."""
+COMPARED_TOKENS = 4096
+"""Naive steps are compared with the parallel forward up to so many tokens fed; the first and two more in any case."""
 
 
 class NonFiniteLogits(Exception):
@@ -32,12 +40,18 @@ class WrongShape(Exception):
     """The model gave logits of another shape than one row of the vocabulary for each sequence."""
 
 
+class NotRepeatable(Exception):
+    """The model gave other logits when it was fed the same tokens again, so that nothing can be proved about it."""
+
+
 @dataclass(frozen=True)
 class Reference:
     """What naive re-feed emits: `tokens [batch, n_gen]`, and the `logits [batch, n_gen, vocab]` that chose them."""
 
     tokens: Tensor
     logits: Tensor
+    prefix_stable: bool = True
+    """Whether a position's logits are the same whatever follows it; if not, the logits are naive's own."""
 
 
 @dataclass(frozen=True)
@@ -60,26 +74,106 @@ class Agreement:
 def reference(model: PreTrainedModel, prompt: Tensor, n_gen: int, context: Tensor | None = None) -> Reference:
     """Find what naive greedy re-feed emits after `context` and `prompt [batch, n_prompt]`, without n_gen re-feeds.
 
-    A cached run drafts the tokens, one parallel forward verifies them. Where they differ (a tie, or a broken cache),
-    the forward's own choices are the next draft; each pass settles at least one more position of every sequence,
-    so this ends after at most n_gen passes, whatever the draft.
+    A cached run drafts the tokens (where the model has no cache, anything does), one parallel forward verifies them.
+    Where they differ (a tie, or a broken cache), the forward's own choices are the next draft; each pass settles at
+    least one more position of every sequence, so n_gen passes are enough. Where they are not, or a forward over a
+    part of the sequence gives other logits, naive re-feed is run whole, and once more.
 
     Raises:
         NonFiniteLogits: the forward gave NaN or infinity.
+        NotRepeatable: naive re-feed gave other logits the second time.
     """
     before = prompt if context is None else torch.cat([context, prompt], dim=1)
-    draft = Dynamic(model)
-    draft.prepare(prompt.shape[0], before.shape[1] + n_gen)
-    tokens = draft.generate(before, n_gen)
-    draft.reset()
-    while True:
+    found = _verified(model, before, _draft(model, before, n_gen))
+    if found is not None and _is_naives(model, before, found):
+        return found
+    found = _step_by_step(model, before, n_gen)
+    again = _step_by_step(model, before, n_gen, found.tokens)
+    if not difference(found.logits, again.logits, greatest(found.logits)) <= tolerance(model):
+        raise NotRepeatable(
+            f"{model.config.model_type} gives other logits when it is fed the same tokens again: nothing can be proved "
+            "about any strategy"
+        )
+    return found
+
+
+def _draft(model: PreTrainedModel, before: Tensor, n_gen: int) -> Tensor:
+    """Guess the tokens `[batch, n_gen]` that follow `before`, with a cache if the model can be run with one."""
+    try:
+        drafting = Dynamic(model)
+        drafting.prepare(before.shape[0], before.shape[1] + n_gen)
+        return drafting.generate(before, n_gen)
+    except torch.AcceleratorError:  # the CUDA context is lost
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return before.new_zeros((before.shape[0], n_gen))  # the cached strategies will say for themselves what is wrong
+
+
+def _verified(model: PreTrainedModel, before: Tensor, tokens: Tensor) -> Reference | None:
+    """Return the tokens that parallel forwards settle on, from the draft `tokens`.
+
+    None if they do not settle, or if the first token's logits are others than a forward over `before` alone gives.
+    """
+    n_gen = tokens.shape[1]
+    _forget(model)
+    alone = last_logits(model, before)[:, -1]
+    for _ in range(n_gen + 1):
+        _forget(model)
         logits = last_logits(model, torch.cat([before, tokens[:, :-1]], dim=1), keep=n_gen)
         if not logits.isfinite().all():
             raise NonFiniteLogits("the parallel forward gave NaN or infinite logits")
+        if not difference(logits[:, 0], alone, greatest(logits)) <= tolerance(model):  # NaN is no agreement
+            return None
         chosen = logits.argmax(dim=-1)
         if torch.equal(chosen, tokens):
             return Reference(tokens, logits)
         tokens = chosen
+    return None
+
+
+def _is_naives(model: PreTrainedModel, before: Tensor, found: Reference) -> bool:
+    """Return whether naive steps, each fed the beginning alone, give the logits of the parallel forward."""
+    n_gen, scale = found.tokens.shape[1], greatest(found.logits)
+    whole = torch.cat([before, found.tokens], dim=1)
+    for step in _compared_steps(before.shape, n_gen):
+        _forget(model)
+        alone = last_logits(model, whole[:, : before.shape[1] + step])[:, -1]
+        if not difference(found.logits[:, step], alone, scale) <= tolerance(model):
+            return False
+    return True
+
+
+def _compared_steps(shape: tuple[int, ...], n_gen: int) -> list[int]:
+    """Choose the generated tokens whose naive step is compared, from 1: of the first it was, and the last is fed whole.
+
+    `shape` is that of the tokens before them, `[batch, n]`.
+    """
+    batch_size, length = shape
+    affordable = COMPARED_TOKENS // (batch_size * (length + n_gen))
+    count = max(0, min(n_gen - 2, max(2, affordable)))
+    return sorted({round(step) for step in torch.linspace(1, max(n_gen - 2, 1), count).tolist()})
+
+
+def _step_by_step(model: PreTrainedModel, before: Tensor, n_gen: int, forced: Tensor | None = None) -> Reference:
+    """Run naive re-feed whole, after `before [batch, n]`."""
+    naive = Naive(model)
+    naive.prepare(before.shape[0], before.shape[1] + n_gen)
+    logits: list[Tensor] = []
+
+    def keep(_token: Tensor, step: Tensor) -> None:
+        if not step.isfinite().all():
+            raise NonFiniteLogits(f"naive gave NaN or infinite logits for generated token {len(logits) + 1}")
+        logits.append(step)
+
+    tokens = naive.generate(before, n_gen, keep, forced=forced)
+    return Reference(tokens, torch.stack(logits, dim=1), prefix_stable=False)
+
+
+def _forget(model: PreTrainedModel) -> None:
+    """Have the next forward begin as the model was made, whatever was fed before."""
+    RotaryTables(model).make_original()
 
 
 def agreement(
@@ -101,7 +195,7 @@ def agreement(
     """
     n_gen = expected.tokens.shape[1]
     computed = [0, *sorted(steps)] if steps is not None else list(range(n_gen))
-    scale = torch.linalg.vector_norm(expected.logits, math.inf).item()  # no second copy of the logits, as abs() makes
+    scale = greatest(expected.logits)
     largest = 0.0
     same = True
     remaining = iter(computed)
@@ -116,15 +210,14 @@ def agreement(
                 raise WrongShape(f"{strategy.name} gave logits of shape {list(logits.shape)}")
             if not logits.isfinite().all():
                 raise NonFiniteLogits(f"{strategy.name} gave NaN or infinite logits for generated token {position + 1}")
-            difference = (logits.float() - expected.logits[:, position].float()).abs().max().item()
-            largest = max(largest, difference / scale)
+            largest = max(largest, difference(expected.logits[:, position], logits, scale))
             same = same and torch.equal(token, expected.tokens[:, position])
             kv_bytes.append(strategy.kv_bytes)
             if position in (0, computed[-1]):
                 allocated.append(strategy.kv_bytes_allocated)
 
     strategy.generate(prompt, n_gen, compare, forced=expected.tokens, steps=steps)
-    within = largest <= TOLERANCE[expected.logits.dtype]
+    within = largest <= tolerance(strategy.model)
     return Agreement(
         tokens_match="false" if not within else "true" if same else "tie",
         logits_error=largest,

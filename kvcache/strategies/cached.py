@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvcache.caches.contract import KVCache, Promise
+from kvcache.caches.contract import CacheNotRead, KVCache, Promise
 from kvcache.caches.dynamic import DynamicKV
 from kvcache.caches.static import StaticKV
-from kvcache.strategies.strategy import Strategy, last_logits
+from kvcache.strategies.padding import check_mask, check_model, moved_before
+from kvcache.strategies.strategy import Strategy, cache_argument, last_logits
 
 
 class Kind(Protocol):
@@ -35,8 +36,11 @@ class Cached(Strategy):
         self, batch_size: int, capacity: int, context: Tensor | None = None, *, prompt_length: int | None = None
     ) -> None:
         super().prepare(batch_size, capacity, context, prompt_length=prompt_length)
+        self.prompt_length = prompt_length
         self.context = context
-        self.kv = self.kind(self.model, capacity, prompt_length)
+        cache_argument(self.model)
+        self._read = False
+        self._kept = self.kv = self.kind(self.model, capacity, prompt_length)
         if context is not None and self.kv.restores:
             self._feed(context)
             self.kv.mark()
@@ -45,18 +49,25 @@ class Cached(Strategy):
     def reset(self) -> None:
         super().reset()
         self.attention_mask: Tensor | None = None
+        self.kv, self.length = self._kept, self.n_depth
         self.kv.restore()
         if self.context is not None and not self.kv.restores:
             self._feed(self.context)
 
     def release(self) -> None:
         super().release()
-        vars(self).pop("kv", None)  # there is none before `prepare`
+        for name in ("kv", "_kept"):
+            vars(self).pop(name, None)  # there is none before `prepare`
 
     @torch.inference_mode()
     def prefill(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        if attention_mask is not None:
+            ids, attention_mask = self._padded(ids, attention_mask)
+            check_model(self.model, ids, attention_mask)
         self.attention_mask = attention_mask
-        return self._forward(ids)
+        logits = self._forward(ids)
+        self._check_read()
+        return logits
 
     @torch.inference_mode()
     def decode(self, ids: Tensor) -> Tensor:
@@ -75,16 +86,40 @@ class Cached(Strategy):
     def check_length(self, n_tokens: int) -> None:
         self.kv.check_length(n_tokens)
 
+    def _padded(self, ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is fed for a padded prompt; after a context, all of it from an empty cache, padding first."""
+        check_mask(attention_mask, ids)
+        if self.context is None or attention_mask.all():
+            context = ids[:, :0] if self.context is None else self.context
+            return ids, torch.cat([torch.ones_like(context), attention_mask], dim=1)
+        self.kv, self.length = self.kind(self.model, self.capacity, self.prompt_length), 0
+        return moved_before(self.context, ids, attention_mask)
+
     def _forward(self, ids: Tensor) -> Tensor:
         """Feed `ids [batch, q]`; return the logits of the last position, `[batch, vocab]`."""
-        mask_length = self.kv.padded_length
-        return last_logits(
-            self.model, ids, cache=self.kv.cache, attention_mask=self.attention_mask, mask_length=mask_length
-        )[:, -1]
+        logits = last_logits(
+            self.model,
+            ids,
+            cache=self.kv.cache,
+            attention_mask=self.attention_mask,
+            mask_length=self.kv.padded_length,
+            n_past=self.length,
+        )
+        self.length += ids.shape[1]
+        return logits[:, -1]
 
     @torch.inference_mode()
     def _feed(self, context: Tensor) -> None:
         last_logits(self.model, context, cache=self.kv.cache)
+
+    def _check_read(self) -> None:
+        """Raise CacheNotRead if the cache is still empty after it was fed; looked at once after each `prepare`."""
+        if not self._read and not self.kv.used_bytes:
+            raise CacheNotRead(
+                f"{self.model.config.model_type} leaves the cache empty that it is given: a step would see its own "
+                "token alone"
+            )
+        self._read = True
 
 
 class Dynamic(Cached):

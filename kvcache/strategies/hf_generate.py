@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import (
+    Cache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -16,21 +18,23 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from kvcache.caches.contract import Unsupported
-from kvcache.caches.dynamic import DynamicKV
-from kvcache.strategies.cached import Cached
-from kvcache.strategies.strategy import OnStep
+from kvcache.caches.contract import CacheNotRead, Unsupported
+from kvcache.caches.states import row_bytes
+from kvcache.strategies.cached import Dynamic
+from kvcache.strategies.padding import check_mask, check_model, moved_before
+from kvcache.strategies.strategy import OnStep, Strategy, cache_argument
 
 
-class HfGenerate(Cached):
+class HfGenerate(Strategy):
     """What a user of transformers gets from `model.generate(...)` with greedy choice and nothing else set.
 
     The generation config is blank: a model's own may stop at the end-of-sequence token or change the logits, and
-    masking that token would change the tokens emitted. A context lies in a DynamicCache handed to `generate`.
+    masking that token would change the tokens emitted. `generate` makes its own cache, or the model does; a context
+    lies in a DynamicCache handed to it, or is fed with the prompt where the model takes none. What is stored is what
+    the model's last forward returned.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__(model, "hf-generate", DynamicKV)
+    name = "hf-generate"
 
     def prepare(
         self, batch_size: int, capacity: int, context: Tensor | None = None, *, prompt_length: int | None = None
@@ -38,11 +42,45 @@ class HfGenerate(Cached):
         if not hasattr(self.model, "generate"):
             raise Unsupported(f"{type(self.model).__name__} has no generate(); transformers' GenerationMixin gives it")
         super().prepare(batch_size, capacity, context, prompt_length=prompt_length)
+        self.context, self.prompt_length = context, prompt_length
+        self._before = None if context is None else self._fed(context, capacity, prompt_length)
+        self.reset()
 
     def reset(self) -> None:
         super().reset()
-        before = self.context if self.context is not None else torch.empty((self.batch_size, 0), dtype=torch.long)
-        self.sequence = before.to(self.model.device)
+        self.attention_mask: Tensor | None = None
+        empty = torch.empty((self.batch_size, 0), dtype=torch.long, device=self.model.device)
+        self.sequence = self.context if self.context is not None else empty
+        if self._before is not None:
+            self._before.reset()
+        self.cache: Any = None if self._before is None else self._before.kv.cache
+        self.held = 0 if self._before is None else self.n_depth
+        """Tokens that lie in the cache."""
+
+    def _fed(self, context: Tensor, capacity: int, prompt_length: int | None) -> Dynamic | None:
+        """Feed `context` to a DynamicCache; None where the model takes none."""
+        before = Dynamic(self.model)
+        try:
+            before.prepare(self.batch_size, capacity, context, prompt_length=prompt_length)
+        except CacheNotRead:
+            return None
+        return before
+
+    def release(self) -> None:
+        super().release()
+        self.cache = self._before = None
+
+    @torch.inference_mode()
+    def prefill(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        self._append_prompt(ids, attention_mask)
+        return self._generate(1, None, None).logits
+
+    @torch.inference_mode()
+    def decode(self, ids: Tensor) -> Tensor:
+        self.sequence = torch.cat([self.sequence, ids], dim=1)
+        if self.attention_mask is not None:
+            self.attention_mask = torch.cat([self.attention_mask, torch.ones_like(ids)], dim=1)
+        return self._generate(1, None, None).logits
 
     @torch.inference_mode()
     def generate(
@@ -59,29 +97,66 @@ class HfGenerate(Cached):
         if steps is not None:
             raise TypeError(f"{self.name} reads a cache: a step cannot be skipped")
         self._begin(prompt, n_gen)
-        self.attention_mask = attention_mask
-        self.sequence = torch.cat([self.sequence, prompt], dim=1)
-        steps_seen = self._generate(n_gen, on_step, forced)
-        return torch.stack(steps_seen.tokens, dim=1)
+        self._append_prompt(prompt, attention_mask)
+        return torch.stack(self._generate(n_gen, on_step, forced).tokens, dim=1)
 
-    def _forward(self, ids: Tensor) -> Tensor:
-        self.sequence = torch.cat([self.sequence, ids], dim=1)
-        return self._generate(1, None, None).logits
+    @property
+    def kv_bytes(self) -> int:
+        return row_bytes(self.cache)
+
+    @property
+    def stored(self) -> object:
+        return self.cache
+
+    def _append_prompt(self, ids: Tensor, attention_mask: Tensor | None) -> None:
+        if attention_mask is None:
+            self.sequence = torch.cat([self.sequence, ids], dim=1)
+            return
+        check_mask(attention_mask, ids)
+        if not attention_mask.all():
+            self.cache = None  # the padding goes before the context, which is fed again
+        self.sequence, self.attention_mask = moved_before(self.sequence, ids, attention_mask)
+        check_model(self.model, self.sequence, self.attention_mask)
 
     def _generate(self, n_gen: int, on_step: OnStep | None, forced: Tensor | None) -> _Steps:
         steps = _Steps(on_step, forced)
         mask = self.attention_mask if self.attention_mask is not None else torch.ones_like(self.sequence)
-        with _blank_generation_config(self.model):
+        ids, handed = self.sequence, {}
+        if isinstance(self.cache, Cache):
+            argument = cache_argument(self.model)
+            handed = {argument: self.cache}
+            if argument != "past_key_values":  # `generate` leaves out what lies in past_key_values, and in no other
+                ids, mask = ids[:, self.held :], mask[:, self.held :]
+        with _blank_generation_config(self.model), self._watching_the_cache():
             self.model.generate(  # type: ignore[operator]  # GenerationMixin types it as a Tensor or a Module
-                self.sequence,
+                ids,
                 attention_mask=mask,
-                past_key_values=self.kv.cache,
                 max_new_tokens=n_gen,
                 do_sample=False,
                 logits_processor=LogitsProcessorList([steps]),
                 stopping_criteria=StoppingCriteriaList([steps.after_each]),
+                **handed,
             )
+        self.held = self.sequence.shape[1] + n_gen - 1
         return steps
+
+    @contextmanager
+    def _watching_the_cache(self) -> Iterator[None]:
+        """Keep what each forward returns as its cache: `generate` may begin a new one (Phi-3's switching rope)."""
+
+        def watch(_model: object, _positional: object, named: dict[str, Any], output: Any) -> None:
+            found = [getattr(output, name, None) for name in CACHES] + [named.get(name) for name in CACHES]
+            self.cache = next((cache for cache in found if cache is not None), None)
+
+        hook = self.model.register_forward_hook(watch, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
+CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
+"""What a model calls its cache: nearly all, Mamba's kin, RWKV, XLNet, Reformer. RecurrentGemma does not return it."""
 
 
 class _Steps(LogitsProcessor):

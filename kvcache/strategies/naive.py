@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kvcache.strategies.padding import check_mask, check_model, moved_before
 from kvcache.strategies.strategy import Strategy, last_logits
 
 
@@ -30,17 +31,23 @@ class Naive(Strategy):
     ) -> None:
         super().prepare(batch_size, capacity, context, prompt_length=prompt_length)
         self.sequence = torch.zeros((batch_size, capacity), dtype=torch.long, device=self.model.device)
-        if context is not None:
-            self.sequence[:, : self.n_depth] = context
+        self.context = context
         self.reset()
 
     def reset(self) -> None:
         super().reset()
+        if self.context is not None:
+            self.sequence[:, : self.n_depth] = self.context
         self.length = self.n_depth
         self.attention_mask: Tensor | None = None
 
     @torch.inference_mode()
     def prefill(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        if attention_mask is not None:
+            check_mask(attention_mask, ids)
+            ids, attention_mask = moved_before(self.sequence[:, : self.n_depth], ids, attention_mask)
+            self.length = 0
+            check_model(self.model, ids, attention_mask)
         self.attention_mask = attention_mask
         self._append(ids)
         return self._forward()

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from kvcache.caches.contract import Promise
+from kvcache.caches.contract import CacheNotRead, Promise
 from kvcache.caches.held_bytes import held_bytes
+from kvcache.strategies.rotary import RotaryTables
 
 OnStep = Callable[[Tensor, Tensor], None]
 """Called after each token with `token [batch]` (the argmax, on the device) and `logits [batch, vocab]`."""
@@ -43,6 +44,7 @@ class Strategy(ABC):
     def __init__(self, model: PreTrainedModel) -> None:
         """Take `model` (in eval mode, on its device) and leave it unchanged."""
         self.model = model
+        self._growing_tables = RotaryTables(model)
 
     def prepare(
         self, batch_size: int, capacity: int, context: Tensor | None = None, *, prompt_length: int | None = None
@@ -63,12 +65,17 @@ class Strategy(ABC):
         if n_depth >= capacity:
             raise ValueError(f"a context of {n_depth} tokens leaves no room within a capacity of {capacity}")
         self.batch_size, self.capacity, self.n_depth = batch_size, capacity, n_depth
+        self._growing_tables.make_original()
 
     @abstractmethod
     def prefill(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Feed the prompt `ids [batch, q]`; return the logits of its last position, `[batch, vocab]`.
 
-        `attention_mask [batch, q]` marks left padding with 0; positions then count from the first real token.
+        `attention_mask [batch, q]` marks left padding with 0; positions then count from the first real token. After a
+        context, the padding is moved to before it, and the context is fed again.
+
+        Raises:
+            ValueError: the mask marks anything but left padding.
         """
 
     @abstractmethod
@@ -83,6 +90,7 @@ class Strategy(ABC):
     def reset(self) -> None:
         """Come back to the state just after `prepare`; overrides call this one too."""
         self._is_fresh = True
+        self._growing_tables.make_original()
 
     def release(self) -> None:
         """Let go of all that `prepare` made, so that its memory is free; overrides call this one too.
@@ -193,29 +201,50 @@ def last_logits(
     cache: Cache | None = None,
     attention_mask: Tensor | None = None,
     mask_length: int = 0,
+    n_past: int = 0,
     keep: int = 1,
 ) -> Tensor:
     """One forward of `ids [batch, q]`; the logits of the last `keep` positions (0: of all), `[batch, keep, vocab]`.
 
     `attention_mask [batch, tokens in the cache + q]` marks left padding with 0; position ids are counted from it
-    where the architecture takes them. `mask_length` is the length of a cache that attention sees whole: the mask is
-    padded to it. A model whose forward cannot keep fewer logits computes them all, and the
-    rest is cut off here.
+    where the architecture takes them, without a mask from the `n_past` tokens in the cache (as `generate` does; left
+    to themselves, Bamba and others would begin at 0 again). `mask_length` is the length of a cache that attention sees
+    whole: the mask is padded to it. A model whose forward cannot keep fewer logits computes them all, and the rest is
+    cut off here.
+
+    Raises:
+        CacheNotRead: the model's forward has no argument for a cache.
     """
     accepted = _forward_arguments(type(model))
     arguments: dict[str, Any] = {"input_ids": ids, "use_cache": cache is not None}
     if cache is not None:
-        arguments["past_key_values"] = cache
+        arguments[cache_argument(model)] = cache
     if attention_mask is not None:
         unseen = max(0, mask_length - attention_mask.shape[1])
         arguments["attention_mask"] = torch.nn.functional.pad(attention_mask, (0, unseen))
         if "position_ids" in accepted:
             positions = attention_mask.long().cumsum(dim=-1) - 1
             arguments["position_ids"] = positions.clamp(min=0)[:, -ids.shape[1] :]
+    elif n_past and "position_ids" in accepted:
+        positions = torch.arange(n_past, n_past + ids.shape[1], device=ids.device)
+        arguments["position_ids"] = positions.expand(ids.shape)
     if "logits_to_keep" in accepted:
         arguments["logits_to_keep"] = keep
     logits: Tensor = model(**arguments).logits
     return logits[:, -keep:]
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """Return what the model's forward calls its cache.
+
+    Raises:
+        CacheNotRead: it has no argument for one.
+    """
+    accepted = _forward_arguments(type(model))
+    for name in ("past_key_values", "cache_params"):  # the second is Mamba's
+        if name in accepted:
+            return name
+    raise CacheNotRead(f"{model.config.model_type} takes no past_key_values: a step would see its own token alone")
 
 
 def _forward_arguments(model_class: type[PreTrainedModel]) -> frozenset[str]:

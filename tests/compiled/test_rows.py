@@ -17,7 +17,7 @@ from kvcache.compiled.kernels import attend_to_rows
 from kvcache.compiled.quantized import CompiledInt4, CompiledInt8
 from kvcache.compiled.rows import CHUNK, ExactRows, Rows
 from kvcache.compiled.strategy import Compiled
-from kvcache.proof.tokens import TOLERANCE
+from kvcache.strategies.tolerance import TOLERANCE
 from tests.tiny import ARCHITECTURES, VOCAB_SIZE
 
 FORMATS: list[type[Rows]] = [ExactRows, Int8Rows, Int4Rows]

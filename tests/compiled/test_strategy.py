@@ -15,8 +15,9 @@ from kvcache.compiled.decoder import decoder
 from kvcache.compiled.kernels import FEW_ROWS
 from kvcache.compiled.rows import CHUNK
 from kvcache.compiled.strategy import Compiled
-from kvcache.proof.tokens import TOLERANCE, agreement, reference
+from kvcache.proof.tokens import agreement, reference
 from kvcache.strategies.strategy import last_logits
+from kvcache.strategies.tolerance import TOLERANCE
 from tests.tiny import ARCHITECTURES, COMPILED, MAX_POSITIONS, SLIDING_WINDOW, VOCAB_SIZE
 
 SUPPORTED = ["gpt2", "llama", "qwen3", "mistral"]

@@ -106,6 +106,7 @@ def test_every_word_of_a_large_text_has_a_token() -> None:
         (b" \n\t\n", "nothing but white space"),
         (b"Love \xff that", "not UTF-8 .byte 5 is 0xff"),
         (b"Love\nthat [EOS] can", "line 2 has .EOS. in it"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "a Git LFS pointer.*run `git lfs pull`"),
     ],
 )
 def test_bad_text_is_refused(tmp_path: Path, content: bytes, complaint: str) -> None:

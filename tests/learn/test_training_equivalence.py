@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvcache.proof.tokens import TOLERANCE
 from kvcache.strategies.catalogue import build
 from kvcache.strategies.strategy import Strategy
+from kvcache.strategies.tolerance import TOLERANCE
 from tests.strategies.test_equivalence import MODELS, model_of, token_ids
 from tests.tiny import EVERYWHERE, build_without_compiler
 

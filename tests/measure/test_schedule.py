@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from bench.case import Case, Group
+from bench.errors import UsageError
 from bench.measure import schedule
 from bench.measure.plan import Limits
 from bench.measure.schedule import CEILING_AGE_S, measure
@@ -304,6 +305,26 @@ def test_without_a_reference_nothing_is_timed() -> None:
     assert not turns()
     assert [failure.status for failure in memory.of(Failure)] == ["oom"] * 3
     assert "parallel forward" in memory.of(Failure)[0].error
+
+
+def test_a_model_of_which_nothing_can_be_proved_is_bad_input() -> None:
+    reason = WorkerFailed("unsupported", "it does not repeat itself", alive=True, of_model=True)
+    FakeArm.failures = {("", "MakeReference", 0): reason}
+    with pytest.raises(UsageError, match=r"--model \S+: it does not repeat itself"):
+        measured(CASES)
+
+
+def test_other_tokens_where_positions_depend_on_later_ones_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = FakeArm.answer
+
+    def depending(arm: FakeArm, request: Request) -> object:
+        reply = answer(arm, request)
+        return msgspec.structs.replace(reply, depends_on_later=True) if isinstance(reply, Checked) else reply
+
+    monkeypatch.setattr(FakeArm, "answer", depending)
+    FakeArm.matches = {"dynamic": "false"}
+    (failure,) = measured(CASES).of(Failure)
+    assert ": earlier positions of this model depend on later ones, and a cache keeps them" in failure.error
 
 
 def test_a_worker_that_cannot_be_forked_costs_one_case_and_is_forked_for_the_next() -> None:

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from bench.case import Case, Sweep, naive_steps
 from bench.machine.clock import Times
@@ -36,7 +37,11 @@ from kvcache.arithmetic.costs import Costs
 from kvcache.caches.contract import Unsupported
 from kvcache.models.skeleton import is_out_of_memory
 from kvcache.strategies.cached import Cached, Dynamic
+from kvcache.strategies.naive import Naive
+from kvcache.strategies.strategy import Strategy
+from tests.families import family, seeing_the_future, unrepeatable
 from tests.handmade import make_case
+from tests.tiny import VOCAB_SIZE
 
 
 def tiny_case(strategy: str = "dynamic", **fields: Any) -> Case:
@@ -357,3 +362,44 @@ def test_a_budget_has_fewer_positions_timed(tmp_path: Path) -> None:
     assert isinstance(few, TurnTaken)
     assert isinstance(whole, TurnTaken)
     assert (len(few.steps), len(whole.steps)) == (1, 11)
+
+
+def of_model(model: PreTrainedModel, strategy: Strategy, folder: Path) -> tuple[Reply, Reply]:
+    """The replies about the reference and the check of a worker that holds `model` and `strategy`."""
+    case = tiny_case(strategy.name, n_prompt=6, n_gen=6)
+    worker, path = loaded(case), str(folder / "reference.safetensors")
+    worker.model, worker.strategy, worker.vocab_size = model, strategy, VOCAB_SIZE
+    return worker.answer(MakeReference(case=case, path=path)), worker.answer(CheckCase(case=case, path=path))
+
+
+def test_where_positions_depend_on_later_ones_a_cache_gives_other_tokens(tmp_path: Path) -> None:
+    model = seeing_the_future()[0]
+    made, naive = of_model(model, Naive(model), tmp_path)
+    assert made == Done()
+    assert isinstance(naive, Checked)
+    assert (naive.tokens_match, naive.depends_on_later) == ("true", True)
+    _, cached = of_model(model, Dynamic(model), tmp_path)
+    assert isinstance(cached, Checked)
+    assert (cached.tokens_match, cached.depends_on_later) == ("false", True)
+
+
+def test_without_a_cache_such_a_model_gives_other_tokens_too(tmp_path: Path) -> None:
+    _, reply = of_model(family("xlnet"), Dynamic(family("xlnet")), tmp_path)
+    assert isinstance(reply, Refused)
+    assert (reply.status, reply.tokens_match) == ("failed", "false")
+    assert reply.error.endswith("and earlier positions of this model depend on later ones")
+
+
+def test_a_model_that_swallows_its_cache_is_unsupported(tmp_path: Path) -> None:
+    _, reply = of_model(family("rwkv"), Dynamic(family("rwkv")), tmp_path)
+    assert reply == Refused(
+        status="unsupported", error="rwkv takes no past_key_values: a step would see its own token alone"
+    )
+
+
+def test_a_model_that_does_not_repeat_itself_is_refused_as_such(tmp_path: Path) -> None:
+    model = unrepeatable()
+    made, _ = of_model(model, Naive(model), tmp_path)
+    assert isinstance(made, Refused)
+    assert made.of_model
+    assert "other logits when it is fed the same tokens again" in made.error

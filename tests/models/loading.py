@@ -54,9 +54,12 @@ def python(code: str, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def write_gguf(path: Path) -> None:
-    """A tiny Llama with a tokenizer of 8 bytes and 2 merges."""
+def write_gguf(path: Path, *, scaling: gguf.RopeScalingType | None = None) -> None:
+    """A tiny Llama with a tokenizer of 8 bytes and 2 merges, its rotary positions scaled or not."""
     writer = gguf.GGUFWriter(path, "llama")
+    if scaling is not None:
+        writer.add_rope_scaling_type(scaling)
+        writer.add_rope_scaling_factor(4.0)
     writer.add_context_length(64)
     writer.add_embedding_length(32)
     writer.add_block_count(1)

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvcache.proof.tokens import TOLERANCE, NonFiniteLogits, Reference, agreement, reference
+from kvcache.proof.tokens import NonFiniteLogits, Reference, agreement, reference
 from kvcache.strategies.cached import Dynamic
 from kvcache.strategies.catalogue import STRATEGIES, build
 from kvcache.strategies.naive import Naive
 from kvcache.strategies.strategy import Strategy, last_logits
+from kvcache.strategies.tolerance import TOLERANCE
 from tests.tiny import ARCHITECTURES, COMPILED, EVERYWHERE, VOCAB_SIZE, build_without_compiler
 
 MODELS = sorted(ARCHITECTURES)
