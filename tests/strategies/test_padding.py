@@ -72,8 +72,8 @@ def test_a_model_that_does_not_leave_padding_out_is_refused(name: str, monkeypat
     model = ARCHITECTURES["llama"]()
     inner = type(model.model).forward
 
-    def blind(self: nn.Module, *arguments: object, attention_mask: object = None, **named: object) -> object:
-        return inner(self, *arguments, **named)
+    def blind(self: nn.Module, input_ids: Tensor, **named: object) -> object:
+        return inner(self, input_ids, past_key_values=named.get("past_key_values"), use_cache=named.get("use_cache"))
 
     monkeypatch.setattr(type(model.model), "forward", blind)
     strategy = build(name, model)
