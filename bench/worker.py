@@ -60,7 +60,7 @@ class Worker:
         except Unsupported as reason:
             return protocol.Refused(status="unsupported", error=str(reason))
         except NotRepeatable as reason:
-            return protocol.Refused(status=\"unsupported\", error=str(reason), of_model=True)
+            return protocol.Refused(status="unsupported", error=str(reason), of_model=True)
         except OtherTokens as reason:
             return protocol.Refused(status="failed", error=str(reason), tokens_match="false")
         except Exception as error:  # noqa: BLE001  # whatever a model raises is this case's result, and the other cases go on
