@@ -41,7 +41,7 @@ def of_safetensors(weights: tuple[Path, ...], bare: PreTrainedModel) -> Iterator
     from safetensors import safe_open
 
     with ExitStack() as stack:
-        holders = {}
+        holders: dict[str, Any] = {}
         for path in weights:
             file = stack.enter_context(safe_open(path, framework="pt"))
             holders |= dict.fromkeys(file.keys(), file)

@@ -21,7 +21,8 @@ def tolerance(model: PreTrainedModel) -> float:
 
 def largest(logits: Tensor) -> float:
     """Return the largest absolute value."""
-    return torch.linalg.vector_norm(logits, math.inf).item()  # no second copy of the logits, as abs() makes
+    size: float = torch.linalg.vector_norm(logits, math.inf).item()  # no second copy of the logits, as abs() makes
+    return size
 
 
 def difference(expected: Tensor, found: Tensor, scale: float) -> float:
