@@ -33,7 +33,7 @@ def representative_line(timed: pd.DataFrame) -> str:
     if not found:
         return ""
     values = " and ".join(f"{column.replace('_', ' ')} {value}" for column, value in found.items())
-    plots = " and ".join(f"plots/{PLOT_ACROSS[column]}" for column in found)
+    plots = " and ".join(f"plots/{PLOT_ACROSS[column]}*" for column in found)
     return f"The plots against context length draw {values} alone; the values are compared in {plots}.\n"
 
 
