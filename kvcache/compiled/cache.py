@@ -33,7 +33,7 @@ def attend_to_cache(slot: Slot, at: Tensor, in_use: Tensor, q: Tensor, k: Tensor
     """Write `k` and `v` to the row `at [1]`; attend to the chunks whose positions are `in_use [chunks, CHUNK]`."""
     slot.rows.write(at // CHUNK, at % CHUNK, k, v)
     rows = slot.rows.first(in_use.shape[0])
-    visible = seen(in_use, at, slot.layer.window)
+    visible = seen(in_use, at.to(in_use.dtype), slot.layer.window)
     if torch.compiler.is_compiling():
         return attend_to_rows(q * slot.layer.scale, rows, visible)
     # Run eagerly (to count its operations, say) it is the product that it stands for.

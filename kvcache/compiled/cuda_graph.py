@@ -11,7 +11,6 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from kvcache.compiled.cache import Slot
 from kvcache.compiled.decoder import Rotary
-from kvcache.compiled.rows import CHUNK
 from kvcache.compiled.step import Step
 
 
@@ -41,7 +40,7 @@ class GraphStep(Step):
         return self._logits.clone()
 
     def in_use(self, length: int) -> Tensor:  # the whole capacity, whatever is held
-        return self.positions.view(-1, CHUNK)
+        return self.chunks
 
     def _require_compiler(self) -> None:
         """Refuse nothing: inductor's CUDA code needs no C++ compiler to be found beforehand."""

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from kvcache.caches.contract import Unsupported
-from kvcache.compiled.rows import CHUNK, weighted_sum
+from kvcache.compiled.rows import CHUNK, LANES
+from kvcache.compiled.words import Packing, as_bfloat16
 
-LEVELS = 15
-"""Largest integer; the smallest is 0."""
-WORD = 8
+BITS = 4
+LEVELS = Packing(BITS, 8).limit
+"""Largest integer, either way."""
+WORD = Packing(BITS, 8).per_word
 """Integers in a 32-bit word."""
 GROUP = 32
 """Most features of a row that share a scale and an offset (the group size of llama.cpp's q4_1)."""
 
 
 class Int4Rows(NamedTuple):
-    """Integers packed in 32-bit words: word i of a row holds the features i, i + words, ..., i + 7 words.
+    """Integers in 32-bit words (`words.py`), with a scale and an offset for each group of a row's features.
 
     A feature is `integer * scale + offset` of its group; a group is a whole number of eighths of a row.
     """
 
     keys: Tensor
-    """`[batch, kv_heads, chunks, words, CHUNK]`"""
+    """`[batch, kv_heads, chunks, CHUNK / LANES, words, LANES]`"""
     key_scales: Tensor
     """`[batch, kv_heads, chunks, groups, CHUNK]`"""
     key_offsets: Tensor
@@ -46,7 +47,7 @@ class Int4Rows(NamedTuple):
             return like.new_zeros((*shape, groups, CHUNK), dtype=torch.bfloat16)
 
         return cls(
-            like.new_zeros((*shape, words, CHUNK), dtype=torch.int32),
+            like.new_zeros((*shape, CHUNK // LANES, words, LANES), dtype=torch.int32),
             scales(),
             scales(),
             like.new_zeros((*shape, CHUNK, words), dtype=torch.int32),
@@ -66,41 +67,52 @@ class Int4Rows(NamedTuple):
 
     def write(self, chunk: Tensor, place: Tensor, k: Tensor, v: Tensor) -> None:
         groups = self.key_scales.shape[3]
-        words, scales, offsets = quantise(k, groups)
-        self.keys[:, :, chunk, :, place] = words.permute(2, 0, 1, 3)
-        self.key_scales[:, :, chunk, :, place] = scales.permute(2, 0, 1, 3)
-        self.key_offsets[:, :, chunk, :, place] = offsets.permute(2, 0, 1, 3)
-        words, scales, offsets = quantise(v, groups)
-        self.values[:, :, chunk, place] = words
-        self.value_scales[:, :, chunk, :, place] = scales.permute(2, 0, 1, 3)
-        self.value_offsets[:, :, chunk, :, place] = offsets.permute(2, 0, 1, 3)
+        (key_words, value_words), scales, offsets = quantise(torch.stack([k, v]), groups)
+        self.keys[:, :, chunk, place // LANES, :, place % LANES] = key_words.permute(2, 0, 1, 3)
+        self.values[:, :, chunk, place] = value_words
+        both = (self.key_scales, self.value_scales, scales), (self.key_offsets, self.value_offsets, offsets)
+        for of_keys, of_values, (for_keys, for_values) in both:
+            of_keys[:, :, chunk, :, place] = for_keys.permute(2, 0, 1, 3)
+            of_values[:, :, chunk, :, place] = for_values.permute(2, 0, 1, 3)
 
-    def scores(self, query: Tensor) -> Tensor:
+    def scores(self, queries: Tensor) -> Tensor:
         groups = self.key_scales.shape[3]
-        parts = query.unsqueeze(-1).chunk(WORD, dim=3)
-        total = None
-        for group, own in enumerate(query.chunk(groups, dim=3)):
-            products = [unpack(self.keys, i) * parts[i] for i in eighths(group, groups)]
-            score = sum(products[1:], products[0]).sum(3) * self.key_scales[:, :, :, group].float()
-            score = score + self.key_offsets[:, :, :, group].float() * own.sum(3, keepdim=True)
-            total = score if total is None else total + score
-        assert total is not None
+        packing = packing_of(groups)
+        factors = torch.stack(packing.factors(queries), dim=3)  # [batch, kv_heads, group, WORD, words]
+        reads = [packing.read(self.keys, i) for i in range(WORD)]
+        sums = []
+        for own in factors.unbind(2):
+            products = [read * own[:, :, None, None, i, :, None] for i, read in enumerate(reads)]
+            for group in range(groups):
+                first, *others = (products[i] for i in eighths(group, groups))
+                sums.append(sum(others, first).sum(4))
+        by_group = torch.stack(sums, dim=2).flatten(-2).unflatten(2, (-1, groups))
+        scale, offset = (part.float().transpose(2, 3).unsqueeze(2) for part in (self.key_scales, self.key_offsets))
+        of_query = queries.unflatten(-1, (groups, -1)).sum(-1)[..., None, None]
+        total: Tensor = (by_group * scale + of_query * offset).sum(3)
         return total
 
     def weighted(self, weights: Tensor) -> Tensor:
         groups = self.value_scales.shape[3]
-        sums = []
-        for group in range(groups):
-            scaled = weights * self.value_scales[:, :, :, group].float().unsqueeze(2)
-            offset = (weights * self.value_offsets[:, :, :, group].float().unsqueeze(2)).sum((-2, -1)).unsqueeze(-1)
-            sums += [weighted_sum(scaled, unpack(self.values, i)) + offset for i in eighths(group, groups)]
-        return torch.cat(sums, dim=-1)
+        packing = packing_of(groups)
+        scale, offset = (part.float().unsqueeze(2) for part in (self.value_scales, self.value_offsets))
+        scaled = weights.unsqueeze(-2) * scale  # [batch, kv_heads, group, chunks, groups, CHUNK]
+        offsets = (weights.unsqueeze(-2) * offset).sum((3, 5))
+        reads = [packing.read(self.values, i) for i in range(WORD)]
+        by_chunk = [
+            (own[:, :, :, i // packing.per_part, :, None] * read).sum(3)
+            for own in scaled.unbind(2)
+            for i, read in enumerate(reads)
+        ]
+        sums = packing.sums(torch.stack(by_chunk, dim=3).sum(2).unflatten(2, (-1, WORD)))
+        summed: Tensor = sums.unflatten(-1, (groups, -1)) + offsets.unsqueeze(-1)
+        return summed.flatten(-2)
 
     def plain(self, end: int) -> tuple[Tensor, Tensor]:
         keys, values = (
             self._wide(rows, scales, offsets).flatten(2, 3)[:, :, :end]
             for rows, scales, offsets in (
-                (self.keys.transpose(-1, -2), self.key_scales, self.key_offsets),
+                (self.keys.transpose(-1, -2).flatten(3, 4), self.key_scales, self.key_offsets),
                 (self.values, self.value_scales, self.value_offsets),
             )
         )
@@ -113,7 +125,8 @@ class Int4Rows(NamedTuple):
     @staticmethod
     def _wide(rows: Tensor, scales: Tensor, offsets: Tensor) -> Tensor:
         """Return `[batch, kv_heads, chunks, CHUNK, head_dim]` in float32 from `rows [..., CHUNK, words]`."""
-        integers = torch.cat([unpack(rows, i) for i in range(WORD)], dim=-1).unflatten(-1, (scales.shape[3], -1))
+        groups = scales.shape[3]
+        integers = packing_of(groups).unpack(rows).unflatten(-1, (groups, -1))
         scale, offset = (part.float().transpose(-1, -2).unsqueeze(-1) for part in (scales, offsets))
         wide: Tensor = integers * scale + offset
         return wide.flatten(-2)
@@ -124,6 +137,11 @@ def groups_of(head_dim: int) -> int:
     return next(groups for groups in (1, 2, 4, 8) if head_dim // groups <= GROUP or groups == WORD)
 
 
+def packing_of(groups: int) -> Packing:
+    """Return how words are divided whose rows have this many groups."""
+    return Packing(BITS, WORD // groups)
+
+
 def eighths(group: int, groups: int) -> range:
     """Return which eighths of a row belong to a group."""
     return range(group * WORD // groups, (group + 1) * WORD // groups)
@@ -132,18 +150,13 @@ def eighths(group: int, groups: int) -> range:
 def quantise(rows: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
     """Pack `rows [..., features]`; return words `[..., features / WORD]`, int32, scales and offsets `[..., groups]`.
 
-    A group's smallest feature becomes 0 and its largest LEVELS; the rounding is by scale and offset as they are stored.
+    The offset is the middle of a group, and the feature that is farthest from it becomes LEVELS, either way; the
+    rounding is by scale and offset as they are stored.
     """
     wide = rows.float().unflatten(-1, (groups, -1))
     low, high = wide.amin(-1), wide.amax(-1)
-    offsets = low.to(torch.bfloat16)
-    scales = ((high - offsets.float()) / LEVELS).to(torch.bfloat16)
-    steps = scales.float().clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(-1)
-    integers = ((wide - offsets.float().unsqueeze(-1)) / steps).round().clamp(0, LEVELS).to(torch.int32).flatten(-2)
-    words = [part << (4 * i) for i, part in enumerate(integers.chunk(WORD, dim=-1))]
-    return functools.reduce(torch.bitwise_or, words), scales, offsets
-
-
-def unpack(words: Tensor, i: int) -> Tensor:
-    """Return the i-th integer of every word as float32."""
-    return ((words >> (4 * i)) & LEVELS).float()
+    middle = as_bfloat16((low + high) / 2)
+    scales = as_bfloat16(torch.maximum(high - middle, middle - low) / LEVELS)
+    steps = scales.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(-1)
+    integers = ((wide - middle.unsqueeze(-1)) / steps).round().clamp(-LEVELS, LEVELS).to(torch.int32)
+    return packing_of(groups).pack(integers.flatten(-2)), scales.to(torch.bfloat16), middle.to(torch.bfloat16)

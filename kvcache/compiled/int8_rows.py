@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from kvcache.caches.contract import Unsupported
-from kvcache.compiled.rows import CHUNK, weighted_sum
+from kvcache.compiled.rows import CHUNK, LANES
+from kvcache.compiled.words import Packing, as_bfloat16
 
-LEVELS = 127
+PACKING = Packing(bits=8, per_part=4)
+LEVELS = PACKING.limit
 """Largest integer, either way."""
-WORD = 4
-"""Integers in a 32-bit word."""
+WORD = PACKING.per_word
 
 
 class Int8Rows(NamedTuple):
-    """Integers packed in 32-bit words: word i of a row holds the features i, i + words, i + 2 words, i + 3 words.
+    """Integers in 32-bit words (`words.py`), and a scale for each row.
 
     Words and not bytes, because inductor reads eight bytes at a time through a buffer on the stack: attention over
     bytes took 4.9 ms of CPU time where words took 2.0 (AVX2, 8,000 positions, 3 heads of 64 features, 9 queries).
@@ -26,7 +26,7 @@ class Int8Rows(NamedTuple):
     """
 
     keys: Tensor
-    """`[batch, kv_heads, chunks, words, CHUNK]`"""
+    """`[batch, kv_heads, chunks, CHUNK / LANES, words, LANES]`"""
     key_scales: Tensor
     """`[batch, kv_heads, chunks, CHUNK]`"""
     values: Tensor
@@ -40,7 +40,7 @@ class Int8Rows(NamedTuple):
             raise Unsupported(f"compiled-int8 packs {WORD} features in a word; this model's heads have {head_dim}")
         shape, words = (batch_size, kv_heads, chunks), head_dim // WORD
         return cls(
-            like.new_zeros((*shape, words, CHUNK), dtype=torch.int32),
+            like.new_zeros((*shape, CHUNK // LANES, words, LANES), dtype=torch.int32),
             like.new_zeros((*shape, CHUNK), dtype=torch.bfloat16),
             like.new_zeros((*shape, CHUNK, words), dtype=torch.int32),
             like.new_zeros((*shape, CHUNK), dtype=torch.bfloat16),
@@ -55,26 +55,32 @@ class Int8Rows(NamedTuple):
         )
 
     def write(self, chunk: Tensor, place: Tensor, k: Tensor, v: Tensor) -> None:
-        words, self.key_scales[:, :, chunk, place] = quantise(k)
-        self.keys[:, :, chunk, :, place] = words.permute(2, 0, 1, 3)
-        self.values[:, :, chunk, place], self.value_scales[:, :, chunk, place] = quantise(v)
+        (key_words, value_words), scales = quantise(torch.stack([k, v]))
+        self.keys[:, :, chunk, place // LANES, :, place % LANES] = key_words.permute(2, 0, 1, 3)
+        self.values[:, :, chunk, place] = value_words
+        self.key_scales[:, :, chunk, place], self.value_scales[:, :, chunk, place] = scales
 
-    def scores(self, query: Tensor) -> Tensor:
-        parts = query.unsqueeze(-1).chunk(WORD, dim=3)
-        products = [unpack(self.keys, i) * part for i, part in enumerate(parts)]
-        return sum(products[1:], products[0]).sum(3) * self.key_scales.float()
+    def scores(self, queries: Tensor) -> Tensor:
+        factors = torch.stack(PACKING.factors(queries), dim=3)  # [batch, kv_heads, group, WORD, words]
+        reads = [PACKING.read(self.keys, i) for i in range(WORD)]
+        by_query = []
+        for own in factors.unbind(2):
+            products = [read * own[:, :, None, None, i, :, None] for i, read in enumerate(reads)]
+            by_query.append(sum(products[1:], products[0]).sum(4))
+        # The scale is left to the loop over all scores, whose shape is the same for scores and for weights.
+        return torch.stack(by_query, dim=2).flatten(-2) * self.key_scales.float().unsqueeze(2)
 
     def weighted(self, weights: Tensor) -> Tensor:
         scaled = weights * self.value_scales.float().unsqueeze(2)
-        return torch.cat([weighted_sum(scaled, unpack(self.values, i)) for i in range(WORD)], dim=-1)
+        reads = [PACKING.read(self.values, i) for i in range(WORD)]
+        by_chunk = [(own.unsqueeze(-1) * read).sum(3) for own in scaled.unbind(2) for read in reads]
+        return PACKING.sums(torch.stack(by_chunk, dim=3).sum(2).unflatten(2, (-1, WORD)))
 
     def plain(self, end: int) -> tuple[Tensor, Tensor]:
         keys, values = (
-            (torch.cat([unpack(rows, i) for i in range(WORD)], dim=-1) * scales.float().unsqueeze(-1)).flatten(2, 3)[
-                :, :, :end
-            ]
+            (PACKING.unpack(rows) * scales.float().unsqueeze(-1)).flatten(2, 3)[:, :, :end]
             for rows, scales in (
-                (self.keys.transpose(-1, -2), self.key_scales),
+                (self.keys.transpose(-1, -2).flatten(3, 4), self.key_scales),
                 (self.values, self.value_scales),
             )
         )
@@ -91,13 +97,7 @@ def quantise(rows: Tensor) -> tuple[Tensor, Tensor]:
     A row's largest magnitude becomes LEVELS; the rounding is by the scale as it is stored.
     """
     wide = rows.float()
-    scales = (wide.abs().amax(-1) / LEVELS).to(torch.bfloat16)
-    steps = scales.float().clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(-1)
+    scales = as_bfloat16(wide.abs().amax(-1) / LEVELS)
+    steps = scales.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(-1)
     integers = (wide / steps).round().clamp(-LEVELS, LEVELS).to(torch.int32)
-    words = [(part & 0xFF) << (8 * i) for i, part in enumerate(integers.chunk(WORD, dim=-1))]
-    return functools.reduce(torch.bitwise_or, words), scales
-
-
-def unpack(words: Tensor, i: int) -> Tensor:
-    """Return the i-th integer of every word as float32, its sign kept."""
-    return ((words << (24 - 8 * i)) >> 24).float()
+    return PACKING.pack(integers), scales.to(torch.bfloat16)

@@ -76,7 +76,7 @@ def product(x: Tensor, linear: Linear) -> Tensor:
     if x.device.type != "cpu" or (torch.compiler.is_compiling() and not _is_few_rows(x)):
         return functional.linear(x, *linear)  # inductor takes oneDNN's for constant weights only
     if not torch.compiler.is_compiling():
-        return onednn_linear(x, *linear)
+        return _product_of_many(x, *linear)
     rows = x.shape[0] * x.shape[1]
     out_features = linear.weight.shape[0]
     streams = STREAMS if out_features % STREAMS == 0 else 1
@@ -99,8 +99,16 @@ def _product_by_feature(rows: Tensor, linear: Linear) -> Tensor:
     rows and not the weight: 200 against 186 GFLOP/s at 128 rows (packed weights: 206), float32; 380 against 353 in
     bfloat16. What stands between two such products (a gate) does not care which axis comes first.
     """
-    result = onednn_linear(linear.weight, rows)
+    result = _product_of_many(linear.weight, rows)
     return result if linear.bias is None else result.add_(linear.bias.unsqueeze(1))
+
+
+def _product_of_many(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x @ weight.T + bias`; in float32 where oneDNN has no product of bfloat16 (an x86 CPU without AVX-512)."""
+    if x.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001  # no public name
+        wide = onednn_linear(x.float(), weight.float(), None if bias is None else bias.float())
+        return wide.to(x.dtype)
+    return onednn_linear(x, weight, bias)
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -112,8 +120,8 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
 def attend_to_rows(q: Tensor, rows: Rows, seen: Tensor) -> Tensor:
     """Attend with one query per head to a cache in chunks, without copying it or repeating grouped keys.
 
-    The queries of a group are separate expressions over the same loop, so that keys and values are read once for all
-    of them; each chunk gives a weighted sum of its own, so that threads share the work.
+    Queries are stacked because a stack is a buffer of its own to inductor: else it would turn a query by its rotary
+    position, and scale it, again for every eight keys.
 
     Args:
         q: `[batch, heads, 1, head_dim]`, scaled.
@@ -124,9 +132,9 @@ def attend_to_rows(q: Tensor, rows: Rows, seen: Tensor) -> Tensor:
         `[batch, heads, 1, head_dim]`
     """
     kv_heads = rows.keys.shape[1]
-    group = q.float().unflatten(1, (kv_heads, -1)).unbind(2)  # each [batch, kv_heads, 1, head_dim]
-    scores = torch.stack([rows.scores(query) for query in group], dim=2)
-    scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)  # [batch, kv_heads, group, chunks, CHUNK]
+    queries = torch.stack(q.float()[:, :, 0].unflatten(1, (kv_heads, -1)).unbind(2), dim=2)
+    scores = rows.scores(queries)  # [batch, kv_heads, group, chunks, CHUNK]
+    scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
     weights = (scores - scores.amax((-2, -1), keepdim=True)).exp()
     attended = rows.weighted(weights) / weights.sum((-2, -1)).unsqueeze(-1)
     return attended.flatten(1, 2).unsqueeze(2).to(q.dtype)

@@ -29,6 +29,10 @@ FEWEST_CHUNKS = 2
 """Chunks in use when a layer is compiled, and the fewest ever: the compiler takes a size of 1 as fixed, and sizes that
 are equal as one and the same, which is why a cache has more chunks than that."""
 
+EXPECTED_CHUNKS = 64
+"""Chunks in use for which inductor decides what threads share: by the FEWEST that it sees, loops over all scores would
+be too short for it to share, and with a long context one thread would run them."""
+
 
 class Step:
     """Compiled pairs of layers, which run as often as the model has pairs; they share the compiled code.
@@ -67,6 +71,8 @@ class Step:
         `positions [chunks * CHUNK]` are those of the cache, `rotary` their cosines and sines.
         """
         self.slots, self.positions, self.rotary = slots, positions, rotary
+        # 32 bits: a vector compares as many as it holds scores.
+        self.chunks = positions.view(-1, CHUNK).int()
         self.at = positions[length : length + 1].clone()
         self.ids = positions.new_zeros((self.batch_size, 1))
         in_use = self._in_use_at_first()
@@ -98,7 +104,7 @@ class Step:
 
     def in_use(self, length: int) -> Tensor:
         """Return the positions of the chunks that hold a token when `length` tokens are held: `[chunks, CHUNK]`."""
-        return self.positions.view(-1, CHUNK)[: max(FEWEST_CHUNKS, length // CHUNK + 1)]
+        return self.chunks[: max(FEWEST_CHUNKS, length // CHUNK + 1)]
 
     @property
     def batch_size(self) -> int:
@@ -120,15 +126,19 @@ class Step:
 
     def _in_use_at_first(self) -> Tensor:
         """Return the positions that the compiling step attends to: the fewest, whatever the capacity."""
-        return self.positions.view(-1, CHUNK)[:FEWEST_CHUNKS]
+        return self.chunks[:FEWEST_CHUNKS]
 
     def _mark_what_varies(self, in_use: Tensor) -> None:
         """Name to the compiler the sizes that differ between steps and between capacities."""
         caches = [tensor for slot in self.slots for tensor in slot.rows]
-        by_axis = {0: [in_use, *(self.rotary or ())], 2: caches}
-        for axis, tensors in by_axis.items():
-            for tensor in tensors:
-                torch._dynamo.mark_dynamic(tensor, axis)  # noqa: SLF001  # documented, if not by its name
+        # A cache has more chunks than are in use, or the compiler would take the two sizes for one and the same.
+        for axis, expected, tensors in (
+            (0, EXPECTED_CHUNKS, [in_use]),
+            (0, 2 * EXPECTED_CHUNKS * CHUNK, self.rotary or ()),
+            (2, 2 * EXPECTED_CHUNKS, caches),
+        ):
+            for tensor in tensors:  # documented, if not by its name
+                torch._dynamo.mark_dynamic(tensor, axis, hint_override=expected)  # noqa: SLF001
 
     def _compiled(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """Put `function` under torch.compile without guards: `prepare` fixes the shapes and compiles anew for others.

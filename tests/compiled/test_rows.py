@@ -41,11 +41,11 @@ def filled(rows_of: type[Rows], k: Tensor, v: Tensor) -> Rows:
 def test_integers_are_the_nearest_to_what_they_stand_for(seed: int, exponent: int, head_dim: int) -> None:
     rows = random(3, head_dim, seed=seed) * 2.0**exponent
     words, scales = int8_rows.quantise(rows)
-    back = torch.cat([int8_rows.unpack(words, i) for i in range(int8_rows.WORD)], dim=-1) * scales.float()[:, None]
+    back = int8_rows.PACKING.unpack(words) * scales.float()[:, None]
     assert ((back - rows).abs() <= 0.51 * scales.float()[:, None]).all()
     groups = int4_rows.groups_of(head_dim)
     words, scales, offsets = int4_rows.quantise(rows, groups)
-    integers = torch.cat([int4_rows.unpack(words, i) for i in range(int4_rows.WORD)], dim=-1)
+    integers = int4_rows.packing_of(groups).unpack(words)
     by_group = integers.unflatten(-1, (groups, -1)) * scales.float().unsqueeze(-1) + offsets.float().unsqueeze(-1)
     # The offset is rounded to 8 bits: a group far from zero loses that much at its ends.
     allowed = 0.51 * scales.float().abs() + offsets.float().abs() / 256
