@@ -63,7 +63,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     bound_by: str | None = None
     """The user's variables that bind threads, as in `OMP_PROC_BIND=close`."""
     thread_variables: dict[str, str] = {}
-    """All of the user's variables that concern threads (`bench.machine.threads`)."""
+    """All of the user's variables that concern threads (`bench.machine.affinity`)."""
 
     @property
     def fingerprint(self) -> dict[str, str | int | None]:

@@ -1,15 +1,16 @@
 """Which cores the threads of a process may use, whether they compute, and how long they have waited for one (Linux).
 
 Every function that takes a `pid`, but `waited_ns`, raises FileNotFoundError where the process is gone.
-"""
 
-from __future__ import annotations
+The number of threads is `--threads` alone, so the user's variables that set or cap it are overridden in workers. Where
+threads run and how they wait is the user's to choose, so those variables reach the workers; both is said in one line.
+"""
 
 import math
 import os
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +19,15 @@ from bench.machine import cgroup
 MOST_SPIN_S, SPIN_POLL_S = 5.0, 0.0005
 """For how long `wait_for_rest` watches threads compute, and how often it looks. Waiting threads spin for some
 milliseconds of their own; where other programs have the cores, that takes longer."""
+
+COUNT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+"""Set to `--threads`."""
+CAPS = ("OMP_THREAD_LIMIT", "OMP_DYNAMIC", "MKL_DYNAMIC")
+"""Removed: under them a library may start fewer threads than a case names."""
+BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
+"""Kept: which cores the threads are bound to. OpenMP binds the thread that loads it too."""
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+"""Kept: how threads without work wait."""
 
 _AT_START = frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 """The cores of the thread that imported `bench`, before anything that binds it: under OMP_PROC_BIND and its kind
@@ -49,6 +59,33 @@ def unbind() -> frozenset[int] | None:
         _bound.append(bound)
         os.sched_setaffinity(0, _AT_START)
     return _bound[-1] if _bound else None
+
+
+def user_variables(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the variables of the user that concern threads."""
+    return {name: environment[name] for name in (*COUNT, *CAPS, *BINDING, *WAITING) if environment.get(name)}
+
+
+def binding(variables: Mapping[str, str]) -> str | None:
+    """Return those of `variables` that bind threads, as in `OMP_PROC_BIND=close`; None without any."""
+    return ", ".join(f"{name}={variables[name]}" for name in BINDING if name in variables) or None
+
+
+def with_threads(n_threads: int, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return `environment` with so many threads: no variable of the user's sets another number, or caps it."""
+    kept = {name: value for name, value in environment.items() if name not in CAPS}
+    return kept | dict.fromkeys(COUNT, str(n_threads))
+
+
+def notice(thread_counts: Collection[int], variables: Mapping[str, str]) -> str | None:
+    """Say in one line what becomes of the user's variables in workers of so many threads; None without any."""
+    counts = {str(count) for count in thread_counts}
+    overridden = [f"{name}={variables[name]}" for name in COUNT if name in variables and {variables[name]} != counts]
+    overridden += [f"{name}={variables[name]}" for name in CAPS if name in variables]
+    kept = [f"{name}={variables[name]}" for name in (*BINDING, *WAITING) if name in variables]
+    parts = [f"{', '.join(overridden)} overridden (--threads decides)"] if overridden else []
+    parts += [f"{', '.join(kept)} kept"] if kept else []
+    return f"variables for threads: {'; '.join(parts)}" if parts else None
 
 
 def common(pid: int) -> frozenset[int]:
@@ -90,12 +127,8 @@ def at_rest(pid: int) -> bool:
 
     The CPU time that a process has used would not do: it is brought up to date by the scheduler's tick alone.
     """
-    for thread in _threads(pid):
-        with suppress(FileNotFoundError, ProcessLookupError):
-            stat = Path(f"/proc/{pid}/task/{thread}/stat").read_text(encoding="utf-8", errors="replace")
-            if stat.rpartition(")")[2].split()[0] == "R":  # the name before it may hold anything
-                return False
-    return True
+    # The name before the state may hold anything.
+    return not any(stat.rpartition(")")[2].split()[0] == "R" for stat in _files_of_threads(pid, "stat"))
 
 
 def wait_for_rest(pid: int) -> bool:
@@ -112,17 +145,18 @@ def wait_for_rest(pid: int) -> bool:
 
 def waited_ns(pid: int) -> int | None:
     """Return how long the threads of `pid` have waited, ready to run, for a core (schedstat); None off Linux."""
-    total = 0
     try:
-        threads = _threads(pid)
+        return sum(int(schedstat.split()[1]) for schedstat in _files_of_threads(pid, "schedstat"))
     except OSError:
         return None
-    for thread in threads:
-        with suppress(FileNotFoundError, ProcessLookupError):
-            schedstat = Path(f"/proc/{pid}/task/{thread}/schedstat").read_text(encoding="ascii")
-            total += int(schedstat.split()[1])
-    return total
 
 
 def _threads(pid: int) -> list[int]:
     return [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
+
+
+def _files_of_threads(pid: int, name: str) -> Iterator[str]:
+    """Read a file of proc(5) of each thread that has not ended meanwhile."""
+    for thread in _threads(pid):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            yield Path(f"/proc/{pid}/task/{thread}/{name}").read_text(encoding="utf-8", errors="replace")

@@ -5,8 +5,6 @@ the memory bandwidth of a shared machine was seen to double within an hour, so a
 an arm with the roof of the same round, not with a data sheet.
 """
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Iterator
 

@@ -3,8 +3,6 @@
 The limits of every group above count too: the least of them holds. Infinity stands for no limit.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from pathlib import Path
@@ -78,20 +76,14 @@ def _folders(controller: str) -> list[Path]:
     groups = [line.split(":", 2) for line in (read_file(Path("/proc/self/cgroup")) or "").splitlines()]
     for controllers, root, mount in _mounts():
         for _, own, group in groups:
-            if not _controls(controller, own, controllers):
+            is_v2, both = controllers is None, (own.split(","), (controllers or "").split(","))
+            if not (own == "" if is_v2 else all(controller in names for names in both)):
                 continue
             inside = root in {group, "/"} or group.startswith(f"{root}/")
             below = Path(group.removeprefix(root).lstrip("/")) if inside else Path()
             path = mount / below if ".." not in below.parts else mount
             folders += [folder for folder in (path, *path.parents) if folder.is_relative_to(mount) and folder.is_dir()]
     return folders
-
-
-def _controls(controller: str, group: str, mount: str | None) -> bool:
-    """Return whether `group`, a line's controllers, and `mount`, its options (None: v2), are of one `controller`."""
-    if mount is None:
-        return group == ""
-    return controller in group.split(",") and controller in mount.split(",")
 
 
 def _mounts() -> list[tuple[str | None, str, Path]]:

@@ -50,15 +50,12 @@ class HostClock:
         self._marks: list[int] = []
 
     def start(self) -> None:
-        """Forget earlier stamps and begin."""
         self._marks = [perf_counter_ns()]
 
     def stamp(self, *, end_of_phase: bool = False) -> None:
-        """Mark that a token is done; the CPU leaves nothing to wait for."""
         self._marks.append(perf_counter_ns())
 
     def stop(self) -> Times:
-        """Return the times of all stamps."""
         return Times(host_ns=intervals(self._marks), event_ns=None)
 
 
@@ -70,18 +67,15 @@ class PausingClock:
         self._intervals: list[int] = []
 
     def start(self) -> None:
-        """Forget earlier stamps and begin."""
         self._intervals = []
         self._began = self._now_ns()
 
     def stamp(self, *, end_of_phase: bool = False) -> None:
-        """Mark that a token is done, pause, and begin anew."""
         self._intervals.append(self._now_ns() - self._began)
         self._pause()
         self._began = self._now_ns()
 
     def stop(self) -> Times:
-        """Return the times of all stamps."""
         return Times(host_ns=self._intervals, event_ns=None)
 
 

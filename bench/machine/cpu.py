@@ -35,22 +35,24 @@ class Cpu:
     """The processor that runs this very process."""
 
     name: DeviceName = "cpu"
+    """For users, and for torch."""
     ceiling_dtypes = ("float32", "bfloat16")
+    """The dtypes whose ceilings `kvbench env` shows."""
 
     def why_unusable(self) -> str | None:
-        """Return None: there is always a CPU."""
+        """Return why this machine has no such device, or None if it has one: there is always a CPU."""
         return None
 
     def is_in(self, environment: Environment) -> bool:
-        """Return True: every machine has one."""
+        """Return whether the machine that `environment` describes has such a device: every one has a CPU."""
         return True
 
     def clock(self) -> HostClock:
-        """Make the host's clock."""
+        """Make a clock for turns on this device."""
         return HostClock()
 
     def gauge(self) -> None:
-        """Return None: the CPU's clock rate is not read."""
+        """Find what reads the device's clock rate and throttle reasons; None where nothing does."""
         return
 
     def ceiling_threads(self, cores: int) -> list[int]:
@@ -62,10 +64,8 @@ class Cpu:
         return Rates(flops_per_s=8e10 * n_threads, bytes_per_s=7e9 * n_threads)
 
     def last_level_cache_bytes(self) -> int | None:
-        """Return the size of all level-3 caches together; None where the system does not say.
-
-        Not py-cpuinfo's figure: on AMD that is one core's level 2.
-        """
+        """Return the size of all level-3 caches together; None where the system does not say."""
+        # Not py-cpuinfo's figure: on AMD that is one core's level 2.
         sizes = {}
         for folder in CPUS.glob("cpu[0-9]*/cache/index*"):
             size = re.fullmatch(r"(\d+)K", read_file(folder / "size") or "")

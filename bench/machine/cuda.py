@@ -26,31 +26,27 @@ GEMM_SHAPES = ((4096, 4096), (8192, 8192))
 
 
 class Cuda:
-    """The GPU that torch calls current."""
+    """The GPU that torch calls current; its members are those of `Cpu`."""
 
     name: DeviceName = "cuda"
     ceiling_dtypes = ("float32", "bfloat16", "float16")
 
     def why_unusable(self) -> str | None:
-        """Return why this device cannot be used here, or None if it can; imports torch."""
         import torch
 
         return None if torch.cuda.is_available() else "torch finds no CUDA device on this machine"
 
     def is_in(self, environment: Environment) -> bool:
-        """Return whether the machine of a stored run had one."""
         return environment.gpu is not None
 
     def clock(self) -> CudaClock:
-        """Make a clock of CUDA events."""
         return CudaClock()
 
     def gauge(self) -> NvmlGpu | None:
-        """Find what reads the GPU's clock rate and throttle reasons; None without nvidia-ml-py."""
         return NvmlGpu.current()
 
     def ceiling_threads(self, cores: int) -> list[int]:
-        """Return the thread counts whose ceilings `kvbench env` shows: one, since none computes here."""
+        """Return one count: no thread computes here."""
         return [cores]
 
     def typical_rates(self, n_threads: int) -> Rates:
@@ -68,14 +64,12 @@ class Cuda:
         return
 
     def give_back_memory(self) -> None:
-        """Return what was freed to the driver, so that a peak is the next case's own and other workers find room."""
         import torch
 
         gc.collect()
         torch.cuda.empty_cache()
 
     def reset_peak_memory(self) -> bool:
-        """Begin a new high-water mark of torch's allocator, which is always possible."""
         import torch
 
         torch.cuda.reset_peak_memory_stats()
@@ -101,7 +95,6 @@ class Cuda:
         yield Kernel("copy", 2 * data.nbytes, lambda _: target.copy_(numbers))
 
     def gemm_kernels(self, data: Tensor) -> Iterator[Kernel]:
-        """Make products of activations with square weights that lie one after the other in `data`, in its dtype."""
         import torch
 
         for operands in products(data, GEMM_SHAPES):
@@ -127,7 +120,6 @@ class CudaClock:
         self._phase_open = False
 
     def start(self) -> None:
-        """Wait until the device is idle, forget earlier stamps, and begin."""
         self._stream = self._cuda.current_stream(self._device)
         self._marks = []
         self._cuda.synchronize(self._device)

@@ -1,7 +1,5 @@
 """What the machine and its software are, as a run stores them."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import math
 import platform
@@ -13,12 +11,11 @@ from typing import Any, NamedTuple
 import psutil
 
 from bench.machine import cgroup
-from bench.machine.affinity import unbind, usable_cores
+from bench.machine.affinity import binding, unbind, usable_cores, user_variables
 from bench.machine.cgroup import read_file
 from bench.machine.cpu import CPUS, Cpu, isa
 from bench.machine.cuda import gpu_driver, gpu_name
 from bench.machine.git import GitFailed, git
-from bench.machine.threads import binding, user_variables
 from bench.manifest import Environment
 
 

@@ -1,7 +1,5 @@
 """Runs git for the repository of a folder, whatever a hook or a shell leaked into the environment."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Places for files that are not the user's: temporary folders, and the caches of this project and its libraries."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile
@@ -54,11 +52,7 @@ def current_folder() -> Path:
 
 
 def temporary_folder(prefix: str = "kvbench-") -> tempfile.TemporaryDirectory[str]:
-    """Make a temporary folder.
-
-    Raises:
-        UsageError: none can be made.
-    """
+    """Make a temporary folder; raises UsageError where none can be made."""
     try:
         return tempfile.TemporaryDirectory(prefix=prefix)
     except OSError as error:
