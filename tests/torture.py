@@ -20,7 +20,7 @@ from bench.judge.baseline import promote
 from bench.record import Record, Run
 from bench.store import sealed
 from bench.store.checked_lines import Appender
-from bench.store.run_folder import RunWriter, read_run
+from bench.store.run_folder import read_run, samples_file
 from bench.store.sessions import read_sessions
 from tests.handmade import grid, make_run
 from tests.stored import create_run
@@ -32,7 +32,7 @@ CASES = grid(["naive", "dynamic"], [16, 64], n_gen=4)
 def store(run: Run, out: Path) -> Path:
     """Write a hand-made run to a folder of its own."""
     folder, manifest = create_run(out, run.manifest)
-    with RunWriter(folder, manifest.digest) as writer:
+    with samples_file(folder, manifest.digest) as writer:
         for record in turns_and_checks(run):
             writer.append(record)
     return folder
@@ -54,7 +54,7 @@ def kill_a_writer(out: Path, chance: random.Random) -> tuple[int, int]:
     child = os.fork()
     if child == 0:
         try:
-            with RunWriter(folder, manifest.digest) as writer:
+            with samples_file(folder, manifest.digest) as writer:
                 for record in turns_and_checks(run):
                     writer.append(record)
                     os.write(told, b".")
@@ -72,7 +72,7 @@ def kill_a_writer(out: Path, chance: random.Random) -> tuple[int, int]:
     back = read_run(folder)
     stored = turns_and_checks(back)
     assert stored == turns_and_checks(run)[: len(stored)]
-    with RunWriter(folder, manifest.digest) as writer:  # resumable: a second file goes on
+    with samples_file(folder, manifest.digest) as writer:  # resumable: a second file goes on
         for record in turns_and_checks(run)[len(stored) :]:
             writer.append(record)
     resumed = read_run(folder)
@@ -118,7 +118,7 @@ def store_ab(out: Path) -> Path:
     lines = Appender((out / record.PAIRS).open("xb"), manifest.digest)
     for taken in (taken for number in range(3) for taken in measure(number, CASES)):
         lines.append(taken)
-    lines.close(finished=True)
+    lines.__exit__(None)
     return out
 
 

@@ -4,8 +4,6 @@ Where the cores are too few for the threads of both, a side begins only when the
 spin for some milliseconds before they sleep.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -56,10 +54,7 @@ class BothSides:
         Raises:
             DataError: the other side's threads go on computing.
         """
-        self._let_rest(NAMES[1 - NAMES.index(name)])
-        return self._ask(name, request, timeout_s)
-
-    def _ask(self, name: SideName, request: Request, timeout_s: float) -> Answer:
+        self._let_rest(_other(name))
         worker = self.workers[name]
         began, before_ns = time.monotonic(), affinity.waited_ns(worker.pid)
         try:
@@ -70,29 +65,22 @@ class BothSides:
         waited_ns = None if before_ns is None or after_ns is None else after_ns - before_ns
         return Answer(reply, time.monotonic() - began, waited_ns)
 
-    def ask_at_once(self, request: Request, timeout_s: float) -> dict[SideName, Reply]:
-        """Ask both sides and wait for both replies."""
-        for worker in self.workers.values():
-            worker.send(request)
+    def ask_both(self, request: Request, timeout_s: float, *, at_once: bool) -> dict[SideName, Reply]:
+        """Ask both sides, side by side or each while the other rests, and wait for both replies."""
         replies: dict[SideName, Reply] = {}
         failures: dict[SideName, tuple[str, str]] = {}
+        if at_once:
+            for worker in self.workers.values():
+                worker.send(request)
         for name in self.order:
             try:
+                if not at_once:
+                    if not failures:  # the process of one that failed may be gone
+                        self._let_rest(_other(name))
+                    self.workers[name].send(request)
                 replies[name] = self.workers[name].receive(timeout_s)
             except WorkerFailed as failure:
                 failures[name] = failure.status, failure.error
-        if failures:
-            raise SideFailed(failures)
-        return replies
-
-    def ask_in_turn(self, request: Request, timeout_s: float) -> dict[SideName, Reply]:
-        """Ask each side while the other rests."""
-        replies: dict[SideName, Reply] = {}
-        failures: dict[SideName, tuple[str, str]] = {}
-        for name in self.order:
-            ask = self._ask if failures else self.ask  # the process of one that failed may be gone
-            try:
-                replies[name] = ask(name, request, timeout_s).reply
             except SideFailed as failed:
                 failures |= failed.failures
         if failures:
@@ -105,35 +93,25 @@ class BothSides:
         Workers of several threads keep all cores: threads of one side that spin while they wait for work would sit on
         the other's core. So do workers on CUDA, whose driver has threads that should not wait for the worker's own.
         """
-        with self._alive("base"):
-            cores = sorted(affinity.common(self.workers["base"].pid))
+        with self._alive("base") as pid:
+            cores = sorted(affinity.common(pid))
         return cores if len(cores) > 1 and case.n_threads == 1 and case.device in HOST_DEVICES else []
 
     def give(self, cores: Collection[int]) -> None:
-        """Let both sides use `cores` alone.
-
-        Raises:
-            DataError: the system does not allow it.
-        """
-        for name, worker in self.workers.items():
-            with self._alive(name):
-                try:
-                    affinity.give(worker.pid, cores)
-                except FileNotFoundError:
-                    raise
-                except OSError as error:
-                    raise DataError(f"{name}'s worker cannot be given cores: {error.strerror}") from error
+        """Let both sides use `cores` alone; raises DataError where the system does not allow it."""
+        for name in NAMES:
+            try:
+                with self._alive(name) as pid:
+                    affinity.give(pid, cores)
+            except OSError as error:
+                raise DataError(f"{name}'s worker cannot be given cores: {error.strerror}") from error
 
     def check_equal_terms(self) -> None:
-        """Check that both sides may use the same cores at the same priority.
-
-        Raises:
-            DataError: they may not.
-        """
+        """Check that both sides may use the same cores at the same priority; raises DataError where they may not."""
         terms: dict[SideName, str] = {}
-        for name, worker in self.workers.items():
-            with self._alive(name):
-                terms[name] = affinity.terms(worker.pid)
+        for name in NAMES:
+            with self._alive(name) as pid:
+                terms[name] = affinity.terms(pid)
         if terms["base"] != terms["head"]:
             raise DataError(f"base's worker may use {terms['base']}, head's {terms['head']}: not comparable")
 
@@ -141,18 +119,22 @@ class BothSides:
         """Wait until the threads of a side sleep, where they would be in the other's way."""
         if not self.crowded:
             return
-        with self._alive(name):
-            if not affinity.wait_for_rest(self.workers[name].pid):
+        with self._alive(name) as pid:
+            if not affinity.wait_for_rest(pid):
                 raise DataError(
                     f"{name}'s worker computes while it waits (as with OMP_WAIT_POLICY=active), and there are not "
                     "enough cores for both: not comparable; use fewer --threads"
                 )
 
     @contextmanager
-    def _alive(self, name: SideName) -> Iterator[None]:
-        """Turn a worker that has vanished into a failure: the out-of-memory killer also chooses sleeping processes."""
+    def _alive(self, name: SideName) -> Iterator[int]:
+        """Yield the process id of a worker; one that has vanished (killed for memory, even asleep) is a failure."""
         try:
-            yield
+            yield self.workers[name].pid
         except FileNotFoundError as error:
             failure = self.workers[name].death()
             raise SideFailed({name: (failure.status, failure.error)}) from error
+
+
+def _other(name: SideName) -> SideName:
+    return NAMES[1 - NAMES.index(name)]

@@ -1,7 +1,5 @@
 """Measures pair after pair of an A/B until every quantity is decided or the time is up. Knows no clock of its own."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Sequence
 

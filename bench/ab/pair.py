@@ -7,11 +7,9 @@ one thread share one core in a block, and the next core in the next: a core that
 sides alike, and never a whole pair.
 """
 
-from __future__ import annotations
-
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +21,7 @@ from bench.case import HOST_DEVICES, Case
 from bench.errors import DataError
 from bench.measure.worker_process import WorkerProcess
 from bench.measure.workers import LOAD_TIMEOUT_S
-from bench.protocol import CheckCase, Checked, GoOn, Load, Loaded, Paused, Reply, TakeTurn, TurnTaken
+from bench.protocol import CheckCase, Checked, GoOn, Load, Paused, TakeTurn, TurnTaken
 from kvcache.strategies.catalogue import is_lossy
 
 PAIR_S = 1.5
@@ -70,9 +68,7 @@ class Pair:
     def load(self, case: Case) -> None:
         """Have both load the model, side by side."""
         request = Load(group=case.group, strategy=case.strategy, naive_logits=case.naive_logits, seed=case.seed)
-        for name, reply in self.both.ask_at_once(request, LOAD_TIMEOUT_S).items():
-            if not isinstance(reply, Loaded):
-                raise SideFailed({name: ("failed", f"answered {type(reply).__name__} to Load")})
+        self.both.ask_both(request, LOAD_TIMEOUT_S, at_once=True)
 
     def measure(self, key: str, case: Case, reference: Path) -> PairTimes:
         """Check both, warm both up, and time them. `case` has the seed of its prompt, `key` names it over all pairs.
@@ -128,8 +124,7 @@ class Pair:
         request = CheckCase(case=case, path=str(reference), count=False)
         # With more threads than cores, threads that wait for one another at a product's end spin on cores that the
         # others need.
-        ask = self.both.ask_in_turn if self.both.crowded else self.both.ask_at_once
-        replies = ask(request, self.timeout_s)
+        replies = self.both.ask_both(request, self.timeout_s, at_once=not self.both.crowded)
         checks = {name: reply for name, reply in replies.items() if isinstance(reply, Checked)}
         wrong = [
             name for name, check in checks.items() if check.tokens_match == "false" and not is_lossy(case.strategy)
@@ -152,8 +147,9 @@ class Pair:
     def _turn(self, name: SideName, block: int) -> tuple[Turn, list[int]]:
         """Take a turn of one side; return it and which steps it timed."""
         answer = self.both.ask(name, TakeTurn(), self.timeout_s)
-        taken = _turn_taken(name, answer.reply)
-        return _turn_of(name, block, taken, taken.total_ns, answer.waited_ns), taken.steps
+        taken = answer.reply
+        assert isinstance(taken, TurnTaken)
+        return _turn_of(name, block, taken, taken.total_ns, [answer]), taken.steps
 
     def _turns_in_lockstep(self, block: int) -> list[tuple[Turn, list[int]]]:
         """Take a turn of each side; return each and which steps it timed. Who is first changes with every block."""
@@ -170,10 +166,11 @@ class Pair:
         wall_ns = time.monotonic_ns() - began_ns
         turns = []
         for name in NAMES:
-            taken = _turn_taken(name, answers[name][-1].reply)
-            turn = _turn_of(name, block, taken, wall_ns, _sum(answer.waited_ns for answer in answers[name]))
-            prefill_waited_ns = answers[name][0].waited_ns
-            turns.append((msgspec.structs.replace(turn, prefill_waited_ns=prefill_waited_ns), taken.steps))
+            own = answers[name]
+            taken = own[-1].reply
+            assert isinstance(taken, TurnTaken)
+            turn = _turn_of(name, block, taken, wall_ns, own)
+            turns.append((msgspec.structs.replace(turn, prefill_waited_ns=own[0].waited_ns), taken.steps))
         return turns
 
 
@@ -194,32 +191,17 @@ def turn_order(number: int, block: int, blocks: int) -> list[SideName]:
     return order if block % 2 == 0 else order[::-1]
 
 
-def _turn_taken(name: SideName, reply: Reply) -> TurnTaken:
-    if not isinstance(reply, TurnTaken):
-        raise SideFailed({name: ("failed", f"answered {type(reply).__name__} to TakeTurn")})
-    return reply
-
-
-def _turn_of(name: SideName, block: int, taken: TurnTaken, wall_ns: int, waited_ns: int | None) -> Turn:
-    """Keep what is stored of a turn."""
+def _turn_of(name: SideName, block: int, taken: TurnTaken, wall_ns: int, answers: Sequence[Answer]) -> Turn:
+    """Keep what is stored of a turn, which `answers` made up."""
     prefill_ns, step_ns = taken.device_ns
+    waits_ns = [answer.waited_ns for answer in answers]
     return Turn(
         side=name,
         block=block,
         prefill_ns=prefill_ns,
         step_ns=step_ns,
         wall_ns=wall_ns,
-        waited_ns=waited_ns,
+        waited_ns=None if None in waits_ns else sum(filter(None, waits_ns)),
         steal_ns=taken.covariates.steal_ns,
         throttled_ns=taken.covariates.throttled_ns,
     )
-
-
-def _sum(parts: Iterable[int | None]) -> int | None:
-    """Add them up; None if one is unknown."""
-    total = 0
-    for part in parts:
-        if part is None:
-            return None
-        total += part
-    return total

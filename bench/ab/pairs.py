@@ -12,7 +12,7 @@ import msgspec
 from bench.ab.both import SideFailed
 from bench.ab.pair import Manner, Pair
 from bench.ab.record import PairFailure, PairTimes, Side, SideName
-from bench.ab.workers import SideServer
+from bench.ab.sides import SideServer
 from bench.case import Case, Group
 from bench.errors import DataError
 from bench.judge.sequential import PAIRS_A_PROMPT, SCREENING_PAIRS

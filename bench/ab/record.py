@@ -1,7 +1,5 @@
 """What is stored of an A/B, and its verdicts, worked out anew from that. Needs no torch."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -9,7 +7,6 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from bench.case import Case
-from bench.errors import DataError
 from bench.manifest import Environment
 from bench.protocol import Introduction
 from bench.store import checked_lines, sealed
@@ -130,13 +127,10 @@ class Ab(NamedTuple):
 
 
 def read(folder: Path) -> Ab:
-    """A stored A/B; of one that was killed, what it had finished.
+    """Read a stored A/B; of one that was killed, what it had finished.
 
     Raises:
         DataError: it is missing or damaged, or of another version.
     """
     manifest = sealed.read(folder / MANIFEST, AbManifest, AB_VERSION)
-    try:
-        return Ab(manifest, *checked_lines.read(folder / PAIRS, manifest.digest, _decode_record))
-    except checked_lines.Damaged as error:
-        raise DataError(str(error)) from error
+    return Ab(manifest, *checked_lines.read(folder / PAIRS, manifest.digest, _decode_record))

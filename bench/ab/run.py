@@ -1,24 +1,20 @@
 """`kvbench ab`: a verdict between two revisions or two environments, measured interleaved in one go, and stored."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
 
 import msgspec
 
-from bench.ab import sides, verdicts
+from bench.ab import sides
 from bench.ab.conduct import conduct
 from bench.ab.pairs import ForkServers, Introductions, PairMeasurer, server_key
 from bench.ab.record import AB_VERSION, MANIFEST, PAIRS, AbManifest, Settings, Side
 from bench.case import HOST_DEVICES, Case, Sweep
 from bench.errors import UsageError
-from bench.judge.verdict import Verdict
 from bench.machine.environment import TorchFacts, read_environment
 from bench.machine.places import current_folder
 from bench.manifest import Environment
@@ -27,23 +23,11 @@ from bench.measure.run import noting
 from bench.store import sealed
 from bench.store.checked_lines import Appender
 from bench.store.derived import Derived
-from bench.store.run_folder import check_name
-
-
-class Finished(NamedTuple):
-    """Where an A/B is stored, what was compared with what, and what was found."""
-
-    folder: Path
-    title: str
-    verdicts: list[Verdict]
+from bench.store.run_folder import check_name, writing
 
 
 def settings(threshold: float, budget_min: float, timeout_s: float) -> Settings:
-    """Check the settings.
-
-    Raises:
-        UsageError: one is out of range.
-    """
+    """Check the settings; raises UsageError where one is out of range."""
     if not 0 < threshold < 1:  # NaN fails it too
         raise UsageError(f"--threshold {threshold:g}: give a share between 0 and 1, as in 0.03 for three percent")
     if not 0 < budget_min < 1e5:
@@ -59,8 +43,8 @@ def compare(
     out: Path,
     name: str | None,
     say: Callable[[str], None],
-) -> Finished:
-    """Measure until every quantity is decided or the budget is spent.
+) -> Path:
+    """Measure until every quantity is decided or the budget is spent; return the folder in which the A/B is stored.
 
     Raises:
         UsageError: the grid is not valid, the folder cannot be made, or the sides are the same.
@@ -76,7 +60,7 @@ def compare(
         fork_servers = stack.enter_context(ForkServers((base, head), list(keys)))
         introductions = fork_servers.wait()
         cases = _settled(sweeps, introductions)
-        unsigned = AbManifest(
+        manifest = AbManifest(
             schema_version=AB_VERSION,
             created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
             command=["kvbench", *sys.argv[1:]],
@@ -87,13 +71,11 @@ def compare(
             environment=_environment(cases, introductions),
             cases=cases,
         )
-        manifest = sealed.sealed(unsigned)
-        folder, pairs = _make_folder(out, run_name, manifest)
+        folder, appender = _make_folder(out, run_name, manifest)
         stack.enter_context(noting(f"what was measured is kept in {folder}"))
-        appender = Appender(pairs, manifest.digest)
-        stack.push(lambda kind, *_: appender.close(finished=kind is None))
+        stack.enter_context(appender)
         bench = stack.enter_context(PairMeasurer(fork_servers, cases[0].seed, settings.timeout_s, appender, say))
-        records = conduct(
+        conduct(
             cases,
             bench.measure,
             threshold=settings.threshold,
@@ -103,9 +85,7 @@ def compare(
             say=say,
             get_ready=bench.get_ready,
         )
-    with noting(f"what was measured is kept in {folder}"):
-        found = verdicts.verdicts(records, cases, settings.threshold, manifest.environment.cores)
-    return Finished(folder, manifest.title, found)
+    return folder
 
 
 def _settled(sweeps: Sequence[Sweep], introductions: Introductions) -> list[Case]:
@@ -128,14 +108,14 @@ def _environment(cases: Sequence[Case], introductions: Introductions) -> Environ
     return read_environment(TorchFacts(isa=next(iter(introductions.values())).isa, gpu=None, gpu_driver=None))
 
 
-def _make_folder(out: Path, name: str, manifest: AbManifest) -> tuple[Path, BinaryIO]:
+def _make_folder(out: Path, name: str, manifest: AbManifest) -> tuple[Path, Appender]:
     """Make the folder of an A/B and its file of pairs, which comes before the manifest: without it an A/B is damaged.
 
     The topmost folder that this makes is hidden from git, so that the user's repository looks as it did before.
     """
     folder = out / name
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
+    with writing(f"--out {folder}"):
         folder.mkdir(parents=True)
         derived = Derived()  # it only hides the folder from git
         with derived.trying(f"{made[-1]}/.gitignore"):
@@ -143,7 +123,4 @@ def _make_folder(out: Path, name: str, manifest: AbManifest) -> tuple[Path, Bina
         for line in derived.lines():
             sys.stderr.write(f"{line}\n")
         pairs = (folder / PAIRS).open("xb")
-        sealed.write(folder / MANIFEST, manifest)
-    except OSError as error:
-        raise UsageError(f"--out {folder}: cannot be written ({error.strerror})") from error
-    return folder, pairs
+        return folder, Appender(pairs, sealed.write(folder / MANIFEST, manifest).digest)

@@ -1,6 +1,4 @@
-"""The two sides of an A/B: what base and head are, checked out and checked."""
-
-from __future__ import annotations
+"""The two sides of an A/B: what base and head are, checked out and checked, and what forks fresh workers of each."""
 
 import os
 import sys
@@ -11,6 +9,51 @@ from pathlib import Path
 from bench.ab import worktrees
 from bench.ab.record import Side, SideName
 from bench.errors import DataError, UsageError
+from bench.machine.places import temporary_folder
+from bench.measure.server_process import TREE, ForkServer
+from bench.protocol import Introduction
+
+
+class SideServer(ForkServer):
+    """The fork server of one side, for one model."""
+
+    def __init__(self, side: Side, model: str, n_threads: int) -> None:
+        """Start importing; `wait` for the end of it."""
+        self.side = side
+        self._links = temporary_folder("kvbench-ab-")
+        trees = [Path(path) for path in (side.tree, side.folder) if path is not None]
+        if not side.has_worker:
+            # Links to the driver's two packages, not the folder they lie in: as a site-packages it would give another
+            # interpreter this one's torch.
+            for package in ("bench", "kvcache"):
+                (Path(self._links.name) / package).symlink_to(TREE / package)
+            trees.append(Path(self._links.name))
+        try:
+            super().__init__(
+                model,
+                n_threads,
+                name=f"{side.name} ({side.label})",
+                python=side.python,
+                variables=side.variables,
+                trees=trees,
+                folder=side.folder,
+            )
+        except OSError as error:
+            self._links.cleanup()
+            raise UsageError(f"--{side.name}-python {side.python}: {error.strerror}") from error
+
+    def wait(self) -> Introduction:
+        """Wait as a `ForkServer` does, and refuse a user's model that is not the checkout's own."""
+        found = super().wait()
+        if self.model.startswith("py:") and self.side.tree is not None and not self.side.has_worker:
+            code, tree = found.model_code, Path(self.side.tree).resolve()
+            if code is None or not Path(code).is_relative_to(tree):
+                raise DataError(f"{self.name} imported {self.model} from {code}, not from its checkout: not comparable")
+        return found
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        self._links.cleanup()
 
 
 @contextmanager

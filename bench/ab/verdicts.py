@@ -3,16 +3,13 @@
 Everything is worked out anew from the stored pairs, so a verdict can be recomputed from the file.
 """
 
-from __future__ import annotations
-
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from bench.ab.record import NAMES, Ab, PairFailure, PairTimes, SideName, Turn
-from bench.analysis.disturbance import is_disturbed
+from bench.ab.figures import figure, is_waiting, sides_ns
+from bench.ab.record import NAMES, Ab, PairFailure, PairTimes, SideName
 from bench.analysis.summary import phases
 from bench.case import Case
 from bench.judge import sequential
@@ -22,9 +19,6 @@ from kvcache.arithmetic.costs import Phase
 
 LEAST_PAIRS, MOST_PAIRS = SCREENING_PAIRS + CONFIRMATION_LOOKS[0], SCREENING_PAIRS + CONFIRMATION_LOOKS[-1]
 """What a verdict of a change takes, and after how many nothing more is measured."""
-
-WAITING_SHARE = 0.5
-"""A slow-down of which head's workers spent more than this share waiting for a core is none of the code."""
 
 
 class Quantity(NamedTuple):
@@ -46,18 +40,22 @@ Logs = dict[str, dict[int, float]]
 class Standing(NamedTuple):
     """What is known after some pairs."""
 
-    figures: dict[str, LogRatios]
-    """Of each quantity; of a decided one those that it was decided on."""
-    flagged: list[str]
     calls: dict[str, Call]
+    flagged: list[str]
     open: list[Quantity]
+    pairs: dict[str, int]
+    """After how many pairs each quantity was decided; those of an open one so far."""
+
+
+def quantities_of(cases: Iterable[Case]) -> list[Quantity]:
+    """List every phase of every case, in order."""
+    return [Quantity(case, phase) for case in cases for phase in phases(case)]
 
 
 def note(logs: Logs, quantities: Sequence[Quantity], records: Sequence[PairTimes | PairFailure], cores: int) -> None:
     """Put the figures of `records`, measured on a machine with so many usable `cores`, into `logs`."""
-    measured = [record for record in records if isinstance(record, PairTimes)]
     for quantity in quantities:
-        for record in (record for record in measured if record.case == quantity.case.key):
+        for record in _pairs(records, quantity):
             found = figure(record, quantity.phase, quantity.case.n_threads, cores)
             if found is not None:
                 logs.setdefault(quantity.name, {})[record.pair] = found
@@ -67,33 +65,28 @@ def standing(
     logs: Logs, quantities: Sequence[Quantity], pairs: int, threshold: float, *, final: bool = False
 ) -> Standing:
     """Work out what the first `pairs` pairs have decided. `final`: no pair follows, so the next look is made now."""
-
-    def seen(end: int) -> dict[str, LogRatios]:
-        return {
-            quantity.name: LogRatios(
-                tuple(value for pair, value in own.items() if pair < min(end, SCREENING_PAIRS)),
-                tuple(value for pair, value in own.items() if SCREENING_PAIRS <= pair < end),
-            )
-            for quantity in quantities
-            for own in [logs.get(quantity.name, {})]
-        }
-
+    decided = {quantity.name: pairs for quantity in quantities}
     if pairs < SCREENING_PAIRS:
-        return Standing(seen(pairs), [], {}, list(quantities))
-    screened = seen(SCREENING_PAIRS)
-    calls = sequential.screen(screened, threshold)
-    figures = {name: screened[name] for name in calls}
-    flagged = [name for name in screened if name not in calls]
+        return Standing({}, [], list(quantities), decided)
+    calls = sequential.screen({name: log_ratios(logs, name, SCREENING_PAIRS) for name in decided}, threshold)
+    decided |= dict.fromkeys(calls, SCREENING_PAIRS)
+    flagged = [name for name in decided if name not in calls]
     fresh = pairs - SCREENING_PAIRS
     looks = [look for look in CONFIRMATION_LOOKS if look <= fresh]
     if final and looks and fresh not in looks:
         looks.append(fresh)
-    for look in looks:
-        now = seen(SCREENING_PAIRS + look)
-        made = sequential.confirm({name: now[name] for name in flagged}, calls, threshold)
+    for end in (SCREENING_PAIRS + look for look in looks):
+        made = sequential.confirm({name: log_ratios(logs, name, end) for name in flagged}, calls, threshold)
         calls |= made
-        figures |= {name: now[name] for name in made}
-    return Standing(seen(pairs) | figures, flagged, calls, [item for item in quantities if item.name not in calls])
+        decided |= dict.fromkeys(made, end)
+    return Standing(calls, flagged, [item for item in quantities if item.name not in calls], decided)
+
+
+def log_ratios(logs: Logs, name: str, end: int) -> LogRatios:
+    """Return the figures of a quantity in the first `end` pairs."""
+    seen = {pair: log for pair, log in logs.get(name, {}).items() if pair < end}
+    screening = tuple(log for pair, log in seen.items() if pair < SCREENING_PAIRS)
+    return LogRatios(screening, tuple(log for pair, log in seen.items() if pair >= SCREENING_PAIRS))
 
 
 def stored_verdicts(ab: Ab) -> list[Verdict]:
@@ -133,42 +126,39 @@ def verdicts(
         sides = failures.get(quantity.case.key, {})
         kind = "failed" if nothing_ran else _kind_of_failure(sides)
         if kind is None or (kind == "missing" and quantity.name in known.calls):
-            given.append(_verdict(quantity, known, records, pairs, cores, finished=finished))
+            given.append(_verdict(quantity, known, logs, _pairs(records, quantity), cores, finished=finished))
         else:
             given.append(_failed(quantity, kind, sides))
     return given
 
 
 def _verdict(
-    quantity: Quantity,
-    known: Standing,
-    records: Sequence[PairTimes | PairFailure],
-    pairs: int,
-    cores: int,
-    *,
-    finished: bool,
+    quantity: Quantity, known: Standing, logs: Logs, measured: Sequence[PairTimes], cores: int, *, finished: bool
 ) -> Verdict:
-    figures, call = known.figures[quantity.name], known.calls.get(quantity.name)
-    own = [
-        record
-        for record in records
-        if isinstance(record, PairTimes) and record.pair < pairs and record.case == quantity.case.key
-    ]
-    used, alpha = figures.screening + figures.fresh, sequential.ALPHA_SAME
-    if call in sequential.DIRECTIONS:
-        used, alpha = figures.fresh, sequential.change_alpha(len(known.flagged))
+    """Give the verdict on a quantity. All of its figures are those of the pairs that the call was made on."""
+    name, n_threads = quantity.name, quantity.case.n_threads
+    call, end = known.calls.get(name), known.pairs[name]
+    ratios = log_ratios(logs, name, end)
+    is_change = call in sequential.DIRECTIONS
+    used, alpha = ratios.screening + ratios.fresh, sequential.ALPHA_SAME
+    if is_change:
+        used, alpha = ratios.fresh, sequential.change_alpha(len(known.flagged))
     elif call == "same":
-        alpha = sequential.same_alpha(figures)
+        alpha = sequential.same_alpha(ratios)
+    own = [times for times in measured if (SCREENING_PAIRS if is_change else 0) <= times.pair < end]
     detail = ""
     if call is None:
         detail = f"undecided after {len(own)} process pair{'s' * (len(own) != 1)}"
         if len(own) < LEAST_PAIRS:
             detail += f" (a change takes {LEAST_PAIRS} at least)"
-        if pairs < MOST_PAIRS:
+        if end < MOST_PAIRS:
             detail += ", --budget is spent" if finished else ", unfinished"
-    elif call == "regression" and _is_waiting(own[SCREENING_PAIRS:], quantity, cores):
+    elif call == "regression" and is_waiting(own, quantity.phase, n_threads, cores):
         call, detail = None, "the slow-down is mostly time in which head's worker waited for a core"
-    base_ms, head_ms = (_median_ms(own, quantity, side, cores) for side in NAMES)
+    times_ns = [found for times in own if (found := sides_ns(times, quantity.phase, n_threads, cores))]
+    base_ms, head_ms = (
+        float(np.median([found[side] for found in times_ns])) / 1e6 if times_ns else None for side in NAMES
+    )
     change: dict[str, float] = {}
     if len(used) >= SCREENING_PAIRS:
         change = sequential.estimate(used, alpha)._asdict()
@@ -184,6 +174,11 @@ def _verdict(
         detail=detail,
         **change,
     )
+
+
+def _pairs(records: Sequence[PairTimes | PairFailure], quantity: Quantity) -> list[PairTimes]:
+    """List the pairs in which a quantity was measured."""
+    return [record for record in records if isinstance(record, PairTimes) and record.case == quantity.case.key]
 
 
 def _kind_of_failure(sides: Mapping[SideName, PairFailure]) -> VerdictKind | None:
@@ -208,97 +203,4 @@ def _failed(quantity: Quantity, kind: VerdictKind, sides: Mapping[SideName, Pair
         kind=kind,
         quantity="time",
         detail="; ".join(f"{failure.side} {failure.status}: {failure.error}" for failure in order),
-    )
-
-
-def quantities_of(cases: Iterable[Case]) -> list[Quantity]:
-    """List every phase of every case, in order."""
-    return [Quantity(case, phase) for case in cases for phase in phases(case)]
-
-
-def _median_ms(own: Sequence[PairTimes], quantity: Quantity, side: SideName, cores: int) -> float | None:
-    """Return the median over pairs of the times that the figures are made of."""
-    kept = ((undisturbed(record, quantity.case.n_threads, cores)[side], record.lockstep) for record in own)
-    times_ns = [side_ns(turns, quantity.phase, lockstep=lockstep) for turns, lockstep in kept if turns]
-    return float(np.median(times_ns)) / 1e6 if times_ns else None
-
-
-def _is_waiting(own: Sequence[PairTimes], quantity: Quantity, cores: int) -> bool:
-    """Return whether head waited longer for a core than base by most of what it is slower by (medians over pairs).
-
-    What the fastest turn is slower by is in every turn, so the shortest wait of each side's turns is what counts; where
-    every turn counts, so does its wait.
-    """
-    phase, slower, waited = quantity.phase, [], []
-    for record in own:
-        base, head = undisturbed(record, quantity.case.n_threads, cores).values()
-        if not base:
-            continue
-        waits = [[wait for turn in turns if (wait := _waited_ns(turn, phase)) is not None] for turns in (base, head)]
-        if [len(found) for found in waits] != [len(base), len(head)]:
-            return False
-        steps = len(base[0].step_ns) if phase == "decode" else 1
-        before_ns, now_ns = (steps * side_ns(turns, phase, lockstep=record.lockstep) for turns in (base, head))
-        slower.append(now_ns - before_ns)
-        shortest = np.mean if averages(phase, lockstep=record.lockstep) else np.min
-        waited.append(float(shortest(waits[1]) - shortest(waits[0])))
-    return bool(slower) and float(np.median(waited)) > WAITING_SHARE * max(0.0, float(np.median(slower)))
-
-
-def _waited_ns(turn: Turn, phase: Phase) -> int | None:
-    """Return how long a turn waited for a core: in this phase where that is known separately, otherwise in both."""
-    if turn.waited_ns is None or turn.prefill_waited_ns is None:
-        return turn.waited_ns
-    return turn.prefill_waited_ns if phase == "prefill" else turn.waited_ns - turn.prefill_waited_ns
-
-
-def figure(times: PairTimes, phase: Phase, n_threads: int, cores: int) -> float | None:
-    """Return the pair's figure: log of head's time / base's, both by `side_ns`; None where every turn was disturbed."""
-    base, head = undisturbed(times, n_threads, cores).values()
-    if not base:
-        return None
-    return math.log(side_ns(head, phase, lockstep=times.lockstep) / side_ns(base, phase, lockstep=times.lockstep))
-
-
-def undisturbed(times: PairTimes, n_threads: int, cores: int) -> dict[SideName, list[Turn]]:
-    """Return base's and head's turns, without those that are disturbed (by the rule of every run), and their opposites.
-
-    The other side's turn goes too, so that both have as many: of more, the fastest is faster.
-    """
-    both = zip(*([turn for turn in times.turns if turn.side == name] for name in NAMES), strict=True)
-    kept = [pair for pair in both if not any(_is_disturbed(turn, n_threads, cores) for turn in pair)]
-    return {name: [pair[at] for pair in kept] for at, name in enumerate(NAMES)}
-
-
-def side_ns(turns: Sequence[Turn], phase: Phase, *, lockstep: bool) -> float:
-    """Return a side's TTFT or TPOT over its `turns`, of which there is one at least.
-
-    The decode has each of its steps as fast as in the fastest turn, and of prefills it is the fastest: other programs
-    only ever add to a time, and on a shared machine they add to many, a different share on each side. What a change
-    adds to every step, or to the same step of every turn, shows in the fastest; a cost whose place differs from turn to
-    turn does not, however regular it is.
-
-    Prefills in lockstep are too few for that, and each saw the same machine as the other side's, so that what it added
-    is in both: their geometric mean.
-    """
-    if phase == "decode":
-        return float(np.min([turn.step_ns for turn in turns], axis=0).mean())
-    prefills_ns = [turn.prefill_ns for turn in turns]
-    return float(np.exp(np.mean(np.log(prefills_ns)))) if averages(phase, lockstep=lockstep) else min(prefills_ns)
-
-
-def averages(phase: Phase, *, lockstep: bool) -> bool:
-    """Return whether every turn counts for a side's time, not the fastest alone."""
-    return lockstep and phase == "prefill"
-
-
-def _is_disturbed(turn: Turn, n_threads: int, cores: int) -> bool:
-    return bool(
-        is_disturbed(
-            steal_ns=turn.steal_ns or 0,
-            throttled_ns=turn.throttled_ns or 0,
-            wall_ns=turn.wall_ns,
-            n_threads=n_threads,
-            cores=cores,
-        )
     )

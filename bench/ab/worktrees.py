@@ -1,7 +1,5 @@
 """Puts revisions and the working tree of a repository into temporary folders; git records nothing of them."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json
@@ -54,11 +52,7 @@ def repository(folder: Path) -> Path:
 
 
 def commit(top: Path, revision: str, argument: str) -> str:
-    """Resolve `revision` to a commit.
-
-    Raises:
-        UsageError: it names none.
-    """
+    """Resolve `revision` to a commit; raises UsageError where it names none."""
     try:
         return git(top, "rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}")
     except GitFailed as error:

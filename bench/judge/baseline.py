@@ -1,7 +1,5 @@
 """Baselines: one small file per promoted session, never written again. `promote` is the only way to make one."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Sequence
@@ -19,8 +17,9 @@ from bench.case import Case
 from bench.errors import DataError, FailedRun, UsageError
 from bench.manifest import Environment
 from bench.record import FAULTS, Run
-from bench.store.run_folder import check_name
-from bench.store.sessions import BASELINE_VERSION, CaseFigures, Session, read_sessions, refuse_impossible, write_session
+from bench.store import sealed
+from bench.store.run_folder import check_name, writing
+from bench.store.sessions import BASELINE_VERSION, CaseFigures, Session, read_sessions, refuse_impossible
 from kvcache.arithmetic.costs import Phase
 from kvcache.proof.counters import Counters
 
@@ -96,10 +95,9 @@ def promote(run: Run, baselines: Path, name: str | None) -> Path:
             f"{run.name}: the clock says {session.promoted_utc}, before {latest}, when the newest session of {folder} "
             "was accepted: set the clock"
         )
-    try:
-        write_session(path, session)
-    except OSError as error:
-        raise UsageError(f"--baseline-dir {baselines}: cannot be written ({error.strerror})") from error
+    with writing(f"--baseline-dir {baselines}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sealed.write(path, session)
     return path
 
 
@@ -164,7 +162,8 @@ def _counters(run: Run, case: Case) -> dict[Phase, Counters]:
         for phase in found[0]
     }
     settled = [
-        {phase: msgspec.structs.replace(counters[phase], **fewest[phase]) for phase in fewest} for counters in found
+        {phase: msgspec.structs.replace(counters[phase], **values) for phase, values in fewest.items()}
+        for counters in found
     ]
     if any(counters != settled[0] for counters in settled):
         raise DataError(f"{run.path}: the counters of {case.key} differ between its processes: it is not deterministic")

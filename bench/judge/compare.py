@@ -1,7 +1,5 @@
 """Sets two runs side by side: the ratio of their times per case and phase, and what cannot be compared, and why."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import msgspec
@@ -10,9 +8,11 @@ import pandas as pd
 from bench.analysis import estimators
 from bench.analysis.estimators import Ratio
 from bench.analysis.frames import CASE_COLUMNS
-from bench.analysis.tidy import NOT_MEASURED, Outcome, Tidy, independent_values
+from bench.analysis.summary import phases
+from bench.analysis.tidy import NOT_MEASURED, Tidy, independent_values
 from bench.case import Case
 from bench.record import Run
+from kvcache.arithmetic.costs import Phase
 
 Difference = Literal["faster", "slower", "no difference shown", "too few rounds"]
 
@@ -69,34 +69,30 @@ def compare(a: Run, b: Run) -> Comparison:
     its interval covers only what varies within them. `kvbench ab` measures in pairs.
     """
     tidy_a, tidy_b = Tidy.of(a), Tidy.of(b)
-    ended_a, ended_b = tidy_a.outcomes, tidy_b.outcomes
-    cases_a, cases_b = _cases(a, ended_a), _cases(b, ended_b)
+    cases_a, cases_b = _cases(tidy_a), _cases(tidy_b)
     other_weights = {model for model, digest in a.manifest.weights.items() if b.manifest.weights.get(model) != digest}
     not_comparable: list[Excluded] = []
     in_neither: list[Excluded] = []
     rows: list[dict[str, Any]] = []
-    turns_a, turns_b = tidy_a.turns, tidy_b.turns
-    for key in (key for key in cases_a if key in cases_b):
-        case, failed = cases_a[key], {"A": ended_a[key], "B": ended_b[key]}
-        failed = {side: ended for side, ended in failed.items() if ended.status != "ok"}
+    for key, case in ((key, case) for key, case in cases_a.items() if key in cases_b):
+        ended = {"A": tidy_a.outcomes[key], "B": tidy_b.outcomes[key]}
+        failed = [f"{end.status} in {side}: {end.error}" for side, end in ended.items() if end.status != "ok"]
         if failed:
-            reason = "; ".join(f"{ended.status} in {side}: {ended.error}" for side, ended in failed.items())
-            (in_neither if len(failed) == 2 else not_comparable).append(Excluded(case=key, reason=reason))
+            (in_neither if len(failed) == 2 else not_comparable).append(Excluded(case=key, reason="; ".join(failed)))
         elif case.model in other_weights:
             not_comparable.append(Excluded(case=key, reason=f"the weights of {case.model} differ"))
         else:
-            rows += _rows(case, turns_a[turns_a["case"] == key], turns_b[turns_b["case"] == key])
-    environment_a, environment_b = a.manifest.environment, b.manifest.environment
+            rows += [_row(case, phase, tidy_a, tidy_b) for phase in phases(case)]
     return Comparison(
         a=a.name,
         b=b.name,
         rows=pd.DataFrame(rows, columns=ROW_COLUMNS).astype(dict.fromkeys(ROW_FLOATS, "float64")),
-        only_in_a=_only_in(cases_a, cases_b, ended_b, other="B"),
-        only_in_b=_only_in(cases_b, cases_a, ended_a, other="A"),
+        only_in_a=_only_in(cases_a, cases_b, tidy_b, other="B"),
+        only_in_b=_only_in(cases_b, cases_a, tidy_a, other="A"),
         not_comparable=not_comparable,
         in_neither=in_neither,
         differences=_differences(a, b),
-        same_machine=environment_a.fingerprint == environment_b.fingerprint,
+        same_machine=a.manifest.environment.fingerprint == b.manifest.environment.fingerprint,
         fields_apart=_fields_apart(cases_a, cases_b),
     )
 
@@ -110,21 +106,22 @@ def difference(ratio: Ratio) -> Difference:
     return "slower" if ratio.low > 1 else "no difference shown"
 
 
-def _cases(run: Run, ended: dict[str, Outcome]) -> dict[str, Case]:
+def _cases(tidy: Tidy) -> dict[str, Case]:
     """List the cases that a run has a result of, by key."""
-    return {plan.case.key: plan.case for plan in run.manifest.plan if ended[plan.case.key].measured}
+    return {plan.case.key: plan.case for plan in tidy.run.manifest.plan if tidy.outcomes[plan.case.key].measured}
 
 
-def _only_in(own: dict[str, Case], others: dict[str, Case], ended: dict[str, Outcome], other: str) -> list[Excluded]:
+def _only_in(own: dict[str, Case], others: dict[str, Case], tidy: Tidy, other: str) -> list[Excluded]:
+    """List what the other run, in `tidy`, has no result of."""
     unpaired = [case for key, case in others.items() if key not in own]
-
-    def reason(key: str, case: Case) -> str:
-        if key not in ended:
-            return f"not in {other}{nearest(case, unpaired)}"
-        why = ended[key].error
-        return f"{other} ended before it" if why == NOT_MEASURED else f"not measured in {other}: {why}"
-
-    return [Excluded(case=key, reason=reason(key, case)) for key, case in own.items() if key not in others]
+    excluded = []
+    for key, case in ((key, case) for key, case in own.items() if key not in others):
+        reason = f"not in {other}{nearest(case, unpaired)}"
+        if key in tidy.outcomes:
+            why = tidy.outcomes[key].error
+            reason = f"{other} ended before it" if why == NOT_MEASURED else f"not measured in {other}: {why}"
+        excluded.append(Excluded(case=key, reason=reason))
+    return excluded
 
 
 def nearest(case: Case, unpaired: list[Case]) -> str:
@@ -150,31 +147,21 @@ def _fields_apart(cases_a: dict[str, Case], cases_b: dict[str, Case]) -> list[st
     return lines
 
 
-def _rows(case: Case, a: pd.DataFrame, b: pd.DataFrame) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for phase in a["phase"].unique():
-        values_a = independent_values(a[a["phase"] == phase])
-        values_b = independent_values(b[b["phase"] == phase])
-        ratio = estimators.unpaired_ratio(values_b, values_a)
-        times = [*estimators.median_interval(values_a), *estimators.median_interval(values_b)]
-        figures = dict(zip(ROW_FLOATS, [*times, ratio.estimate, ratio.low, ratio.high], strict=True))
-        found = {"phase": phase, "interval": "unpaired", "verdict": difference(ratio)}
-        rows.append({**msgspec.structs.asdict(case), **figures, **found})
-    return rows
+def _row(case: Case, phase: Phase, tidy_a: Tidy, tidy_b: Tidy) -> dict[str, Any]:
+    a, b = (independent_values(tidy.by_case_and_phase[case.key, phase]) for tidy in (tidy_a, tidy_b))
+    ratio = estimators.unpaired_ratio(b, a)
+    times = [*estimators.median_interval(a), *estimators.median_interval(b)]
+    figures = dict(zip(ROW_FLOATS, [*times, ratio.estimate, ratio.low, ratio.high], strict=True))
+    found = {"phase": phase, "interval": "unpaired", "verdict": difference(ratio)}
+    return {**msgspec.structs.asdict(case), **figures, **found}
 
 
 def _differences(a: Run, b: Run) -> list[str]:
     """List the fields of the environments, and the weights, that differ; the load of the moment always does."""
-    fields_a, fields_b = (msgspec.structs.asdict(run.manifest.environment) for run in (a, b))
-    weights_a, weights_b = a.manifest.weights, b.manifest.weights
-    lines = [
-        f"{name}: {fields_a[name]} -> {fields_b[name]}"
-        for name in fields_a
-        if name != "load_1min" and fields_a[name] != fields_b[name]
-    ]
-    lines += [
-        f"weights of {model}: {weights_a[model]} -> {weights_b[model]}"
-        for model in weights_a
-        if model in weights_b and weights_a[model] != weights_b[model]
-    ]
-    return lines
+    facts_a, facts_b = (
+        msgspec.structs.asdict(run.manifest.environment)
+        | {f"weights of {model}": digest for model, digest in run.manifest.weights.items()}
+        for run in (a, b)
+    )
+    both = [name for name in facts_a if name in facts_b and name != "load_1min"]
+    return [f"{name}: {facts_a[name]} -> {facts_b[name]}" for name in both if facts_a[name] != facts_b[name]]

@@ -1,7 +1,5 @@
 """How the times and counters of a baseline moved over its sessions: sessions -> a frame."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ phase by physics (decode from a cache reads memory, prefill and naive multiply),
 machine can double within an hour while its compute stands still.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -127,16 +125,12 @@ def _times(tidy: Tidy, sessions: Sequence[Session], head: Session, keys: Sequenc
         row = head.by_case_and_phase[key, phase]
         quantity = share_of(row.case, phase)
         blank = Verdict(case=key, phase=phase, kind="not-comparable", quantity=quantity)
+        share = getattr(row, quantity)
         if isinstance(ground, str):
             verdicts.append(msgspec.structs.replace(blank, detail=ground))
-            continue
-        share = getattr(row, quantity)
-        if share is None or key in disturbed:
-            why = (
-                f"{disturbed[key]:.0%} of its rounds were disturbed"
-                if key in disturbed
-                else f"the run has no {quantity}"
-            )
+        elif share is None or key in disturbed:
+            lost = f"{disturbed[key]:.0%} of its rounds were disturbed" if key in disturbed else ""
+            why = lost or f"the run has no {quantity}"
             verdicts.append(msgspec.structs.replace(blank, kind="inconclusive", detail=why))
         else:
             verdicts.append(_judged(blank, share, ground, n_judged))

@@ -13,8 +13,6 @@ through the same looks:
 The looks share the level equally (Bonferroni), so that looking often costs no more false alarms than are stated.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Finds how far a time may be from its stored sessions before it is a change: plain log shares -> a tolerance."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -15,10 +15,10 @@ import msgspec
 
 from bench.case import Sweep
 from bench.errors import DataError, UsageError
+from bench.machine.affinity import notice, user_variables
 from bench.machine.devices import DEVICES
 from bench.machine.environment import read_environment
 from bench.machine.places import require_temporary_bytes
-from bench.machine.threads import notice, user_variables
 from bench.manifest import SCHEMA_VERSION, CasePlan, Manifest
 from bench.measure import plan as planning
 from bench.measure.budget import START_S, Reduction, fit, reduced, seconds_of
@@ -29,7 +29,7 @@ from bench.measure.resume import pending_cells
 from bench.measure.schedule import measure as measure_cases
 from bench.measure.server_process import RunServers
 from bench.record import Run
-from bench.store.run_folder import RunWriter, check_name, find_run, locked, make_folder, read_run, write_manifest
+from bench.store.run_folder import check_name, find_run, locked, make_folder, read_run, samples_file, write_manifest
 from kvcache import models
 
 
@@ -156,7 +156,7 @@ def case_seconds(job: Job) -> list[float]:
 
 
 def _expected_reduction(job: Job) -> Reduction:
-    """What `--budget` is expected to take away, before any speed is known."""
+    """Say what `--budget` is expected to take away, before any speed is known."""
     limits = job.limits
     if limits.budget_min is None:
         return Reduction(limits.repetitions)
@@ -190,7 +190,7 @@ def measure(job: Job, servers: RunServers) -> Run:
         # Read now that no other process writes to it: one may have gone on with the run after this one planned.
         previous = read_run(folder) if job.previous is not None else None
         with (
-            RunWriter(folder, digest) as writer,
+            samples_file(folder, digest) as writer,
             ProgressBar("starting the workers and loading the model", "measured in") as progress,
         ):
             fork = lambda group, process: servers.fork(group.model, group.n_threads, process)  # noqa: E731
@@ -199,7 +199,7 @@ def measure(job: Job, servers: RunServers) -> Run:
 
 
 def _with_ceilings(job: Job, servers: RunServers) -> Job:
-    """The job with the machine's ceilings in its manifest; with none where any cannot be measured."""
+    """Put the machine's ceilings into the job's manifest; none where any cannot be measured."""
     settings = settings_of(job.manifest.plan)
     model = job.manifest.plan[0].case.model  # so that the server goes on to fork the workers of the cases
     print("measuring the machine's ceilings", file=sys.stderr, flush=True)

@@ -16,7 +16,7 @@ import msgspec
 from bench.errors import DataError, UsageError
 from bench.machine.affinity import unbind
 from bench.machine.places import temporary_folder
-from bench.machine.threads import with_threads
+from bench.machine.affinity import with_threads
 from bench.measure.worker_process import WorkerProcess, last_line, read_line
 from bench.protocol import VERSION, Ended, Introduction
 

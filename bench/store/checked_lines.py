@@ -15,11 +15,9 @@ from typing import BinaryIO, Generic, NamedTuple, TypeVar
 
 import msgspec
 
+from bench.errors import DataError
+
 T = TypeVar("T")
-
-
-class Damaged(Exception):
-    """A file does not hold what was written to it; the message is one line, which names it."""
 
 
 class Closing(msgspec.Struct, tag="closing", frozen=True):
@@ -38,7 +36,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Appender:
-    """Appends records to `file`, which is new and now this object's."""
+    """Appends records to `file`, which is new and now this object's.
+
+    Use as a context manager: a normal end writes the closing line, an exception leaves the file open-ended (resumable).
+    """
 
     def __init__(self, file: BinaryIO, digest: str) -> None:
         self._file, self._crc, self._records = file, zlib.crc32(digest.encode()), 0
@@ -52,10 +53,12 @@ class Appender:
         self._write(record)
         self._records += 1
 
-    def close(self, *, finished: bool) -> None:
-        """Close the file; with a closing line if it is `finished`."""
+    def __enter__(self) -> Appender:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            if finished:
+            if kind is None:
                 self._write(Closing(self._records))
         finally:
             self._file.close()
@@ -81,13 +84,13 @@ def read(path: Path, digest: str, decode: Callable[[msgspec.Raw], T | Closing]) 
     """Read the records of a file; the torn last line of a killed writer is left out.
 
     Raises:
-        Damaged: it cannot be read, or its content is not what was written.
+        DataError: it cannot be read, or its content is not what was written.
     """
     crc = zlib.crc32(digest.encode())
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise Damaged(f"{path}: {error.strerror}") from error
+        raise DataError(f"{path}: {error.strerror}") from error
     *lines, torn = content.split(b"\n")
     records: list[T] = []
     finished = False
@@ -96,18 +99,18 @@ def read(path: Path, digest: str, decode: Callable[[msgspec.Raw], T | Closing]) 
             line = _decode_line(text)
             crc = zlib.crc32(bytes(line.record), crc)
             if crc != line.crc32:
-                raise Damaged(f"{path}, line {number}: damaged (its checksum does not fit)")
+                raise DataError(f"{path}, line {number}: damaged (its checksum does not fit)")
             record = decode(line.record)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise Damaged(f"{path}, line {number}: damaged ({error})") from error
+            raise DataError(f"{path}, line {number}: damaged ({error})") from error
         if finished:
-            raise Damaged(f"{path}, line {number}: stands after the closing line")
+            raise DataError(f"{path}, line {number}: stands after the closing line")
         if not isinstance(record, Closing):
             records.append(record)
         elif record.records == len(records):
             finished = True
         else:
-            raise Damaged(f"{path}, line {number}: counts {record.records} records, {len(records)} are there")
+            raise DataError(f"{path}, line {number}: counts {record.records} records, {len(records)} are there")
     if finished and torn:
-        raise Damaged(f"{path}: bytes stand after the closing line")
+        raise DataError(f"{path}: bytes stand after the closing line")
     return Content(records, finished)

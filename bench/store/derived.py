@@ -1,7 +1,5 @@
 """Files derived from stored data: one that cannot be written costs neither the data nor the table."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 

@@ -4,13 +4,11 @@ A samples file consists of checked lines (checked_lines.py), the first of which 
 on the disk before the next turn starts.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import filelock
 import msgspec
@@ -44,28 +42,13 @@ def check_name(name: str) -> str:
     return name
 
 
-class RunWriter:
-    """Appends records to one samples file of its own in a run folder.
-
-    Use as a context manager: a normal end writes the closing line, an exception leaves the file open-ended (resumable).
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written (from `append`; earlier records are safe).
-    """
-
-    def __init__(self, folder: Path, digest: str) -> None:
-        self.folder = folder
-        self._lines = checked_lines.Appender(_new_samples_file(folder), digest)
-
-    def append(self, record: Record) -> None:
-        """Write `record` and wait until it is on the disk."""
-        self._lines.append(record)
-
-    def __enter__(self) -> RunWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._lines.close(finished=kind is None)
+@contextmanager
+def writing(where: str) -> Iterator[None]:
+    """Turn a failure to write into a UsageError that begins with `where`, the flag and its folder."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{where}: cannot be written ({error.strerror})") from error
 
 
 def make_folder(out: Path, run_id: str) -> Path:
@@ -75,16 +58,10 @@ def make_folder(out: Path, run_id: str) -> Path:
         UsageError: the folder exists already, or cannot be made.
     """
     folder = out / run_id
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out {out}: cannot be made ({error.strerror})") from error
-    try:
-        folder.mkdir()
-    except FileExistsError as error:
-        raise UsageError(f"--out: {error.filename} exists already; choose another --name, or --resume it") from error
-    except OSError as error:
-        raise UsageError(f"--out {out}: cannot be written ({error.strerror})") from error
+    if folder.exists():
+        raise UsageError(f"--out: {folder} exists already; choose another --name, or --resume it")
+    with writing(f"--out {out}"):
+        folder.mkdir(parents=True)
     return folder
 
 
@@ -94,12 +71,25 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     Raises:
         UsageError: the folder cannot be written.
     """
-    manifest = sealed.sealed(manifest)
-    try:
-        sealed.write(folder / _MANIFESTS["run"], manifest)
-    except OSError as error:
-        raise UsageError(f"--out: {folder} cannot be written ({error.strerror})") from error
-    return manifest
+    with writing(f"--out {folder}"):
+        return sealed.write(folder / _MANIFESTS["run"], manifest)
+
+
+def samples_file(folder: Path, digest: str) -> checked_lines.Appender:
+    """Create the next free one of samples.jsonl, samples-2.jsonl, ... beside the manifest whose digest it continues.
+
+    Two writers never share a file.
+
+    Raises:
+        UsageError: the folder cannot be written.
+    """
+    number = 1
+    with writing(f"--out {folder}"):
+        while True:
+            with suppress(FileExistsError):
+                file = (folder / ("samples.jsonl" if number == 1 else f"samples-{number}.jsonl")).open("xb")
+                return checked_lines.Appender(file, digest)
+            number += 1
 
 
 @contextmanager
@@ -111,11 +101,10 @@ def locked(folder: Path) -> Iterator[None]:
     """
     lock = filelock.FileLock(folder / LOCK, blocking=False)
     try:
-        lock.acquire()
+        with writing(f"--out {folder}"):
+            lock.acquire()
     except filelock.Timeout:
         raise UsageError(f"{folder}: another process measures into it; wait until it ends") from None
-    except OSError as error:
-        raise UsageError(f"--out: {folder} cannot be written ({error.strerror})") from error
     try:
         yield
     finally:
@@ -131,39 +120,27 @@ def read_run(folder: Path) -> Run:
         DataError: it is missing, damaged (the file and line are named), or of a newer schema.
     """
     manifest = sealed.read(folder / _MANIFESTS["run"], Manifest, SCHEMA_VERSION)
-    samples: list[Sample] = []
-    checks: list[Check] = []
-    failures: list[Failure] = []
-    ceilings: list[CeilingSample] = []
-    cell_plans: list[CellPlan] = []
     paths = sorted(folder.glob("samples*.jsonl"), key=_file_number)
     if [_file_number(path) for path in paths] != list(range(1, len(paths) + 1)):
         raise DataError(f"{folder}: a samples file is missing (there are {', '.join(path.name for path in paths)})")
     planned = {key for item in manifest.plan for key in (item.case.key, item.case.cell.key)}
+    records: list[Record] = []
     for path in paths:
-        for record in _records(path, manifest.digest):
+        found = checked_lines.read(path, manifest.digest, _decode_record).records
+        for number, record in enumerate(found, start=1):
             subject = record.cell if isinstance(record, CeilingSample | CellPlan) else record.case
             if subject not in planned:
                 raise DataError(f"{path}: holds a case that the manifest does not plan: {subject}")
-            match record:
-                case Sample():
-                    samples.append(record)
-                case Check():
-                    checks.append(record)
-                case Failure():
-                    failures.append(record)
-                case CeilingSample():
-                    ceilings.append(record)
-                case CellPlan():
-                    cell_plans.append(record)
+            _refuse_impossible(record, path, number)
+        records += found
     return Run(
         path=str(folder),
         manifest=manifest,
-        samples=samples,
-        checks=checks,
-        failures=failures,
-        ceilings=ceilings,
-        cell_plans=cell_plans,
+        samples=[record for record in records if isinstance(record, Sample)],
+        checks=[record for record in records if isinstance(record, Check)],
+        failures=[record for record in records if isinstance(record, Failure)],
+        ceilings=[record for record in records if isinstance(record, CeilingSample)],
+        cell_plans=[record for record in records if isinstance(record, CellPlan)],
     )
 
 
@@ -196,35 +173,11 @@ def find_run(run: str, out: Path) -> Path:
     return folder
 
 
-def _new_samples_file(folder: Path) -> BinaryIO:
-    """Create the next free of samples.jsonl, samples-2.jsonl, ...: two writers never share a file."""
-    number = 1
-    while True:
-        name = "samples.jsonl" if number == 1 else f"samples-{number}.jsonl"
-        try:
-            return (folder / name).open("xb")
-        except FileExistsError:
-            number += 1
-        except OSError as error:
-            raise UsageError(f"--out: {folder} cannot be written ({error.strerror})") from error
-
-
 def _file_number(path: Path) -> int:
     number = path.stem.removeprefix("samples").removeprefix("-")
     if number and not number.isdigit():
         raise DataError(f"{path}: not a samples file of a run")
     return int(number or 1)
-
-
-def _records(path: Path, digest: str) -> list[Record]:
-    """Read the records of one samples file."""
-    try:
-        found = checked_lines.read(path, digest, _decode_record)
-    except checked_lines.Damaged as error:
-        raise DataError(str(error)) from error
-    for number, record in enumerate(found.records, start=1):
-        _refuse_impossible(record, path, number)
-    return found.records
 
 
 def _refuse_impossible(record: Record, path: Path, number: int) -> None:

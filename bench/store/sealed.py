@@ -1,7 +1,5 @@
 """One JSON document in one file: versioned, sealed by a digest of itself, and written whole or not at all."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import secrets
@@ -23,13 +21,15 @@ def sealed(document: D) -> D:
     return msgspec.structs.replace(document, digest=_sha256(blank))
 
 
-def write(path: Path, document: msgspec.Struct) -> None:
-    """Write a `sealed` document.
+def write(path: Path, document: D) -> D:
+    """Seal and write a document, and return it with its digest.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; no part of the file is left.
     """
+    document = sealed(document)
     write_atomically(path, msgspec.json.format(msgspec.json.encode(document)) + b"\n")
+    return document
 
 
 def read(path: Path, kind: type[D], version: int) -> D:
@@ -44,7 +44,10 @@ def read(path: Path, kind: type[D], version: int) -> D:
     try:
         content = path.read_bytes()
         fields = msgspec.json.decode(content, type=dict[str, Any])
-        _check_version(path, fields.get("schema_version"), version)
+        stored = fields.get("schema_version")
+        if isinstance(stored, int) and stored != version:
+            age, advice = ("newer", "upgrade kvbench") if stored > version else ("older", "measure it again")
+            raise DataError(f"{path}: schema {stored} is {age} than this kvbench reads ({version}); {advice}")
         document = msgspec.json.decode(content, type=kind)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
@@ -72,14 +75,6 @@ def write_atomically(path: Path, content: bytes) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise
-
-
-def _check_version(path: Path, stored: object, version: int) -> None:
-    if not isinstance(stored, int) or stored == version:
-        return
-    if stored > version:
-        raise DataError(f"{path}: schema {stored} is newer than this kvbench reads ({version}); upgrade kvbench")
-    raise DataError(f"{path}: schema {stored} is older than this kvbench reads ({version}); measure it again")
 
 
 def _sha256(document: object) -> str:

@@ -70,17 +70,10 @@ def read_sessions(folder: Path) -> list[Session]:
     if not paths:
         there = "no session" if folder.is_dir() else "no such folder"
         raise DataError(f"{folder}: {there}; `kvbench baseline promote RUN` makes one")
-    return sorted(map(_read_session, paths), key=lambda session: (session.created_utc, session.run_id))
-
-
-def write_session(path: Path, session: Session) -> None:
-    """Seal and write a session.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sealed.write(path, sealed.sealed(session))
+    sessions = [sealed.read(path, Session, BASELINE_VERSION) for path in paths]
+    for path, session in zip(paths, sessions, strict=True):
+        refuse_impossible(session, str(path))
+    return sorted(sessions, key=lambda session: (session.created_utc, session.run_id))
 
 
 def refuse_impossible(session: Session, where: str) -> None:
@@ -96,9 +89,3 @@ def refuse_impossible(session: Session, where: str) -> None:
                 raise DataError(
                     f"{where}: {name} of {row.case.key}, {row.phase}, is {value}: no such time was measured"
                 )
-
-
-def _read_session(path: Path) -> Session:
-    session = sealed.read(path, Session, BASELINE_VERSION)
-    refuse_impossible(session, str(path))
-    return session

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from bench.ab import both
 from bench.ab import pair as pair_module
 from bench.ab.both import SideFailed
+from bench.ab.figures import figure, undisturbed
 from bench.ab.pair import Manner, Pair
 from bench.ab.record import NAMES, PairTimes, Turn
-from bench.ab.verdicts import figure, undisturbed
 from bench.errors import DataError
 from bench.measure.worker_process import WorkerFailed
 from bench.protocol import CheckCase, Checked, GoOn, Load, Loaded, Paused, TakeTurn, TurnTaken

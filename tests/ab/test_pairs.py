@@ -84,11 +84,12 @@ def fake(monkeypatch, tmp_path):
     monkeypatch.setattr(pairs, "Pair", FakePair)
     FakePair.raises, FakePair.made = {}, []
     said, asked = [], []
-    appender = Appender((tmp_path / "pairs").open("xb"), "digest")
-    with PairMeasurer(FakeForkServers(asked), 0, 60.0, appender, said.append) as bench:
+    with (
+        Appender((tmp_path / "pairs").open("xb"), "digest") as appender,
+        PairMeasurer(FakeForkServers(asked), 0, 60.0, appender, said.append) as bench,
+    ):
         bench.said, bench.asked = said, asked
         yield bench
-    appender.close(finished=True)
 
 
 @pytest.mark.parametrize(

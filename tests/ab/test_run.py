@@ -187,7 +187,8 @@ def test_a_gitignore_that_cannot_be_written_costs_no_ab(tmp_path, monkeypatch, c
     manifest = record.read(store_ab(tmp_path / "stored")).manifest
     monkeypatch.setattr(Path, "write_text", refuse)
     folder, pairs = run._make_folder(tmp_path / "results", "first", manifest)
-    pairs.close()
+    with pairs:
+        pass
     assert record.read(folder).manifest.digest == manifest.digest
     assert ".gitignore (Permission denied)" in capsys.readouterr().err
 

@@ -66,6 +66,30 @@ def test_only_what_is_flagged_is_measured_on():
     assert exit_code(found.values()) == 1
 
 
+def test_the_figures_of_a_row_are_of_the_same_pairs():
+    """In screening the machine was twice as slow: a change is confirmed on later pairs, and so are both times."""
+    taken = SLOWER.pairs(1)
+
+    def measure(number, cases):
+        slow = 2 if number < SCREENING_PAIRS else 1
+        return [
+            msgspec.structs.replace(pair, turns=[twice(turn, slow) for turn in pair.turns])
+            for pair in taken(number, cases)
+        ]
+
+    def twice(turn, slow):
+        return msgspec.structs.replace(
+            turn, prefill_ns=slow * turn.prefill_ns, step_ns=[slow * ns for ns in turn.step_ns]
+        )
+
+    records, _ = conduct(measure)
+    for verdict in verdicts.verdicts(records, CASES, 0.03, CORES):
+        assert verdict.kind == "regression" if verdict.phase == "decode" else verdict.kind == "same"
+        assert verdict.head / verdict.base == pytest.approx(1 + verdict.effect, abs=0.01)
+        expected_ms = {"decode": 0.7, "prefill": 7.2}[verdict.phase]
+        assert verdict.base == pytest.approx(expected_ms, rel=0.1)
+
+
 def test_an_interrupted_one_says_what_it_knew_when_it_began_its_last_pair():
     records, _ = conduct(only(KEYS[1], SLOWER.pairs(1), STILL.pairs(2)))
     at_the_end = [verdict.kind for verdict in verdicts.verdicts(records, CASES, 0.03, CORES)]

@@ -16,7 +16,7 @@ from bench.cli import main
 from bench.judge import baseline
 from bench.manifest import SCHEMA_VERSION
 from bench.record import Covariates, Failure, Run
-from bench.store.run_folder import RunWriter
+from bench.store.run_folder import samples_file
 from tests.handmade import ENVIRONMENT, fail, grid, make_run, smollm2_ms
 from tests.stored import create_run
 
@@ -33,7 +33,7 @@ def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def store(run: Run, name: str) -> str:
     """Store `run` as results/runs/<name>; return the name."""
     folder, manifest = create_run(Path("results/runs"), msgspec.structs.replace(run.manifest, run_id=name))
-    with RunWriter(folder, manifest.digest) as writer:
+    with samples_file(folder, manifest.digest) as writer:
         for record in (*run.checks, *run.samples, *run.failures):
             writer.append(record)
     return name

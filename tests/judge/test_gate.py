@@ -16,7 +16,7 @@ from bench.judge.baseline import session_of
 from bench.judge.gate import EXACT, gate, read_baseline, share_of
 from bench.judge.verdict import Verdict, exit_code
 from bench.record import Covariates, Run
-from bench.store.run_folder import RunWriter
+from bench.store.run_folder import samples_file
 from bench.store.sessions import Session
 from bench.tell import verdicts
 from kvcache.proof.counters import Counters
@@ -285,7 +285,7 @@ def test_a_disturbed_run_is_inconclusive_not_slow() -> None:
 
 def store(run: Run, out: Path) -> Path:
     folder, manifest = create_run(out, run.manifest)
-    with RunWriter(folder, manifest.digest) as writer:
+    with samples_file(folder, manifest.digest) as writer:
         for record in (*run.checks, *run.samples, *run.failures):
             writer.append(record)
     return folder

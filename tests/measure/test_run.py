@@ -12,7 +12,7 @@ from bench.measure import run as measuring
 from bench.measure.plan import Limits
 from bench.measure.server_process import RunServers
 from bench.record import Run
-from bench.store.run_folder import RunWriter
+from bench.store.run_folder import samples_file
 from kvcache import models
 from tests.handmade import ENVIRONMENT, grid, make_plan, make_run
 from tests.stored import create_run
@@ -32,7 +32,7 @@ def _here(monkeypatch: pytest.MonkeyPatch) -> None:
 def stored(out: Path) -> tuple[Path, str]:
     """Store a run that was interrupted after its first sample; its folder, and its manifest's digest."""
     folder, manifest = create_run(out, HANDMADE.manifest)
-    with RunWriter(folder, manifest.digest) as writer:
+    with samples_file(folder, manifest.digest) as writer:
         writer.append(HANDMADE.samples[0])
     return folder, manifest.digest
 
@@ -68,7 +68,7 @@ def test_a_resumed_run_is_read_again_when_no_other_process_can_write_to_it(
 ) -> None:
     folder, digest = stored(tmp_path)
     job = measuring.resume(str(folder), tmp_path)
-    with RunWriter(folder, digest) as other:
+    with samples_file(folder, digest) as other:
         other.append(HANDMADE.samples[1])
     seen: list[Run] = []
     monkeypatch.setattr(measuring, "measure_cases", lambda *arguments: seen.append(arguments[-1]))

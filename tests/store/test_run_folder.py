@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bench.errors import DataError, UsageError
 from bench.manifest import SCHEMA_VERSION, Manifest
 from bench.record import Run
-from bench.store.run_folder import RunWriter, check_name, find, find_run, read_run
+from bench.store.run_folder import check_name, find, find_run, read_run, samples_file
 from tests.handmade import grid, make_case, make_ceiling, make_run, steady_roofs
 from tests.stored import create_run
 
@@ -24,7 +24,7 @@ HANDMADE = make_run(grid(["naive", "dynamic"], [8]), rounds=3, roofs=steady_roof
 def stored(out: Path, run: Run = HANDMADE, *, closed: bool = True) -> Path:
     """Write a handmade run into a new folder under `out`."""
     folder, manifest = create_run(out, run.manifest)
-    writer = RunWriter(folder, manifest.digest)
+    writer = samples_file(folder, manifest.digest)
     for record in [*run.checks, *run.samples, *run.failures, *run.ceilings]:
         writer.append(record)
     if closed:
@@ -100,7 +100,7 @@ def test_zero_time_is_refused(tmp_path: Path) -> None:
 
 def test_two_writers_have_files_of_their_own(tmp_path: Path) -> None:
     folder, manifest = create_run(tmp_path, HANDMADE.manifest)
-    with RunWriter(folder, manifest.digest) as first, RunWriter(folder, manifest.digest) as second:
+    with samples_file(folder, manifest.digest) as first, samples_file(folder, manifest.digest) as second:
         for number, sample in enumerate(HANDMADE.samples):
             (first, second)[number % 2].append(sample)
     assert sorted(path.name for path in folder.glob("samples*")) == ["samples-2.jsonl", "samples.jsonl"]

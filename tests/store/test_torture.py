@@ -14,7 +14,7 @@ import pytest
 
 from bench.errors import UsageError
 from bench.judge.baseline import promote
-from bench.store.run_folder import RunWriter, locked, read_run
+from bench.store.run_folder import locked, read_run, samples_file
 from bench.store.sessions import read_sessions
 from tests.handmade import make_run
 from tests.stored import create_run
@@ -40,7 +40,7 @@ def test_two_writers_at_once_each_have_a_file(tmp_path: Path) -> None:
     halves = run.samples[::2], run.samples[1::2]
 
     def write(samples: list) -> None:
-        with RunWriter(folder, manifest.digest) as writer:
+        with samples_file(folder, manifest.digest) as writer:
             for sample in samples:
                 writer.append(sample)
 
@@ -99,7 +99,7 @@ def test_a_full_disk_keeps_what_was_stored(small_disk: Path) -> None:
     promote(run, small_disk / "baselines", "b")
     folder, manifest = create_run(small_disk / "runs", run.manifest)
     stored = 0
-    with pytest.raises(OSError, match="No space left"), RunWriter(folder, manifest.digest) as writer:  # noqa: PT012
+    with pytest.raises(OSError, match="No space left"), samples_file(folder, manifest.digest) as writer:  # noqa: PT012
         while True:
             writer.append(run.samples[stored % len(run.samples)])
             stored += 1
@@ -117,7 +117,7 @@ def test_a_read_only_folder_is_refused_in_one_line(small_disk: Path) -> None:
     with pytest.raises(UsageError, match="Read-only"):
         create_run(small_disk / "more", make_run(CASES).manifest)
     with pytest.raises(UsageError, match="Read-only"):
-        RunWriter(folder, "digest")
+        samples_file(folder, "digest")
     with pytest.raises(UsageError, match="Read-only"):
         promote(other_run("x"), small_disk / "baselines", "b")
     assert read_run(folder).samples
