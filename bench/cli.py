@@ -3,8 +3,6 @@
 torch and transformers are imported only inside the commands that run a model.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import signal
@@ -139,7 +137,7 @@ def _complain(message: str, error: BaseException, code: int) -> int:
 
 
 def _refusal(error: typer.TyperException) -> str:
-    """A command line that cannot be parsed: the flag, what is wrong with its value, and where the help is."""
+    """Say what cannot be parsed: the flag, what is wrong with its value, and where the help is."""
     message, context = error.format_message(), getattr(error, "ctx", None)
     parameter = getattr(error, "param", None)
     if isinstance(error, typer.BadParameter) and error.message and parameter is not None and context is not None:

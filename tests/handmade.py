@@ -14,7 +14,7 @@ from bench.case import Case, naive_steps
 from bench.manifest import SCHEMA_VERSION, CasePlan, Environment, Manifest
 from bench.record import CeilingSample, Check, Covariates, Failure, Quality, Run, Sample
 from kvcache.arithmetic.architectures import geometry
-from kvcache.arithmetic.costs import Costs, Phase, phase_costs, weights_bytes
+from kvcache.arithmetic.costs import Costs, Phase, parameters, phase_costs
 
 Model = Callable[[Case, int], float]
 """Milliseconds of a forward of a case: of step i, or of the prefill for i = 0."""
@@ -107,7 +107,7 @@ def smollm2_plan(case: Case) -> CasePlan:
         phase_costs(SMOLLM2, phase, refeeds=case.strategy == "naive", dtype_bytes=4, **shape)
         for phase in ("prefill", "decode")
     )
-    return CasePlan(case=case, prefill=prefill, decode=decode, weights_bytes=weights_bytes(SMOLLM2, 4))
+    return CasePlan(case=case, prefill=prefill, decode=decode, weights_bytes=4 * parameters(SMOLLM2))
 
 
 def floors_ms(case: Case, step: int, roofs: Roofs = steady_roofs) -> tuple[float, float]:

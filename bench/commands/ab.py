@@ -1,45 +1,35 @@
 """`kvbench ab`: a verdict between two revisions or two environments."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from bench.commands import flags
-from bench.commands.output import note, print_verdicts
+from bench.commands.output import note, print_ab
 
 
 @flags.takes_grid(strategies="naive,dynamic", n_prompt="128", n_gen="32")
 def ab(
     grid: flags.Grid,
-    base: Annotated[str | None, typer.Argument(metavar="[BASE]", help="Git revision to compare with.")] = None,
+    base: Annotated[str | None, Argument(metavar="[BASE]", help="Git revision to compare with.")] = None,
     head: Annotated[
-        str | None, typer.Argument(metavar="[HEAD]", help="Git revision to judge [default: the working tree as it is].")
+        str | None, Argument(metavar="[HEAD]", help="Git revision to judge [default: the working tree as it is].")
     ] = None,
-    base_python: Annotated[
-        str | None, typer.Option("--base-python", metavar="FILE", help="Python interpreter of base's environment.")
-    ] = None,
-    head_python: Annotated[
-        str | None, typer.Option("--head-python", metavar="FILE", help="Python interpreter of head's environment.")
-    ] = None,
+    base_python: Annotated[str | None, Option(metavar="FILE", help="Python interpreter of base's environment.")] = None,
+    head_python: Annotated[str | None, Option(metavar="FILE", help="Python interpreter of head's environment.")] = None,
     base_env: Annotated[
-        list[str] | None,
-        typer.Option("--base-env", metavar="NAME=VALUE", help="Environment variable for base; may be repeated."),
+        list[str] | None, Option(metavar="NAME=VALUE", help="Environment variable for base; may be repeated.")
     ] = None,
     head_env: Annotated[
-        list[str] | None,
-        typer.Option("--head-env", metavar="NAME=VALUE", help="Environment variable for head; may be repeated."),
+        list[str] | None, Option(metavar="NAME=VALUE", help="Environment variable for head; may be repeated.")
     ] = None,
     threshold: Annotated[
-        float, typer.Option("--threshold", help="Share up to which a change counts as none: 0.03 is three percent.")
+        float, Option(help="Share up to which a change counts as none: 0.03 is three percent.")
     ] = 0.03,
-    budget: Annotated[float, typer.Option("--budget", metavar="MINUTES", help="Time that all of it may take.")] = 10.0,
-    timeout: Annotated[
-        float, typer.Option("--timeout", metavar="SECONDS", min=1, max=1e6, help="Time that a request may take.")
-    ] = 900.0,
+    budget: Annotated[float, Option(metavar="MINUTES", help="Time that all of it may take.")] = 10.0,
+    timeout: Annotated[float, Option(metavar="SECONDS", min=1, max=1e6, help="Time that a request may take.")] = 900.0,
     out: flags.Out = flags.RESULTS,
-    name: Annotated[str | None, typer.Option("--name", help="Name of its folder, appended to the timestamp.")] = None,
+    name: Annotated[str | None, Option(help="Name of its folder, appended to the timestamp.")] = None,
     output_format: flags.TextFormat = "md",
 ) -> None:
     """Judge HEAD against BASE, measured in turns.
@@ -64,6 +54,6 @@ def ab(
     sweeps = flags.sweeps("default", grid)
     pythons, variables = {"base": base_python, "head": head_python}, {"base": base_env or [], "head": head_env or []}
     with both_sides(base, head, pythons=pythons, variables=variables, here=current_folder()) as (old, new):
-        finished = abtest.compare(old, new, sweeps, settings, out, name, note)
-    note(str(finished.folder))
-    print_verdicts(finished.verdicts, output_format, command="ab", title=finished.title)
+        folder = abtest.compare(old, new, sweeps, settings, out, name, note)
+    note(str(folder))
+    print_ab(folder, output_format)

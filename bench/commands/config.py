@@ -1,13 +1,12 @@
 """A grid and settings from a file: `--config FILE`, or `[tool.kvbench]` in ./pyproject.toml, keyed by long flags."""
 
-from __future__ import annotations
-
 import difflib
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Option
 
 from bench.errors import UsageError
 
@@ -37,7 +36,7 @@ def read(context: typer.Context, file: Path | None) -> Path | None:
 
 ConfigFile = Annotated[
     Path | None,
-    typer.Option(
+    Option(
         "--config", metavar="FILE", callback=read, is_eager=True, help="TOML file with a grid and settings, see above."
     ),
 ]
@@ -101,7 +100,7 @@ def _apply(context: typer.Context, values: dict[str, Any], place: str) -> None:
 
 
 def _words(value: Any, place: str) -> str:
-    """The value as it would stand on the command line: typer then checks it as it checks that."""
+    """Write the value as it would stand on the command line: typer then checks it as it checks that."""
     values = value if isinstance(value, list) else [value]
     if any(isinstance(one, bool) or not isinstance(one, str | int | float) for one in values):
         raise UsageError(f"{place}: give a string, a number, or a list of these")

@@ -1,10 +1,8 @@
 """`kvbench env`: this machine and its ceilings."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from bench.commands import flags
 from bench.commands.output import emit, note
@@ -13,7 +11,7 @@ from bench.commands.output import emit, note
 def env(
     output_format: flags.TextFormat = "md",
     ceilings: Annotated[
-        bool, typer.Option("--ceilings/--no-ceilings", help="Measure read bandwidth and GEMM rate (takes seconds).")
+        bool, Option("--ceilings/--no-ceilings", help="Measure read bandwidth and GEMM rate (takes seconds).")
     ] = True,
 ) -> None:
     """Show this machine, its software and its speed.
@@ -27,8 +25,8 @@ def env(
       kvbench env
       kvbench env -o json --no-ceilings        plain numbers, in bytes
     """
+    from bench.machine.affinity import notice
     from bench.machine.environment import read_environment
-    from bench.machine.threads import notice
     from bench.measure import ceiling_turns
     from bench.measure.server_process import RunServers
     from bench.tell.environment import render

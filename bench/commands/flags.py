@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
 import msgspec
-import typer
+from typer import Option
 
 from bench.case import PRESETS, DeviceName, NaiveLogits, Sweep
 from bench.commands.values import available_device, integers, thread_count, words
@@ -58,9 +58,9 @@ class GridFlag(NamedTuple):
     def option(self, *, many: bool = False) -> Any:
         """Return typer's option for this flag, of one value or (`many`) of a list."""
         if not many:
-            return typer.Option(*self.names, help=self.help, min=self.least, max=self.most)
+            return Option(*self.names, help=self.help, min=self.least, max=self.most)
         metavar = "INTEGERS" if self.value is int else "NAMES"
-        return typer.Option(*self.names, help=f"{self.help} A list makes a grid.", parser=self.parse, metavar=metavar)
+        return Option(*self.names, help=f"{self.help} A list makes a grid.", parser=self.parse, metavar=metavar)
 
     def parse(self, text: str) -> tuple[Any, ...]:
         """Return the values of a comma-separated list.
@@ -112,20 +112,14 @@ GRID: dict[str, GridFlag] = {
             many=False,
         ),
         GridFlag(
-            "seed",
-            ("--seed",),
-            int,
-            "Seed of the prompts and of random weights.",
-            least=0,
-            most=2**63 - 1,
-            many=False,
+            "seed", ("--seed",), int, "Seed of the prompts and of random weights.", least=0, most=2**63 - 1, many=False
         ),
     )
 }
 
-Out = Annotated[Path, typer.Option("--out", help="Folder of run folders.")]
-TableFormat = Annotated[Format, typer.Option("-o", "--format", help="Format of the table on stdout.")]
-TextFormat = Annotated[DocumentFormat, typer.Option("-o", "--format", help="Format of the output on stdout.")]
+Out = Annotated[Path, Option("--out", help="Folder of run folders.")]
+TableFormat = Annotated[Format, Option("-o", "--format", help="Format of the table on stdout.")]
+TextFormat = Annotated[DocumentFormat, Option("-o", "--format", help="Format of the output on stdout.")]
 RESULTS = Path("results/runs")
 
 CORRECTNESS = (
@@ -206,7 +200,7 @@ def below_the_flags() -> str:
 
 
 def _listed(title: str, rows: dict[str, list[str]]) -> str:
-    """A block of the help in two columns, 78 characters wide, kept as it is by the backspace that stands before it."""
+    """Make a block of the help in two columns of 78 characters, kept as it is by the backspace before it."""
     width = max(map(len, rows)) + 4
     lines = [title]
     for name, texts in rows.items():

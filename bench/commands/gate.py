@@ -1,32 +1,31 @@
 """`kvbench gate`, `kvbench baseline promote` and `kvbench baseline history`: a run against stored sessions."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from bench.commands import flags
 from bench.commands.output import emit, note, print_verdicts
 from bench.errors import UsageError
 
-BaselineFolder = Annotated[Path, typer.Option("--baseline-dir", metavar="DIR", help="Folder of baselines.")]
+BaselineFolder = Annotated[Path, Option("--baseline-dir", metavar="DIR", help="Folder of baselines.")]
 BASELINES = Path("results/baselines")
 
 
 def gate(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Run to judge: a run folder, or its name under --out.")],
+    run: Annotated[str, Argument(metavar="RUN", help="Run to judge: a run folder, or its name under --out.")],
     baseline: Annotated[
         str,
-        typer.Option(
+        Option(
             "--baseline",
             metavar="PATH",
             help="Folder of a baseline (results/baselines/NAME), with a file for each session; or a single run.",
         ),
     ],
     require_time: Annotated[
-        bool, typer.Option("--require-time", help="Exit with 3, not 0, if a time cannot be compared.")
+        bool, Option("--require-time", help="Exit with 3, not 0, if a time cannot be compared.")
     ] = False,
     out: flags.Out = flags.RESULTS,
     output_format: flags.TextFormat = "md",
@@ -58,10 +57,9 @@ def gate(
 
 
 def promote(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Run to accept: a run folder, or its name under --out.")],
+    run: Annotated[str, Argument(metavar="RUN", help="Run to accept: a run folder, or its name under --out.")],
     name: Annotated[
-        str | None,
-        typer.Option("--name", help="Name of the baseline [default: named after the machine and its software]."),
+        str | None, Option(help="Name of the baseline [default: named after the machine and its software].")
     ] = None,
     baseline_dir: BaselineFolder = BASELINES,
     out: flags.Out = flags.RESULTS,
@@ -84,13 +82,9 @@ def promote(
 
 
 def history(
-    name: Annotated[
-        str | None, typer.Option("--name", help="Name of the baseline [default: the only one there is].")
-    ] = None,
+    name: Annotated[str | None, Option(help="Name of the baseline [default: the only one there is].")] = None,
     baseline_dir: BaselineFolder = BASELINES,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the drift to FILE.png and FILE.svg.")
-    ] = None,
+    plot: Annotated[Path | None, Option(metavar="FILE", help="Draw the drift to FILE.png and FILE.svg.")] = None,
     output_format: flags.TableFormat = "md",
 ) -> None:
     """Show how a baseline drifted over its sessions.

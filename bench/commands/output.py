@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
@@ -23,9 +24,10 @@ def emit(text: str) -> None:
     print(text, end="", flush=True)
 
 
-def note(text: str) -> None:
-    """Write a line to stderr: progress, advice, the path of what was written."""
-    print(text, file=sys.stderr, flush=True)
+def note(*lines: str) -> None:
+    """Write lines to stderr: progress, advice, the path of what was written."""
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
 
 
 def print_summary(run: Run, form: Format) -> None:
@@ -60,8 +62,7 @@ def print_summary(run: Run, form: Format) -> None:
     if form == "md":  # what weakens the figures must be seen beside them
         print(derived.text("cautions", lambda: report.caution_lines), end="", file=sys.stderr, flush=True)
     write_plots(report, derived)  # they take seconds: the table is read meanwhile
-    for line in derived.lines():
-        note(line)
+    note(*derived.lines())
     failed = summary["status"].isin(FAULTS).any()
     if failed or (summary["status"] == "unsupported").all():
         raise typer.Exit(FailedRun.exit_code)
@@ -120,6 +121,15 @@ def print_verdicts(
         with derived.trying("the workflow's summary (GITHUB_STEP_SUMMARY)"):
             page = verdicts.markdown(found, title=title, require_time=require_time, command=command)
             report.append_step_summary(page)
-    for line in derived.lines():
-        note(line)
+    note(*derived.lines())
     raise typer.Exit(exit_code(found, require_time=require_time))
+
+
+def print_ab(folder: Path, form: DocumentFormat, *, in_step_summary: bool = True) -> NoReturn:
+    """Print the verdicts of a stored A/B; raises as `print_verdicts`."""
+    from bench.ab import record
+    from bench.ab.verdicts import stored_verdicts
+
+    stored = record.read(folder)
+    command: Command = "ab" if stored.finished else "unfinished ab"
+    print_verdicts(stored_verdicts(stored), form, command=command, title=stored.title, in_step_summary=in_step_summary)

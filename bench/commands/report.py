@@ -1,23 +1,19 @@
 """`kvbench report` and `kvbench compare`: stored runs, drawn again and side by side."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from bench.commands import flags
-from bench.commands.output import emit, note, print_summary, print_verdicts
+from bench.commands.output import emit, note, print_ab, print_summary
 from bench.errors import UsageError
-
-if TYPE_CHECKING:
-    from bench.tell.verdicts import Command
 
 
 def report(
     run: Annotated[
-        str, typer.Argument(metavar="RUN", help="Run folder, or its name under --out; the folder of an A/B, too.")
+        str, Argument(metavar="RUN", help="Run folder, or its name under --out; the folder of an A/B, too.")
     ],
     out: flags.Out = flags.RESULTS,
     output_format: flags.TableFormat = "md",
@@ -32,8 +28,6 @@ def report(
       kvbench report results/runs/20261123T040000Z-mine
       kvbench report 20261123T040000Z-mine -o csv > mine.csv
     """
-    from bench.ab import record
-    from bench.ab.verdicts import stored_verdicts
     from bench.store.run_folder import find, read_run
 
     folder, kind = find(run, out)
@@ -42,19 +36,15 @@ def report(
         return
     if output_format not in ("md", "json"):
         raise UsageError(f"--format {output_format}: {run} is an A/B, whose verdicts are printed as md or json")
-    stored = record.read(folder)
-    command: Command = "ab" if stored.finished else "unfinished ab"
-    print_verdicts(stored_verdicts(stored), output_format, command=command, title=stored.title, in_step_summary=False)
+    print_ab(folder, output_format, in_step_summary=False)
 
 
 def compare(
-    a: Annotated[str, typer.Argument(metavar="A", help="Run to compare with: a run folder, or its name under --out.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Run to judge.")],
+    a: Annotated[str, Argument(metavar="A", help="Run to compare with: a run folder, or its name under --out.")],
+    b: Annotated[str, Argument(metavar="B", help="Run to judge.")],
     out: flags.Out = flags.RESULTS,
     output_format: flags.TableFormat = "md",
-    plots: Annotated[
-        Path | None, typer.Option("--plots", metavar="DIR", help="Folder for the plots [default: in B's folder].")
-    ] = None,
+    plots: Annotated[Path | None, Option(metavar="DIR", help="Folder for the plots [default: in B's folder].")] = None,
 ) -> None:
     """Compare two runs: what got faster or slower.
 
@@ -79,7 +69,6 @@ def compare(
     derived = Derived()
     folder = write_comparison(comparison, run_b, plots, derived)
     lost = derived.lines()
-    for line in lost or ["plots: none, nothing was compared" if folder is None else f"plots: {folder}"]:
-        note(line)
+    note(*(lost or ["plots: none, nothing was compared" if folder is None else f"plots: {folder}"]))
     if code := comparison.exit_code or (UsageError.exit_code if lost and plots is not None else 0):
         raise typer.Exit(code)

@@ -1,11 +1,10 @@
 """`kvbench run`: measures a grid and prints its table."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from bench.commands import config, flags
 from bench.commands.output import note, print_plan, print_summary
@@ -23,19 +22,16 @@ def run(
     context: typer.Context,
     *,
     preset: Annotated[
-        flags.PresetName,
-        typer.Option("--preset", help="Prepared grid, changed by flags that are given; see below."),
+        flags.PresetName, Option(help="Prepared grid, changed by flags that are given; see below.")
     ] = "default",
     grid: flags.Grid,
     repetitions: Annotated[
-        int, typer.Option("-r", "--repetitions", metavar="N", min=1, help="Rounds; six or more give intervals.")
+        int, Option("-r", "--repetitions", metavar="N", min=1, help="Rounds; six or more give intervals.")
     ] = Limits.repetitions,
-    processes: Annotated[
-        int, typer.Option("--processes", metavar="N", min=1, help="Fresh processes per strategy.")
-    ] = Limits.processes,
+    processes: Annotated[int, Option(metavar="N", min=1, help="Fresh processes per strategy.")] = Limits.processes,
     budget: Annotated[
         float | None,
-        typer.Option(
+        Option(
             "--budget",
             metavar="MINUTES",
             min=0.1,
@@ -44,27 +40,21 @@ def run(
         ),
     ] = None,
     timeout: Annotated[
-        float,
-        typer.Option("--timeout", metavar="SECONDS", min=1, max=1e6, help="Time that a case may take in a process."),
+        float, Option(metavar="SECONDS", min=1, max=1e6, help="Time that a case may take in a process.")
     ] = Limits.timeout_s,
     ceilings: Annotated[
         bool,
-        typer.Option(
-            "--ceilings/--no-ceilings", help="Measure the machine's read bandwidth and GEMM rate beside the cases."
-        ),
+        Option("--ceilings/--no-ceilings", help="Measure the machine's read bandwidth and GEMM rate beside the cases."),
     ] = True,
     out: flags.Out = flags.RESULTS,
-    name: Annotated[
-        str | None, typer.Option("--name", help="Name of the run folder, appended to the timestamp.")
-    ] = None,
+    name: Annotated[str | None, Option(help="Name of the run folder, appended to the timestamp.")] = None,
     resume: Annotated[
-        str | None,
-        typer.Option("--resume", metavar="RUN", help="Continue an interrupted run: measure only what it lacks."),
+        str | None, Option(metavar="RUN", help="Continue an interrupted run: measure only what it lacks.")
     ] = None,
     config_file: config.ConfigFile = None,
     output_format: flags.TableFormat = "md",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the cases and a rough estimate of the time; measure nothing.")
+        bool, Option("--dry-run", help="Print the cases and a rough estimate of the time; measure nothing.")
     ] = False,
 ) -> None:
     """Measure a grid of cases and print the table.

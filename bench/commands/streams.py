@@ -1,7 +1,5 @@
 """stdout and stderr that may be closed, full or no longer read: a command does its work all the same."""
 
-from __future__ import annotations
-
 import errno
 import io
 import os

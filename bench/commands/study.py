@@ -1,12 +1,11 @@
 """`kvbench generate`, `kvbench trace` and `kvbench train`: the study note's own steps."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer import Option
 
 from bench.commands import flags
 from bench.commands.output import emit, note
@@ -14,7 +13,7 @@ from bench.commands.values import available_device, thread_count, words
 from bench.errors import FailedRun, UsageError
 from kvcache.strategies.catalogue import STRATEGIES
 
-Prompt = Annotated[str, typer.Option("--prompt", help="Text to continue.")]
+Prompt = Annotated[str, Option("--prompt", help="Text to continue.")]
 Model = Annotated[str, flags.GRID["models"].option()]
 Dtype = Annotated[flags.DtypeName, flags.GRID["dtype"].option()]
 Threads = Annotated[int | None, flags.GRID["n_threads"].option()]
@@ -26,18 +25,14 @@ def generate(
     prompt: Prompt,
     model: Model = "smollm2-135m",
     strategy: Annotated[
-        flags.StrategyName,
-        typer.Option("--strategy", metavar="NAME", help="Way to generate; `kvbench run --help` explains each."),
+        flags.StrategyName, Option(metavar="NAME", help="Way to generate; `kvbench run --help` explains each.")
     ] = "dynamic",
     n_gen: Annotated[
         int | None,
-        typer.Option(
-            "-n", "--n-gen", min=1, help="Tokens to generate at most [default: 128, or the model's positions]."
-        ),
+        Option("-n", "--n-gen", min=1, help="Tokens to generate at most [default: 128, or the model's positions]."),
     ] = None,
     stop_token_id: Annotated[
-        int | None,
-        typer.Option("--stop-token-id", metavar="ID", help="Stop after this token, too [default: end of sequence]."),
+        int | None, Option(metavar="ID", help="Stop after this token, too [default: end of sequence].")
     ] = None,
     dtype: Dtype = "float32",
     threads: Threads = None,
@@ -55,41 +50,23 @@ def generate(
       kvbench generate --prompt "Lionel Messi is a" --strategy naive
     """
     from bench.study.generate import stream
+    from bench.study.prompt import Setting
 
-    stream(
-        model,
-        prompt,
-        strategy=strategy,
-        n_gen=n_gen,
-        stop_token_id=stop_token_id,
-        dtype=dtype,
-        n_threads=thread_count(threads),
-        device=available_device(device),
-        seed=seed,
-    )
+    setting = Setting(model, dtype, thread_count(threads), available_device(device), seed)
+    stream(setting, prompt, strategy=strategy, n_gen=n_gen, stop_token_id=stop_token_id)
 
 
 def trace(
     prompt: Prompt,
     model: Model = "smollm2-135m",
-    strategies: Annotated[
-        str, typer.Option("--strategies", metavar="NAMES", help="Ways to generate, side by side.")
-    ] = "naive,dynamic",
+    strategies: Annotated[str, Option(metavar="NAMES", help="Ways to generate, side by side.")] = "naive,dynamic",
     n_gen: Annotated[
-        int | None, typer.Option("-n", "--n-gen", min=1, help="Steps at most [default: 16, or the model's positions].")
+        int | None, Option("-n", "--n-gen", min=1, help="Steps at most [default: 16, or the model's positions].")
     ] = None,
-    until: Annotated[
-        int | None, typer.Option("--until", metavar="TOKEN_ID", help="Stop after this token, as after [EOS].")
-    ] = None,
-    show_input: Annotated[
-        bool, typer.Option("--show-input", help="Print each step's whole input below the table.")
-    ] = False,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the trace to a .png, .svg or .pdf.")
-    ] = None,
-    picture: Annotated[
-        Literal["masks", "work", "shift", "all"], typer.Option("--picture", help="Picture that --plot draws.")
-    ] = "all",
+    until: Annotated[int | None, Option(metavar="TOKEN_ID", help="Stop after this token, as after [EOS].")] = None,
+    show_input: Annotated[bool, Option("--show-input", help="Print each step's whole input below the table.")] = False,
+    plot: Annotated[Path | None, Option(metavar="FILE", help="Draw the trace to a .png, .svg or .pdf.")] = None,
+    picture: Annotated[Literal["masks", "work", "shift", "all"], Option(help="Picture that --plot draws.")] = "all",
     dtype: Dtype = "float32",
     threads: Threads = None,
     device: Device = "cpu",
@@ -109,6 +86,7 @@ def trace(
     from bench.store.derived import Derived
     from bench.study import trace as tracing
     from bench.study import trace_tables
+    from bench.study.prompt import Setting
 
     drawing = None
     if plot is not None:
@@ -116,17 +94,8 @@ def trace(
         from bench.study import trace_pictures
 
         drawing = trace_pictures.check(plot, picture)
-    traced = tracing.run(
-        model,
-        prompt,
-        strategies=words(strategies, STRATEGIES),
-        n_gen=n_gen,
-        until=until,
-        dtype=dtype,
-        n_threads=thread_count(threads),
-        device=available_device(device),
-        seed=seed,
-    )
+    setting = Setting(model, dtype, thread_count(threads), available_device(device), seed)
+    traced = tracing.run(setting, prompt, strategies=words(strategies, STRATEGIES), n_gen=n_gen, until=until)
     if output_format == "json":
         emit(trace_tables.as_json(traced))
     elif sys.stdout.isatty():
@@ -142,8 +111,7 @@ def trace(
         with derived.trying(f"--plot {plot}"):
             drawing(traced)
             note(f"plot: {plot}")
-    for line in derived.lines():
-        note(line)
+    note(*derived.lines())
     if traced.tokens_match != "true":
         note(f"kvbench: the strategies chose different tokens ({traced.tokens_match})")
     if traced.tokens_match == "false":
@@ -155,28 +123,21 @@ def trace(
 def train(
     text: Annotated[
         Path | None,
-        typer.Option(
-            "--text", metavar="FILE", help="UTF-8 file with a text per line [default: twelve lines that come along]."
-        ),
+        Option(metavar="FILE", help="UTF-8 file with a text per line [default: twelve lines that come along]."),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="New folder for the model.")] = None,
+    out: Annotated[Path | None, Option(metavar="DIR", help="New folder for the model.")] = None,
     context_length: Annotated[
-        int | None,
-        typer.Option("--context-length", min=2, max=4096, help="Positions of every text, cut or padded [default: 64]."),
+        int | None, Option(min=2, max=4096, help="Positions of every text, cut or padded [default: 64].")
     ] = None,
     tokenizer: Annotated[
-        Literal["word", "bpe"] | None,
-        typer.Option("--tokenizer", help="Kind of tokenizer, made from the text [default: word]."),
+        Literal["word", "bpe"] | None, Option(help="Kind of tokenizer, made from the text [default: word].")
     ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps [default: 80].")] = None,
+    steps: Annotated[int | None, Option(min=1, help="Optimizer steps [default: 80].")] = None,
     seed: Annotated[
-        int | None,
-        typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of the weights and of the order [default: 0]."),
+        int | None, Option(min=0, max=2**32 - 1, help="Seed of the weights and of the order [default: 0].")
     ] = None,
     threads: Threads = None,
-    resume: Annotated[
-        Path | None, typer.Option("--resume", metavar="DIR", help="Continue a training that was interrupted.")
-    ] = None,
+    resume: Annotated[Path | None, Option(metavar="DIR", help="Continue a training that was interrupted.")] = None,
     output_format: flags.TextFormat = "md",
 ) -> None:
     """Train a small GPT-2 on a text, as in the tutorial.

@@ -1,7 +1,5 @@
 """The words of the command line -> values; each mistake says what is wrong with the word and what is valid."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Collection
 from typing import Any, get_args

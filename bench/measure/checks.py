@@ -14,14 +14,14 @@ from bench.measure.worker_process import WorkerFailed
 from bench.measure.workers import Entry, WorkerKey, Workers
 from bench.protocol import CheckCase, Checked, FrameworkTimed, MakeReference, MakeText, TimeFramework
 from bench.record import Check
-from bench.store.run_folder import RunWriter
+from bench.store.checked_lines import Appender
 from kvcache.strategies.catalogue import COMPILING, is_lossy
 
 
 class Checks:
     """Checks the cases of one group in one set of processes."""
 
-    def __init__(self, workers: Workers, writer: RunWriter, progress: ProgressBar) -> None:
+    def __init__(self, workers: Workers, writer: Appender, progress: ProgressBar) -> None:
         self._workers, self._writer, self._progress = workers, writer, progress
         self._framework: dict[tuple[WorkerKey, int], list[int] | None] = {}
         """What steps without arithmetic take, by worker and batch size."""

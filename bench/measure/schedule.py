@@ -26,7 +26,7 @@ from bench.measure.worker_process import WorkerFailed, WorkerProcess
 from bench.measure.workers import REFERENCE, ROOFS, Entry, Workers, worker_key
 from bench.protocol import TakeTurn, TurnTaken
 from bench.record import CeilingSample, Run, Sample
-from bench.store.run_folder import RunWriter
+from bench.store.checked_lines import Appender
 
 WARMUP_TRIALS = 5
 """Most warm-up turns of a case; they end sooner once two agree within WARMUP_AGREEMENT and no trend is left."""
@@ -42,7 +42,7 @@ Fork = Callable[[Group, int], WorkerProcess]
 def measure(
     plans: Sequence[CasePlan],
     limits: Limits,
-    writer: RunWriter,
+    writer: Appender,
     progress: ProgressBar,
     fork: Fork,
     previous: Run | None = None,
@@ -74,7 +74,7 @@ def measure(
 class ProcessSet:
     """Measures cell by cell with one set of workers, those of one group."""
 
-    def __init__(self, workers: Workers, limits: Limits, writer: RunWriter, progress: ProgressBar, past: Past) -> None:
+    def __init__(self, workers: Workers, limits: Limits, writer: Appender, progress: ProgressBar, past: Past) -> None:
         self.workers, self.process, self.limits = workers, workers.process, limits
         self.writer, self.progress, self.past = writer, progress, past
         self.checks = Checks(workers, writer, progress)

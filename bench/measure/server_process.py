@@ -14,9 +14,8 @@ from typing import Self
 import msgspec
 
 from bench.errors import DataError, UsageError
-from bench.machine.affinity import unbind
+from bench.machine.affinity import unbind, with_threads
 from bench.machine.places import temporary_folder
-from bench.machine.affinity import with_threads
 from bench.measure.worker_process import WorkerProcess, last_line, read_line
 from bench.protocol import VERSION, Ended, Introduction
 

@@ -14,7 +14,7 @@ from bench.measure.progress import ProgressBar
 from bench.measure.worker_process import WorkerFailed, WorkerProcess
 from bench.protocol import VERSION, CheckCase, Load, Loaded, Reply, Request, TakeTurn, TurnTaken
 from bench.record import Check, Failure
-from bench.store.run_folder import RunWriter
+from bench.store.checked_lines import Appender
 
 LOAD_TIMEOUT_S = 1800.0
 """For reading or making a model's weights, which are no case's time."""
@@ -67,7 +67,7 @@ class Workers:
         seed: int,
         timeout_s: float,
         fork: Callable[[], WorkerProcess],
-        writer: RunWriter,
+        writer: Appender,
         progress: ProgressBar,
     ) -> None:
         """`seed` is of the weights, `timeout_s` what a case may take in all; `writer` stores the failures."""

@@ -3,8 +3,6 @@
 A cell is one score of one head: the query of its row times the key of its column. Pure functions on token texts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

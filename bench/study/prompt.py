@@ -1,9 +1,9 @@
 """A prompt made ready for a model: load the model and its tokenizer, encode the text, see that all of it fits."""
 
-from __future__ import annotations
-
 import sys
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -13,33 +13,58 @@ from kvcache import models
 DEFAULT_N_GEN = 128
 
 
-def load(
-    model: str, *, dtype: str, device: str, seed: int
-) -> tuple[models.ModelDescription, PreTrainedTokenizerBase, PreTrainedModel]:
-    """Load the model of a spec together with its tokenizer.
+class Setting(NamedTuple):
+    """What a text is generated with."""
+
+    model: str
+    dtype: str
+    n_threads: int
+    device: str
+    seed: int
+
+
+class Ready(NamedTuple):
+    """A model with a prompt that it can continue."""
+
+    network: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    ids: Tensor
+    """Of the prompt, `[1, n_prompt]`, on the device."""
+    room: int
+    """Tokens that may follow."""
+    stops: set[int | None]
+    """Ids that end the text."""
+
+
+def get_ready(setting: Setting, prompt: str, *, n_gen: int | None, stop: int | None, stop_flag: str) -> Ready:
+    """Load the model, set torch's threads, and encode the prompt; the text ends at `stop`, too (flag `stop_flag`).
 
     Raises:
-        UsageError: the model cannot be loaded, or has no tokenizer.
+        UsageError: the model cannot be loaded or has no tokenizer; the prompt gives no token, gives one outside the
+            embedding, or does not fit the model's positions.
     """
+    torch.set_num_threads(setting.n_threads)
     try:
-        described = models.describe(model)
-        tokenizer = models.load_tokenizer(model)
+        described = models.describe(setting.model)
+        tokenizer = models.load_tokenizer(setting.model)
         network = models.load(
-            model, dtype=dtype, device=device, seed=seed, attn_implementation=described.attn_implementation
+            setting.model,
+            dtype=setting.dtype,
+            device=setting.device,
+            seed=setting.seed,
+            attn_implementation=described.attn_implementation,
         )
     except models.ModelError as error:
-        raise UsageError(f"--model {model}: {error}") from error
+        raise UsageError(f"--model {setting.model}: {error}") from error
     for caution in described.cautions:
-        sys.stderr.write(f"kvbench: {model}: {caution}\n")
-    return described, tokenizer, network
+        sys.stderr.write(f"kvbench: {setting.model}: {caution}\n")
+    ids = _encode(tokenizer, prompt).to(setting.device)
+    room = _fitting(ids, n_gen, stop, described, stop_flag)
+    return Ready(network, tokenizer, ids, room, {stop, *_ends(network.generation_config, tokenizer.eos_token_id)})
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> Tensor:
-    """Return the token ids of `prompt`, `[1, n_prompt]`.
-
-    Raises:
-        UsageError: the prompt gives no token, or has a word that the tokenizer has no token for.
-    """
+def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> Tensor:
+    """Return the token ids of `prompt`, `[1, n_prompt]`."""
     try:
         ids: Tensor = tokenizer(prompt, return_tensors="pt")["input_ids"].long()
     except Exception as error:
@@ -50,28 +75,16 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> Tensor:
     return ids
 
 
-def fitting(
-    ids: Tensor,
-    n_gen: int | None,
-    stop_token_id: int | None,
-    model: models.ModelDescription,
-    stop_flag: str = "--stop-token-id",
-) -> int:
-    """Return how many tokens may follow the prompt `ids` `[1, n_prompt]`.
-
-    That is `n_gen`; without one it is 128, or as many as the model has positions left.
-
-    Raises:
-        UsageError: a token id is not one of the model's, or prompt and continuation exceed the model's positions.
-    """
+def _fitting(ids: Tensor, n_gen: int | None, stop: int | None, model: models.ModelDescription, stop_flag: str) -> int:
+    """Return how many tokens may follow: `n_gen`; without one 128, or as many as the model has positions left."""
     n_prompt = ids.shape[1]
     if ids.max() >= model.vocab_size:
         raise UsageError(
             f"--prompt: its token {int(ids.max())} lies outside the model's embedding of {model.vocab_size} rows; the "
             "tokenizer does not belong to this model"
         )
-    if stop_token_id is not None and not 0 <= stop_token_id < model.vocab_size:
-        raise UsageError(f"{stop_flag} {stop_token_id}: the model's tokens are 0 to {model.vocab_size - 1}")
+    if stop is not None and not 0 <= stop < model.vocab_size:
+        raise UsageError(f"{stop_flag} {stop}: the model's tokens are 0 to {model.vocab_size - 1}")
     room = DEFAULT_N_GEN if model.max_positions is None else model.max_positions - n_prompt
     wanted = max(1, min(DEFAULT_N_GEN, room)) if n_gen is None else n_gen
     if model.max_positions is not None and wanted > room:
@@ -82,7 +95,7 @@ def fitting(
     return wanted
 
 
-def end_of_sequence(config: object, tokenizer_eos: int | None) -> set[int | None]:
+def _ends(config: object, tokenizer_eos: int | None) -> set[int | None]:
     """Return the ids that end a text: those of the generation config (one or a list), else the tokenizer's."""
     eos = getattr(config, "eos_token_id", None)
     if eos is None:

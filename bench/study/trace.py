@@ -1,19 +1,17 @@
 """`kvbench trace`: traces each strategy on one prompt, times the steps, and turns token ids into text."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from bench.errors import UsageError
 from bench.machine.clock import Clock, stamping
 from bench.machine.devices import DEVICES
-from bench.study.prompt import encode, end_of_sequence, fitting, load
+from bench.study.prompt import Setting, get_ready
+from bench.tell.words import plural
 from kvcache.caches.contract import Unsupported
 from kvcache.learn.trace import Step, trace
 from kvcache.proof.tokens import NotRepeatable, agreement, reference
@@ -54,29 +52,14 @@ class Trace:
     """Whether all strategies chose the same tokens; "tie": they differ within the rounding of the dtype."""
 
 
-def run(
-    model: str,
-    prompt: str,
-    *,
-    strategies: tuple[str, ...],
-    n_gen: int | None,
-    until: int | None,
-    dtype: str,
-    n_threads: int,
-    device: str,
-    seed: int,
-) -> Trace:
+def run(setting: Setting, prompt: str, *, strategies: tuple[str, ...], n_gen: int | None, until: int | None) -> Trace:
     """Trace each of `strategies` on `prompt`, up to `until`, the end of the text, or `n_gen` tokens.
 
     Raises:
-        UsageError: the model cannot be loaded, a strategy cannot run it, or the prompt does not fit it.
+        UsageError: as `get_ready`, or a strategy cannot run the model.
     """
-    torch.set_num_threads(n_threads)
-    described, tokenizer, network = load(model, dtype=dtype, device=device, seed=seed)
-    ids = encode(tokenizer, prompt).to(device)
-    room = fitting(ids, n_gen, until, described, "--until")
+    network, tokenizer, ids, room, stops = get_ready(setting, prompt, n_gen=n_gen, stop=until, stop_flag="--until")
     limit = min(DEFAULT_N_GEN, room) if n_gen is None and until is None else room
-    stops = {until, *end_of_sequence(network.generation_config, tokenizer.eos_token_id)}
     built: dict[str, Strategy] = {}
     traced: dict[str, list[Step]] = {}
     for name in strategies:
@@ -85,27 +68,29 @@ def run(
             strategy.prepare(batch_size=1, capacity=ids.shape[1] + limit)
             traced[name] = trace(strategy, ids, limit, stops)
         except Unsupported as error:
-            raise UsageError(f"--strategies {name}: cannot run {model}: {error}") from error
+            raise UsageError(f"--strategies {name}: cannot run {setting.model}: {error}") from error
     match: Literal["true", "tie", "false"] = "true"
     if len({tuple(step.out for step in steps) for steps in traced.values()}) > 1:
         match = "tie"
         try:
             expected = reference(network, ids, limit)
         except NotRepeatable as error:
-            raise UsageError(f"--model {model}: {error}") from error
+            raise UsageError(f"--model {setting.model}: {error}") from error
         for strategy in built.values():
             strategy.reset()
             if agreement(strategy, ids, expected).tokens_match == "false":
                 match = "false"
-    times = step_times_ns(built, {name: len(steps) for name, steps in traced.items()}, ids, DEVICES[device].clock())
+    times = step_times_ns(
+        built, {name: len(steps) for name, steps in traced.items()}, ids, DEVICES[setting.device].clock()
+    )
 
     def words(token_ids: tuple[int, ...]) -> str:
         return str(tokenizer.decode(list(token_ids))).replace("\n", "\\n")
 
     emitted = [step.out for step in next(iter(traced.values()))]
     return Trace(
-        model=model,
-        setting=f"{model}, {dtype}, {device}, {n_threads} thread{'s' if n_threads > 1 else ''}",
+        model=setting.model,
+        setting=f"{setting.model}, {setting.dtype}, {setting.device}, {plural(setting.n_threads, 'thread')}",
         prompt=prompt,
         tokens=tuple(words((token,)) for token in (*ids[0].tolist(), *emitted)),
         n_prompt=ids.shape[1],
@@ -127,12 +112,7 @@ def step_times_ns(
 
     A trace shows where the time goes; it is not a benchmark, since all strategies share one process and no interval is
     computed. They are warm (the trace itself was their warm-up) and take turns, so that a drift affects all of them.
-
-    Args:
-        strategies: by name, each prepared for `prompt`.
-        n_steps: how many steps each of them takes.
-        prompt: token ids `[1, n_prompt]`.
-        clock: of the device that the strategies run on.
+    Each is prepared for `prompt` `[1, n_prompt]`; `clock` is the device's.
     """
     rounds_ns: dict[str, list[list[int]]] = {name: [] for name in strategies}
     n_rounds = spent_ns = 0

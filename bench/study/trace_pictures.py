@@ -1,10 +1,8 @@
 """`kvbench trace --plot`: checks the file, draws the pictures of a trace, and saves them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -17,7 +15,6 @@ from bench.study.trace import Trace
 from bench.tell.plots.style import PNG_DPI, WIDTH_IN, own_settings
 
 Picture = Literal["masks", "work", "shift", "all"]
-PICTURES: tuple[Picture, ...] = get_args(Picture)
 
 SUFFIXES = (".png", ".svg", ".pdf")
 MOST_TOKENS = 32
@@ -38,7 +35,7 @@ def check(path: Path, picture: Picture) -> Callable[[Trace], None]:
         raise UsageError(f"--plot {path}: the suffix decides the format; valid: {', '.join(SUFFIXES)}")
     if not path.parent.is_dir():
         raise UsageError(f"--plot {path}: the folder {path.parent} does not exist")
-    return lambda trace: _draw_into(path, trace, picture)
+    return lambda trace: _save(trace, picture, path)
 
 
 def draw(trace: Trace, picture: Picture) -> Figure:
@@ -97,17 +94,8 @@ def shift(figure: FigureBase, tokens: Sequence[str]) -> None:
     axes.axis("off")
 
 
-def _draw_into(path: Path, trace: Trace, picture: Picture) -> None:
-    with own_settings():
-        _save(draw(trace, picture), path)
-
-
-def _save(figure: Figure, path: Path) -> None:
+def _save(trace: Trace, picture: Picture, path: Path) -> None:
     """Save without dates and random ids: the same trace gives the same bytes, whenever it is drawn."""
-    dates: dict[str, dict[str, None]] = {
-        ".png": {"Software": None},
-        ".svg": {"Date": None},
-        ".pdf": {"CreationDate": None},
-    }
-    with mpl.rc_context({"svg.hashsalt": "kvbench"}):
-        figure.savefig(path, dpi=PNG_DPI, metadata=dates[path.suffix])
+    date = {".png": "Software", ".svg": "Date", ".pdf": "CreationDate"}[path.suffix]
+    with own_settings(), mpl.rc_context({"svg.hashsalt": "kvbench"}):
+        draw(trace, picture).savefig(path, dpi=PNG_DPI, metadata={date: None})

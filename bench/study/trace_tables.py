@@ -1,7 +1,5 @@
 """A trace -> text: the table T=1, T=2, ... for a terminal, as Markdown, as JSON. Pure functions."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from itertools import zip_longest

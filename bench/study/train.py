@@ -1,7 +1,5 @@
 """`kvbench train`: checks text and folder, shows the loss during training, and reports the result."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterator
@@ -25,12 +23,9 @@ LEARNT_NATS = 0.1
 
 
 def begin(folder: Path, text_file: Path | None, settings: Settings) -> None:
-    """Create `folder` and store the settings and the text in it; nothing is written if any of them is wrong.
+    """Create `folder`, a new or an empty one, and store the settings and the text in it; nothing if any is wrong.
 
-    Args:
-        folder: a new or an empty one.
-        text_file: UTF-8, one text per line; None takes the twelve lines that come with kvbench.
-        settings: everything else that decides the training.
+    `text_file` is UTF-8, one text per line; None takes the twelve lines that come with kvbench.
 
     Raises:
         UsageError: the text is not valid, or the folder is not empty.

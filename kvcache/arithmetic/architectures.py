@@ -4,8 +4,6 @@ What an architecture holds was read in the modelling code of transformers 5.23; 
 products that run, with what is said here.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -19,7 +17,7 @@ class UnknownGeometry(ValueError):
 
 
 def geometry(config: Any) -> Geometry:
-    """The sizes that `config` (of a causal language model, as transformers reads it) stands for.
+    """Read the sizes that `config` (of a causal language model, as transformers reads it) stands for.
 
     An architecture that is not known by name is taken for Llama's block (four attention linears, three of a gated
     feed-forward, two norms) if it has the standard names and `silu`, which the gated form goes with, and nothing that
@@ -179,7 +177,7 @@ _NOT_IN_LLAMA = (
 
 
 def _model(config: Any, layers: Iterable[Layer], *, vectors: int, **others: Any) -> Geometry:
-    """The parts in common; equal layers are counted together, so that arithmetic over them is short."""
+    """Add the parts in common; equal layers are counted together, so that arithmetic over them is short."""
     sizes: dict[str, Any] = {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -228,7 +226,7 @@ def _experts(config: Any, index: int) -> Experts | None:
 
 
 def _windows(config: Any) -> list[int | None]:
-    """The sliding window of each layer, by the rule of transformers' caches (`get_layer_types_and_kwargs`)."""
+    """List the sliding window of each layer, by the rule of transformers' caches (`get_layer_types_and_kwargs`)."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     if kinds is None:

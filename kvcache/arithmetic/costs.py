@@ -65,7 +65,7 @@ class Costs:
         return self.gemm_flops + self.gemv_flops
 
     def __add__(self, later: Costs) -> Costs:
-        """This work and then `later`: what is held at the end is what `later` holds."""
+        """Add up this work and then `later`: what is held at the end is what `later` holds."""
         return Costs(
             forward_calls=self.forward_calls + later.forward_calls,
             tokens_processed=self.tokens_processed + later.tokens_processed,
@@ -88,7 +88,7 @@ def forward_costs(
     padded_to: int | None = None,
     kv_stored: int | None = None,
 ) -> Costs:
-    """One forward of `n_query` tokens for each of `batch_size` sequences.
+    """Count the work of one forward of `n_query` tokens for each of `batch_size` sequences.
 
     Args:
         geometry: the model.
@@ -160,7 +160,7 @@ def phase_costs(
     padded_to: int | None = None,
     kv_stored: Callable[[int], int] | None = None,
 ) -> Costs | None:
-    """A whole phase: the prefill's one forward, or the n_gen - 1 decode steps together (None if there are none).
+    """Add up a whole phase: the prefill's one forward, or the n_gen - 1 decode steps (None if there are none).
 
     Args:
         refeeds: True for naive: every forward feeds context, prompt and what was emitted so far; there is no cache.
@@ -193,7 +193,7 @@ def phase_costs(
 
 
 def parameters(geometry: Geometry) -> int:
-    """How many numbers the model's weights are, a tied matrix counted once."""
+    """Count the numbers in the weights, a tied matrix once."""
     total = geometry.vectors + _size(geometry.linears) + geometry.position_rows * geometry.hidden_size
     total += geometry.vocab_size * geometry.embedding_size * (1 if geometry.tied else 2)
     for layer in geometry.layers:
@@ -202,13 +202,8 @@ def parameters(geometry: Geometry) -> int:
     return total
 
 
-def weights_bytes(geometry: Geometry, dtype_bytes: int) -> int:
-    """Bytes of all weights in memory."""
-    return parameters(geometry) * dtype_bytes
-
-
 def _keys(layer: Layer, geometry: Geometry, n_query: int, n_cached: int, padded_to: int | None) -> int:
-    """Keys that each query is multiplied with, `n_query` of them its own forward's.
+    """Count the keys that each query is multiplied with, `n_query` of them its own forward's.
 
     The lengths that transformers' cache layers return from `update`: a growing sliding layer keeps window - 1 rows; a
     static one is `min(window, padded_to)` long and returns more only while it overflows.
@@ -226,14 +221,14 @@ def _keys(layer: Layer, geometry: Geometry, n_query: int, n_cached: int, padded_
 
 
 def _held(layer: Layer, n_seen: int, padded_to: int | None) -> int:
-    """Rows of `n_seen` tokens that the cache still holds: transformers' static sliding layer keeps one more."""
+    """Count the rows of `n_seen` tokens that are still held: transformers' static sliding layer keeps one more."""
     if layer.window is None:
         return n_seen
     return min(n_seen, layer.window - 1 if padded_to is None else layer.window)
 
 
 def _kv_row(layer: Layer) -> int:
-    """Numbers in the keys and values of one token in all of these layers."""
+    """Count the numbers in the keys and values of one token in all of these layers."""
     return layer.count * 2 * layer.kv_heads * layer.head_dim
 
 

@@ -1,7 +1,5 @@
 """A model's sizes as plain numbers: all that the arithmetic of costs.py needs. architectures.py fills them in."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 Matrix = tuple[int, int]

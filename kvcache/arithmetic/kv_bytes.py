@@ -13,8 +13,6 @@ and 32 decoded, 4-bit integers by optimum-quanto take about a fifth of float32:
 {'dynamic': 23.9, 'fp8': 6.2, 'quanto-int4': 4.9}
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -75,7 +73,7 @@ KEPT_TOKENS = {"sink-window": 256}
 
 
 def _growing(layer: Layer, fed: Fed) -> float:
-    """A sliding window is a view that keeps the forward's whole tensor alive: window - 1 rows and those just fed."""
+    """Count for a sliding window, a view that keeps the forward's whole tensor, window - 1 rows and those just fed."""
     last = 1 if fed.n_steps else fed.n_prompt
     before = fed.n_tokens - last
     held = fed.n_tokens if layer.window is None else min(before, layer.window - 1) + last
@@ -88,7 +86,7 @@ def _static(layer: Layer, fed: Fed) -> float:
 
 
 def _fp8(layer: Layer, fed: Fed) -> float:
-    """A byte a number, and a 16-bit scale per token and head."""
+    """Count a byte a number, and a 16-bit scale per token and head."""
     return fed.n_tokens * fed.batch_size * layer.kv_heads * (layer.head_dim + 2)
 
 
@@ -97,7 +95,7 @@ def _sink_window(layer: Layer, fed: Fed) -> float:
 
 
 def _chunked(bytes_of_head: Callable[[Layer, Fed], float]) -> Row:
-    """Chunks of 64 positions for the whole capacity, at least three; `bytes_of_head` of one token and head."""
+    """Count chunks of 64 positions for the whole capacity, at least three; `bytes_of_head` of one token and head."""
 
     def row(layer: Layer, fed: Fed) -> float:
         positions = 64 * max(3, -(-fed.capacity // 64))
@@ -107,13 +105,13 @@ def _chunked(bytes_of_head: Callable[[Layer, Fed], float]) -> Row:
 
 
 def _int4_head(layer: Layer, _fed: Fed) -> float:
-    """Half a byte a feature, and a 16-bit scale and offset for each group of at most 32 (at most eight groups)."""
+    """Count half a byte a feature, and a 16-bit scale and offset a group of at most 32 (at most eight groups)."""
     groups = next(groups for groups in (1, 2, 4, 8) if layer.head_dim // groups <= 32 or groups == 8)
     return layer.head_dim / 2 + 4 * groups
 
 
 def _grouped(bytes_of_codes: Callable[[int], int]) -> Row:
-    """Groups of 64 codes with a scale and a zero point each, beside recent tokens in full width."""
+    """Count groups of 64 codes with a scale and a zero point each, beside recent tokens in full width."""
 
     def row(layer: Layer, fed: Fed) -> float:
         exact = _exact_tokens(fed)

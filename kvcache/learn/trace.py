@@ -1,9 +1,7 @@
 """The study note's table T=1, T=2, ...: what each step of a strategy was fed, what lay in the cache, what came out."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -57,7 +55,7 @@ def trace(strategy: Strategy, prompt: Tensor, n_gen: int, stops: Collection[int 
     n_before = 0
     while len(steps) < n_gen and not (steps and steps[-1].out in stops):
         kv_bytes = strategy.kv_bytes
-        with _fed_to(strategy.model) if strategy.compile_s is None else _nothing() as seen:
+        with _fed_to(strategy.model) if strategy.compile_s is None else nullcontext(list[Tensor]()) as seen:
             logits = strategy.decode(ids) if steps else strategy.prefill(ids)
         fed = tuple((seen or [ids])[0][0].tolist())
         product = largest_product(strategy.model.config, rows=len(fed))
@@ -94,8 +92,3 @@ def _fed_to(model: PreTrainedModel) -> Iterator[list[Tensor]]:
         yield seen
     finally:
         hook.remove()
-
-
-@contextmanager
-def _nothing() -> Iterator[list[Tensor]]:
-    yield []

@@ -6,8 +6,6 @@ DIR/text.txt         the text, so that a resumed training needs nothing else
 DIR/checkpoints/     the Trainer's; a marker in each, written last, says that it is complete
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

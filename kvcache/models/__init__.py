@@ -1,29 +1,13 @@
 """A spec -> a model: described from its configuration, loaded, its weights named."""
 
-from kvcache.models.spec import (
-    ATTN_IMPLEMENTATIONS,
-    BUNDLED,
-    DEVICES,
-    DTYPES,
-    GEOMETRIES,
-    ModelDescription,
-    ModelError,
-    describe,
-    load,
-    load_tokenizer,
-    weights_digest,
-)
-
-__all__ = [
-    "ATTN_IMPLEMENTATIONS",
-    "BUNDLED",
-    "DEVICES",
-    "DTYPES",
-    "GEOMETRIES",
-    "ModelDescription",
-    "ModelError",
-    "describe",
-    "load",
-    "load_tokenizer",
-    "weights_digest",
-]
+from kvcache.models.random_weights import GEOMETRIES as GEOMETRIES
+from kvcache.models.skeleton import ATTN_IMPLEMENTATIONS as ATTN_IMPLEMENTATIONS
+from kvcache.models.sources import BUNDLED as BUNDLED
+from kvcache.models.spec import DEVICES as DEVICES
+from kvcache.models.spec import DTYPES as DTYPES
+from kvcache.models.spec import ModelDescription as ModelDescription
+from kvcache.models.spec import describe as describe
+from kvcache.models.spec import load as load
+from kvcache.models.spec import load_tokenizer as load_tokenizer
+from kvcache.models.spec import weights_digest as weights_digest
+from kvcache.models.weight_cache import ModelError as ModelError

@@ -26,7 +26,7 @@ _FLOATS = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A folder with weights that are read here."""
+    """A folder with weights that are read here. Its methods, but `of`, are those of every source of models."""
 
     folder: Path
     weights: tuple[Path, ...] = ()
@@ -38,7 +38,7 @@ class Checkpoint:
 
     @classmethod
     def of(cls, folder: Path, key: str | None = None, sha256: str | None = None) -> Checkpoint:
-        """The checkpoint in `folder`.
+        """Find the checkpoint in `folder`.
 
         Raises:
             ModelError: the folder is missing or holds nothing that is read here.
@@ -53,15 +53,15 @@ class Checkpoint:
 
     @property
     def has_tokenizer(self) -> bool:
-        """There is a tokenizer beside the weights, or in the GGUF file."""
+        """Whether there is a tokenizer beside the weights, or in the GGUF file."""
         return self.gguf is not None or holds_tokenizer(self.folder)
 
     def skeleton(self, attn_implementation: str) -> PreTrainedModel:
-        """The model without its weights."""
+        """Make the model with its configuration and shapes; it need not have weights."""
         return skeleton(read_config(self.folder, self.gguf), attn_implementation)
 
     def model(self, dtype: torch.dtype, device: str, attn_implementation: str) -> PreTrainedModel:
-        """The model in main memory, whatever `device` it is meant for.
+        """Load the model with its weights in `dtype`, into main memory, whatever `device` it is meant for.
 
         For the CPU the weights are mapped from a file that has them in `dtype`, which is made once if it must be
         (but see `COPY_LIMIT_BYTES`): so the processes that measure one model hold its weights once. A GPU has its
@@ -74,13 +74,13 @@ class Checkpoint:
         return source._read(dtype, attn_implementation)  # noqa: SLF001
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer that belongs to the weights."""
+        """Load the tokenizer that belongs to the weights."""
         if not self.has_tokenizer:
             raise ModelError(f"the folder {self.folder} holds no tokenizer; valid: a folder with tokenizer.json")
         return _read_tokenizer(self._as_safetensors().folder)
 
     def digest(self) -> str:
-        """SHA-256 of the weights, in hexadecimal (of several files: of the lines which `sha256sum` prints for them)."""
+        """Name the weights by their SHA-256 (of several files: of the lines which `sha256sum` prints for them)."""
         with refusing(f"the weights in {self.folder}"):
             return self.sha256 or sha256_of(self.weights)
 
@@ -90,11 +90,11 @@ class Checkpoint:
             return list(of_safetensors(self.weights, bare) if self.gguf is None else of_gguf(self.weights[0]))
 
     def kept_as(self, bare: PreTrainedModel) -> str | None:
-        """A GGUF file is converted; safetensors are only for another data type."""
+        """Return how the names of its folders in the cache begin; None: none is needed for every data type."""
         return None if self.gguf is None else f"{self.key}-"
 
     def _as_safetensors(self) -> Checkpoint:
-        """Itself, or the float32 copy of what its GGUF file holds."""
+        """Return itself, or the float32 copy of what its GGUF file holds."""
         if self.gguf is None:
             return self
         return self._copy(
@@ -114,14 +114,14 @@ class Checkpoint:
             _read_tokenizer(self.folder, self.gguf).save_pretrained(target)
 
     def _wants_copy(self, bare: PreTrainedModel, dtype: torch.dtype) -> bool:
-        """The weights would be converted in every process's own memory, and may be kept converted."""
+        """Return whether every process would convert the weights in its own memory, and a copy may be kept."""
         quantised = getattr(bare.config, "quantization_config", None) is not None
         if quantised or count_parameters(bare) * dtype.itemsize > COPY_LIMIT_BYTES:
             return False
         return not self._stored_types() <= {str(dtype).removeprefix("torch.")}
 
     def _stored_types(self) -> set[str]:
-        """The floating-point types of the safetensors files, read from their headers."""
+        """Read the floating-point types of the safetensors files from their headers."""
         from safetensors import safe_open
 
         stored = set()
@@ -145,7 +145,7 @@ class Checkpoint:
         return replace(self, folder=folder, weights=weight_files(folder))
 
     def _read(self, dtype: torch.dtype, attn_implementation: str) -> PreTrainedModel:
-        """As transformers reads it: a safetensors file is mapped privately, so its pages are shared until written."""
+        """Read it as transformers does: a safetensors file is mapped privately, so pages are shared until written."""
         from transformers import AutoModelForCausalLM
 
         with quiet(), refusing(f"the weights in {self.folder}"):

@@ -25,7 +25,7 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors files of `folder`, or else its one GGUF file.
+    """List the safetensors files of `folder`, or else its one GGUF file.
 
     Raises:
         ModelError: the folder is missing, or holds no weights, or none that are read here.
@@ -55,7 +55,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def read_config(folder: Path, gguf: str | None = None) -> PreTrainedConfig:
-    """The configuration in `folder`, or in its GGUF file; weights are not read.
+    """Read the configuration in `folder`, or in its GGUF file; weights are not read.
 
     Raises:
         ModelError: it is missing or broken, wants code of its own, or is not of a decoder-only language model.
@@ -73,12 +73,12 @@ def read_config(folder: Path, gguf: str | None = None) -> PreTrainedConfig:
 
 
 def holds_tokenizer(folder: Path) -> bool:
-    """One of the files by which a tokenizer is stored lies in `folder`."""
+    """Return whether one of the files by which a tokenizer is stored lies in `folder`."""
     return any((folder / name).is_file() for name in _TOKENIZERS)
 
 
 def fingerprint(folder: Path, weights: tuple[Path, ...]) -> str:
-    """A name that changes with any file that decides what is loaded.
+    """Make a name that changes with any file that decides what is loaded.
 
     Size and time of change stand for the content of large files, which would take long to read.
     """
@@ -90,7 +90,7 @@ def fingerprint(folder: Path, weights: tuple[Path, ...]) -> str:
 
 
 def sha256_of(weights: tuple[Path, ...]) -> str:
-    """SHA-256 of the one file; of several, that of the lines which `sha256sum` prints for them."""
+    """Compute the SHA-256 of the one file; of several, that of the lines which `sha256sum` prints for them."""
     digests = {}
     for path in weights:
         with path.open("rb") as file:
@@ -119,7 +119,7 @@ def _is_pointer(path: Path) -> bool:
 
 
 def _shards(folder: Path) -> tuple[Path, ...]:
-    """The files that the index names: all beside it, all safetensors (transformers would unpickle any other)."""
+    """List the files that the index names: all beside it, all safetensors (transformers would unpickle any other)."""
     index = folder / _INDEX
     with refusing(str(index)):
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))

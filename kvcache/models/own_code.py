@@ -1,7 +1,5 @@
 """The user's own code, `module:factory`: import it, and name the line where it raised."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 import sysconfig

@@ -59,8 +59,6 @@ GEOMETRIES: dict[str, tuple[str, dict[str, Any]]] = {
             "num_hidden_layers": 28,
             "num_attention_heads": 16,
             "num_key_value_heads": 8,
-            "head_dim": 128,
-            "vocab_size": 151936,
             "max_position_embeddings": 40960,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
             "tie_word_embeddings": True,
@@ -69,17 +67,11 @@ GEOMETRIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral-7b": (
         "mistral",
         {
-            "hidden_size": 4096,
-            "intermediate_size": 14336,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
             "vocab_size": 32768,
             "max_position_embeddings": 32768,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
             "rms_norm_eps": 1e-5,
             "sliding_window": None,
-            "tie_word_embeddings": False,
         },
     ),
 }
@@ -88,13 +80,16 @@ GEOMETRIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RandomWeights:
-    """Random weights at the geometry `name`, equal for equal seeds and versions of torch and transformers."""
+    """Random weights at the geometry `name`, equal for equal seeds and versions of torch and transformers.
+
+    Methods as `Checkpoint`'s.
+    """
 
     name: str
     seed: int
 
     def config(self) -> PreTrainedConfig:
-        """The configuration of this geometry."""
+        """Make the configuration of this geometry."""
         from transformers import AutoConfig
 
         model_type, overrides = GEOMETRIES[self.name]
@@ -102,11 +97,10 @@ class RandomWeights:
         return config
 
     def skeleton(self, attn_implementation: str) -> PreTrainedModel:
-        """The model without its weights."""
         return skeleton(self.config(), attn_implementation)
 
     def model(self, dtype: torch.dtype, device: str, attn_implementation: str) -> PreTrainedModel:
-        """The model; drawn once in float32 on the CPU, then kept in the cache and mapped.
+        """Load the model: drawn once in float32 on the CPU, then kept in the cache and mapped.
 
         Above `COPY_LIMIT_BYTES` it is drawn on `device` and in `dtype` at every load: a GPU draws 7 billion numbers in
         less time than 14 GB take to be read. Those weights are equal on equal devices only.
@@ -135,22 +129,20 @@ class RandomWeights:
         return []
 
     def kept_as(self, bare: PreTrainedModel) -> str | None:
-        """Kept unless it is very large."""
         return f"random-{self.name}-" if 4 * count_parameters(bare) <= COPY_LIMIT_BYTES else None
 
     def tokenizer(self) -> NoReturn:
-        """Random weights know no text."""
         raise ModelError(
             f"random:{self.name} has no tokenizer: random weights know no text; valid: smollm2-135m, "
             "a checkpoint folder with a tokenizer, or a hub id"
         )
 
     def digest(self) -> str:
-        """What makes the weights."""
+        """Say what makes the weights."""
         return f"random:{self.name} seed {self.seed}"
 
     def _draw(self, dtype: torch.dtype, device: str, attn_implementation: str) -> PreTrainedModel:
-        """Initialised as transformers does it, straight on `device`."""
+        """Initialise the model as transformers does it, straight on `device`."""
         import torch
         from transformers import AutoModelForCausalLM
 
@@ -163,7 +155,7 @@ class RandomWeights:
 
 @contextmanager
 def seeded(seed: int, device: str = "cpu") -> Iterator[None]:
-    """Torch's generators start at `seed` inside, and go on outside as if nothing had been drawn."""
+    """Start torch's generators at `seed` inside; outside they go on as if nothing had been drawn."""
     import torch
 
     devices = [torch.cuda.current_device()] if device == "cuda" else []

@@ -1,7 +1,5 @@
 """The same model with next to no arithmetic: what is left of a step's time is the framework's."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 
@@ -19,7 +17,7 @@ _WIDTHS = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermed
 
 
 def shrunken(model: PreTrainedModel) -> PreTrainedModel | None:
-    """`model`'s modules, layer for layer, with heads, MLPs and a vocabulary too narrow to matter, and random weights.
+    """Make `model` again, layer for layer, with heads, MLPs and a vocabulary too narrow to matter and random weights.
 
     A step of it takes the same way through Python, transformers and torch's dispatcher, and reads and multiplies next
     to nothing. None where its config cannot be shrunk so, or says less than the model has (modules put in by hand).

