@@ -51,7 +51,7 @@ INTERRUPT_TIMEOUT_S = 30.0
 
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
-    """The main job: measure and report. `nox -s bench -- ARGS` passes ARGS to `kvbench run` (try --help)."""
+    """Measure and report: the main job. `nox -s bench -- ARGS` passes ARGS to `kvbench run` (try --help)."""
     kvbench = torch_python(session).with_name("kvbench")
     session.run(str(kvbench), "run", *session.posargs, interrupt_timeout=INTERRUPT_TIMEOUT_S)
 
@@ -164,7 +164,7 @@ def minimums(session: nox.Session) -> None:
 
 
 def torch_python(session: nox.Session) -> Path:
-    """The interpreter of the one environment with torch, made or brought up to date where needed.
+    """Find the interpreter of the one environment with torch, made or brought up to date where needed.
 
     A stamp written last tells what was installed. Without it the environment was never finished (an interrupted pip
     may leave half a package that it then takes for whole), so it is made from nothing, with what is in pip's cache.
@@ -198,12 +198,12 @@ def torch_python(session: nox.Session) -> Path:
 
 
 def interpreter(environment: Path) -> Path:
-    """The Python of a virtual environment."""
+    """Find the Python of a virtual environment."""
     return environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
 def studies() -> dict[str, str]:
-    """The first line of what each study says of itself, by name: the modules of tests/studies that have a main."""
+    """List the first line of what each study says of itself, by name: modules of tests/studies that have a main."""
     found = {}
     for path in sorted((ROOT / "tests" / "studies").glob("*.py")):
         module = ast.parse(path.read_text(encoding="utf-8"))
@@ -213,7 +213,7 @@ def studies() -> dict[str, str]:
 
 
 def peer_engines(session: nox.Session, python: str) -> dict[str, str]:
-    """The environment variables by which `peers` finds the other engines, installed where they are not yet."""
+    """Return the environment variables by which `peers` finds the other engines, installed where they are not yet."""
     ctranslate2 = peer(session, CTRANSLATE2, python, "-m", "pip", "install", "--no-deps", "--target")
     npm = ("npm", "install", "--no-save", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix")
     llama_cpp = next(peer(session, LLAMA_CPP, *npm).glob("node_modules/@node-llama-cpp/*/bins/*"), "")
@@ -224,7 +224,7 @@ def peer_engines(session: nox.Session, python: str) -> dict[str, str]:
 
 
 def peer(session: nox.Session, package: str, *install: str) -> Path:
-    """The folder that holds `package` alone, so that .nox/torch stays as it is; made once, complete or not at all.
+    """Find the folder that holds `package` alone, so that .nox/torch stays as it is; made once, whole or not at all.
 
     If it cannot be installed, a warning says so and the folder does not exist: the others are measured without it.
     """
@@ -256,6 +256,6 @@ def lowest_versions() -> list[str]:
 
 
 def project() -> dict[str, Any]:
-    """The part of pyproject.toml that installing depends on; its tool settings may change freely."""
+    """Read the part of pyproject.toml that installing depends on; its tool settings may change freely."""
     table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return {key: table[key] for key in ("dependencies", "optional-dependencies", "scripts")}

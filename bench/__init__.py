@@ -1,4 +1,4 @@
-"""How it is measured and told: turns, samples, run folders, tables, plots, verdicts.
+"""How generation is measured, judged and reported: turns, samples, run folders, tables, plots, verdicts.
 
 May import kvcache, never the reverse. Importing this package brings nothing along but the count of this
 process's cores. Its names live in the modules:

@@ -8,8 +8,6 @@ A fork has its own heap, model, threads and CUDA context: none of them exist bef
 to the file PID.errors beside SOCKET.
 """
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import importlib.metadata

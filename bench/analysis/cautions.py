@@ -177,7 +177,7 @@ def _without_ceilings(run: Run) -> Iterator[Caution]:
 
 
 def _quality(run: Run) -> Iterator[Caution]:
-    """What the figures of a lossy strategy do not show; a text is equal in all processes, so one line a case."""
+    """Say what the figures of a lossy strategy do not show; a text is equal in all processes, so one line a case."""
     judged = {check.case: check.quality for check in run.checks if check.quality is not None}
     for case, quality in judged.items():
         if quality.top1_agreement <= quality.commonest_share:

@@ -178,7 +178,7 @@ def paired_columns(names: list[str], above: pd.DataFrame, below: pd.DataFrame, c
 
 
 def _repetitions(run: Run) -> dict[str, int]:
-    """The rounds that each case is to have in a process, by its key."""
+    """Count the rounds that each case is to have in a process, by its key."""
     plans = {plan.cell: plan for plan in run.cell_plans}
     asked = run.manifest.repetitions
     return {plan.case.key: planned_rounds(plans.get(plan.case.cell.key), asked) for plan in run.manifest.plan}
@@ -198,7 +198,7 @@ def _outcome(
 
 
 def _judged(turns: pd.DataFrame, cores: int) -> pd.DataFrame:
-    """The turns that are no warm-up, with a column `disturbed` (`bench.analysis.disturbance`)."""
+    """Keep the turns that are no warm-up, with a column `disturbed` (`bench.analysis.disturbance`)."""
     turns = turns[~turns["warmup"]]
     known = {
         name: turns[name].fillna(0).astype("int64") for name in ("steal_ns", "throttled_ns", "gpu_throttle_reasons")

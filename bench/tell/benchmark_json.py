@@ -50,7 +50,7 @@ def benchmark_json(tidy: Tidy) -> str:
 
 
 def _stats(seconds: list[float]) -> dict[str, Any]:
-    """The figures that pytest-benchmark computes of its rounds, by its definitions."""
+    """Compute the figures of rounds by the definitions of pytest-benchmark."""
     low, median, high = (float(value) for value in np.quantile(seconds, (0.25, 0.5, 0.75)))
     mean = statistics.fmean(seconds)
     spread = statistics.stdev(seconds) if len(seconds) > 1 else 0.0

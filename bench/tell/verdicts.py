@@ -132,7 +132,7 @@ def document(verdicts: Iterable[Verdict], *, title: str, require_time: bool = Fa
 
 
 def _rows(ordered: Sequence[Verdict]) -> tuple[str, list[tuple[VerdictKind, list[str]]]]:
-    """What all cases share, and the cells of every verdict that is worth a row."""
+    """Find what all cases share, and the cells of every verdict that is worth a row."""
     names = short_names(verdict.case for verdict in ordered)
     key, name = next(iter(names.items()), ("", ""))
     shown = set(name.split())
@@ -184,7 +184,7 @@ def _notes(ordered: Sequence[Verdict]) -> list[str]:
 
 
 def _lead(verdict: Verdict) -> str:
-    """The verdict, where no row of the table shows it."""
+    """Name the verdict, where no row of the table shows it."""
     return f"{_word(verdict)}, " if _is_dull(verdict) else ""
 
 
@@ -195,7 +195,7 @@ def _word(verdict: Verdict) -> str:
 
 
 def _what(verdict: Verdict) -> str:
-    """The quantity and its change, for the sentence: `, time +12.3% [+8.1 to +16.0]`."""
+    """Name the quantity and its change, for the sentence: `, time +12.3% [+8.1 to +16.0]`."""
     change = _change(verdict)
     parts = [f", {verdict.quantity} {change}"] if change else []
     parts += [f" ({verdict.detail})"] if verdict.detail and verdict.kind not in _GROUPED else []
@@ -203,7 +203,7 @@ def _what(verdict: Verdict) -> str:
 
 
 def _change(verdict: Verdict) -> str:
-    """A time's slow-down with its interval, or a counter's difference."""
+    """Write a time's slow-down with its interval, or a counter's difference."""
     if verdict.effect is not None:
         if verdict.low is None or verdict.high is None:
             return f"{verdict.effect:+.1%}"

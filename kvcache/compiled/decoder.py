@@ -203,7 +203,7 @@ _READERS: dict[str, Callable[[PreTrainedModel], Decoder]] = {
 
 
 def _activation(module: nn.Module) -> Activation:
-    """What `module` computes, in one pass where transformers takes eight (GPT-2), or in place (SiLU)."""
+    """Compute what `module` does, in one pass where transformers takes eight (GPT-2), or in place (SiLU)."""
     if type(module) is NewGELUActivation:
         return functools.partial(functional.gelu, approximate="tanh")
     if type(module) in (SiLUActivation, nn.SiLU):

@@ -41,7 +41,7 @@ def block(x: Tensor, layer: Layer, rotary: Rotary | None, attend: Attend, activa
 
 
 def feed_forward(x: Tensor, layer: Layer, activation: Activation) -> Tensor:
-    """The MLP of one layer over `x [batch, q, hidden]`."""
+    """Compute the MLP of one layer over `x [batch, q, hidden]`."""
     if _is_few_rows(x) or x.device.type != "cpu" or torch.compiler.is_compiling():
         up = product(x, layer.up)
         inner = activation(up) if layer.gate is None else activation(product(x, layer.gate)) * up

@@ -95,7 +95,7 @@ class OperationCounter(TorchDispatchMode):
         self.tokens_processed += self._batch_size * self._positions
 
     def watch(self, model: PreTrainedModel, stack: ExitStack, *, forwards: bool = True) -> None:
-        """Hook the modules that say what the products in them are, until `stack` is closed.
+        """Put hooks on the modules that say what the products in them are, until `stack` is closed.
 
         Without `forwards` the model's own calls are not taken for what is fed: `feed` is called for each instead.
         """

@@ -78,6 +78,6 @@ def _panel(axes: Axes, rows: pd.DataFrame, column: str, values: list[object]) ->
 
 
 def _longest_common(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """The rows of the longest prompt that most values of `column` have."""
+    """Keep the rows of the longest prompt that most values of `column` have."""
     counts = {length: len(set(own[column])) for length, own in rows.groupby("n_prompt")}
     return rows.query("n_prompt == @longest", local_dict={"longest": max(counts, key=lambda n: (counts[n], n))})

@@ -99,7 +99,7 @@ def _subtitle(rows: pd.DataFrame, a: str, b: str) -> str:
 
 
 def _ratio_axis(figure: Figure, rows: pd.DataFrame) -> None:
-    """A logarithmic axis that has 1 in view and as much room for faster as for slower."""
+    """Make the axis logarithmic, with 1 in view and as much room for faster as for slower."""
     axes = figure.axes[0]
     known = pd.concat([rows["ratio"], rows["ratio_low"], rows["ratio_high"]]).dropna()
     reach = max(1.05, *(math.exp(abs(math.log(value))) for value in known)) ** 1.1

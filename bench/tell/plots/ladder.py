@@ -80,7 +80,7 @@ def look(place: int) -> dict[str, Any]:
 
 
 def _time_axis(axes: Axes, times: list[float], phase: str) -> None:
-    """A logarithmic axis of times, with ticks that leave each other room."""
+    """Make a logarithmic axis of times, with ticks that leave each other room."""
     known = [time for time in times if time > 0]
     axes.set_xscale("log")
     low, high = min(known) / 1.3, max(known) * 1.3

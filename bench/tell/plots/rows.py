@@ -72,7 +72,7 @@ def rows_roofline(prefills: pd.DataFrame) -> Figure:
 
 
 def _median_roofs(prefills: pd.DataFrame) -> pd.DataFrame:
-    """The floors of the smallest depth, all under the median of the roofs: each cell's own drift with the machine."""
+    """Draw the floors of the smallest depth under the median of the roofs: each cell's own drift with the machine."""
     roofs = prefills[prefills["n_depth"] == prefills["n_depth"].min()].sort_values("rows")
     drift = {
         floor: roofs[rate] / prefills[rate].median()

@@ -163,7 +163,7 @@ def save(figure: Figure, path: Path) -> list[Path]:
 
 
 def _apart(ticks: list[int], most: int) -> list[int]:
-    """The ticks, from the longest down, that leave room for their labels: so many fit the axis."""
+    """List the ticks, from the longest down, that leave room for their labels: so many fit the axis."""
     room = (ticks[-1] / ticks[0] * 1.35**2) ** (1 / most)
     kept = [ticks[-1]]
     for tick in reversed(ticks):
