@@ -115,7 +115,7 @@ def typed(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], types: Mapp
 
 
 def _with_cases(run: Run, rows: Sequence[Mapping[str, Any]], columns: list[str]) -> pd.DataFrame:
-    """The rows, joined with the fields of their cases; a column that neither has is empty."""
+    """Join the rows with the fields of their cases; a column that neither has is empty."""
     cases = [{"case": key, **msgspec.structs.asdict(case)} for key, case in _cases(run).items()]
     own = [name for name in columns if name not in CASE_COLUMNS]
     fields = typed(cases, ["case", *CASE_COLUMNS], _TYPES)

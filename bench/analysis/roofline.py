@@ -128,7 +128,7 @@ def bound(compute_ms: float, memory_ms: float, latency_ms: float) -> str:
 
 
 def _share(name: str, amount: int, own: pd.DataFrame, roof: pd.DataFrame) -> dict[str, float | None]:
-    """The case's rate as a share of the roof beside it, `amount` being that of the whole phase."""
+    """Compute the case's rate as a share of the roof beside it, `amount` being that of the whole phase."""
     rates = own.assign(per_s=amount / own["total_ms"] * 1000)
     return paired_columns([name, f"{name}_low", f"{name}_high"], rates, beside(own, roof), "per_s")
 

@@ -89,7 +89,7 @@ _VERSUS_EXACT = ["latency_vs_exact", "latency_vs_exact_low", "latency_vs_exact_h
 
 
 def _ratio(names: list[str], above: pd.DataFrame | None, below: pd.DataFrame | None) -> dict[str, float | None]:
-    """The ratio of two latencies and its interval under `names`: 1 for a case over itself, nothing without a pair."""
+    """Return a ratio of latencies and its interval under `names`: 1 for a case over itself, nothing without a pair."""
     if above is None or below is None:
         return {}
     return dict.fromkeys(names, 1.0) if above is below else paired_columns(names, above, below, "latency_ms")
@@ -107,7 +107,7 @@ def _counters(plan: CasePlan, phase: Phase) -> dict[str, Any]:
 
 
 def _sizes(checks: list[Check], phase: Phase) -> dict[str, Any]:
-    """The largest of each size over the processes; peak memory and compile time belong to the case as a whole."""
+    """Take the largest of each size over the processes; peak memory and compile time are of the case as a whole."""
     fields = {
         "kv_bytes_allocated": f"kv_bytes_allocated_after_{phase}",
         "kv_bytes_measured": f"kv_bytes_after_{phase}",
@@ -118,7 +118,7 @@ def _sizes(checks: list[Check], phase: Phase) -> dict[str, Any]:
 
 
 def _quality(case: Case, checks: list[Check]) -> dict[str, Any]:
-    """What the strategy promises, and what it lost: the medians over the processes (a text is equal in all of them)."""
+    """Say what the strategy promises and what it lost: medians over the processes (a text is equal in all of them)."""
     promised = [check.exact for check in checks if check.exact is not None]
     exact = promised[0] if promised else None if case.strategy.startswith(OWN) else not is_lossy(case.strategy)
     row: dict[str, Any] = {"exact": None if exact is None else str(exact).lower()}
@@ -148,7 +148,7 @@ def _slopes(rows: list[dict[str, Any]]) -> None:
 
 
 def _framework_ms(checks: list[Check], row: dict[str, Any]) -> float | None:
-    """The median step without arithmetic, over all processes; None where it exceeds the whole step.
+    """Find the median step without arithmetic, over all processes; None where it exceeds the whole step.
 
     It was timed before the rounds, so a machine that was slower then gives a part that is greater than its whole.
     """

@@ -152,7 +152,7 @@ def refuse_too_long(case: Case, max_positions: int | None) -> None:
 
 
 def _with_costs(case: Case, model: models.ModelDescription, *, refeeds: bool) -> CasePlan:
-    """The case and the work that generation asks for, however it is done: a static cache's padding is no part of it."""
+    """Add the work that generation asks for, however it is done: a static cache's padding is no part of it."""
     weights_bytes = model.weights_bytes(case.dtype)
     try:
         shape = geometry(model.config)

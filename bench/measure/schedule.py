@@ -132,7 +132,7 @@ class ProcessSet:
             )
 
     def _round(self, entries: Sequence[Entry], number: int) -> None:
-        """A turn of every case that still runs and of the ceilings, backwards in odd rounds."""
+        """Take a turn of every case that still runs and of the ceilings, backwards in odd rounds."""
         forwards, case = number % 2 == 0, entries[0].case
         if forwards:
             self._ceiling_turns(case, number, warmup=False)

@@ -50,7 +50,7 @@ def render(comparison: Comparison, form: Format) -> str:
 
 
 def _excluded(cases: list[Excluded]) -> str:
-    """A line per reason: the case that has it, or how many have it and one of them as an example."""
+    """Write a line per reason: the case that has it, or how many have it and one of them as an example."""
     names = words.short_names(case.case for case in cases)
     reasons: dict[str, list[str]] = {}
     for case in cases:

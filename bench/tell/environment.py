@@ -27,7 +27,7 @@ def render(environment: Environment, form: DocumentFormat, ceilings: Sequence[Ce
 
 
 def _environment_line(name: str, value: Any) -> list[str]:
-    """A field for a reader: bytes in binary units, the load in two digits, variables as in a shell."""
+    """Write a field for a reader: bytes in binary units, the load in two digits, variables as in a shell."""
     label = name.removesuffix("_bytes")
     if value is None or value in ({}, [], ()):
         return [label, NOTHING]
@@ -40,7 +40,7 @@ def _environment_line(name: str, value: Any) -> list[str]:
 
 
 def _ceilings(ceilings: Sequence[Ceiling]) -> str:
-    """A line per setting: its read bandwidth and its GEMM rate, each with the kernel that reached it."""
+    """Write a line per setting: its read bandwidth and its GEMM rate, each with the kernel that reached it."""
     settings: dict[tuple[str, str, int], dict[str, Ceiling]] = {}
     for ceiling in ceilings:
         settings.setdefault((ceiling.device, ceiling.dtype, ceiling.n_threads), {})[ceiling.ceiling] = ceiling

@@ -72,7 +72,7 @@ class Fitted:
             yield Text(f"\nin every row: {cells}\n")
 
     def _parts(self, columns: list[int], width: int) -> Iterator[list[int]]:
-        """Sets of columns that fit; one that alone is too wide stands alone, for the terminal to wrap."""
+        """List sets of columns that fit; one that alone is too wide stands alone, for the terminal to wrap."""
         names, part = columns[: self.names], list[int]()
         for column in columns[self.names :]:
             if part and not self._fits([*names, *part, column], width):
@@ -85,7 +85,7 @@ class Fitted:
         return sum(map(self._narrowest, columns)) + GAP * (len(columns) - 1) <= width
 
     def _widths(self, columns: list[int], width: int) -> dict[int, int]:
-        """The widest columns give way first, each to the next narrower of its cells and at last to its longest word."""
+        """Narrow the widest columns first, each to the next narrower of its cells and at last to its longest word."""
         widths = {column: max(self._narrowest(column), *map(len, self._cells(column))) for column in columns}
         while sum(widths.values()) + GAP * (len(columns) - 1) > width:
             can = [column for column in columns if widths[column] > self._narrowest(column)]
@@ -123,7 +123,7 @@ class Fitted:
         return max(map(len, [*self.headers[column].split("\n"), *words]))
 
     def _pieces(self, cell: str, column: int) -> list[str]:
-        """What of a cell stays on one line: a word, a figure, an interval."""
+        """List what of a cell stays on one line: a word, a figure, an interval."""
         if self._is_text(column):
             return cell.split()
         figure, bracket, interval = cell.partition(" [")

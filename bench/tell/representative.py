@@ -38,7 +38,7 @@ def representative_line(timed: pd.DataFrame) -> str:
 
 
 def _first_values(rows: pd.DataFrame) -> dict[str, Any]:
-    """The first value of each setting of which some cases that are alike in all else have several."""
+    """Find the first value of each setting of which some cases that are alike in all else have several."""
     alike = [*SETTING_COLUMNS, *EXTENT, "n_prompt", "strategy", "phase"]
     several = {}
     for column in PLOT_ACROSS:

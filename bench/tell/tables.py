@@ -24,7 +24,7 @@ Cells = dict[str, Callable[[Row, Row], str]]
 
 
 def _interval(row: Row, name: str, ends: str = "", one: Collection[str] = ()) -> str:
-    """A figure and its interval, in columns that begin with `ends`; it is 1 by definition for the strategies `one`."""
+    """Write a figure and its interval, in columns that begin with `ends`; 1 by definition for the strategies `one`."""
     if row.get("strategy") in one and not missing(row[name]):
         return "1"
     ends = ends or name
@@ -41,7 +41,7 @@ def _match(prefill: Row) -> str:
 
 
 def _small(value: float) -> str:
-    """A divergence, which spans many orders of magnitude."""
+    """Write a divergence, which spans many orders of magnitude."""
     return NOTHING if missing(value) else f"{value:.0e}"
 
 
@@ -171,7 +171,7 @@ def _table(title: str, cells: Cells, cases: Iterable[tuple[Row, Row]]) -> _Table
 
 
 def _failures(summary: pd.DataFrame) -> str:
-    """A line per case that did not end well."""
+    """Write a line per case that did not end well."""
     labels = case_labels(summary)
     failed = summary[(summary["status"] != "ok") & (summary["phase"] == "prefill")].to_dict("records")
     lines = [f"- {labels[row['case']]}: {row['status']}: {row['error']}\n" for row in failed]

@@ -102,7 +102,7 @@ def speedup(summary: pd.DataFrame) -> Figure:
 def _step_curve(
     axes: Axes, points: pd.DataFrame, table: pd.DataFrame, slope: pd.DataFrame, style: drawing.Style
 ) -> None:
-    """A dot per step of one strategy, a marker per row of the table, and the fitted curve through the markers."""
+    """Draw a dot per step of one strategy, a marker per row of the table, and the fitted curve through the markers."""
     if points.empty:
         return
     marks = {**style.curve, "linestyle": "none"}
@@ -125,7 +125,7 @@ def _step_curve(
 def _curves(
     axes: Axes, rows: pd.DataFrame, value: str, low: str, high: str, label: str, guide: float | None = None
 ) -> None:
-    """A line per strategy over the context lengths, with its intervals; bars where there is one length alone."""
+    """Draw a line per strategy over the context lengths, with its intervals; bars where there is one length alone."""
     if len(set(rows["n_prompt"])) == 1:
         _bars(axes, rows, value, low, high, label, guide)
         return
@@ -145,7 +145,7 @@ def _curves(
 def _bars(
     axes: Axes, rows: pd.DataFrame, value: str, low: str, high: str, label: str, guide: float | None = None
 ) -> None:
-    """A bar per strategy from zero, the value beside it, and its interval."""
+    """Draw a bar per strategy from zero, the value beside it, and its interval."""
     names, reach = list(rows["strategy"]), max([*rows[value], *rows[high].dropna()])
     for place, row in enumerate(rows.to_dict("records")):
         color = drawing.styles(names)[row["strategy"]].color
