@@ -14,8 +14,9 @@ from bench.errors import DataError, FailedRun, UsageError
 from bench.judge import baseline
 from bench.judge.baseline import machine_name, newest, promote, session_of
 from bench.record import Covariates, Run
+from bench.store import sealed
 from bench.store.run_folder import NAME
-from bench.store.sessions import read_sessions, write_session
+from bench.store.sessions import read_sessions
 from tests.handmade import ENVIRONMENT, fail, grid, make_case, make_run
 
 CASES = grid(["naive", "dynamic"], [32, 128], n_gen=4)
@@ -56,7 +57,7 @@ def test_sessions_are_added_and_never_replaced(tmp_path: Path) -> None:
 def test_a_clock_that_went_back_makes_no_session_the_newest(tmp_path: Path) -> None:
     path = promote(run_named("one"), tmp_path, "mine")
     (one,) = read_sessions(path.parent)
-    write_session(path, msgspec.structs.replace(one, promoted_utc="2126-01-01T00:00:00.000000+00:00"))
+    sealed.write(path, msgspec.structs.replace(one, promoted_utc="2126-01-01T00:00:00.000000+00:00"))
     with pytest.raises(UsageError, match=r"before 2126-01-01.*set the clock"):
         promote(run_named("two", day=2), tmp_path, "mine")
 
