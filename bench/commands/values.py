@@ -61,7 +61,7 @@ def integers(text: str, least: int) -> tuple[int, ...]:
 def words(text: str, valid: Collection[str] = (), prefix: str | None = None) -> tuple[str, ...]:
     """Return the words of a comma-separated list, each given once; with `valid`, each one of them.
 
-    A word that begins with `prefix` is valid, too.
+    A word of three parts with colons between, of which the first is `prefix`, is valid, too.
 
     Raises:
         typer.BadParameter: a word is empty, unknown, or given twice.
@@ -72,7 +72,10 @@ def words(text: str, valid: Collection[str] = (), prefix: str | None = None) -> 
     for word in found:
         if found.count(word) > 1:
             raise typer.BadParameter(f"{text}: {word} is given twice; give every value once")
-        if valid and word not in valid and not (prefix and word.startswith(prefix)):
+        if prefix and word.startswith(prefix):
+            if word.count(":") != 2 or not all(word.split(":")):
+                raise typer.BadParameter(f"{word}: give {prefix}module:factory, as in {prefix}my_cache:make")
+        elif valid and word not in valid:
             raise typer.BadParameter(unknown(word, valid))
     return found
 

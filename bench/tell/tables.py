@@ -120,8 +120,19 @@ def data(frame: pd.DataFrame, form: Literal["csv", "json", "jsonl"]) -> str:
 
 def markdown(summary: pd.DataFrame) -> str:
     """Write a table per setting with a line per case, what failed and why, and each case against the roofs."""
-    parts = [_markdown(_times(summary)) + _failures(summary), _markdown(_caches(summary)), _markdown(_roofs(summary))]
-    return "\n".join(part for part in parts if part)
+    parts = [times_markdown(summary) + _failures(summary), caches_markdown(summary), _markdown(_roofs(summary))]
+    return "
+".join(part for part in parts if part)
+
+
+def times_markdown(summary: pd.DataFrame) -> str:
+    """Write a line per case with its times, a table per setting."""
+    return _markdown(_times(summary))
+
+
+def caches_markdown(summary: pd.DataFrame) -> str:
+    """Write a line per cache with bytes, times and quality, for the settings in which a lossy one was judged."""
+    return _markdown(_caches(summary))
 
 
 def terminal(summary: pd.DataFrame) -> Group:

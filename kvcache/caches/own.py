@@ -7,16 +7,18 @@ end) if it names them. It returns a new transformers `Cache` at each call. Its a
 
 from __future__ import annotations
 
-import functools
+import gc
 import inspect
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, EncoderDecoderCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from kvcache.caches.contract import KVCache, Promise, UnfitCache
 from kvcache.caches.held_bytes import held_bytes
+from kvcache.caches.untouched import Surroundings, kept_in_model
 from kvcache.models.own_code import load_own, naming_the_line
 
 
@@ -27,26 +29,20 @@ class OwnKV(KVCache):
         """Make a first cache.
 
         Raises:
-            UnfitCache: the factory returns no Cache, one with layers of other kinds, or the same object again.
+            UnfitCache: the factory returns no Cache, one that is not empty or has layers of other kinds, or the same
+                object again; or it changes the model.
             ModelError: the factory raises; the message names the line.
         """
         self.kind, self.model = kind, model
-        self._made: Cache | None = None
+        self._made: Callable[[], Cache | None] = lambda: None
         super().__init__(model, capacity, prompt_length)
+        kind.refuse_changes(model)
 
     def _empty(self) -> Cache:
         made = self.kind.make(self.model, {"capacity": self.capacity, "prompt_length": self.prompt_length})
-        if not isinstance(made, Cache):
-            raise UnfitCache(f"{self.kind.spec} returned a {type(made).__name__}; valid: a transformers.Cache")
-        others = {type(layer).__name__ for layer in made.layers if not isinstance(layer, CacheLayerMixin)}
-        if others:
-            raise UnfitCache(
-                f"{self.kind.spec} returned a cache with layers of type {', '.join(sorted(others))}; "
-                "valid: subclasses of transformers' CacheLayerMixin, which keep keys and values"
-            )
-        if made is self._made:
+        if made is self._made():
             raise UnfitCache(f"{self.kind.spec} returned the same object twice; valid: a new cache at each call")
-        self._made = made
+        self._made = weakref.ref(made)
         return made
 
     @property
@@ -57,27 +53,47 @@ class OwnKV(KVCache):
         """Remember nothing: `restores` is False, so the context is fed again."""
 
     def restore(self) -> None:
+        del self.cache  # before there is another
+        if self._made() is not None:
+            gc.collect()  # it refers to itself, and a worker collects nothing while it takes times
         self.cache = self._empty()
+
+    def check_length(self, n_tokens: int) -> None:
+        """Compare what the cache says that it has seen with the `n_tokens` that it was fed, and look after the model.
+
+        Raises:
+            UnfitCache: they differ; or the model was changed, or keeps what the cache should.
+        """
+        super().check_length(n_tokens)
+        self.kind.refuse_changes(self.model, self.cache)
 
     @property
     def used_bytes(self) -> int:
         return held_bytes(self.cache, leaving_out=self.model)
 
 
+KEPT_SHARE = 0.1
+"""A model may keep a little, as the angles of longer positions; this share of a cache's bytes is no little any more."""
+
+
 class OwnKind:
-    """The factory that a spec names, with what it promises."""
+    """The factory that a spec names, with what it promises; for one model."""
 
     def __init__(self, spec: str) -> None:
         """Import the factory of `cache:module:factory`.
 
         Raises:
-            UnfitCache: the spec names no factory, it cannot be imported, or its promise is neither of the two.
+            UnfitCache: the spec names no factory, it cannot be called, or its promise is neither of the two.
+            ModelError: it cannot be imported.
         """
         self.spec = spec
+        self._before: Surroundings | None = None
         _, module, name = [*spec.split(":", 2), "", ""][:3]
-        if not module or not name or ":" in name:
+        if not module or not name or ":" in name or module.startswith("."):
             raise UnfitCache(f"{spec!r} names no factory; valid: cache:module:factory, as in cache:my_cache:make")
         self.factory: Callable[..., object] = load_own(module, name, spec)
+        if not callable(self.factory):
+            raise UnfitCache(f"{spec} is {_described(self.factory)}; valid: a function of the model")
         promise: Any = getattr(self.factory, "promise", "lossy")
         if promise not in get_args(Promise):
             raise UnfitCache(f"{spec}: promise is {promise!r}; valid: {', '.join(get_args(Promise))}")
@@ -85,22 +101,82 @@ class OwnKind:
 
     def __call__(self, model: PreTrainedModel, capacity: int, prompt_length: int | None = None) -> KVCache:
         """Make an empty cache for `model`."""
+        if self._before is None:
+            self._before = Surroundings.of(model)
         return OwnKV(self, model, capacity, prompt_length)
 
-    def make(self, model: PreTrainedModel, known: dict[str, int | None]) -> object:
+    def make(self, model: PreTrainedModel, known: dict[str, int | None]) -> Cache:
         """Call the factory with those of the `known` arguments that it names.
 
         Raises:
-            UnfitCache: it names one that is not known.
+            UnfitCache: it names one that is not known, or returns anything but an empty Cache.
+            ModelError: it raises.
         """
         with naming_the_line(self.spec):
-            named = {name: known[name] for name in inspect.signature(self.factory).parameters if name in known}
+            signature = inspect.signature(self.factory)
+            named = {name: known[name] for name in signature.parameters if name in known}
             if None in named.values():
                 raise UnfitCache(f"{self.spec} wants prompt_length: pass it to prepare()")
+            try:
+                signature.bind(model, **named)
+            except TypeError as error:
+                valid = "valid: a function of the model, and of prompt_length and capacity if it names them"
+                raise UnfitCache(f"{self.spec}{signature}: {error}; {valid}") from error
+            return self._fit(self._called(model, named))
+
+    def _called(self, model: PreTrainedModel, named: dict[str, int | None]) -> object:
+        try:
             return self.factory(model, **named)
+        except (TypeError, AttributeError) as error:
+            if inspect.isclass(self.factory):  # its lines are a library's, which name nothing of the user's
+                raise UnfitCache(f"{self.spec} is a class whose first argument is no model ({error})") from error
+            raise
+
+    def _fit(self, made: object) -> Cache:
+        if not isinstance(made, Cache):
+            raise UnfitCache(f"{self.spec} returned {_described(made)}; valid: a transformers.Cache")
+        if isinstance(made, EncoderDecoderCache):
+            raise UnfitCache(f"{self.spec} returned an EncoderDecoderCache, which is for models with an encoder")
+        layers = getattr(made, "layers", ())  # a cache that overrides whatever a model calls needs none
+        layers = layers.values() if isinstance(layers, Mapping) else layers
+        others = {type(layer).__name__ for layer in layers if not isinstance(layer, CacheLayerMixin)}
+        if others:
+            raise UnfitCache(
+                f"{self.spec} returned a cache with layers of type {', '.join(sorted(others))}; "
+                "valid: subclasses of transformers' CacheLayerMixin, which keep keys and values"
+            )
+        if length := made.get_seq_length():
+            raise UnfitCache(f"{self.spec} returned a cache that holds {length} tokens; valid: an empty one each time")
+        return made
+
+    def refuse_changes(self, model: PreTrainedModel, cache: Cache | None = None) -> None:
+        """Refuse what the factory, or the `cache` that it made and that holds tokens now, has done to the model.
+
+        Raises:
+            UnfitCache: the model or torch's settings are others than before, or `cache` keeps its tokens elsewhere.
+        """
+        assert self._before is not None
+        if changed := self._before.changed(Surroundings.of(model)):
+            raise UnfitCache(f"{self.spec} changed {changed}; it must leave them as they are")
+        if cache is None:
+            return
+        held, kept = held_bytes(cache, leaving_out=model), kept_in_model(model, cache, self._before)
+        if kept > KEPT_SHARE * held:
+            raise UnfitCache(f"{self.spec} keeps {kept} bytes in the model; valid: all that it keeps in the cache")
+        if not held:
+            raise UnfitCache(
+                f"{self.spec} holds tokens in nothing that its cache refers to, so their bytes are not known"
+            )
 
 
-@functools.cache
-def own_kind(spec: str) -> OwnKind:
-    """Import a factory once."""
-    return OwnKind(spec)
+def _described(thing: object) -> str:
+    if thing is None:
+        return "None"
+    if isinstance(thing, type):
+        return f"the class {thing.__name__}"
+    name = type(thing).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+own_kind = OwnKind
+"""How the catalogue imports a factory."""

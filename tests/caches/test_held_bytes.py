@@ -1,7 +1,9 @@
-"""The walk over what an object holds ends quickly at what is no container of Python's."""
+"""The walk over what an object holds finds all of its memory once, and ends quickly at what is no container."""
 
 from __future__ import annotations
 
+import array
+import functools
 from collections import deque
 from types import SimpleNamespace
 
@@ -30,3 +32,35 @@ def test_every_container_of_tensors_counts_each_storage_once() -> None:
     ones = [torch.ones(4) for _ in range(5)]
     held = SimpleNamespace(a=[ones[0]], b=(ones[1], ones[0][:2]), c={ones[2]}, d=deque([ones[3]]), e={"x": ones[4]})
     assert held_bytes(held) == 5 * 16
+
+
+def test_memory_that_torch_and_numpy_share_counts_once() -> None:
+    array = np.zeros(100, dtype=np.float32)
+    assert held_bytes([array, array[10:], torch.from_numpy(array)]) == 400
+    tensor = torch.ones(50)
+    assert held_bytes(tensor[10:].numpy()) == held_bytes([tensor, tensor.numpy()]) == 200
+
+
+def test_what_is_no_tensor_and_holds_memory_counts() -> None:
+    assert held_bytes([bytes(1000), bytearray(100), memoryview(bytes(10))]) == 1110
+    assert held_bytes(array.array("d", [1.0, 2.0])) == 16
+
+
+def test_functions_hold_what_they_close_over() -> None:
+    ones = [torch.ones(4) for _ in range(3)]
+
+    def inner() -> torch.Tensor:
+        return ones[0]
+
+    assert held_bytes(inner) == 48
+    assert held_bytes(functools.partial(print, torch.ones(4), end=torch.ones(4))) == 32
+    assert held_bytes(torch.nn.Linear(4, 4, bias=False).forward) == 64
+
+
+def test_tensors_without_a_storage_of_their_own_count_by_their_parts() -> None:
+    dense = torch.eye(4)
+    assert held_bytes(dense.to_sparse()) == 2 * 4 * 8 + 4 * 4
+    for compressed in (torch.sparse_csr_tensor, torch.sparse_csc_tensor):
+        assert held_bytes(compressed(torch.arange(5), torch.arange(4), torch.ones(4))) == 5 * 8 + 4 * 8 + 4 * 4
+    assert held_bytes(torch.empty(1000, device="meta")) == 0
+    assert held_bytes(dense.to_mkldnn()) == 64

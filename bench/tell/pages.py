@@ -1,0 +1,114 @@
+"""The figures in the documentation, made from committed runs, so that none is stale.
+
+`python -m bench.tell.pages README.md docs/caches.md` writes them between the marks of a page. A mark is a comment that
+says what comes after it (`PARTS`) and of which run: `<!-- caches of results/examples/caches-2-cores, depth 2048 -->`.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bench.analysis.summary import PLAIN, summarize
+from bench.analysis.tidy import Tidy
+from bench.store.run_folder import read_run
+from bench.tell import tables
+from bench.tell.words import Row, missing, number, with_interval
+
+ROOT = Path(__file__).resolve().parents[2]
+"""What a mark's path begins at."""
+
+END = "<!-- made by bench/tell/pages.py -->"
+_MARK = re.compile(
+    rf"(<!-- (?P<part>\w+) of (?P<run>[^\s,]+)(?P<choice>, [^>]*)? -->\n)(?P<old>.*?)(?={END})", re.DOTALL
+)
+_FIGURES = "  - `"
+"""How a line begins that is made below a kind."""
+MEBIBYTE = 2**20
+
+
+def filled(page: str, root: Path = ROOT) -> str:
+    """Return `page` with every part that is made anew; runs are read below `root`.
+
+    Raises:
+        KeyError: a mark names no part of `PARTS`.
+        DataError: there is no such run, or it cannot be read.
+    """
+
+    def fill(found: re.Match[str]) -> str:
+        summary = summarize(Tidy.of(read_run(root / found["run"])))
+        made = PARTS[found["part"]](_chosen(summary, found["choice"] or ""), found["old"])
+        return f"{found[1]}{made.strip()}\n"
+
+    return _MARK.sub(fill, page)
+
+
+def _chosen(summary: pd.DataFrame, choice: str) -> pd.DataFrame:
+    """Apply a mark's choice: `, without static`, `, depth 2048`."""
+    for words in filter(None, choice.split(", ")):
+        verb, value = words.split(maxsplit=1)
+        rows = summary["strategy"] != value if verb == "without" else summary["n_depth"] == int(value)
+        summary = summary[rows]
+    return summary
+
+
+def _times(summary: pd.DataFrame, _old: str) -> str:
+    return _untitled(tables.times_markdown(summary))
+
+
+def _caches(summary: pd.DataFrame, _old: str) -> str:
+    return _untitled(tables.caches_markdown(summary))
+
+
+def _untitled(table: str) -> str:
+    """The table without its title, which the page's own words say."""
+    return table.partition("\n\n")[2]
+
+
+def _kinds(summary: pd.DataFrame, old: str) -> str:
+    """Write below each item of a list, for each kind that it begins with, what that held, cost and lost.
+
+    Figures are those at the greatest depth of the run.
+    """
+    rows = summary[summary["n_depth"] == summary["n_depth"].max()]
+    by_name = {row["strategy"]: row for row in rows.to_dict("records")}  # the later row of a case is decode's
+    made: list[str] = []
+    for item in re.split(r"(?m)^(?=- )", old):
+        text = [line for line in item.rstrip().splitlines() if not line.startswith(_FIGURES)]
+        names = re.findall(r"`([^`]+)`", item.partition("**:")[0])
+        made += [*text, *(f"{_FIGURES}{name}`: {_figures(by_name.get(name))}" for name in names)]
+    return "\n".join(made)
+
+
+def _figures(row: Mapping[Any, Any] | None) -> str:
+    if row is None:
+        return "not measured"
+    if row["status"] != "ok":
+        return f"{row['status']}, {row['error']}"
+    held = f"{number(row['kv_bytes_allocated'] / MEBIBYTE)} MiB"
+    if row["strategy"] in PLAIN.values():
+        return f"{held}, {with_interval(row['latency_ms'], row['latency_ms_low'], row['latency_ms_high'])} ms a step"
+    ratio = with_interval(row["latency_vs_exact"], row["latency_vs_exact_low"], row["latency_vs_exact_high"])
+    return f"{held}, {number(row['kv_bytes_vs_exact'])} of the exact one's; a step {ratio} times as long{_lost(row)}"
+
+
+def _lost(row: Row) -> str:
+    if missing(row["logit_kl"]):
+        return ""
+    recall = "" if missing(row["recall_agreement"]) else f", recall {number(row['recall_agreement'])}"
+    return f"; KL {row['logit_kl']:.0e} nats{recall}"
+
+
+PARTS: dict[str, Callable[[pd.DataFrame, str], str]] = {"times": _times, "caches": _caches, "kinds": _kinds}
+"""What a mark can ask for: a run's first table, its table of caches, or a line for each kind in a list of them."""
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        path = Path(name)
+        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,64 @@
+"""What a cache must leave as it is, since the columns of its row say so: the model, and the settings of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from transformers import PreTrainedModel
+
+from kvcache.caches.held_bytes import held_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """The model and the settings around a cache; equal as long as nobody changes them."""
+
+    weights: tuple[tuple[object, ...], ...]
+    config: str
+    attention: str
+    mode: str
+    threads: int
+    default_dtype: torch.dtype
+    kept_bytes: int
+    """What is held by the model, its weights included."""
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Surroundings:
+        """Look at `model` (reads every weight once) and at torch."""
+        weights = ((weight.data_ptr(), weight.dtype, str(weight.sum().item())) for weight in model.parameters())
+        return cls(
+            weights=tuple(weights),
+            config=repr(model.config.to_dict()),
+            attention=model.config._attn_implementation,  # noqa: SLF001  # transformers has no other name for it
+            mode="training" if model.training else "evaluation",
+            threads=torch.get_num_threads(),
+            default_dtype=torch.get_default_dtype(),
+            kept_bytes=held_bytes(model),
+        )
+
+    def changed(self, later: Surroundings) -> str | None:
+        """Name the first thing that differs later, `kept_bytes` left aside; None where nothing does."""
+        for name in (field.name for field in fields(self) if field.name != "kept_bytes"):
+            before, after = getattr(self, name), getattr(later, name)
+            if before != after:
+                what = _WORDS[name]
+                return f"{what} from {before} to {after}" if name in _SHORT else what
+        return None
+
+
+_WORDS = {
+    "weights": "the model's weights",
+    "config": "the model's config",
+    "attention": "the model's attention",
+    "mode": "the model's mode",
+    "threads": "torch's threads",
+    "default_dtype": "torch's default dtype",
+}
+_SHORT = {"attention", "mode", "threads", "default_dtype"}
+"""Of which the values fit a line."""
+
+
+def kept_in_model(model: PreTrainedModel, cache: object, before: Surroundings) -> int:
+    """Count the bytes that the model holds now beyond `before`, without those that `cache` holds too."""
+    return held_bytes([model, cache]) - held_bytes(cache, leaving_out=model) - before.kept_bytes

@@ -1,0 +1,135 @@
+"""Caches that do what they must not are refused with the true reason; odd ones that are right are measured."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from kvcache.caches.contract import UnfitCache
+from kvcache.models import ModelError
+from kvcache.proof.tokens import agreement, reference
+from kvcache.strategies.cached import Cached
+from kvcache.strategies.catalogue import build
+from tests.tiny import ARCHITECTURES, VOCAB_SIZE
+
+PER_TOKEN = 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, head_dim, bytes of a float32
+
+
+@pytest.fixture(autouse=True)
+def torch_as_it_was() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def token_ids(seed: int, *shape: int) -> Tensor:
+    return torch.randint(VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def cached(factory: str) -> Cached:
+    strategy = build(f"cache:tests.unfit_caches:{factory}", ARCHITECTURES["llama"]())
+    assert isinstance(strategy, Cached)
+    return strategy
+
+
+@pytest.mark.parametrize(
+    ("factory", "reason"),
+    [
+        ("number", "is an int; valid: a function of the model"),
+        ("a_class", "is a class whose first argument is no model"),
+        ("awaited", "returned a coroutine; valid: a transformers.Cache"),
+        ("class_itself", "returned the class DynamicCache; valid: a transformers.Cache"),
+        ("legacy", "returned a tuple; valid: a transformers.Cache"),
+        ("nothing", "returned None; valid: a transformers.Cache"),
+        ("no_model", r"no_model\(\).*: too many positional arguments; valid: a function of the model"),
+        ("flavoured", r"flavoured\(model.*missing a required argument: 'flavour'; valid: a function of the model, and"),
+        ("lists_promise", r"promise is \['exact'\]; valid: exact, lossy"),
+        ("for_encoders", "is for models with an encoder"),
+        ("scales_weights", "changed the model's weights; it must leave them as they are"),
+        ("casts", "changed the model's weights"),
+        ("sets_attention", "changed the model's attention from sdpa to eager"),
+        ("sets_config", "changed the model's config"),
+        ("trains", "changed the model's mode from evaluation to training"),
+        ("sets_threads", r"changed torch's threads from \d+ to \d+"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:coroutine")
+def test_it_is_refused_before_it_runs(factory: str, reason: str) -> None:
+    with pytest.raises(UnfitCache, match=reason) as caught:
+        cached(factory).prepare(1, 20)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ("cache:", "names no factory"),
+        ("cache:module", "names no factory"),
+        ("cache:.module:make", "names no factory"),
+        ("cache:tests/unfit_caches:growing", "No module named 'tests/unfit_caches'"),
+        ("cache:tests.unfit_caches.py:growing", "No module named 'tests.unfit_caches.py'"),
+    ],
+)
+def test_a_spec_that_names_nothing_is_refused(spec: str, reason: str) -> None:
+    with pytest.raises((UnfitCache, ModelError), match=reason):
+        build(spec, ARCHITECTURES["llama"]())
+
+
+@pytest.mark.parametrize("factory", ["taking_turns", "shared_layers"])
+def test_a_cache_that_is_not_empty_is_refused(factory: str) -> None:
+    strategy = cached(factory)
+    strategy.prepare(1, 20)
+    strategy.prefill(token_ids(1, 1, 8))
+    with pytest.raises(UnfitCache, match="returned a cache that holds 8 tokens; valid: an empty one each time"):
+        strategy.prepare(1, 20)
+
+
+@pytest.mark.parametrize(
+    ("factory", "reason"),
+    [
+        ("InModel", r"keeps \d+ bytes in the model"),
+        ("sets_threads_later", "changed torch's threads"),
+        ("in_globals", "holds tokens in nothing that its cache refers to"),
+    ],
+)
+def test_what_it_does_while_it_runs_is_found_out(factory: str, reason: str) -> None:
+    strategy = cached(factory)
+    strategy.prepare(1, 20)
+    strategy.prefill(token_ids(1, 1, 8))
+    with pytest.raises(UnfitCache, match=reason):
+        strategy.check_length(8)
+
+
+@pytest.mark.parametrize(
+    "factory",
+    ["growing", "by_name", "Promising", "keywords_only", "unlayered", "in_numpy", "in_closure", "in_slots"],
+)
+def test_an_odd_one_that_is_right_is_measured(factory: str) -> None:
+    strategy, context, prompt = cached(factory), token_ids(1, 2, 6), token_ids(2, 2, 5)
+    expected = reference(strategy.model, prompt, 6, context)
+    strategy.prepare(2, 16, context, prompt_length=11)
+    for _ in range(2):
+        strategy.reset()
+        found = agreement(strategy, prompt, expected)
+        assert found.tokens_match == "true"
+        after_prefill = 16 if factory == "keywords_only" else 11  # a static one is allocated at once
+        assert found.allocated_after_prefill == pytest.approx(2 * after_prefill * PER_TOKEN, rel=0.01)
+        assert found.allocated_after_decode == pytest.approx(2 * 16 * PER_TOKEN, rel=0.01)
+        strategy.check_length(16)
+
+
+def test_a_cache_in_a_cycle_is_freed_at_the_next_reset() -> None:
+    strategy = cached("CyclicCache")
+    gc.disable()  # as a worker does
+    try:
+        strategy.prepare(1, 20)
+        before = weakref.ref(strategy.kv.cache)
+        strategy.reset()
+        assert before() is None
+    finally:
+        gc.enable()

@@ -1,0 +1,63 @@
+"""The figures of the documentation are those of the committed runs, and are made anew where a mark stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.tell import pages
+from tests.handmade import run_with_lossy_kinds
+
+PAGES = [pages.ROOT / "README.md", pages.ROOT / "docs" / "caches.md"]
+CACHES = pages.ROOT / "results" / "examples" / "caches-2-cores"
+
+
+@pytest.mark.skipif(not CACHES.exists(), reason="the run of the caches is not committed yet")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_is_as_it_is_made(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert pages.END in text
+    assert pages.filled(text) == text, f"run python -m bench.tell.pages {page.relative_to(pages.ROOT)}"
+
+
+@pytest.fixture
+def handmade(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "read_run", lambda path: run_with_lossy_kinds())
+
+
+@pytest.mark.usefixtures("handmade")
+def test_each_kind_of_a_list_has_its_line() -> None:
+    page = f"""Before.
+<!-- kinds of some/run -->
+- **`fp8`**: two
+  lines.
+  - `fp8`: stale
+- **`dynamic`, exact**: grows.
+- **`nobody`, `cache:mine:make`**: others.
+{pages.END}
+- after
+"""
+    made = pages.filled(page)
+    lines = made.splitlines()
+    assert lines[2:4] == ["- **`fp8`**: two", "  lines."]
+    assert lines[4].startswith("  - `fp8`: ")
+    assert "0.250 of the exact one's; a step " in lines[4]
+    assert lines[4].endswith("; KL 2e-02 nats, recall 0.750")
+    assert lines[6].startswith("  - `dynamic`: ")
+    assert lines[6].endswith(" ms a step")
+    assert lines[8] == "  - `nobody`: not measured"
+    assert lines[-2:] == [pages.END, "- after"]
+    assert pages.filled(made) == made
+
+
+@pytest.mark.usefixtures("handmade")
+def test_a_mark_chooses_rows() -> None:
+    page = f"<!-- times of a/run, without fp8 -->\nstale\n{pages.END}\n"
+    made = pages.filled(page)
+    assert "stale" not in made
+    assert "| dynamic" in made
+    assert "| fp8" not in made
+    assert "| fp8" in pages.filled(page.replace("times", "caches").replace(", without fp8", ", depth 0"))
+    with pytest.raises(KeyError, match="colours"):
+        pages.filled(page.replace("times", "colours"))

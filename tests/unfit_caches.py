@@ -1,0 +1,273 @@
+"""Factories that do what a user's own cache must not, and some that look odd and are right."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache, PreTrainedModel, StaticCache
+
+
+def growing(model: PreTrainedModel) -> Cache:
+    return DynamicCache(config=model.config)
+
+
+def of_layers(model: PreTrainedModel, layer: type[DynamicLayer]) -> Cache:
+    return Cache(layers=[layer() for _ in range(model.config.num_hidden_layers)])
+
+
+number = 42
+a_class = DynamicCache
+by_name = functools.partial(growing)
+
+
+class Promising(DynamicCache):
+    """A class is a factory too, if it takes a model."""
+
+    promise = "exact"
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(config=model.config)
+
+
+def keywords_only(model: PreTrainedModel, *, capacity: int) -> Cache:
+    return StaticCache(config=model.config, max_cache_len=capacity)
+
+
+async def awaited(model: PreTrainedModel) -> Cache:
+    return growing(model)
+
+
+def class_itself(model: PreTrainedModel) -> type[Cache]:
+    return DynamicCache
+
+
+def legacy(model: PreTrainedModel) -> tuple[tuple[Tensor, Tensor], ...]:
+    return ((torch.empty(0), torch.empty(0)),)
+
+
+def nothing(model: PreTrainedModel) -> None:
+    pass
+
+
+def no_model() -> Cache:
+    return DynamicCache()
+
+
+def flavoured(model: PreTrainedModel, flavour: str) -> Cache:
+    return growing(model)
+
+
+def lists_promise(model: PreTrainedModel) -> Cache:
+    return growing(model)
+
+
+lists_promise.promise = ["exact"]  # type: ignore[attr-defined]
+
+
+def for_encoders(model: PreTrainedModel) -> Cache:
+    return EncoderDecoderCache(growing(model), growing(model))
+
+
+# State that outlives the cache.
+
+turns: list[Cache] = []
+
+
+def taking_turns(model: PreTrainedModel) -> Cache:
+    if len(turns) < 2:
+        turns.append(growing(model))
+    turns.reverse()
+    return turns[0]
+
+
+layers: list[Any] = []
+
+
+def shared_layers(model: PreTrainedModel) -> Cache:
+    layers.extend([] if layers else growing(model).layers)
+    return Cache(layers=layers)
+
+
+class InModel(DynamicCache):
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(config=model.config)
+        self.model = model
+        model.remembered = []  # type: ignore[assignment]  # a module takes any attribute
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        self.model.remembered.append((key_states, value_states))  # type: ignore[union-attr, operator]
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+
+class GlobalLayer(DynamicLayer):
+    """Its tokens are in a dictionary of this module, which no attribute refers to."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        inner: DynamicLayer = globals_of_layers.setdefault(id(self), DynamicLayer())
+        return inner.update(key_states, value_states)
+
+    def get_seq_length(self) -> int:
+        return globals_of_layers[id(self)].get_seq_length() if id(self) in globals_of_layers else 0
+
+
+globals_of_layers: dict[int, DynamicLayer] = {}
+
+
+def in_globals(model: PreTrainedModel) -> Cache:
+    globals_of_layers.clear()
+    return of_layers(model, GlobalLayer)
+
+
+# What a cache must leave as it is.
+
+
+def scales_weights(model: PreTrainedModel) -> Cache:
+    next(model.parameters()).data.mul_(1.01)  # by .data, torch counts no version
+    return growing(model)
+
+
+def casts(model: PreTrainedModel) -> Cache:
+    model.half()
+    return growing(model)
+
+
+def sets_attention(model: PreTrainedModel) -> Cache:
+    model.set_attn_implementation("eager")
+    return growing(model)
+
+
+def sets_config(model: PreTrainedModel) -> Cache:
+    model.config.rms_norm_eps = 0.1
+    return growing(model)
+
+
+def trains(model: PreTrainedModel) -> Cache:
+    model.train()
+    return growing(model)
+
+
+def sets_threads(model: PreTrainedModel) -> Cache:
+    torch.set_num_threads(torch.get_num_threads() + 1)
+    return growing(model)
+
+
+class SetsThreads(DynamicCache):
+    threads = torch.get_num_threads() + 1
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        torch.set_num_threads(self.threads)
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+
+def sets_threads_later(model: PreTrainedModel) -> Cache:
+    return SetsThreads(config=model.config)
+
+
+# Caches that hold their tokens in another way than transformers' own.
+
+
+class Unlayered(Cache):
+    """Overrides whatever a model calls, and has no layers."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        if layer_idx in self.held:
+            keys, values = self.held[layer_idx]
+            key_states, value_states = torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
+        self.held[layer_idx] = key_states, value_states
+        return self.held[layer_idx]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.held[layer_idx][0].shape[2] if layer_idx in self.held else 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self.get_seq_length(layer_idx) + query_length, 0
+
+    @property
+    def is_compileable(self) -> bool:
+        return False
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        return [False]
+
+    is_linear = is_dummy = is_sliding
+
+
+def unlayered(model: PreTrainedModel) -> Cache:
+    return Unlayered()
+
+
+class NumpyLayer(DynamicLayer):
+    held: tuple[Any, ...] = ()
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        new = key_states.numpy(), value_states.numpy()
+        self.held = tuple(map(np.copy, new)) if not self.held else tuple(map(_joined, self.held, new))
+        return torch.from_numpy(self.held[0]), torch.from_numpy(self.held[1])
+
+    def get_seq_length(self) -> int:
+        return int(self.held[0].shape[2]) if self.held else 0
+
+
+def _joined(before: Any, new: Any) -> Any:
+    return np.concatenate([before, new], axis=2)
+
+
+def in_numpy(model: PreTrainedModel) -> Cache:
+    return of_layers(model, NumpyLayer)
+
+
+class ClosedLayer(DynamicLayer):
+    """Its tokens are in a closure."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        inner = DynamicLayer()
+
+        def update(*states: Tensor) -> tuple[Tensor, Tensor]:
+            return inner.update(*states)
+
+        self.inner = update
+        self.length = inner.get_seq_length
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        return self.inner(key_states, value_states)
+
+    def get_seq_length(self) -> int:
+        return self.length()
+
+
+def in_closure(model: PreTrainedModel) -> Cache:
+    return of_layers(model, ClosedLayer)
+
+
+class SlottedLayer(DynamicLayer):
+    __slots__ = ("pair",)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        new = key_states, value_states
+        old = getattr(self, "pair", None)
+        self.pair = new if old is None else tuple(torch.cat(both, 2) for both in zip(old, new, strict=True))
+        return self.pair  # type: ignore[return-value]
+
+    def get_seq_length(self) -> int:
+        return int(self.pair[0].shape[2]) if hasattr(self, "pair") else 0
+
+
+def in_slots(model: PreTrainedModel) -> Cache:
+    return of_layers(model, SlottedLayer)
+
+
+class CyclicCache(DynamicCache):
+    """Refers to itself, as one does whose layers know it."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(config=model.config)
+        self.itself = self
