@@ -121,8 +121,7 @@ def data(frame: pd.DataFrame, form: Literal["csv", "json", "jsonl"]) -> str:
 def markdown(summary: pd.DataFrame) -> str:
     """Write a table per setting with a line per case, what failed and why, and each case against the roofs."""
     parts = [times_markdown(summary) + _failures(summary), caches_markdown(summary), _markdown(_roofs(summary))]
-    return "
-".join(part for part in parts if part)
+    return "\n".join(part for part in parts if part)
 
 
 def times_markdown(summary: pd.DataFrame) -> str:
