@@ -228,7 +228,7 @@ class ClosedLayer(DynamicLayer):
     """Its tokens are in a closure."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # of transformers
         inner = DynamicLayer()
 
         def update(*states: Tensor) -> tuple[Tensor, Tensor]:
