@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 from transformers import Cache, EncoderDecoderCache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 
 from kvcache.caches.contract import KVCache, Promise, UnfitCache
 from kvcache.caches.held_bytes import held_bytes
@@ -139,7 +139,7 @@ class OwnKind:
             raise UnfitCache(f"{self.spec} returned an EncoderDecoderCache, which is for models with an encoder")
         layers = getattr(made, "layers", ())  # a cache that overrides whatever a model calls needs none
         layers = layers.values() if isinstance(layers, Mapping) else layers
-        others = {type(layer).__name__ for layer in layers if not isinstance(layer, CacheLayerMixin)}
+        others = {type(layer).__name__ for layer in layers if not isinstance(layer, _LAYERS)}
         if others:
             raise UnfitCache(
                 f"{self.spec} returned a cache with layers of type {', '.join(sorted(others))}; "
@@ -167,6 +167,9 @@ class OwnKind:
             raise UnfitCache(
                 f"{self.spec} holds tokens in nothing that its cache refers to, so their bytes are not known"
             )
+
+
+_LAYERS = (CacheLayerMixin, LinearAttentionCacheLayerMixin)
 
 
 def _described(thing: object) -> str:
