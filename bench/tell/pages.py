@@ -66,7 +66,7 @@ def _caches(summary: pd.DataFrame, _old: str) -> str:
 
 
 def _untitled(table: str) -> str:
-    """The table without its title, which the page's own words say."""
+    """Return a table without its title, which the page's own words say."""
     return table.partition("\n\n")[2]
 
 
