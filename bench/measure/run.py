@@ -186,7 +186,7 @@ def measure(job: Job, servers: RunServers) -> Run:
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
-    with noting(f"what was measured is kept, go on with: kvbench run --resume {folder}"), locked(folder):
+    with _kept(folder), locked(folder):
         # Read now that no other process writes to it: one may have gone on with the run after this one planned.
         previous = read_run(folder) if job.previous is not None else None
         with (
@@ -196,6 +196,19 @@ def measure(job: Job, servers: RunServers) -> Run:
             fork = lambda group, process: servers.fork(group.model, group.n_threads, process)  # noqa: E731
             measure_cases(job.manifest.plan, job.limits, writer, progress, fork, previous)
     return read_run(folder)
+
+
+@contextmanager
+def _kept(folder: Path) -> Iterator[None]:
+    """Note on whatever ends the run early how to go on; a run whose model is refused before any sample is removed."""
+    try:
+        with noting(f"what was measured is kept, go on with: kvbench run --resume {folder}"):
+            yield
+    except UsageError as error:
+        if read_run(folder).samples:
+            raise
+        shutil.rmtree(folder)
+        raise UsageError(f"{error}; {NOTHING_KEPT}") from None
 
 
 def _with_ceilings(job: Job, servers: RunServers) -> Job:
