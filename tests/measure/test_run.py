@@ -86,3 +86,17 @@ def test_a_manifest_that_cannot_be_written_leaves_no_folder(monkeypatch: pytest.
         measuring.measure(job, RunServers())
     assert refused.value.__notes__ == [measuring.NOTHING_KEPT]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_a_refused_model_leaves_a_folder_only_with_samples_in_it(
+    rounds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    stored = msgspec.structs.replace(MADE, samples=MADE.samples if rounds else [])
+    monkeypatch.setattr(measuring, "read_run", lambda _folder: stored)
+    with pytest.raises(UsageError, match="it does not repeat itself") as caught, measuring._kept(folder):
+        raise UsageError("it does not repeat itself")
+    assert folder.exists() == bool(rounds)
+    assert ("so nothing is kept" in str(caught.value)) == (not rounds)
