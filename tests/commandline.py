@@ -14,6 +14,9 @@ import pytest
 
 from bench.cli import main
 
+STRATEGIES = ["naive", "dynamic", "static", "hf-generate"]  # compiled would take its time
+TINY = ["-m", "random:tiny", "-t", "1", "-p", "8,16", "-n", "4", "-r", "6", "--strategies", ",".join(STRATEGIES)]
+
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKED = """
 import sys

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from filelock import FileLock
 
 # Before any test imports transformers: nothing may depend on what a hub answers, or on how long it takes not to.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -39,23 +38,25 @@ def same_threads() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def love(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train the tutorial's model once: `kvbench train --out love` and nothing else, on one thread.
-
-    The processes of pytest-xdist share it: the first trains, the others wait. No test may write into the folder.
-    """
+    """Train the tutorial's model once: `kvbench train --out love` and nothing else, on one thread."""
     from bench.cli import main
+    from tests.once import made_once
 
-    root = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:  # a worker's base folder lies in the session's
-        root = root.parent
-    folder, trained = root / "love", root / "love.trained"
-    with FileLock(root / "love.lock"):
-        if not trained.exists():
-            with pytest.raises(SystemExit) as ended:
-                main(["train", "--out", str(folder), "-t", "1"])
-            assert ended.value.code == 0
-            trained.touch()
-    return folder
+    def train(folder: Path) -> None:
+        with pytest.raises(SystemExit) as ended:
+            main(["train", "--out", str(folder), "-t", "1"])
+        assert ended.value.code == 0
+
+    return made_once(tmp_path_factory, "love", train)
+
+
+@pytest.fixture
+def untraced() -> Iterator[None]:
+    """Have torch.compile call its function as it is: a trace takes seconds, whatever the size of the model."""
+    import torch
+
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

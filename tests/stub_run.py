@@ -1,6 +1,6 @@
 """`kvbench` with stub workers (stub_worker.py) and a plan that needs no model: the driver is real, torch is nowhere.
 
-Run as a program (`python -m tests.stub_run run ...`), or have `start` do it.
+Run it to its end in this process (`finish`), or in one of its own that can be killed (`start`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,21 @@ from bench.case import Sweep
 from bench.machine.environment import TorchFacts, read_environment
 from bench.manifest import CasePlan
 from bench.measure import plan, run, server_process
+from bench.tell import report
 from kvcache import models
 from tests.handmade import make_plan
 
 STUB = Path(__file__).with_name("stub_worker.py")
 
 
+def variables(folder: Path, script: Mapping[str, Any] | None) -> dict[str, str]:
+    """What the stub workers read from their environment; `folder` is for their marks."""
+    return {"STUB": json.dumps(script or {}), "STUB_FOLDER": str(folder)}
+
+
 def start(arguments: Sequence[str], folder: Path, script: Mapping[str, Any] | None = None) -> subprocess.Popen[str]:
-    """Start `kvbench ARGUMENTS` with stub workers that follow `script`; `folder` is for their marks."""
-    own = {"PYTHONPATH": str(server_process.TREE), "STUB": json.dumps(script or {}), "STUB_FOLDER": str(folder)}
+    """Start `kvbench ARGUMENTS` with stub workers that follow `script`."""
+    own = {"PYTHONPATH": str(server_process.TREE)} | variables(folder, script)
     return subprocess.Popen(
         [sys.executable, "-m", "tests.stub_run", *arguments],
         stdout=subprocess.PIPE,
@@ -37,28 +43,36 @@ def start(arguments: Sequence[str], folder: Path, script: Mapping[str, Any] | No
     )
 
 
-def finish(arguments: Sequence[str], folder: Path, script: Mapping[str, Any] | None = None) -> tuple[int, str, str]:
-    """Run it to its end: exit code, stdout, stderr."""
-    process = start(arguments, folder, script)
-    out, errors = process.communicate(timeout=120)
-    return process.returncode, out, errors
+def finish(arguments: Sequence[str], folder: Path, script: Mapping[str, Any] | None = None) -> tuple[object, str, str]:
+    """Run it to its end in this process: exit code, stdout, stderr."""
+    import pytest  # `start` does without
+
+    from tests.commandline import run_to_the_end
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables(folder, script).items():
+            patch.setenv(name, value)
+        _replace(patch.setattr)
+        code, printed = run_to_the_end(*arguments)
+    return code, printed.stdout, printed.stderr
 
 
 def _plan(sweeps: Iterable[Sweep]) -> list[CasePlan]:
     return [make_plan(case) for sweep in sweeps for case in sweep.cases()]
 
 
-def _main() -> None:
-    """Run the command with what would import torch replaced."""
-    server_process.PROGRAM = STUB
-    plan.plan = _plan
-    plan.memory_bytes = lambda plans: 0
-    plan.temporary_bytes = lambda plans: 0
-    models.weights_digest = lambda model, seed=0: "5f" * 32  # type: ignore[assignment]
+def _replace(put: Callable[[Any, str, Any], None]) -> None:
+    """Replace what would import torch; and the plots, which take longer than all the rest."""
     facts = TorchFacts(isa="stub", gpu=None, gpu_driver=None)
-    vars(run)["read_environment"] = lambda: read_environment(facts)  # where `run` looks the name up
-    cli.main()
+    put(server_process, "PROGRAM", STUB)
+    put(plan, "plan", _plan)
+    put(plan, "memory_bytes", lambda plans: 0)
+    put(plan, "temporary_bytes", lambda plans: 0)
+    put(models, "weights_digest", lambda model, seed=0: "5f" * 32)
+    put(run, "read_environment", lambda: read_environment(facts))
+    put(report, "write_plots", lambda report, derived: None)
 
 
 if __name__ == "__main__":
-    _main()
+    _replace(setattr)
+    cli.main()

@@ -7,6 +7,7 @@ single key heads, sliding windows (all layers, or alternate ones), offsets of th
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -146,6 +147,11 @@ EVERYWHERE = [name for name, entry in STRATEGIES.items() if not entry.cache and 
 COMPILED = ("gpt2", "mistral")
 """Architectures that `compiled` is tested on at once: learned positions, one group of heads and biases; rotary
 positions, grouped heads, a gate and a sliding window. The others run under `-m compiled`."""
+
+
+def traced_for(architecture: str) -> AbstractContextManager[object]:
+    """Trace `compiled` for two architectures, and for the others run its code as it is: a trace takes seconds."""
+    return nullcontext() if architecture in COMPILED else torch.compiler.set_stance("force_eager")
 
 
 def build_without_compiler(name: str, model: PreTrainedModel) -> Strategy:

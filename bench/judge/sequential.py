@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from bench.analysis.estimators import paired_ratio
 
@@ -126,7 +126,9 @@ def p_value(logs: tuple[float, ...], sign: int) -> float:
         return 1.0
     if values.std() == 0:
         return 0.0 if values[0] > 0 else 1.0
-    p_values = [factor * float(stats.t.sf(test.center / test.error, test.freedom)) for test, factor in _t_tests(values)]
+    p_values = [
+        factor * float(special.stdtr(test.freedom, -test.center / test.error)) for test, factor in _t_tests(values)
+    ]
     if len(values) >= RANKS_FROM:
         p_values.append(float(stats.wilcoxon(values, alternative="greater").pvalue))
     return min(1.0, _n_tests(len(values)) * min(p_values))
@@ -139,7 +141,7 @@ def estimate(logs: Sequence[float], alpha: float) -> Estimate:
     """
     center, low, high = _interval(logs, alpha)
     freedom = len(logs) - 1
-    reach = float(stats.t.isf(alpha / 2, freedom) + stats.t.isf(1 - POWER, freedom)) * float(stats.sem(logs))
+    reach = (_t_quantile(alpha / 2, freedom) + _t_quantile(1 - POWER, freedom)) * _standard_error(np.asarray(logs))
     return Estimate(math.expm1(center), math.expm1(low), math.expm1(high), math.expm1(reach))
 
 
@@ -166,8 +168,7 @@ def _interval(logs: Sequence[float], alpha: float) -> tuple[float, float, float]
     n, values = len(logs), np.asarray(logs)
     share = alpha / _n_tests(n)
     reaches = [
-        (test.center, float(stats.t.isf(share / factor / 2, test.freedom)) * test.error)
-        for test, factor in _t_tests(values)
+        (test.center, _t_quantile(share / factor / 2, test.freedom) * test.error) for test, factor in _t_tests(values)
     ]
     lows, highs = [center - reach for center, reach in reaches], [center + reach for center, reach in reaches]
     if n >= RANKS_FROM:
@@ -188,6 +189,16 @@ class _T(NamedTuple):
     freedom: int
 
 
+def _t_quantile(tail: float, freedom: int) -> float:
+    """Return the value that Student's t exceeds with the chance `tail`."""
+    return -float(special.stdtrit(freedom, tail))  # what stats.t.isf calls, without its checks of a millisecond
+
+
+def _standard_error(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
+    """Return the standard error of the mean."""
+    return float(values.std(ddof=1)) / math.sqrt(len(values))
+
+
 def _n_tests(n: int) -> int:
     """Count the tests of `n` pairs, which share the level."""
     return 1 + (n >= TRIMMED_FROM) + (n >= RANKS_FROM)
@@ -195,7 +206,7 @@ def _n_tests(n: int) -> int:
 
 def _t_tests(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[tuple[_T, float]]:
     """List the t tests of `values`, each with the factor of its p-value; one without any scatter shows nothing."""
-    tests = [(_T(float(values.mean()), float(stats.sem(values)), len(values) - 1), 1.0)]
+    tests = [(_T(float(values.mean()), _standard_error(values), len(values) - 1), 1.0)]
     if len(values) >= TRIMMED_FROM and (trimmed := _trimmed(values)).error > 0:
         tests.append((trimmed, TRIMMED_FACTOR))
     return tests
@@ -203,10 +214,11 @@ def _t_tests(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[tuple
 
 def _trimmed(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> _T:
     """Test the mean of `values` without the outer fifths."""
-    cut = int(TRIMMED * len(values))
-    share = cut / len(values)  # of whole pairs: scipy's standard error takes it as it is
-    error = float(stats.mstats.trimmed_stde(values, limits=(share, share)))
-    return _T(float(stats.trim_mean(values, share)), error, len(values) - 2 * cut - 1)
+    n = len(values)
+    cut = int(TRIMMED * n)
+    inner = np.sort(values)[cut : n - cut]
+    winsorized = np.clip(values, inner[0], inner[-1])
+    return _T(float(inner.mean()), _standard_error(winsorized) * n / len(inner), len(inner) - 1)
 
 
 def _holm(p_values: Mapping[str, float], alpha: float) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the tests of several commands share: one real run."""
+"""What the tests of several commands share: one real run, one made by hand, and plots that are not written."""
 
 from __future__ import annotations
 
@@ -6,17 +6,31 @@ from pathlib import Path
 
 import pytest
 
-from tests.commandline import kvbench
+from tests.commandline import STRATEGIES, TINY, kvbench
+from tests.handmade import grid, make_run
+from tests.once import made_once
+from tests.torture import store
 
-STRATEGIES = ["naive", "dynamic", "static", "hf-generate"]  # compiled would take its time
-TINY = ["-m", "random:tiny", "-t", "1", "-p", "8,16", "-n", "4", "-r", "6", "--strategies", ",".join(STRATEGIES)]
+
+@pytest.fixture(scope="session")
+def real_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real run of the tiny model with all strategies, made once for all processes of pytest-xdist; read only."""
+
+    def measure(out: Path) -> None:
+        done = kvbench("run", *TINY, "--out", str(out), "--name", "one")
+        assert Path(done.stdout.strip().splitlines()[-1]).parent == out
+
+    (folder,) = made_once(tmp_path_factory, "real-run", measure).glob("*-one")
+    return folder
 
 
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real run of the tiny model with all strategies."""
-    out = tmp_path_factory.mktemp("runs")
-    done = kvbench("run", *TINY, "--out", str(out), "--name", "one")
-    folder = Path(done.stdout.strip().splitlines()[-1])
-    assert folder.parent == out
-    return folder
+    """A run made by hand with as many cases; nothing is derived from it yet."""
+    return store(make_run(grid(STRATEGIES, [8, 16], n_gen=4)), tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def unsaved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw plots, but write no file of them: that takes far longer than all else that a command does."""
+    monkeypatch.setattr("bench.tell.plots.style.save", lambda figure, path: [])

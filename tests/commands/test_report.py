@@ -11,7 +11,9 @@ from tests.commandline import in_a_process, kvbench, refused
 from tests.torture import store_ab
 
 
+@pytest.mark.usefixtures("unsaved")
 def test_report_and_compare_need_no_torch(run_folder: Path, tmp_path: Path) -> None:
+    kvbench("report", str(run_folder))
     before = (run_folder / "summary.csv").read_text()
     (run_folder / "summary.csv").unlink()
     in_a_process("report", str(run_folder), blocked=True)
@@ -21,6 +23,7 @@ def test_report_and_compare_need_no_torch(run_folder: Path, tmp_path: Path) -> N
     assert list(tmp_path.glob("*.png"))
 
 
+@pytest.mark.usefixtures("unsaved")
 def test_formats_keep_stdout_clean(run_folder: Path) -> None:
     out = str(run_folder.parent)
     assert len(json.loads(kvbench("report", run_folder.name, "--out", out, "-o", "json").stdout)) == 16

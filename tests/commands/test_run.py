@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import shlex
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from tests.commandline import in_a_process, kvbench, refused
+from bench.machine.affinity import user_variables
+from tests import inline
+from tests.commandline import TINY, kvbench, refused
 
-STRATEGIES = ["naive", "dynamic", "static", "hf-generate"]  # compiled would take its time
-TINY = ["-m", "random:tiny", "-t", "1", "-p", "8,16", "-n", "4", "-r", "6", "--strategies", ",".join(STRATEGIES)]
 
-
-def test_run_leaves_everything_behind(run_folder: Path) -> None:
-    names = {path.name for path in run_folder.iterdir()}
+def test_run_leaves_everything_behind(real_run: Path) -> None:
+    names = {path.name for path in real_run.iterdir()}
     assert {"manifest.json", "samples.jsonl", "summary.csv", "summary.json", "summary.md", "plots"} <= names
-    plots = {path.name for path in (run_folder / "plots").iterdir()}
+    plots = {path.name for path in (real_run / "plots").iterdir()}
     assert {
         f"{name}.{suffix}" for name in ("step_latency", "throughput", "speedup") for suffix in ("png", "svg")
     } <= plots
-    summary = pd.read_csv(run_folder / "summary.csv", dtype={"tokens_match": str})
+    summary = pd.read_csv(real_run / "summary.csv", dtype={"tokens_match": str})
     assert len(summary) == 2 * 4 * 2
     assert set(summary["tokens_match"]) == {"true"}
     assert set(summary["status"]) == {"ok"}
@@ -32,8 +33,8 @@ def test_run_leaves_everything_behind(run_folder: Path) -> None:
     assert summary["mbu"].isna().all()  # so small a model lies in the cache
 
 
-def test_counters_are_those_of_the_contract(run_folder: Path) -> None:
-    rows = pd.read_csv(run_folder / "summary.csv").set_index(["n_prompt", "strategy", "phase"])
+def test_counters_are_those_of_the_contract(real_run: Path) -> None:
+    rows = pd.read_csv(real_run / "summary.csv").set_index(["n_prompt", "strategy", "phase"])
     assert rows.loc[(16, "naive", "prefill"), "tokens_processed"] == 16
     assert rows.loc[(16, "naive", "decode"), "tokens_processed"] == 17 + 18 + 19
     assert rows.loc[(16, "dynamic", "decode"), "tokens_processed"] == 3
@@ -101,7 +102,10 @@ def test_the_readmes_grid_of_a_random_model_fits_it(tmp_path: Path) -> None:
         (["-b", "100000"], "memory"),
     ],
 )
-def test_bad_input_is_one_line_and_code_2(arguments: list[str], says: str, tmp_path: Path) -> None:
+def test_bad_input_is_one_line_and_code_2(
+    arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inline.use(monkeypatch)
     assert says in refused("run", "-m", "random:tiny", "--out", str(tmp_path / "out"), *arguments)
     assert not (tmp_path / "out").exists()
 
@@ -114,52 +118,60 @@ def test_cuda_is_refused_where_there_is_none() -> None:
     assert "no CUDA device" in refused("run", *TINY, "--device", "cuda")
 
 
-def test_unwritable_out_is_refused(tmp_path: Path) -> None:
+def test_unwritable_out_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inline.use(monkeypatch)
+    for name in user_variables():  # a run says what becomes of them
+        monkeypatch.delenv(name)
     (tmp_path / "file").write_text("")
     assert "--out" in refused("run", *TINY, "--out", str(tmp_path / "file"))
 
 
-def test_timeout_is_a_result(tmp_path: Path) -> None:
+@pytest.fixture
+def own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], str]:
+    """Write the module of a tiny model whose forward is changed, into the current folder; its name as a model."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr("bench.tell.report.write_plots", lambda report, derived: None)
+
+    def write(name: str, forward: str) -> str:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        Path(f"{name}.py").write_text(
+            "import time\nfrom kvcache.models import load\n"
+            "def factory():\n"
+            "    model = load('random:tiny')\n"
+            "    class Changed(type(model)):\n"
+            "        def forward(self, *arguments, **named):\n"
+            f"            {forward}\n"
+            "    model.__class__ = Changed\n"
+            "    return model\n"
+        )
+        return f"py:{name}:factory"
+
+    return write
+
+
+GRID = ["-t", "1", "-n", "3", "-r", "1", "--strategies", "naive,dynamic", "--no-ceilings", "--out", "runs"]
+
+
+def test_timeout_is_a_result(own_model: Callable[[str, str], str]) -> None:
     """A case over its time is stored as such, the others go on, and the exit code says so."""
-    model = tmp_path / "slow.py"
-    model.write_text(
-        "import time\nfrom kvcache.models import load\n"
-        "def factory():\n"
-        "    model = load('random:tiny')\n"
-        "    forward = type(model).forward\n"
-        "    class Slow(type(model)):\n"
-        "        def forward(self, *arguments, **named):\n"
-        "            if named.get('input_ids').shape[1] == 12: time.sleep(60)\n"
-        "            return forward(self, *arguments, **named)\n"
-        "    model.__class__ = Slow\n"
-        "    return model\n"
-    )
-    grid = ["-m", "py:slow:factory", "-t", "1", "-p", "8,11", "-n", "3", "-r", "1", "--strategies", "naive,dynamic"]
-    done = in_a_process("run", *grid, "--timeout", "7", "--no-ceilings", "--out", "runs", code=5, cwd=tmp_path)
-    folder = tmp_path / done.stdout.strip().splitlines()[-1]
-    status = pd.read_csv(folder / "summary.csv").set_index(["n_prompt", "strategy", "phase"])["status"]
+    sleeping = "named['input_ids'].shape[1] == 12 and time.sleep(60); return super().forward(*arguments, **named)"
+    done = kvbench("run", "-m", own_model("slow", sleeping), "-p", "8,11", "--timeout", "7", *GRID, code=5)
+    summary = pd.read_csv(Path(done.stdout.strip().splitlines()[-1]) / "summary.csv")
+    status = summary.set_index(["n_prompt", "strategy", "phase"])["status"]
     assert status[11, "naive", "decode"] == "timeout"
     assert status[8, "naive", "decode"] == status[8, "dynamic", "decode"] == "ok"
 
 
-def test_other_tokens_are_code_5(tmp_path: Path) -> None:
+def test_other_tokens_are_code_5(own_model: Callable[[str, str], str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A model whose cached path is wrong gets no time for it."""
-    (tmp_path / "broken.py").write_text(
-        "from kvcache.models import load\n"
-        "def factory():\n"
-        "    model = load('random:tiny')\n"
-        "    forward = type(model).forward\n"
-        "    class Broken(type(model)):\n"
-        "        def forward(self, *arguments, **named):\n"
-        "            out = forward(self, *arguments, **named)\n"
-        "            if named.get('past_key_values') is not None: out.logits = out.logits.flip(-1)\n"
-        "            return out\n"
-        "    model.__class__ = Broken\n"
-        "    return model\n"
+    inline.use(monkeypatch)
+    flipping = (
+        "out = super().forward(*arguments, **named); "
+        "out.logits = out.logits.flip(-1) if named.get('past_key_values') is not None else out.logits; return out"
     )
-    grid = ["-m", "py:broken:factory", "-t", "1", "-p", "8", "-n", "3", "-r", "1", "--strategies", "naive,dynamic"]
-    done = in_a_process("run", *grid, "--no-ceilings", "--out", "runs", code=5, cwd=tmp_path)
-    rows = pd.read_csv(tmp_path / done.stdout.strip().splitlines()[-1] / "summary.csv", dtype={"tokens_match": str})
+    done = kvbench("run", "-m", own_model("broken", flipping), "-p", "8", *GRID, code=5)
+    rows = pd.read_csv(Path(done.stdout.strip().splitlines()[-1]) / "summary.csv", dtype={"tokens_match": str})
     rows = rows.set_index(["strategy", "phase"])
     assert rows.loc[("dynamic", "decode"), "tokens_match"] == "false"
     assert pd.isna(rows.loc[("dynamic", "decode"), "latency_ms"])

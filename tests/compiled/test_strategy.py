@@ -95,6 +95,7 @@ def test_other_capacity_needs_no_second_compilation() -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("split", [1, 2, 5, CHUNK])
 def test_prompt_in_two_parts(split: int) -> None:
     model, prompt = ARCHITECTURES["mistral"](), token_ids(4, 2, CHUNK + SLIDING_WINDOW)
@@ -106,6 +107,7 @@ def test_prompt_in_two_parts(split: int) -> None:
     torch.testing.assert_close(strategy.prefill(prompt[:, split:]), whole)
 
 
+@pytest.mark.usefixtures("untraced")
 def test_kv_bytes_are_those_of_the_tokens() -> None:
     strategy = Compiled(ARCHITECTURES["llama"](), backend="eager")
     strategy.prepare(3, 50)
@@ -167,6 +169,7 @@ def test_changed_layers_of_gpt2_are_refused() -> None:
         Compiled(model)
 
 
+@pytest.mark.usefixtures("untraced")
 def test_more_tokens_than_prepared_for_are_refused() -> None:
     strategy = Compiled(ARCHITECTURES["llama"](), backend="eager")
     strategy.prepare(1, 6)
@@ -193,6 +196,7 @@ def test_no_compiler_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathL
         Compiled(ARCHITECTURES["llama"]())
 
 
+@pytest.mark.usefixtures("untraced")
 def test_left_padding_is_refused() -> None:
     strategy = Compiled(ARCHITECTURES["llama"](), backend="eager")
     strategy.prepare(2, 20)

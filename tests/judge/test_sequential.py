@@ -89,6 +89,7 @@ def test_the_error_of_a_trimmed_mean_is_yuens():
     center, error, freedom = sequential._trimmed(values)
     assert (center, freedom) == (pytest.approx(np.sort(values)[1:7].mean()), 5)
     assert error == pytest.approx(winsorized.std(ddof=1) / (0.75 * math.sqrt(8)))
+    assert error == pytest.approx(float(stats.mstats.trimmed_stde(values, limits=(1 / 8, 1 / 8))))
 
 
 @hypothesis.given(logs, st.sampled_from([1, -1]), st.sampled_from([0.05, 0.001]))
@@ -98,13 +99,19 @@ def test_an_interval_holds_zero_unless_a_test_rejects_it(values, sign, alpha):
     assert not beyond or sequential.p_value(tuple(values), sign) <= alpha / 2 * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("louder", [1, 3, 10])
 @pytest.mark.parametrize("n", [4, 8, 12, 20])
-def test_a_look_keeps_its_level_whatever_screening_was_like(n, louder):
-    """Screening was quiet, then a disturbance began: 3,000 decisions at a level of one in a hundred, on noise alone."""
+def test_a_look_keeps_its_level(n):
+    """3,000 decisions at a level of one in a hundred, on noise alone."""
     random = np.random.default_rng(n)
-    rejected = sum(sequential.p_value(tuple(random.normal(0, 0.01 * louder, n)), 1) < 0.01 for _ in range(3000))
+    rejected = sum(sequential.p_value(tuple(random.normal(0, 0.01, n)), 1) < 0.01 for _ in range(3000))
     assert rejected < 50  # 30 are expected at most; more than 50 has a chance of 0.0003
+
+
+@hypothesis.given(logs, st.sampled_from([1, -1]))
+def test_a_look_decides_the_same_however_loud_the_machine_is(values, sign):
+    """Screening may have been quiet, and then a disturbance began: how far pairs scatter is in no p-value."""
+    louder = tuple(8 * value for value in values)
+    assert sequential.p_value(louder, sign) == pytest.approx(sequential.p_value(tuple(values), sign))
 
 
 def test_screening_calls_same_what_lies_within_the_threshold_and_flags_the_rest():
@@ -151,7 +158,7 @@ def test_pairs_without_a_figure_decide_nothing():
 
 @pytest.mark.parametrize(("lockstep", "decided"), [(False, 0.7), (True, 0.5)])
 def test_an_unchanged_tree_raises_no_alarm(lockstep, decided):
-    kinds = [kind for seed in range(120) for kind in run(Machine(lockstep=lockstep), seed).values()]
+    kinds = [kind for seed in range(60) for kind in run(Machine(lockstep=lockstep), seed).values()]
     assert "regression" not in kinds
     assert kinds.count("same") > decided * len(kinds)
 
@@ -159,7 +166,7 @@ def test_an_unchanged_tree_raises_no_alarm(lockstep, decided):
 @pytest.mark.parametrize("lockstep", [False, True])
 @pytest.mark.parametrize("slowdown", [0.05, 0.1])
 def test_a_real_slow_down_is_found_and_prefill_is_left_alone(slowdown, lockstep):
-    found = [run(Machine(slowdown=slowdown, lockstep=lockstep), seed) for seed in range(40)]
+    found = [run(Machine(slowdown=slowdown, lockstep=lockstep), seed) for seed in range(20)]
     decode = [kind for kinds in found for name, kind in kinds.items() if name.endswith("decode")]
     assert decode.count("regression") >= 0.95 * len(decode)
     assert all(kind != "regression" for kinds in found for name, kind in kinds.items() if name.endswith("prefill"))

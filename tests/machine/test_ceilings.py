@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.machine import cpu, kernels
 from bench.machine.ceilings import Ceilings, fastest, time_passes
 from bench.machine.clock import Times
 from bench.machine.cpu import CACHES, Cpu
 from bench.machine.cuda import Cuda
 from bench.machine.kernels import Kernel
+from tests import small_kernels
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -44,10 +44,7 @@ def data(dtype: torch.dtype) -> torch.Tensor:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products and data that take no time on one thread of a CPU that emulates bfloat16."""
-    monkeypatch.setattr(cpu, "GEMM_SHAPES", ((64, 128), (64, 256)))
-    monkeypatch.setattr(kernels, "BLOCK_NUMBERS", 1 << 16)
-    monkeypatch.setattr(cpu, "LEAST_DATA_BYTES", 1 << 20)
+    small_kernels.use(monkeypatch)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

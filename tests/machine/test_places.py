@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,9 +12,14 @@ from pathlib import Path
 import pytest
 
 from bench.errors import UsageError
+from bench.fork_server import description
 from bench.machine import places
+from bench.measure import server_process
 from bench.measure.server_process import TREE
 from kvcache.models import ModelError, weight_cache
+from tests import inline
+from tests.commandline import refused
+from tests.stub_run import STUB
 
 NOBODY = 54321
 """A user id without an entry in the password file."""
@@ -40,18 +46,6 @@ def environment(monkeypatch):
         set_variables(**{name: os.environ.get(name)})
     set_variables(KVBENCH_CACHE=None)
     return set_variables
-
-
-def kvbench(folder: Path, words: list[str], *, uid: int | None = None, **variables: str | None):
-    """The command in `folder` under `variables` (None: unset), as the user `uid`."""
-    changed = os.environ | {"PYTHONPATH": str(TREE)} | variables
-    kept = {name: value for name, value in changed.items() if value is not None}
-    command = [sys.executable, "-m", "bench.cli", *words]
-    if uid is not None:
-        rights = "+dac_override,+dac_read_search"  # python itself may lie where only root reads
-        who = [f"--reuid={uid}", f"--regid={uid}", "--clear-groups", f"--inh-caps={rights}", f"--ambient-caps={rights}"]
-        command = ["setpriv", *who, *command]
-    return subprocess.run(command, cwd=folder, env=kept, capture_output=True, text=True, check=False, timeout=300)
 
 
 def as_nobody() -> bool:
@@ -118,14 +112,34 @@ def test_temporary_files_without_room(monkeypatch):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_home_that_cannot_be_written_is_refused_before_anything_is_measured(command, tmp_path):
+def test_a_home_that_cannot_be_written_is_refused_before_anything_is_measured(
+    command, environment, tmp_path, monkeypatch
+):
     (tmp_path / "file").touch()
-    home = {"HOME": str(tmp_path / "file"), "KVBENCH_CACHE": None, "XDG_CACHE_HOME": None}
-    done = kvbench(tmp_path, [*COMMANDS[command], "--out", str(tmp_path / "runs")], **home)
-    assert done.returncode == 2, done.stderr
-    assert "--model random:tiny: cannot write" in done.stderr.splitlines()[-1]
-    assert "set KVBENCH_CACHE" in done.stderr.splitlines()[-1]
+    environment(HOME=str(tmp_path / "file"), XDG_CACHE_HOME=None)
+    monkeypatch.setattr(server_process, "PROGRAM", STUB)
+    monkeypatch.setenv("STUB_FACTS", json.dumps(description("random:tiny")))  # as the server of an A/B finds it
+    inline.use(monkeypatch)
+    said = refused(*COMMANDS[command], "--out", str(tmp_path / "runs"))
+    assert "--model random:tiny: cannot write" in said
+    assert "set KVBENCH_CACHE" in said
     assert not (tmp_path / "runs").exists()
+
+
+TWICE = """
+import os, sys
+from bench.cli import main
+
+def code():
+    try:
+        main(sys.argv[2:])
+    except SystemExit as ended:
+        return ended.code
+
+assert code() == 2
+os.environ["KVBENCH_CACHE"] = sys.argv[1]
+sys.exit(code())
+"""
 
 
 @pytest.mark.skipif(not as_nobody(), reason="only root can start a process of another user, with util-linux's setpriv")
@@ -135,13 +149,22 @@ def test_a_user_without_an_entry_in_the_password_file(tmp_path):
     here.mkdir()
     for folder in (here, tmp_path):
         folder.chmod(0o777)
-    out = ["--out", str(tmp_path / "runs")]
-    nobody = {"HOME": None, "USER": None, "LOGNAME": None, "XDG_CACHE_HOME": None, "TMPDIR": None}
-    done = kvbench(here, [*COMMANDS["run"], *out], uid=NOBODY, **nobody, KVBENCH_CACHE=None)
-    assert done.returncode == 2, done.stderr
-    assert "set KVBENCH_CACHE" in done.stderr.splitlines()[-1]
-    done = kvbench(here, [*COMMANDS["run"], *out], uid=NOBODY, **nobody, KVBENCH_CACHE=str(tmp_path / "cache"))
+    rights = "+dac_override,+dac_read_search"  # python itself may lie where only root reads
+    user = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    as_user = ["setpriv", *user, f"--inh-caps={rights}", f"--ambient-caps={rights}"]
+    words = [*COMMANDS["run"], "--out", str(tmp_path / "runs")]
+    gone = {"HOME", "USER", "LOGNAME", "XDG_CACHE_HOME", "TMPDIR", "KVBENCH_CACHE"}
+    done = subprocess.run(
+        [*as_user, sys.executable, "-c", TWICE, str(tmp_path / "cache"), *words],
+        cwd=here,
+        env={name: value for name, value in os.environ.items() if name not in gone} | {"PYTHONPATH": str(TREE)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("set KVBENCH_CACHE") == 1
     assert not any(here.iterdir())
 
 
@@ -157,11 +180,13 @@ def one_megabyte(tmp_path):
     subprocess.run(["umount", "--lazy", str(small)], check=True)
 
 
-def test_a_tmpdir_of_one_megabyte_is_refused_where_it_is_too_small(one_megabyte, tmp_path, monkeypatch):
+def test_a_tmpdir_of_one_megabyte_is_refused_where_it_is_too_small(one_megabyte, tmp_path, monkeypatch, environment):
     words = ["run", "-m", "random:tiny", "-p", "8", "-n", "64", "-b", "64", "--strategies", "dynamic", "-t", "1"]
-    done = kvbench(tmp_path, [*words, "--out", str(tmp_path / "runs")], TMPDIR=str(one_megabyte))
-    assert done.returncode == 2, done.stderr
-    assert f"{one_megabyte} has 1.0 MB free: set TMPDIR" in done.stderr.splitlines()[-1]
+    environment(TMPDIR=str(one_megabyte))
+    monkeypatch.setattr("tempfile.tempdir", None)  # as in a process that has just started
+    inline.use(monkeypatch)
+    said = refused(*words, "--out", str(tmp_path / "runs"))
+    assert f"{one_megabyte} has 1.0 MB free: set TMPDIR" in said
     assert not (tmp_path / "runs").exists()
     monkeypatch.setattr("tempfile.tempdir", str(one_megabyte))
     (tmp_path / "repository").mkdir()

@@ -23,7 +23,7 @@ STRATEGIES = "naive,dynamic,static,compiled,hf-generate"
 GRID = ["--preset", "smoke", "-p", "8", "--strategies", STRATEGIES, "-r", "2", "--no-ceilings"]
 
 
-def ended(out: Path, script: dict[str, Any], *flags: str) -> tuple[int, dict[str, dict[str, Any]], str]:
+def ended(out: Path, script: dict[str, Any], *flags: str) -> tuple[object, dict[str, dict[str, Any]], str]:
     """Exit code, decode rows by strategy, and what was said."""
     code, text, errors = stub_run.finish(["run", *GRID, "-o", "json", "--out", str(out), *flags], out, script)
     rows = {row["strategy"]: row for row in json.loads(text) if row["phase"] == "decode"}

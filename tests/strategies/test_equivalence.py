@@ -21,8 +21,8 @@ from kvcache.strategies.tolerance import TOLERANCE
 from tests.tiny import ARCHITECTURES, COMPILED, EVERYWHERE, VOCAB_SIZE, build_without_compiler
 
 MODELS = sorted(ARCHITECTURES)
-PAIRS = [
-    # A strategy that compiles is traced anew for each example; two architectures differ in all that it distinguishes.
+TRACED = [
+    # Two architectures differ in all that a strategy that compiles distinguishes.
     pytest.param(
         name, architecture, marks=[pytest.mark.compiled] * (STRATEGIES[name].compiles and architecture not in COMPILED)
     )
@@ -45,7 +45,9 @@ def test_listed_name_is_the_strategys_own(name: str) -> None:
     assert build_without_compiler(name, model_of("llama")).name == name
 
 
-@pytest.mark.parametrize(("name", "architecture"), PAIRS)
+@pytest.mark.usefixtures("untraced")  # a strategy that compiles would be traced anew for each example
+@pytest.mark.parametrize("architecture", MODELS)
+@pytest.mark.parametrize("name", EVERYWHERE)
 @settings(max_examples=6)
 @given(
     batch_size=st.integers(1, 3),
@@ -74,7 +76,7 @@ def test_tokens_and_logits_equal_naive(
     assert found.positions_checked == n_gen
 
 
-@pytest.mark.parametrize(("name", "architecture"), PAIRS)
+@pytest.mark.parametrize(("name", "architecture"), TRACED)
 def test_stepwise_calls_equal_generate(name: str, architecture: str) -> None:
     model, prompt = model_of(architecture), token_ids(3, 2, 11)
     strategy = build_without_compiler(name, model)
@@ -119,6 +121,7 @@ def test_naive_skips_steps(n_gen: int, data: st.DataObject) -> None:
     assert torch.equal(tokens, expected.tokens[:, [0, *sorted(steps)]])
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("name", EVERYWHERE)
 def test_generate_begins_anew_whatever_came_before(name: str) -> None:
     model, context, prompt = model_of("llama"), token_ids(2, 2, 3), token_ids(3, 2, 6)
@@ -130,6 +133,7 @@ def test_generate_begins_anew_whatever_came_before(name: str) -> None:
     assert torch.equal(strategy.generate(prompt, 5), expected)
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("name", EVERYWHERE)
 def test_generate_refuses_what_it_was_not_prepared_for(name: str) -> None:
     strategy, prompt = build_without_compiler(name, model_of("llama")), token_ids(3, 2, 6)

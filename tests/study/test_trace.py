@@ -42,6 +42,7 @@ def strategy_of(name: str) -> Strategy:
     return build_without_compiler(name, model_of("llama"))
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("name", EVERYWHERE)
 @settings(max_examples=5)
 @given(n_prompt=st.integers(1, 9), n_gen=st.integers(1, 6), seed=st.integers(0, 99))

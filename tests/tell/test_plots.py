@@ -1,3 +1,4 @@
+import functools
 import itertools
 import warnings
 
@@ -30,7 +31,11 @@ def comparison_of(cases, factor=0.8, **arguments):
 
 
 USUAL_RUN = make_run(grid(USUAL, [32, 128, 512, 2048]), turn_noise=0.03)
-USUAL_FIGURES = figures_of(USUAL_RUN)
+
+
+@functools.cache  # not when the module is imported, which every process of pytest-xdist does
+def usual_figures():
+    return figures_of(USUAL_RUN)
 
 
 def legend(figure):
@@ -74,17 +79,17 @@ def assert_readable(figure):
 
 
 RUNS = {
-    "usual": USUAL_RUN,
-    "one context": make_run(grid(ALL, [128])),
-    "ten contexts": make_run(
+    "usual": lambda: USUAL_RUN,
+    "one context": lambda: make_run(grid(ALL, [128])),
+    "ten contexts": lambda: make_run(
         grid(ALL, [2**power for power in range(4, 14)], model="/home/me/checkpoints/llama-3.2-1b")
     ),
-    "contexts close together": make_run(grid(["naive", "mine", "yours"], [100, 110, 128, 1000]), rounds=3),
-    "naive alone": make_run(grid(["naive"], [32, 2048])),
-    "without naive": make_run(grid(["dynamic", "static"], [32, 2048])),
-    "one token": make_run(grid(["naive", "dynamic"], [32, 64], n_gen=1)),
-    "two tokens": make_run(grid(["naive", "dynamic"], [32], n_gen=2)),
-    "gpu": make_run(grid(USUAL, [128, 8192], device="cuda", dtype="bfloat16", n_depth=512)),
+    "contexts close together": lambda: make_run(grid(["naive", "mine", "yours"], [100, 110, 128, 1000]), rounds=3),
+    "naive alone": lambda: make_run(grid(["naive"], [32, 2048])),
+    "without naive": lambda: make_run(grid(["dynamic", "static"], [32, 2048])),
+    "one token": lambda: make_run(grid(["naive", "dynamic"], [32, 64], n_gen=1)),
+    "two tokens": lambda: make_run(grid(["naive", "dynamic"], [32], n_gen=2)),
+    "gpu": lambda: make_run(grid(USUAL, [128, 8192], device="cuda", dtype="bfloat16", n_depth=512)),
 }
 
 
@@ -92,7 +97,7 @@ RUNS = {
 def test_no_text_is_hidden_or_cut_off_in_a_plot_of_a_run(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        drawn = figures_of(RUNS[name])
+        drawn = figures_of(RUNS[name]())
         assert "throughput" in drawn
         for figure in drawn.values():
             assert_readable(figure)
@@ -113,7 +118,7 @@ def test_no_text_is_hidden_or_cut_off_in_a_plot_of_a_comparison(factor, cases, n
 
 
 def test_latency_of_each_step():
-    figure = USUAL_FIGURES["step_latency"]
+    figure = usual_figures()["step_latency"]
     assert figure.get_suptitle().splitlines() == [
         "Latency of each decode step; big markers: TPOT as in the table, with 95 % intervals",
         "smollm2-135m, float32, cpu, 2 threads, sdpa, batch 1",
@@ -132,7 +137,7 @@ def test_latency_of_each_step():
 
 
 def test_throughput():
-    figure = USUAL_FIGURES["throughput"]
+    figure = usual_figures()["throughput"]
     assert figure.get_suptitle().startswith(
         "Throughput, median with 95 % intervals\nsmollm2-135m, float32, cpu, 2 threads"
     )
@@ -148,7 +153,7 @@ def test_throughput():
 
 
 def test_speedup():
-    figure = USUAL_FIGURES["speedup"]
+    figure = usual_figures()["speedup"]
     assert figure.get_suptitle().startswith("Speed-up over naive re-feed with 95 % intervals\n")
     assert labels(figure) == [
         ("context length (tokens), log scale", "speed-up (times)"),
@@ -160,7 +165,7 @@ def test_speedup():
 
 def test_intervals_reach_from_low_to_high():
     rows = summary.summarize(Tidy.of(USUAL_RUN)).query("phase == 'decode' and strategy == 'static'")
-    axes = USUAL_FIGURES["speedup"].axes[1]
+    axes = usual_figures()["speedup"].axes[1]
     bars = [segment[:, 1] for collection in axes.collections for segment in collection.get_segments()]
     for low, high in zip(rows["speedup_low"], rows["speedup_high"], strict=True):
         assert any(bar == pytest.approx([low, high]) for bar in bars)
@@ -304,7 +309,7 @@ def test_no_interval_of_a_comparison_is_cut_and_each_strategy_has_panels_of_its_
 
 
 def test_one_prompt_length_has_a_bar_per_strategy_and_no_axis_with_one_tick():
-    drawn = figures_of(RUNS["one context"])
+    drawn = figures_of(RUNS["one context"]())
     for name, strategies in (("throughput", ALL), ("speedup", ALL[1:])):
         for axes in drawn[name].axes:
             assert ticks(axes.yaxis) == strategies

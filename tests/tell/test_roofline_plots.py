@@ -1,3 +1,4 @@
+import functools
 import warnings
 
 import numpy as np
@@ -33,21 +34,26 @@ ROWS = [2**power for power in range(10)]
 SWEEP = [case for depth in (0, 512, 2048) for case in grid(["dynamic"], ROWS, n_gen=1, n_depth=depth)]
 LADDER = grid(ALL, [32, 128, 512, 2048])
 THREADS = [case for count in (1, 2) for case in grid(["naive", "dynamic"], [128, 512], n_threads=count)]
-DRAWN = {"rows": figures_of(SWEEP), "ladder": figures_of(LADDER), "threads": figures_of(THREADS)}
+CASES = {"rows": SWEEP, "ladder": LADDER, "threads": THREADS}
 
 
-@pytest.mark.parametrize("name", DRAWN)
+@functools.cache
+def drawn_of(name):
+    return figures_of(CASES[name])
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_no_text_is_hidden_or_cut_off(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for figure in DRAWN[name].values():
+        for figure in drawn_of(name).values():
             assert_readable(figure)
 
 
 def test_a_plot_is_drawn_where_the_run_has_its_data_and_only_there():
-    assert set(DRAWN["rows"]) == {"rows"}
-    assert set(DRAWN["ladder"]) == {"waterfall", "ladder"}
-    assert set(DRAWN["threads"]) == {f"{name}-t{count}" for name in ("waterfall", "ladder") for count in (1, 2)} | {
+    assert set(drawn_of("rows")) == {"rows"}
+    assert set(drawn_of("ladder")) == {"waterfall", "ladder"}
+    assert set(drawn_of("threads")) == {f"{name}-t{count}" for name in ("waterfall", "ladder") for count in (1, 2)} | {
         "threads"
     }
     assert figures_of(LADDER, roofs=None) == {}
@@ -59,7 +65,7 @@ def test_a_plot_is_drawn_where_the_run_has_its_data_and_only_there():
 
 
 def test_rows_of_a_forward_against_both_roofs():
-    figure = DRAWN["rows"]["rows"]
+    figure = drawn_of("rows")["rows"]
     assert figure.get_suptitle().splitlines() == [
         "Time of a forward against the rows it is fed, dynamic, median with 95 % intervals",
         "smollm2-135m, float32, cpu, 2 threads, sdpa",
@@ -94,7 +100,7 @@ def test_roofs_that_drifted_from_cell_to_cell_are_drawn_at_their_medians():
         return [list(line.get_ydata()) for line in figure.axes[0].lines if " at " in str(line.get_label())]
 
     drifted = roofs(figures_of(SWEEP, roofs=drifting)["rows"])
-    assert drifted == [pytest.approx(line) for line in roofs(DRAWN["rows"]["rows"])]
+    assert drifted == [pytest.approx(line) for line in roofs(drawn_of("rows")["rows"])]
 
 
 def test_a_batch_of_prompts_is_rows_too():
@@ -113,7 +119,7 @@ def test_the_parts_of_a_waterfall_are_the_whole_step():
     assert parts["weights read"] == pytest.approx(smollm2_plan(LADDER[0]).weights_bytes / 40e9 * 1000, rel=0.01)
     assert parts["KV read"] == pytest.approx((2048 + 16) * 46080 / 40e9 * 1000, rel=0.01)
     assert parts["framework"] == pytest.approx(0.9)
-    title = " ".join(DRAWN["ladder"]["waterfall"].get_suptitle().split())
+    title = " ".join(drawn_of("ladder")["waterfall"].get_suptitle().split())
     assert "processes 2064 times the tokens, dynamic is" in title
 
 
@@ -128,7 +134,7 @@ def test_what_a_run_does_not_tell_apart_is_one_bar(framework_ms):
 
 
 def test_the_ladder_ends_at_the_limit_and_has_a_line_per_prompt():
-    figure = DRAWN["ladder"]["ladder"]
+    figure = drawn_of("ladder")["ladder"]
     assert [axes.get_title() for axes in figure.axes] == ["prefill", "decode"]
     rungs = ticks(figure.axes[0].yaxis)
     assert (rungs[:3], sorted(rungs[3:5]), rungs[5]) == (["naive", "dynamic", "static"], sorted(ALL[3:]), LIMIT)
@@ -139,7 +145,7 @@ def test_the_ladder_ends_at_the_limit_and_has_a_line_per_prompt():
 
 
 def test_threads_are_compared_with_the_fewest_at_the_longest_prompt():
-    figure = DRAWN["threads"]["threads"]
+    figure = drawn_of("threads")["threads"]
     assert "prompt 512" in figure.get_suptitle()
     assert legend(figure) == ["as many times as threads", "naive", "dynamic"]
     prefill, decode = (
