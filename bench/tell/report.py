@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from bench.analysis.agreement import agreement
 from bench.analysis.cautions import Caution, cautions
 from bench.analysis.slopes import slopes
 from bench.analysis.summary import summarize
@@ -87,9 +88,10 @@ def write_tables(report: Report, derived: Derived) -> None:
 def write_plots(report: Report, derived: Derived) -> None:
     """Draw every plot of the run into its folder `plots`, as .png and .svg; `derived` collects what fails."""
     with derived.trying("plots"):
-        from bench.tell.plots import run
+        from bench.tell.plots import caches, run
 
-        for figures in run.groups(report.summary, report.tidy.steps, report.slopes):
+        of_run = run.groups(report.summary, report.tidy.steps, report.slopes)
+        for figures in [*of_run, *caches.groups(report.summary, agreement(report.tidy.run))]:
             with derived.trying("plots"):
                 _save_all(figures, report.folder / "plots", derived)
 

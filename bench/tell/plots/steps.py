@@ -21,7 +21,7 @@ CONTEXT = "context length (tokens)"
 
 def file_suffix(rows: pd.DataFrame, all_rows: pd.DataFrame, columns: list[str]) -> str:
     """Name what these rows have and others of the run have not, for a file: `-bfloat16-b4`; empty if nothing."""
-    short = {"n_threads": "t", "batch_size": "b", "n_gen": "n", "n_depth": "d"}
+    short = {"n_threads": "t", "batch_size": "b", "n_prompt": "p", "n_gen": "n", "n_depth": "d"}
     parts = [
         f"-{short.get(column, '')}{rows[column].iloc[0]}"
         for column in columns

@@ -58,14 +58,26 @@ _LOOKS = (
     Style("#E69F00", "^", "-."),
     Style("#D55E00", "v", (0, (6, 1, 1, 1, 1, 1))),
     Style("#009E73", "D", ":", hollow=True),
+    Style("#D55E00", "<", (0, (5, 2)), hollow=True),
+    Style("#D55E00", ">", (0, (2, 2)), hollow=True),
+    Style("#CC79A7", "P", (0, (8, 2))),
+    Style("#CC79A7", "p", (0, (2, 1)), hollow=True),
+    Style("#56B4E9", "X", (0, (3, 1, 1, 1))),
+    Style("#56B4E9", "s", (0, (4, 2)), hollow=True),
+    Style("#56B4E9", "^", (0, (1, 1)), hollow=True),
+    Style("#56B4E9", "v", (0, (2, 3)), hollow=True),
+    Style("#56B4E9", "o", (0, (1, 3)), hollow=True),
+    Style("#A08000", "h", (0, (6, 2, 2, 2))),
+    Style("#5D3A9B", "*", (0, (7, 1, 1, 1))),
+    Style("#0072B2", "8", (0, (1, 4)), hollow=True),
 )
 _STYLES = dict(zip(STRATEGIES, _LOOKS, strict=False))
-"""The first of the catalogue look the same in every plot."""
+"""Those of the catalogue look the same in every plot; kinds of one family have one colour."""
 _FURTHER = (
-    Style("#CC79A7", "P", (0, (8, 2))),
-    Style("#56B4E9", "X", (0, (3, 1, 1, 1))),
-    Style("#A08000", "p", (0, (1, 2)), hollow=True),
-    Style("#5D3A9B", "h", (0, (5, 3, 1, 3)), hollow=True),
+    Style("#882255", "d", (0, (5, 1))),
+    Style("#117733", "H", (0, (3, 2, 1, 2))),
+    Style("#999933", "P", (0, (1, 2)), hollow=True),
+    Style("#332288", "X", (0, (5, 3, 1, 3)), hollow=True),
 )
 
 

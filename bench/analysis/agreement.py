@@ -1,0 +1,27 @@
+"""Run -> frame: at which positions of the judged text a lossy strategy names the exact run's most likely token."""
+
+from __future__ import annotations
+
+import msgspec
+import pandas as pd
+
+from bench.analysis.frames import CASE_COLUMNS
+from bench.record import Run
+
+AGREEMENT_COLUMNS: list[str] = ["case", *CASE_COLUMNS, "step", "agreement"]
+
+
+def agreement(run: Run) -> pd.DataFrame:
+    """Make one row per lossy case and position: `agreement` is the share of sequences and processes that agree.
+
+    `step` counts the decode steps after the context, from 1.
+    """
+    cases = {plan.case.key: plan.case for plan in run.manifest.plan}
+    rows = [
+        {"case": check.case, "step": step, "agreement": share, **msgspec.structs.asdict(cases[check.case])}
+        for check in run.checks
+        if check.quality is not None
+        for step, share in enumerate(check.quality.agreement_by_position, start=1)
+    ]
+    frame = pd.DataFrame(rows, columns=AGREEMENT_COLUMNS)
+    return frame.groupby(["case", *CASE_COLUMNS, "step"], sort=False)["agreement"].mean().reset_index()

@@ -1,0 +1,60 @@
+"""The list of the plots that compare kinds of cache: drawn where the run judged a lossy one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bench.tell.plots.agreement import agreement_by_position
+from bench.tell.plots.over_context import contexts_of, kv_bytes, tpot_context
+from bench.tell.plots.steps import EXTENT, file_suffix
+from bench.tell.plots.trade import trade
+from bench.tell.words import SETTING_COLUMNS, by_setting
+
+ONE_DEPTH = ["n_prompt", *EXTENT]
+"""What the points of the trade have in common, beside the setting."""
+
+
+def groups(summary: pd.DataFrame, agreement: pd.DataFrame) -> list[Callable[[], dict[str, Figure]]]:
+    """Return what draws the plots, in groups that do not depend on each other; see `bench.tell.plots.run.groups`.
+
+    `summary` as `summarize`, `agreement` as `bench.analysis.agreement` makes them.
+    """
+    judged = summary[summary["kv_bytes_allocated"].fillna(0) > 0]
+    judged = judged[judged.groupby([*SETTING_COLUMNS, "n_gen"])["logit_kl"].transform("count") > 0]
+    return [lambda: trades(judged), lambda: over_contexts(judged), lambda: agreements(agreement)]
+
+
+def trades(summary: pd.DataFrame) -> dict[str, Figure]:
+    """Draw bytes against TPOT of each cell that has times, by file name (without suffix)."""
+    decode = summary[(summary["phase"] == "decode") & summary["latency_ms"].notna()]
+    columns = [*SETTING_COLUMNS, *ONE_DEPTH]
+    return {
+        "trade" + file_suffix(rows, decode, columns): trade(rows)
+        for _, rows in by_setting(decode, also=ONE_DEPTH)
+        if len(rows) > 1
+    }
+
+
+def over_contexts(summary: pd.DataFrame) -> dict[str, Figure]:
+    """Draw TPOT and bytes against context of each setting with more than one length, by file name."""
+    decode = summary[summary["phase"] == "decode"]
+    drawn: dict[str, Figure] = {}
+    for _, rows in by_setting(decode, also=["n_gen"]):
+        suffix = file_suffix(rows, decode, [*SETTING_COLUMNS, "n_gen"])
+        timed = rows[rows["latency_ms"].notna()]
+        if len(set(contexts_of(timed))) > 1:
+            drawn["tpot-context" + suffix] = tpot_context(timed)
+        if len(set(contexts_of(rows))) > 1:
+            drawn["kv-bytes" + suffix] = kv_bytes(rows)
+    return drawn
+
+
+def agreements(agreement: pd.DataFrame) -> dict[str, Figure]:
+    """Draw agreement against position of each setting, by file name."""
+    return {
+        "agreement" + file_suffix(rows, agreement, SETTING_COLUMNS): agreement_by_position(rows)
+        for _, rows in by_setting(agreement)
+    }
