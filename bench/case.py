@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from kvcache.strategies.catalogue import REFEEDING
+from kvcache.strategies.catalogue import PREFILLING_AS_STORED, REFEEDING
 
 NaiveLogits = Literal["last", "all"]
 DeviceName = Literal["cpu", "cuda"]
@@ -30,6 +30,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     n_depth: int
     seed: int
     naive_logits: NaiveLogits = "last"
+    prefill_quantized: bool = False
+    """The prompt attends to its own keys and values as the cache will hold them, not before they are rounded."""
 
     @property
     def group(self) -> Group:
@@ -39,7 +41,12 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def cell(self) -> Case:
         """This case with the strategy left open: equal for the cases that are compared with each other."""
-        return msgspec.structs.replace(self, strategy="", naive_logits="last")
+        return msgspec.structs.replace(self, strategy="", naive_logits="last", prefill_quantized=False)
+
+    @property
+    def text(self) -> Case:
+        """What cases have in common that are judged over one text: all but their strategies and lengths."""
+        return msgspec.structs.replace(self.cell, n_prompt=0, n_gen=0, n_depth=0)
 
     @property
     def capacity(self) -> int:
@@ -53,6 +60,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
         parts += [f"b{self.batch_size}", f"p{self.n_prompt}", f"n{self.n_gen}", f"d{self.n_depth}", f"s{self.seed}"]
         if self.strategy in REFEEDING and self.naive_logits == "all":
             parts.append("all-logits")
+        if self.prefill_quantized:
+            parts.append("prefill-quantized")
         return " ".join(parts)
 
     @property
@@ -89,6 +98,7 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
     attn_implementation: str = ""
     """Empty: the plan takes sdpa where the model has it, and else eager."""
     naive_logits: NaiveLogits = "last"
+    prefill_quantized: bool = False
     seed: int = 0
 
     def cases(self) -> list[Case]:
@@ -106,8 +116,10 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
         cases = []
         for values in itertools.product(*lists.values()):
             fields = dict(zip(lists, values, strict=True), device=self.device, seed=self.seed)
-            naive_logits = self.naive_logits if fields["strategy"] in REFEEDING else "last"
-            cases.append(Case(**fields, attn_implementation=self.attn_implementation, naive_logits=naive_logits))
+            fields["attn_implementation"] = self.attn_implementation
+            fields["naive_logits"] = self.naive_logits if fields["strategy"] in REFEEDING else "last"
+            fields["prefill_quantized"] = self.prefill_quantized and fields["strategy"] in PREFILLING_AS_STORED
+            cases.append(Case(**fields))
         return cases
 
 

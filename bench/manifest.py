@@ -87,6 +87,17 @@ class CasePlan(msgspec.Struct, frozen=True, kw_only=True):
     runs."""
 
 
+class TextFile(msgspec.Struct, frozen=True, kw_only=True):
+    """The user's own text (`--text`), by which lossy strategies are judged."""
+
+    path: str
+    """As it was given."""
+    digest: str
+    """SHA-256 of the file."""
+    tokens: dict[str, list[int]]
+    """Its first tokens, as many as the run needs, by model spec."""
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """`manifest.json`: what was asked for, where it ran, and the plan."""
 
@@ -104,6 +115,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     plan: list[CasePlan]
     weights: dict[str, str]
     """SHA-256 of each model's weights (or the seed and geometry that make them), by model spec."""
+    text: TextFile | None = None
+    """None: the model writes the text that judges lossy strategies."""
     ceilings: dict[str, float] = {}
     """Medians of the ceilings at the start of the run by `Ceiling.name`; empty: none were measured."""
     digest: str = ""

@@ -23,6 +23,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     strategy: str
     naive_logits: NaiveLogits
     seed: int
+    prefill_quantized: bool = False
+    """As in `Case`; an older worker does not know it (`Loaded.prefill_quantized`)."""
 
 
 class MakeReference(msgspec.Struct, frozen=True, kw_only=True, tag="make-reference"):
@@ -33,15 +35,19 @@ class MakeReference(msgspec.Struct, frozen=True, kw_only=True, tag="make-referen
 
 
 class MakeText(msgspec.Struct, frozen=True, kw_only=True, tag="make-text"):
-    """Have the model write the text by which the cell of `case` is judged, and store it at `path`; answered by `Done`.
+    """Store at `path` the text by which the cell of `case` is judged; answered by `TextMade`.
 
     Only for a worker of the driver's own revision: older ones do not know it.
     """
 
     case: Case
     path: str
+    tokens: list[list[int]] | None = None
+    """A text for each sequence of the batch, or a longer one whose beginning it is; None: the model writes it."""
     writer: str = "dynamic"
-    """The exact strategy that writes; where the model cannot have it, `dynamic` does."""
+    """The exact strategy that then writes; where the model cannot have it, `dynamic` does."""
+    n_context: int = 0
+    """The longest context that the text will be used for."""
 
 
 class CheckCase(msgspec.Struct, frozen=True, kw_only=True, tag="check"):
@@ -50,7 +56,7 @@ class CheckCase(msgspec.Struct, frozen=True, kw_only=True, tag="check"):
     case: Case
     path: str
     count: bool = True
-    """Count operations too, which takes longer; without it `Checked.counters` is None."""
+    """Count operations and memory too, which takes longer; without it those fields of `Checked` are None."""
     tokens_per_turn: int = TOKENS_PER_TURN
     """How much of a naive decode is timed (`bench.case.naive_steps`), here and in the turns after it."""
     text: str | None = None
@@ -100,10 +106,21 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
     """The folder that the worker's own code was imported from."""
     lockstep: bool = False
     """Whether it knows `TakeTurn.lockstep` (which works on the CPU) and `CheckCase.count`."""
+    prefill_quantized: bool = False
+    """Whether it runs the strategy so (`Load.prefill_quantized`)."""
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
     """The request was carried out; it has no other answer."""
+
+
+class TextMade(msgspec.Struct, frozen=True, kw_only=True, tag="text-made"):
+    """The text is stored, with the exact predictions."""
+
+    writer: str = ""
+    """The strategy that wrote it; empty where it was given."""
+    tokens: list[list[int]] = []
+    """What it wrote, for the longest context: `[batch, n]`."""
 
 
 class Checked(CheckFindings, frozen=True, kw_only=True, tag="checked"):
@@ -149,7 +166,18 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
     """Nothing can be measured of the model, whatever the strategy."""
 
 
-Reply = Loaded | Done | Checked | Paused | TurnTaken | FrameworkTimed | CeilingsChosen | CeilingTurnTaken | Refused
+Reply = (
+    Loaded
+    | Done
+    | TextMade
+    | Checked
+    | Paused
+    | TurnTaken
+    | FrameworkTimed
+    | CeilingsChosen
+    | CeilingTurnTaken
+    | Refused
+)
 
 
 class Introduction(msgspec.Struct, frozen=True, kw_only=True):

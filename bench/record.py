@@ -85,7 +85,7 @@ class Sample(TurnTimes, frozen=True, kw_only=True, tag="sample"):
 
 
 class Quality(msgspec.Struct, frozen=True, kw_only=True):
-    """What a lossy strategy loses over a text that the model wrote (fields of one name: `kvcache.proof.quality`)."""
+    """What a lossy strategy loses over a text (fields of one name: `kvcache.proof.quality`)."""
 
     positions: int
     """Decode steps that were compared, per sequence."""
@@ -101,6 +101,12 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
     recall_agreement: float | None = None
     """None where the text is too short to repeat a passage."""
     agreement_by_position: tuple[float, ...] = ()
+    writer: str = ""
+    """The strategy that wrote the text; `FILE` for the user's own, empty in older runs."""
+
+
+FILE = "--text"
+"""The writer of a text that the user gave."""
 
 
 class CheckFindings(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,6 +119,11 @@ class CheckFindings(msgspec.Struct, frozen=True, kw_only=True):
     kv_bytes_after_prefill: int
     kv_bytes_after_decode: int
     peak_memory_bytes: int | None
+    peak_beyond_weights_bytes: int | None = None
+    """The most that the process held at once beyond what it held with its weights alone, in a pass of its own; None
+    where the system does not say, and in older runs."""
+    growth_bytes: int | None = None
+    """What it holds more after that pass than before, while the cache is full: the cache, seen from outside."""
     compile_s: float | None = None
     exact: bool | None = None
     """What the strategy promises; None in runs of before there were lossy ones, which held exact ones only."""
@@ -188,7 +199,18 @@ class CellPlan(msgspec.Struct, frozen=True, kw_only=True, tag="cell-plan"):
     """Seconds of the budget that were spent when this was decided."""
 
 
-Record = Sample | Check | Failure | CeilingSample | CellPlan
+class Text(msgspec.Struct, frozen=True, kw_only=True, tag="text"):
+    """The text that judges the lossy cases of a group, written once; a shorter cell uses its beginning."""
+
+    case: str
+    """`Case.key` of the case for which it was written: it is for all cases of its group, batch size and seed."""
+    writer: str
+    """The strategy that wrote it."""
+    tokens: list[list[int]]
+    """`[batch, n]`"""
+
+
+Record = Sample | Check | Failure | CeilingSample | CellPlan | Text
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -201,6 +223,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     failures: list[Failure]
     ceilings: list[CeilingSample] = []
     cell_plans: list[CellPlan] = []
+    texts: list[Text] = []
 
     @property
     def name(self) -> str:

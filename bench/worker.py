@@ -24,6 +24,7 @@ from bench.machine.covariates import CovariateReader
 from bench.machine.devices import DEVICES
 from bench.manifest import CeilingName
 from bench.measure import framework
+from bench.measure.memory import Weight, weigh
 from bench.measure.references import ids_for, judge_by_text, make_reference, make_text, read_reference
 from kvcache import models
 from kvcache.caches.contract import CacheNotRead, Unsupported
@@ -78,8 +79,9 @@ class Worker:
             case protocol.CheckCase():
                 return self.check(request)
             case protocol.MakeText():
-                make_text(self.model, request.case, Path(request.path), request.writer)
-                return self._done()
+                made = make_text(self.model, request, self.device.available_memory_bytes())
+                self.device.give_back_memory()
+                return made
             case protocol.TakeTurn():
                 return self.take_turn(lockstep=request.lockstep)
             case protocol.GoOn():
@@ -104,14 +106,22 @@ class Worker:
             seed=request.seed,
         )
         if request.strategy:
-            self.strategy = build(request.strategy, self.model, naive_logits=request.naive_logits)
+            self.strategy = build(
+                request.strategy,
+                self.model,
+                naive_logits=request.naive_logits,
+                prefill_as_stored=request.prefill_quantized,
+            )
         self.clock = self.device.clock()
         self.covariates = CovariateReader(self.device)
         gc.collect()
         gc.freeze()
         gc.disable()
         return protocol.Loaded(
-            version=protocol.VERSION, code=str(Path(__file__).resolve().parent.parent), lockstep=True
+            version=protocol.VERSION,
+            code=str(Path(__file__).resolve().parent.parent),
+            lockstep=True,
+            prefill_quantized=request.prefill_quantized,
         )
 
     def check(self, request: protocol.CheckCase) -> protocol.Checked:
@@ -125,20 +135,19 @@ class Worker:
         context, self.prompt = ids_for(self.model, case)
         reference = self.expected = read_reference(request.path, self.device.name)
         compiled_before_s = self.strategy.compile_s or 0.0
-        # Before the case is prepared: judging feeds the strategy other tokens.
-        judged = None
+        # Before the case is prepared: judging and weighing feed the strategy something else.
+        judged, weight = None, None
         if request.text and self._is_lossy:
             judged = judge_by_text(self.strategy, request.text, self.device.name)
-        self.strategy.release()  # or the peak holds two caches: this one, or the last case's, beside the case's own
-        self.device.give_back_memory()
-        has_peak = self.device.reset_peak_memory()
+            weight = self._weigh(context, reference.tokens) if count else None
         depends_on_later = not reference.prefix_stable
         with _as_other_tokens() if depends_on_later else nullcontext():
-            self.strategy.prepare(case.batch_size, case.capacity, context, prompt_length=case.n_depth + case.n_prompt)
+            self._prepare(context)
             phases = PhaseCounter(self.strategy)
             compiles = self.strategy.compile_s is not None
             with phases.counted() if count and not compiles else nullcontext():
                 found = agreement(self.strategy, self.prompt, reference, self._steps(), phases.apart)
+        compile_s = None if self.strategy.compile_s is None else self.strategy.compile_s - compiled_before_s
         self.strategy.check_length(case.capacity - 1)
         if found.tokens_match == "false" and is_lossy(case.strategy) and not self._is_lossy:
             raise OtherTokens(
@@ -146,26 +155,40 @@ class Worker:
                 f"{found.logits_error:.1e} of the largest logit"
             )
         self.tokens_match, expected = found.tokens_match, reference.tokens
+        del reference
         if self._is_lossy:
             self.strategy.reset()
-            expected = self.strategy.generate(self.prompt, case.n_gen)
-            matching = equal_tokens(expected, reference.tokens)
+            own = self.strategy.generate(self.prompt, case.n_gen)
+            matching = equal_tokens(own, expected)
             self.tokens_match = "true" if matching == case.n_gen else "false"
             judged = judged and msgspec.structs.replace(judged, matching_tokens=matching)
+            expected = own
         # The logits are no longer needed. Timed turns of a lossy strategy are compared with its own free run.
         self.expected = Reference(expected, torch.empty(0))
-        peak_bytes = self.device.peak_memory_bytes() if has_peak else None
         if count and compiles:
-            phases.count_eager(self.prompt, reference.tokens)
+            phases.count_eager(self.prompt, expected)
+        if count and weight is None:  # nothing but the check has run: before it, the first pass of a process is heavier
+            weight = self._weigh(context, expected)
+            self._prepare(context)
         return protocol.Checked(
             **vars(found) | {"tokens_match": self.tokens_match},
-            peak_memory_bytes=peak_bytes,
-            compile_s=self.strategy.compile_s - compiled_before_s if self.strategy.compile_s is not None else None,
+            peak_memory_bytes=weight and weight.peak,
+            peak_beyond_weights_bytes=weight and weight.beyond_weights,
+            growth_bytes=weight and weight.growth,
+            compile_s=compile_s,
             counters=phases.counters if count else None,
             exact=not self._is_lossy,
             quality=judged,
             depends_on_later=depends_on_later,
         )
+
+    def _prepare(self, context: Tensor | None) -> None:
+        case = self.case
+        self.strategy.prepare(case.batch_size, case.capacity, context, prompt_length=case.n_depth + case.n_prompt)
+
+    def _weigh(self, context: Tensor | None, tokens: Tensor) -> Weight:
+        ids = self.prompt if context is None else torch.cat([context, self.prompt], dim=1)
+        return weigh(self.strategy, self.device, ids, tokens, self._steps())
 
     def _done(self) -> protocol.Done:
         self.device.give_back_memory()
@@ -236,7 +259,10 @@ class Worker:
         computed = range(self.case.n_gen) if steps is None else [0, *steps]
         comparable = self.tokens_match == "true" or self._is_lossy  # not after a tie
         if comparable and not torch.equal(tokens, self.expected.tokens[:, list(computed)]):
-            raise OtherTokens(f"{self.case.strategy} emitted other tokens in a timed turn than when it was checked")
+            raise OtherTokens(
+                f"{self.case.strategy} emitted other tokens in a timed turn than when it was checked: what an earlier "
+                "round left is not put back, or it does not repeat itself"
+            )
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from bench.case import HOST_DEVICES, Case
 from bench.errors import DataError
 from bench.measure.worker_process import WorkerProcess
 from bench.measure.workers import LOAD_TIMEOUT_S
-from bench.protocol import CheckCase, Checked, GoOn, Load, Paused, TakeTurn, TurnTaken
+from bench.protocol import CheckCase, Checked, GoOn, Load, Loaded, Paused, TakeTurn, TurnTaken
 from kvcache.strategies.catalogue import is_lossy
 
 PAIR_S = 1.5
@@ -67,8 +67,18 @@ class Pair:
 
     def load(self, case: Case) -> None:
         """Have both load the model, side by side."""
-        request = Load(group=case.group, strategy=case.strategy, naive_logits=case.naive_logits, seed=case.seed)
-        self.both.ask_both(request, LOAD_TIMEOUT_S, at_once=True)
+        request = Load(
+            group=case.group,
+            strategy=case.strategy,
+            naive_logits=case.naive_logits,
+            seed=case.seed,
+            prefill_quantized=case.prefill_quantized,
+        )
+        replies = self.both.ask_both(request, LOAD_TIMEOUT_S, at_once=True)
+        loaded = [name for name, reply in replies.items() if isinstance(reply, Loaded) and reply.prefill_quantized]
+        if case.prefill_quantized and len(loaded) < len(replies):
+            reason = ("unsupported", "this revision does not know --prefill-quantized")
+            raise SideFailed({name: reason for name in replies if name not in loaded})
 
     def measure(self, key: str, case: Case, reference: Path) -> PairTimes:
         """Check both, warm both up, and time them. `case` has the seed of its prompt, `key` names it over all pairs.

@@ -33,7 +33,7 @@ NS_PER_MS = 1e6
 _TYPES: dict[str, str] = {
     **{field.name: "int64" for field in msgspec.structs.fields(Case) if field.type is int},
     **dict.fromkeys(_TURN, "int64"),
-    **dict.fromkeys(["warmup", "first"], "bool"),
+    **dict.fromkeys(["warmup", "first", "prefill_quantized"], "bool"),
     **dict.fromkeys(["latency_ms", "total_ms", "wall_ms", "per_s"], "float64"),
     **dict.fromkeys(["step", "position", "steps_timed", "cache_bytes", *COVARIATE_COLUMNS], "Int64"),
 }

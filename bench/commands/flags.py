@@ -18,10 +18,11 @@ from typer import Option
 
 from bench.case import PRESETS, DeviceName, NaiveLogits, Sweep
 from bench.commands.values import available_device, integers, thread_count, words
+from bench.errors import UsageError
 from bench.tell.formats import DocumentFormat, Format
 from kvcache.models import ATTN_IMPLEMENTATIONS, DTYPES
 from kvcache.models.random_weights import GEOMETRIES
-from kvcache.strategies.catalogue import OWN, STRATEGIES
+from kvcache.strategies.catalogue import OWN, PREFILLING_AS_STORED, STRATEGIES
 
 if TYPE_CHECKING:  # mypy takes no Literal of a table's keys; typer checks words against it and completes them
     PresetName = str
@@ -45,7 +46,7 @@ class GridFlag(NamedTuple):
     names: tuple[str, ...]
     """The spellings, the short one first."""
     value: Any
-    """Type of one value: str, int or a Literal."""
+    """Type of one value: str, int, bool (a switch) or a Literal."""
     help: str
     least: int | None = None
     """The smallest integer that is valid."""
@@ -112,6 +113,14 @@ GRID: dict[str, GridFlag] = {
             many=False,
         ),
         GridFlag(
+            "prefill_quantized",
+            ("--prefill-quantized",),
+            bool,
+            "The prompt attends to its own keys and values as the cache will hold them, not before they are rounded "
+            f"({', '.join(sorted(PREFILLING_AS_STORED))}).",
+            many=False,
+        ),
+        GridFlag(
             "seed", ("--seed",), int, "Seed of the prompts and of random weights.", least=0, most=2**63 - 1, many=False
         ),
     )
@@ -169,20 +178,27 @@ def sweeps(preset: str, grid: Grid) -> tuple[Sweep, ...]:
     """Return the sweeps of a preset with the values of `grid` in place of their own.
 
     Raises:
-        UsageError: this machine has no such device, or fewer cores than threads.
+        UsageError: this machine has no such device, or fewer cores than threads; or no strategy knows
+            --prefill-quantized.
     """
     available_device(grid.get("device", "cpu"))
     chosen = grid | {"n_threads": tuple(map(thread_count, grid.get("n_threads", (None,))))}
-    return tuple(dict.fromkeys(msgspec.structs.replace(sweep, **chosen) for sweep in PRESETS[preset]))
+    made = tuple(dict.fromkeys(msgspec.structs.replace(sweep, **chosen) for sweep in PRESETS[preset]))
+    if grid.get("prefill_quantized") and not any(PREFILLING_AS_STORED.intersection(sweep.strategies) for sweep in made):
+        known = " or ".join(sorted(PREFILLING_AS_STORED))
+        raise UsageError(f"--prefill-quantized: no strategy of the grid knows it; add {known} to --strategies")
+    return made
 
 
 def sweep_flags(sweep: Sweep) -> list[str]:
     """Return the flags that make `sweep` of the preset `default`; for that preset itself, every flag with a value."""
     default = msgspec.structs.asdict(Sweep())
     return [
-        f"{GRID[field].names[0]} {','.join(map(str, value)) if isinstance(value, tuple) else value}"
+        f"{GRID[field].names[0]} {','.join(map(str, value)) if isinstance(value, tuple) else value}".removesuffix(
+            " True"
+        )
         for field, value in msgspec.structs.asdict(sweep).items()
-        if (value != default[field] or sweep == Sweep()) and value not in ((), "")
+        if (value != default[field] or sweep == Sweep()) and value not in ((), "") and value is not False
     ]
 
 

@@ -1,6 +1,7 @@
 """`kvbench run`: measures a grid and prints its table."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -42,6 +43,13 @@ def run(
     timeout: Annotated[
         float, Option(metavar="SECONDS", min=1, max=1e6, help="Time that a case may take in a process.")
     ] = Limits.timeout_s,
+    text: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE",
+            help="Judge lossy strategies over this text (UTF-8), not over one that the model writes itself.",
+        ),
+    ] = None,
     ceilings: Annotated[
         bool,
         Option("--ceilings/--no-ceilings", help="Measure the machine's read bandwidth and GEMM rate beside the cases."),
@@ -95,7 +103,7 @@ def run(
                 sweeps = within_positions(sweeps, note)
             budget_min = BUDGET_MIN.get(preset) if budget is None else budget
             limits = Limits(repetitions=repetitions, processes=processes, timeout_s=timeout, budget_min=budget_min)
-            job = replace(measuring.plan(sweeps, limits, out, name), ceilings=ceilings)
+            job = replace(measuring.plan(sweeps, limits, out, name, text), ceilings=ceilings)
         if dry_run:
             print_plan(job, output_format)
             return

@@ -94,8 +94,25 @@ class Cpu:
 
     def peak_memory_bytes(self) -> int | None:
         """Return the most resident memory since `reset_peak_memory`, mapped weights included; None where unknown."""
-        peak = re.search(r"^VmHWM:\s+(\d+) kB$", read_file(Path("/proc/self/status")) or "", re.MULTILINE)
-        return int(peak[1]) * 1024 if peak else None
+        return _resident().get("VmHWM")
+
+    def held_memory_bytes(self) -> int | None:
+        """Return the anonymous memory of this process: its mapped weights, and libraries, are pages of files.
+
+        The weights of a model of the user's own code, and very large ones, are anonymous: compare two moments.
+        """
+        return _resident().get("RssAnon")
+
+    def peak_held_bytes(self) -> int | None:
+        """Return the most anonymous memory since `reset_peak_memory`, if no page of a file was read since then.
+
+        The kernel keeps a high-water mark of all resident memory only; files' pages that were read since make this
+        too low, so a peak is that of a second pass.
+        """
+        sizes = _resident()
+        if "RssAnon" not in sizes:
+            return None
+        return sizes["VmHWM"] - (sizes["VmRSS"] - sizes["RssAnon"])
 
     def data_bytes(self, cache_bytes: int) -> int:
         """Return how many bytes a ceiling's kernels go through, with a last-level cache of `cache_bytes`."""
@@ -149,6 +166,13 @@ def _packed(operands: Products) -> Kernel:
         return onednn_linear(x, packed[number % len(packed)])
 
     return Kernel(f"onednn-packed {operands.shape}", operands.flops, run)
+
+
+def _resident() -> dict[str, int]:
+    """Return what the kernel counts of this process's memory, in bytes (proc(5)); empty off Linux."""
+    lines = read_file(Path("/proc/self/status")) or ""
+    found = re.findall(r"^(VmHWM|VmRSS|RssAnon):\s+(\d+) kB$", lines, re.MULTILINE)
+    return {name: int(size) * 1024 for name, size in found}
 
 
 def isa() -> str:

@@ -81,6 +81,16 @@ class Cuda:
 
         return int(torch.cuda.max_memory_allocated())
 
+    def held_memory_bytes(self) -> int:
+        """Return what torch's allocator holds now."""
+        import torch
+
+        return int(torch.cuda.memory_allocated())
+
+    def peak_held_bytes(self) -> int:
+        """Return the most that torch's allocator held at once since `reset_peak_memory`."""
+        return self.peak_memory_bytes()
+
     def data_bytes(self, cache_bytes: int) -> int:
         """Return how many bytes a ceiling's kernels go through: many times any level-2 cache."""
         return DATA_BYTES

@@ -18,7 +18,7 @@ from bench.measure.plan import Limits
 from bench.measure.resume import Past
 from bench.record import CellPlan
 from kvcache.arithmetic.costs import Costs
-from kvcache.strategies.catalogue import COMPILING, REFEEDING
+from kvcache.strategies.catalogue import COMPILING, REFEEDING, is_lossy
 
 Cell = Sequence[CasePlan]
 
@@ -30,6 +30,9 @@ OTHER_TURNS = 4
 
 CHECK_S = 1.0
 """What a check takes besides: counting, and steps without arithmetic."""
+
+CONTEXTS, JUDGED_CONTEXTS, JUDGED_STEPS = 3, 2, 190
+"""How often a check feeds the context, how often judging does, and its decode steps."""
 
 COMPILE_S = 20.0
 """A compilation, until one was seen."""
@@ -181,10 +184,32 @@ def seconds_of(
             for item in cell:
                 pace = paces.get(item.case.strategy, typical)
                 turn_s = pace * turn_seconds(item, reduction.tokens_per_turn)
-                total += turn_s * (reduction.repetitions + OTHER_TURNS) + CHECK_S
+                total += turn_s * (reduction.repetitions + OTHER_TURNS) + CHECK_S + pace * untimed_seconds(item)
                 total += compile_s * (item.case.strategy in COMPILING)
             total += _roofs_seconds(cell, limits, reduction.repetitions)
-    return total
+    judged = [item for cell in cells if not reduction.leaves_out(cell) for item in cell if is_lossy(item.case.strategy)]
+    texts = {item.case.text: _text_seconds(item) for item in sorted(judged, key=_text_seconds)}
+    return total + typical * sum(texts.values())
+
+
+def untimed_seconds(item: CasePlan) -> float:
+    """Return a rough time of feeding the context, and of judging a lossy strategy; nothing that a turn repeats."""
+    case, costs = item.case, item.prefill
+    if costs is None or case.strategy in REFEEDING:
+        return 0.0
+    rates = DEVICES[case.device].typical_rates(case.n_threads)
+    context_s = costs.flops / rates.flops_per_s * case.n_depth / case.n_prompt
+    judged = is_lossy(case.strategy)
+    return context_s * (CONTEXTS + JUDGED_CONTEXTS * judged) + JUDGED_STEPS * _step_seconds(item) * judged
+
+
+def _step_seconds(item: CasePlan) -> float:
+    return 0.0 if item.decode is None else _seconds(item.decode, item.case) / item.decode.forward_calls
+
+
+def _text_seconds(item: CasePlan) -> float:
+    """Return a rough time of writing the text that judges a case."""
+    return (item.case.n_depth + item.case.n_prompt + JUDGED_STEPS) * _step_seconds(item)
 
 
 def turns_seconds(cell: Cell, limits: Limits, n_rounds: int) -> float:

@@ -10,19 +10,20 @@ import msgspec
 from bench.errors import UsageError
 from bench.machine.places import temporary_folder
 from bench.measure.progress import ProgressBar
+from bench.measure.texts import Texts
 from bench.measure.worker_process import WorkerFailed
 from bench.measure.workers import Entry, WorkerKey, Workers
-from bench.protocol import CheckCase, Checked, FrameworkTimed, MakeReference, MakeText, TimeFramework
+from bench.protocol import CheckCase, Checked, FrameworkTimed, MakeReference, TimeFramework
 from bench.record import Check
 from bench.store.checked_lines import Appender
-from kvcache.strategies.catalogue import COMPILING, is_lossy
+from kvcache.strategies.catalogue import is_lossy
 
 
 class Checks:
     """Checks the cases of one group in one set of processes."""
 
-    def __init__(self, workers: Workers, writer: Appender, progress: ProgressBar) -> None:
-        self._workers, self._writer, self._progress = workers, writer, progress
+    def __init__(self, workers: Workers, writer: Appender, progress: ProgressBar, texts: Texts) -> None:
+        self._workers, self._writer, self._progress, self._texts = workers, writer, progress, texts
         self._framework: dict[tuple[WorkerKey, int], list[int] | None] = {}
         """What steps without arithmetic take, by worker and batch size."""
 
@@ -31,13 +32,12 @@ class Checks:
         with temporary_folder() as scratch:
             reference = self._reference(entries, Path(scratch))
             lossy = [entry for entry in entries if entry.live and is_lossy(entry.case.strategy)]
-            text = self._text(lossy, Path(scratch)) if lossy else None
+            text, written_by = self._text(lossy, Path(scratch)) if lossy else (None, "")
             for entry in entries:
                 if entry.live:
                     judging = text if entry in lossy else None
-                    self._check(
-                        entry, CheckCase(case=entry.case, path=reference, tokens_per_turn=tokens_per_turn, text=judging)
-                    )
+                    request = CheckCase(case=entry.case, path=reference, tokens_per_turn=tokens_per_turn, text=judging)
+                    self._check(entry, request, written_by)
 
     def store(self, entry: Entry) -> None:
         """Store the check of a case, with what its framework takes: timed in a worker that has warmed up."""
@@ -57,22 +57,24 @@ class Checks:
                 self._workers.fail(entry, failure, "the reference (one parallel forward) failed: ")
         return path
 
-    def _text(self, lossy: Sequence[Entry], scratch: Path) -> str:
-        """Have the text written that judges the lossy cases of a cell; they fail where that does."""
+    def _text(self, lossy: Sequence[Entry], scratch: Path) -> tuple[str, str]:
+        """Have the text made that judges the lossy cases of a cell, and say who wrote it; they fail where that does."""
         path = str(scratch / "text.safetensors")
-        writer = "compiled" if any(entry.case.strategy in COMPILING for entry in lossy) else "dynamic"
         try:
-            self._workers.ask_reference(MakeText(case=lossy[0].case, path=path, writer=writer))
+            return path, self._texts.make(lossy[0].case, path, self._workers)
         except WorkerFailed as failure:
             for entry in lossy:
-                self._workers.fail(entry, failure, "writing the text that judges it failed: ")
-        return path
+                self._workers.fail(entry, failure, "making the text that judges it failed: ")
+        return path, ""
 
-    def _check(self, entry: Entry, request: CheckCase) -> None:
+    def _check(self, entry: Entry, request: CheckCase, written_by: str) -> None:
         found = self._workers.attempt(entry, request)
         if not isinstance(found, Checked):
             return
         entry.check = Check(case=entry.case.key, process=self._workers.process, **msgspec.structs.asdict(found))
+        if found.quality is not None:
+            quality = msgspec.structs.replace(found.quality, writer=written_by)
+            entry.check = msgspec.structs.replace(entry.check, quality=quality)
         if found.tokens_match == "false" and not is_lossy(entry.case.strategy):
             expected = "naive's" if found.depends_on_later else "the parallel forward's"
             error = f"logits differ from {expected} by {found.logits_error:.1e} of the largest logit"

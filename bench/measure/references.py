@@ -11,10 +11,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bench.case import Case
+from bench.protocol import MakeText, TextMade
 from bench.record import Quality
 from kvcache.caches.contract import Unsupported
 from kvcache.models.spec import max_positions
-from kvcache.proof.judging import JudgedText, judge, write_text
+from kvcache.proof.judging import JudgedText, judge, predict, text_length
+from kvcache.proof.quality import sample_text
 from kvcache.proof.tokens import Reference, reference
 from kvcache.strategies.catalogue import build
 from kvcache.strategies.strategy import Strategy
@@ -44,15 +46,29 @@ def make_reference(model: PreTrainedModel, case: Case, path: Path) -> None:
     _store({**vars(found), "prefix_stable": torch.tensor(found.prefix_stable)}, path)
 
 
-def make_text(model: PreTrainedModel, case: Case, path: Path, writer: str) -> None:
-    """Store the text that judges the lossy strategies of a cell, by `writer`, or by `dynamic` if it cannot."""
-    start = torch.cat([ids for ids in ids_for(model, case) if ids is not None], dim=1)[:, :1]
+def make_text(model: PreTrainedModel, request: MakeText, room_bytes: int | None) -> TextMade:
+    """Store the text that judges the lossy strategies of a cell, and what the model predicts over it.
+
+    `room_bytes` is the memory that may be taken beyond what judging cannot do without; None: as much as there is.
+    """
+    case, positions = request.case, max_positions(model.config.get_text_config(decoder=True))
+    made, tokens = TextMade(), request.tokens
+    if tokens is None:
+        made = _written(model, request, text_length(request.n_context, positions))
+        tokens = made.tokens
+    n = text_length(case.n_depth + case.n_prompt, positions)
+    text = torch.tensor(tokens, device=model.device)[:, :n]
+    _store(vars(predict(model, text, room_bytes)), Path(request.path))
+    return made
+
+
+def _written(model: PreTrainedModel, request: MakeText, n: int) -> TextMade:
+    start = torch.cat([ids for ids in ids_for(model, request.case) if ids is not None], dim=1)[:, :1]
     try:
-        strategy = build(writer, model)
+        strategy = build(request.writer, model)
     except Unsupported:
         strategy = build("dynamic", model)
-    positions = max_positions(model.config.get_text_config(decoder=True))
-    _store(vars(write_text(model, strategy, start, case.n_depth + case.n_prompt, positions, case.seed)), path)
+    return TextMade(writer=strategy.name, tokens=sample_text(strategy, start, n, request.case.seed).tolist())
 
 
 def read_reference(path: str, device: str) -> Reference:

@@ -8,7 +8,7 @@ from bench.analysis.rounds import Rounds, planned_rounds
 from bench.case import Case, Group
 from bench.manifest import CasePlan
 from bench.measure.plan import Limits
-from bench.record import CellPlan, Run
+from bench.record import CellPlan, Run, Text
 
 
 class Past:
@@ -20,6 +20,8 @@ class Past:
         self._failed: set[tuple[str, int]] = set()
         self.cell_plans: dict[str, CellPlan] = {}
         """What `--budget` left of each cell, by `Case.cell.key`; those decided in this run are added."""
+        self.texts: list[Text] = []
+        """Those that were written; a text that is written in this run is added."""
         self.turns = 0
         if run is not None:
             orders = [*(sample.order for sample in run.samples), *(taken.order for taken in run.ceilings)]
@@ -29,6 +31,7 @@ class Past:
                     self._ceilings.setdefault((taken.cell, taken.process), set()).add(taken.round)
             self._failed = {(failure.case, failure.process) for failure in run.failures if not failure.worker_died}
             self.cell_plans = {plan.cell: plan for plan in run.cell_plans}
+            self.texts = list(run.texts)
 
     @property
     def spent_s(self) -> float:

@@ -23,6 +23,7 @@ from bench.manifest import SCHEMA_VERSION, CasePlan, Manifest
 from bench.measure import plan as planning
 from bench.measure.budget import START_S, Reduction, fit, reduced, seconds_of
 from bench.measure.ceiling_turns import CEILINGS, settings_of, survey
+from bench.measure.own_text import read_text
 from bench.measure.plan import Limits
 from bench.measure.progress import ProgressBar
 from bench.measure.resume import pending_cells
@@ -70,13 +71,14 @@ NOTHING_KEPT = "nothing was measured yet, so nothing is kept"
 
 
 @noting(NOTHING_KEPT)
-def plan(sweeps: Sequence[Sweep], limits: Limits, out: Path, name: str | None) -> Job:
-    """Plan a new job for a grid. Nothing is written yet.
+def plan(sweeps: Sequence[Sweep], limits: Limits, out: Path, name: str | None, text: Path | None = None) -> Job:
+    """Plan a new job for a grid, whose lossy strategies are judged over `text`. Nothing is written yet.
 
     Raises:
-        UsageError: the grid, a model, the name or the machine's memory does not allow it.
+        UsageError: the grid, a model, the name, the text or the machine's memory does not allow it.
     """
     planned = planning.plan(sweeps)
+    text_file = read_text(text, planned) if text is not None else None
     _fits_in_memory(planned)
     require_temporary_bytes(planning.temporary_bytes(planned))
     for model, attention in dict.fromkeys(
@@ -104,6 +106,7 @@ def plan(sweeps: Sequence[Sweep], limits: Limits, out: Path, name: str | None) -
         environment=read_environment(),
         plan=planned,
         weights=weights,
+        text=text_file,
     )
     return Job(manifest, out)
 
@@ -194,7 +197,7 @@ def measure(job: Job, servers: RunServers) -> Run:
             ProgressBar("starting the workers and loading the model", "measured in") as progress,
         ):
             fork = lambda group, process: servers.fork(group.model, group.n_threads, process)  # noqa: E731
-            measure_cases(job.manifest.plan, job.limits, writer, progress, fork, previous)
+            measure_cases(job.manifest.plan, job.limits, writer, progress, fork, previous, job.manifest.text)
     return read_run(folder)
 
 

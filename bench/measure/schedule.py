@@ -15,13 +15,14 @@ import msgspec
 from bench.analysis.rounds import most_rounds, sample_is_disturbed
 from bench.case import Case, Group
 from bench.machine.affinity import usable_cores
-from bench.manifest import CasePlan
+from bench.manifest import CasePlan, TextFile
 from bench.measure.budget import CEILING_AGE_S, Budget, Cell, turns_seconds
 from bench.measure.ceiling_turns import CEILINGS, ROUND_S, CeilingTurns, setting_of
 from bench.measure.checks import Checks
 from bench.measure.plan import Limits
 from bench.measure.progress import ProgressBar
 from bench.measure.resume import Past
+from bench.measure.texts import Texts
 from bench.measure.worker_process import WorkerFailed, WorkerProcess
 from bench.measure.workers import REFERENCE, ROOFS, Entry, Workers, worker_key
 from bench.protocol import TakeTurn, TurnTaken
@@ -46,10 +47,12 @@ def measure(
     progress: ProgressBar,
     fork: Fork,
     previous: Run | None = None,
+    text: TextFile | None = None,
 ) -> None:
     """Measure every case of `plans`, or what `previous` (the same run, interrupted) lacks.
 
-    A case that fails is stored as a failure, and the others go on.
+    Lossy strategies are judged over the user's `text`, or over one that the model writes. A case that fails is stored
+    as a failure, and the others go on.
     """
     past = Past(previous)
     sets = list(past.pending(plans, limits))
@@ -65,7 +68,7 @@ def measure(
         fork_one = functools.partial(fork, group, process)
         seed = cells[0][0].case.seed
         with Workers(group, process, seed, limits.timeout_s, fork_one, writer, progress) as workers:
-            measurer = ProcessSet(workers, limits, writer, progress, past)
+            measurer = ProcessSet(workers, limits, writer, progress, past, Texts(plans, past, writer, text))
             measurer.start([item.case for cell in cells for item in cell])
             for cell in cells:
                 measurer.measure_cell(cell, budget)
@@ -74,10 +77,18 @@ def measure(
 class ProcessSet:
     """Measures cell by cell with one set of workers, those of one group."""
 
-    def __init__(self, workers: Workers, limits: Limits, writer: Appender, progress: ProgressBar, past: Past) -> None:
+    def __init__(
+        self,
+        workers: Workers,
+        limits: Limits,
+        writer: Appender,
+        progress: ProgressBar,
+        past: Past,
+        texts: Texts,
+    ) -> None:
         self.workers, self.process, self.limits = workers, workers.process, limits
         self.writer, self.progress, self.past = writer, progress, past
-        self.checks = Checks(workers, writer, progress)
+        self.checks = Checks(workers, writer, progress, texts)
         self.order = past.turns
         self._disturbed = False
         """Whether the machine disturbed a case's turn in this round."""

@@ -19,13 +19,13 @@ from bench.store.checked_lines import Appender
 LOAD_TIMEOUT_S = 1800.0
 """For reading or making a model's weights, which are no case's time."""
 
-WorkerKey = tuple[str, NaiveLogits]
-"""A strategy and its variant: what has a worker of its own within a group."""
+WorkerKey = tuple[str, NaiveLogits, bool]
+"""A strategy and its variant (`Case.naive_logits`, `Case.prefill_quantized`): what has a worker of its own."""
 
-REFERENCE: WorkerKey = ("", "last")
+REFERENCE: WorkerKey = ("", "last", False)
 """Key of the worker that runs no strategy: it makes the references that the others are checked against."""
 
-ROOFS: WorkerKey = ("ceilings", "last")
+ROOFS: WorkerKey = ("ceilings", "last", False)
 """Key of the worker that runs the ceilings' kernels; it holds no model."""
 
 
@@ -54,7 +54,7 @@ class Entry:
 
 def worker_key(case: Case) -> WorkerKey:
     """Return which worker of its group a case runs in."""
-    return case.strategy, case.naive_logits
+    return case.strategy, case.naive_logits, case.prefill_quantized
 
 
 class Workers:
@@ -122,9 +122,9 @@ class Workers:
         """Return the CPU time that all workers but one have used, which should sleep in its turn."""
         return sum(worker.cpu_ns for other, worker in self._workers.items() if other != key)
 
-    def ask_reference(self, request: Request) -> None:
+    def ask_reference(self, request: Request) -> Reply:
         """Have the worker without a strategy make a file. Raises WorkerFailed."""
-        self.loaded(REFERENCE).ask(request, self.timeout_s)
+        return self.loaded(REFERENCE).ask(request, self.timeout_s)
 
     def ask(self, entry: Entry, request: Request) -> Reply:
         """Ask the entry's worker, within the time that its case has left. Raises WorkerFailed."""
@@ -168,8 +168,14 @@ class Workers:
         self._progress.say(f"{failure.status}: {entry.case.key}: {error}")
 
     def _load_request(self, key: WorkerKey) -> Load:
-        strategy, naive_logits = key
-        return Load(group=self.group, strategy=strategy, naive_logits=naive_logits, seed=self.seed)
+        strategy, naive_logits, prefill_quantized = key
+        return Load(
+            group=self.group,
+            strategy=strategy,
+            naive_logits=naive_logits,
+            seed=self.seed,
+            prefill_quantized=prefill_quantized,
+        )
 
     def _take_loaded(self, key: WorkerKey, reply: Reply) -> None:
         if not isinstance(reply, Loaded) or reply.version != VERSION:

@@ -15,7 +15,7 @@ import msgspec
 
 from bench.errors import DataError, UsageError
 from bench.manifest import SCHEMA_VERSION, Manifest
-from bench.record import CeilingSample, CellPlan, Check, Failure, Record, Run, Sample
+from bench.record import CeilingSample, CellPlan, Check, Failure, Record, Run, Sample, Text
 from bench.store import checked_lines, sealed
 
 NAME = re.compile(r"[A-Za-z0-9._-]+")
@@ -141,6 +141,7 @@ def read_run(folder: Path) -> Run:
         failures=[record for record in records if isinstance(record, Failure)],
         ceilings=[record for record in records if isinstance(record, CeilingSample)],
         cell_plans=[record for record in records if isinstance(record, CellPlan)],
+        texts=[record for record in records if isinstance(record, Text)],
     )
 
 

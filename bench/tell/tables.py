@@ -45,6 +45,10 @@ def _small(value: float) -> str:
     return NOTHING if missing(value) else f"{value:.0e}"
 
 
+def _megabytes(size: float) -> str:
+    return NOTHING if missing(size) else f"{size / 1e6:.1f}"
+
+
 def _word(value: str | None) -> str:
     return NOTHING if missing(value) else str(value)
 
@@ -86,6 +90,13 @@ CACHES: Cells = _CASE | {
 }
 """Bytes, time and quality of each cache; exact is `dynamic`, or `compiled` for kinds that compile."""
 
+MEMORY: Cells = _CASE | {
+    "cache\nMB": lambda prefill, decode: _megabytes((decode or prefill)["kv_bytes_allocated"]),
+    "workspace\nMB": lambda prefill, _: _megabytes(prefill["workspace_bytes"]),
+    "peak beyond\nweights, MB": lambda prefill, _: _megabytes(prefill["peak_beyond_weights_bytes"]),
+}
+"""Memory of each arm in MB (10^6 bytes): what it adds to the weights."""
+
 COMPARISON: Cells = _CASE | {
     "phase": lambda row, _: row["phase"],
     "A ms": lambda row, _: number(row["a_ms"]),
@@ -120,7 +131,8 @@ def data(frame: pd.DataFrame, form: Literal["csv", "json", "jsonl"]) -> str:
 
 def markdown(summary: pd.DataFrame) -> str:
     """Write a table per setting with a line per case, what failed and why, and each case against the roofs."""
-    parts = [times_markdown(summary) + _failures(summary), caches_markdown(summary), _markdown(_roofs(summary))]
+    parts = [times_markdown(summary) + _failures(summary), caches_markdown(summary)]
+    parts += [_markdown(_roofs(summary)), _markdown(_memory(summary))]
     return "\n".join(part for part in parts if part)
 
 
@@ -137,8 +149,8 @@ def caches_markdown(summary: pd.DataFrame) -> str:
 def terminal(summary: pd.DataFrame) -> Group:
     """Make the same for a terminal of any width: an empty line between cells, headers in two lines, no figure cut."""
     failures = [Text(lines)] if (lines := _failures(summary).rstrip()) else []
-    caches, roofs = _terminal(_caches(summary)), _terminal(_roofs(summary))
-    return Group(*_terminal(_times(summary)), *failures, *caches, *roofs)
+    others = [fitted for tables in (_caches, _roofs, _memory) for fitted in _terminal(tables(summary))]
+    return Group(*_terminal(_times(summary)), *failures, *others)
 
 
 def comparison_markdown(rows: pd.DataFrame) -> str:
@@ -167,6 +179,14 @@ def _caches(summary: pd.DataFrame) -> Iterator[_Table]:
         if rows["logit_kl"].notna().any():
             held = rows[(rows["kv_bytes_allocated"] > 0).groupby(rows["case"]).transform("any")]
             yield _table(f"Caches, against dynamic (compiled kinds: compiled): {title}", CACHES, _cases(held))
+
+
+def _memory(summary: pd.DataFrame) -> Iterator[_Table]:
+    """Of the settings that have such figures; a case without any has no line."""
+    known = summary[summary["peak_beyond_weights_bytes"].notna()]
+    for title, rows in by_setting(known, also=["n_gen"]):
+        weights = number(rows["weights_bytes"].iloc[0] / 1e6)
+        yield _table(f"Memory, beside the weights' {weights} MB: {title}", MEMORY, _cases(rows))
 
 
 def _cases(rows: pd.DataFrame) -> Iterator[tuple[Row, Row]]:

@@ -1,4 +1,4 @@
-"""One text by which every lossy strategy of a cell is judged: written once by an exact one, with the exact predictions.
+"""One text by which every lossy strategy of a cell is judged, with the exact predictions.
 
 Axes: `batch` sequences of `n` tokens; the last `positions` of them go through decode and are compared.
 """
@@ -17,7 +17,6 @@ from kvcache.proof.quality import (
     exact_logits,
     logit_kl_floor,
     quality,
-    sample_text,
     with_recall,
 )
 from kvcache.strategies.strategy import Strategy
@@ -28,7 +27,7 @@ POSITIONS = 128
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedText:
-    """What judging needs, as tensors, so that a file can carry it from the process that wrote the text."""
+    """What judging needs, as tensors, so that a file can carry it from one process to another."""
 
     tokens: Tensor
     """`[batch, n]`"""
@@ -41,39 +40,40 @@ class JudgedText:
 
 
 def kept_positions(n_context: int, max_positions: int | None) -> int:
-    """Count the positions, judged and recalled, whose exact logits `write_text` keeps for each sequence."""
-    n, n_context = _lengths(n_context, max_positions)
-    return n - 1 - n_context + (RECALLED - 1 if n >= 2 * RECALLED else 0)
+    """Count the positions, judged and recalled, whose exact logits are kept for each sequence."""
+    n = text_length(n_context, max_positions)
+    return _steps(n) + (RECALLED - 1 if n >= 2 * RECALLED else 0)
 
 
-def write_text(
-    model: PreTrainedModel, writer: Strategy, start: Tensor, n_context: int, max_positions: int | None, seed: int
-) -> JudgedText:
-    """Have the exact `writer` go on from `start [batch, s]` until POSITIONS steps follow a context of `n_context`.
+def text_length(n_context: int, max_positions: int | None) -> int:
+    """Count the tokens of a text that judges POSITIONS steps after a context, or as many as the model has room for."""
+    n = n_context + POSITIONS + 1
+    return n if max_positions is None else min(n, max_positions)
 
-    Where `max_positions` are fewer than that, the context is shorter, and then there are fewer steps.
+
+def predict(model: PreTrainedModel, tokens: Tensor, room_bytes: int | None = None) -> JudgedText:
+    """Make what judging needs of a text, `tokens [batch, n]`, whose last POSITIONS steps are compared.
+
+    The context of a shorter text is one token. `room_bytes` is as in `logit_kl_floor`.
 
     Raises:
-        ValueError: the model has no positions for a context and two tokens after it.
+        ValueError: the text has fewer than three tokens.
         NonFiniteLogits: the model gave NaN or infinity.
     """
-    n, n_context = _lengths(n_context, max_positions)
-    tokens = sample_text(writer, start, n, seed)
+    n = tokens.shape[1]
+    n_context = n - 1 - _steps(n)
     exact = exact_logits(model, tokens, n_context)
     recalled = exact[:, :0]
     if n >= 2 * RECALLED:
         recalled = exact_logits(model, with_recall(tokens), n - RECALLED)
-    floor = logit_kl_floor(model, tokens, n_context, exact)
+    floor = logit_kl_floor(model, tokens, n_context, exact, room_bytes)
     floors = torch.tensor([] if floor is None else [floor], dtype=torch.float64)
     return JudgedText(tokens=tokens, exact=exact, recalled=recalled, floor=floors)
 
 
-def _lengths(n_context: int, max_positions: int | None) -> tuple[int, int]:
-    """Return the tokens of a text and those of them that are its context, within the model's positions."""
-    n = n_context + POSITIONS + 1
-    if max_positions is not None:
-        n = min(n, max_positions)
-    return n, n - 1 - min(POSITIONS, n - 2)
+def _steps(n: int) -> int:
+    """Count the decode steps that are compared in a text of `n` tokens."""
+    return min(POSITIONS, n - 2)
 
 
 def judge(strategy: Strategy, text: JudgedText) -> tuple[Quality, float | None]:

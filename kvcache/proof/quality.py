@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from kvcache.models.random_weights import cast_parameters
 from kvcache.proof.tokens import NonFiniteLogits
 from kvcache.strategies.strategy import Strategy, last_logits
 
@@ -122,27 +122,45 @@ def equal_tokens(emitted: Tensor, expected: Tensor) -> int:
 
 
 @torch.inference_mode()
-def logit_kl_floor(model: PreTrainedModel, text: Tensor, n_context: int, exact: Tensor) -> float | None:
+def logit_kl_floor(
+    model: PreTrainedModel, text: Tensor, n_context: int, exact: Tensor, room_bytes: int | None = None
+) -> float | None:
     """Return what rounding alone does: the mean KL of `model` in float32 against its bfloat16 copy, in nats.
 
     Both are parallel forwards of the same weights, rounded to bfloat16 for the second; `exact` are the logits of
-    the one at the model's own dtype. None where there is no copy (no memory for one, a model that cannot be copied) or
-    the copy gives NaN.
+    the one at the model's own dtype. None where there is no copy (it would take more than `room_bytes`, a model that
+    cannot be copied) or the copy gives NaN.
     """
+    if room_bytes is not None and floor_bytes(model, exact) > room_bytes:
+        return None  # a system without memory kills the process instead of raising an error
     try:
         wide, narrow = (
             exact if model.dtype == dtype else exact_logits(_copy(model, dtype), text, n_context)
             for dtype in (torch.float32, torch.bfloat16)
         )
-        return _kl(wide, narrow).mean().item()
+        by_position = [_kl(*logits).mean() for logits in zip(wide.unbind(1), narrow.unbind(1), strict=True)]
+        return torch.stack(by_position).mean().item()
     except torch.AcceleratorError:  # the CUDA context is lost
         raise
     except Exception:  # noqa: BLE001  # the copy is only for this yardstick: without it everything else is judged
         return None
 
 
+def floor_bytes(model: PreTrainedModel, exact: Tensor) -> int:
+    """Estimate what `logit_kl_floor` takes: a copy of the weights for each dtype that the model has not, and logits."""
+    parameters = sum(weight.numel() for weight in model.parameters())
+    others = [dtype for dtype in (torch.float32, torch.bfloat16) if dtype != model.dtype]
+    return sum((parameters + 2 * exact.numel()) * dtype.itemsize for dtype in others)
+
+
 def _copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    return cast_parameters(copy.deepcopy(model), dtype)
+    """Copy a model to `dtype`, weight by weight: there is never a second one at its own dtype."""
+    cast: dict[int, Any] = {
+        id(weight): nn.Parameter(weight.to(dtype), requires_grad=False)
+        for weight in model.parameters()
+        if weight.is_floating_point()
+    }
+    return copy.deepcopy(model, cast)
 
 
 def _compared(exact: Tensor, found: Tensor, following: Tensor) -> Tensor:

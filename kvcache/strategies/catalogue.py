@@ -31,6 +31,8 @@ class Entry:
     """The class is a kind of cache, which the strategy `Cached` runs."""
     lossy: bool = False
     """It may change tokens: it is timed, and gets quality figures instead of a pass."""
+    prefills_as_stored: bool = False
+    """Its class takes `prefill_as_stored`: a prompt attends to its own keys and values as the cache will hold them."""
 
     def load(self) -> Any:
         """Import the class: a Strategy, or a KVCache if `cache`."""
@@ -77,6 +79,7 @@ STRATEGIES: dict[str, Entry] = {
         summary="compiled, its cache in 8-bit integers",
         compiles=True,
         lossy=True,
+        prefills_as_stored=True,
     ),
     "compiled-int4": Entry(
         module="kvcache.compiled.quantized",
@@ -84,6 +87,7 @@ STRATEGIES: dict[str, Entry] = {
         summary="compiled, its cache in 4-bit integers",
         compiles=True,
         lossy=True,
+        prefills_as_stored=True,
     ),
     "quanto-int4": _lossy("quanto", "QuantoInt4", "optimum-quanto's 4-bit integers, 128 recent tokens exact"),
     "quanto-int2": _lossy("quanto", "QuantoInt2", "optimum-quanto's 2-bit integers, 128 recent tokens exact"),
@@ -110,6 +114,7 @@ REFEEDING = frozenset(name for name, entry in STRATEGIES.items() if entry.refeed
 YARDSTICKS = frozenset(name for name, entry in STRATEGIES.items() if entry.yardstick)
 COMPILING = frozenset(name for name, entry in STRATEGIES.items() if entry.compiles)
 LOSSY = frozenset(name for name, entry in STRATEGIES.items() if entry.lossy)
+PREFILLING_AS_STORED = frozenset(name for name, entry in STRATEGIES.items() if entry.prefills_as_stored)
 """Names by what their entries say, for columns of names; a name that only a newer version knows is in none of them."""
 
 
@@ -118,8 +123,12 @@ def is_lossy(name: str) -> bool:
     return name in LOSSY or name.startswith(OWN)
 
 
-def build(name: str, model: PreTrainedModel, *, naive_logits: str = "last") -> Strategy:
-    """Build the strategy called `name` on `model`; `naive_logits` ("last" or "all") is for those that refeed.
+def build(
+    name: str, model: PreTrainedModel, *, naive_logits: str = "last", prefill_as_stored: bool = False
+) -> Strategy:
+    """Build the strategy called `name` on `model`.
+
+    `naive_logits` ("last" or "all") is for those that refeed, `prefill_as_stored` for PREFILLING_AS_STORED.
 
     Raises:
         KeyError: there is no such strategy.
@@ -130,7 +139,9 @@ def build(name: str, model: PreTrainedModel, *, naive_logits: str = "last") -> S
     entry = STRATEGIES[name]
     if entry.cache:
         return _cached(model, name, entry.load())
-    strategy: Strategy = entry.load()(model, **({"all_logits": naive_logits == "all"} if entry.refeeds else {}))
+    options: dict[str, bool] = {"all_logits": naive_logits == "all"} if entry.refeeds else {}
+    options |= {"prefill_as_stored": prefill_as_stored} if entry.prefills_as_stored else {}
+    strategy: Strategy = entry.load()(model, **options)
     return strategy
 
 

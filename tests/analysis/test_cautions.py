@@ -167,3 +167,19 @@ def test_quality_on_random_weights_is_said_once():
     assert (None, said) not in texts(run)  # nothing was judged
     checks = [msgspec.structs.replace(check, quality=LOST) for check in run.checks]
     assert texts(msgspec.structs.replace(run, checks=checks)).count((None, said)) == 1
+
+
+@pytest.mark.parametrize(
+    ("grown", "reached", "is_said"),
+    [(30e6, 23e6, True), (24e6, 23e6, False), (3e6, 1e5, False), (5e6, 1e5, True), (None, 23e6, False)],
+)
+def test_a_process_that_grows_by_more_than_its_cache(grown, reached, is_said):
+    run = make_run(grid(["dynamic"], [100]))
+    checks = [
+        msgspec.structs.replace(check, growth_bytes=grown, kv_bytes_allocated_after_decode=reached)
+        for check in run.checks
+    ]
+    said = [text for _, text in texts(msgspec.structs.replace(run, checks=checks)) if "grew by" in text]
+    assert bool(said) == is_said
+    if is_said:
+        assert said[0].startswith(f"its process grew by {grown / 1e6:.1f} MB while the cache was filled")

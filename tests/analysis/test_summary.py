@@ -73,6 +73,9 @@ COLUMNS = [
     "latency_vs_exact",
     "latency_vs_exact_low",
     "latency_vs_exact_high",
+    "peak_beyond_weights_bytes",
+    "workspace_bytes",
+    "weights_bytes",
     "machine",
 ]
 

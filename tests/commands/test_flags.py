@@ -56,10 +56,14 @@ def test_the_help_holds_every_preset_whole() -> None:
         assert f"{name} {plain(' '.join(' '.join(flags.sweep_flags(sweep)) for sweep in sweeps))}" in shown
 
 
-def test_the_default_shows_the_defaults_of_all_flags_but_two() -> None:
+def test_the_default_shows_the_defaults_of_all_flags_but_three() -> None:
     shown = {flag.split()[0] for flag in flags.sweep_flags(Sweep())}
-    # The two depend on machine and model.
-    assert {flag.names[0] for flag in flags.GRID.values()} - shown == {"-t", "--attn-implementation"}
+    # Two depend on machine and model, and a switch is off.
+    assert {flag.names[0] for flag in flags.GRID.values()} - shown == {
+        "-t",
+        "--attn-implementation",
+        "--prefill-quantized",
+    }
 
 
 def test_models_and_strategies_are_named() -> None:

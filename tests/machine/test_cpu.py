@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
+import numpy as np
 import pytest
 
 from bench.machine.cpu import Cpu
@@ -46,3 +48,20 @@ def test_peak_memory_counts_from_its_reset():
 def test_no_peak_where_the_system_does_not_tell(files):
     assert not CPU.reset_peak_memory()
     assert CPU.peak_memory_bytes() is None
+
+
+def test_held_memory_leaves_out_the_pages_of_files(tmp_path):
+    if CPU.held_memory_bytes() is None or not CPU.reset_peak_memory():
+        pytest.skip("this system does not say")
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(64 << 20))
+    mapped = np.memmap(path, mode="r")
+    before = CPU.held_memory_bytes()
+    assert int(mapped.sum()) == 0  # reads every page
+    assert CPU.held_memory_bytes() - before < 16 << 20
+    CPU.reset_peak_memory()
+    block = bytearray(os.urandom(1)) * (64 << 20)
+    assert CPU.held_memory_bytes() - before > 48 << 20
+    del block
+    assert CPU.peak_held_bytes() - before > 48 << 20
+    assert CPU.held_memory_bytes() - before < 16 << 20

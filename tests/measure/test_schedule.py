@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import msgspec
@@ -10,6 +10,7 @@ import pytest
 
 from bench.case import Case, Group
 from bench.errors import UsageError
+from bench.manifest import TextFile
 from bench.measure import schedule
 from bench.measure.plan import Limits
 from bench.measure.schedule import CEILING_AGE_S, measure
@@ -29,11 +30,13 @@ from bench.protocol import (
     Request,
     TakeCeilingTurn,
     TakeTurn,
+    TextMade,
     TimeFramework,
     TurnTaken,
 )
-from bench.record import CeilingSample, Check, Covariates, Failure, Record, Run, Sample
-from tests.handmade import grid, make_ceiling, make_plan, make_run
+from bench.record import CeilingSample, Check, Covariates, Failure, Record, Run, Sample, Text
+from kvcache.strategies.catalogue import is_lossy
+from tests.handmade import LOST, grid, make_ceiling, make_plan, make_run
 
 ARMS: list[FakeArm] = []
 
@@ -79,8 +82,11 @@ class FakeArm:
         match request:
             case Load():
                 return Loaded(version=1, code="")
-            case MakeReference() | MakeText():
+            case MakeReference():
                 return Done()
+            case MakeText():
+                written = TextMade(writer=request.writer, tokens=[[1, 2, 3]])
+                return written if request.tokens is None else TextMade()
             case CheckCase():
                 return Checked(
                     tokens_match=self.matches.get(self.strategy, "true"),  # type: ignore[arg-type]
@@ -91,6 +97,7 @@ class FakeArm:
                     peak_memory_bytes=None,
                     compile_s=None,
                     counters={},
+                    quality=LOST if is_lossy(self.strategy) else None,
                 )
             case TakeTurn():
                 times = self.times_ns.get(self.strategy, [])
@@ -188,30 +195,72 @@ def test_correctness_comes_before_any_time() -> None:
     assert kinds == [*untimed, *timed, *["TimeFramework"] * 3, *timed]  # warm-ups; rounds
 
 
-def test_a_text_is_written_once_for_the_lossy_cases_of_a_cell_alone() -> None:
+def watched(run: Callable[[], Memory]) -> tuple[Memory, list[Request]]:
+    """What a run stored, and every request of it."""
     asked: list[Request] = []
     honest = FakeArm.answer
 
-    def watched(self: FakeArm, request: Request) -> object:
+    def noting(self: FakeArm, request: Request) -> object:
         asked.append(request)
         return honest(self, request)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FakeArm, "answer", watched)
-        FakeArm.matches = {"fp8": "false"}
-        memory = measured(grid(["dynamic", "fp8", "cache:mine:make"], [8, 16]), repetitions=1)
-    assert [isinstance(request, MakeText) for request in asked].count(True) == 2
+        patch.setattr(FakeArm, "answer", noting)
+        return run(), asked
+
+
+def test_a_text_is_written_once_and_then_judges_the_lossy_cases_of_every_cell_alone() -> None:
+    FakeArm.matches = {"fp8": "false"}
+    cases = grid(["dynamic", "fp8", "cache:mine:make"], [8, 16])
+    memory, asked = watched(lambda: measured(cases, repetitions=1, processes=2))
+    made = [request for request in asked if isinstance(request, MakeText)]
+    assert [(request.writer, request.n_context, request.tokens) for request in made[:1]] == [("dynamic", 16, None)]
+    assert [(request.case.n_prompt, request.tokens) for request in made[1:]] == [(n, [[1, 2, 3]]) for n in (16, 8, 16)]
     texts = [request.text is not None for request in asked if isinstance(request, CheckCase)]
-    assert texts == [False, True, True] * 2
+    assert texts == [False, True, True] * 4
     assert memory.of(Failure) == []
-    assert {request.writer for request in asked if isinstance(request, MakeText)} == {"dynamic"}
+    (text,) = memory.of(Text)
+    assert (text.case, text.writer, text.tokens) == (cases[1].key, "dynamic", [[1, 2, 3]])
+    judges = {check.quality.writer for check in memory.of(Check) if check.quality is not None}
+    assert judges == {"dynamic"}
+
+
+def test_a_text_is_for_one_batch_size_and_written_by_the_fastest_exact_strategy() -> None:
+    cases = [*grid(["fp8", "compiled"], [8]), *grid(["fp8"], [8], batch_size=2)]
+    memory, asked = watched(lambda: measured(cases, repetitions=1))
+    assert [request.writer for request in asked if isinstance(request, MakeText)] == ["compiled", "dynamic"]
+    assert [text.case for text in memory.of(Text)] == [cases[0].key, cases[2].key]
+
+
+def test_a_text_that_an_interrupted_run_wrote_judges_the_rest() -> None:
+    cases = grid(["dynamic", "fp8"], [8, 16])
+    done = make_run(cases[:2], rounds=1)
+    past = msgspec.structs.replace(done, texts=[Text(case=cases[1].key, writer="dynamic", tokens=[[7, 8]])])
+    memory, asked = watched(lambda: measured(cases, past, repetitions=1))
+    assert [request.tokens for request in asked if isinstance(request, MakeText)] == [[[7, 8]]]
+    assert memory.of(Text) == []
+
+
+def test_the_users_own_text_is_shared_out_to_the_sequences() -> None:
+    cases = grid(["dynamic", "fp8"], [8], batch_size=2)
+    file = TextFile(path="mine.txt", digest="5f" * 32, tokens={cases[0].model: [1, 2, 3, 4, 5]})
+
+    def run() -> Memory:
+        memory = Memory()
+        measure([make_plan(case) for case in cases], Limits(repetitions=1), memory, memory, fake_arm, text=file)
+        return memory
+
+    memory, asked = watched(run)
+    assert [request.tokens for request in asked if isinstance(request, MakeText)] == [[[1, 2], [3, 4]]]
+    assert memory.of(Text) == []
+    assert [check.quality.writer for check in memory.of(Check) if check.quality is not None] == ["--text"]
 
 
 def test_without_a_text_the_lossy_cases_fail_with_the_reason_and_the_others_are_measured() -> None:
     FakeArm.failures[("", "MakeText", 0)] = WorkerFailed("oom", "too large", alive=True)
     memory = measured(grid(["dynamic", "fp8"], [8]), repetitions=1)
     (failure,) = memory.of(Failure)
-    assert (failure.status, failure.error) == ("oom", "writing the text that judges it failed: too large")
+    assert (failure.status, failure.error) == ("oom", "making the text that judges it failed: too large")
     assert {sample.case.split()[1] for sample in memory.of(Sample)} == {"dynamic"}
 
 

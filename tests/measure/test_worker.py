@@ -30,6 +30,7 @@ from bench.protocol import (
     Reply,
     Request,
     TakeTurn,
+    TextMade,
     TurnTaken,
 )
 from bench.worker import Worker, serve
@@ -91,7 +92,10 @@ def test_arms_of_a_cell_get_the_same_tokens() -> None:
 def judged(case: Case, folder: Path) -> Checked:
     worker, path, text = loaded(case), str(folder / "reference.safetensors"), str(folder / "text.safetensors")
     assert worker.answer(MakeReference(case=case, path=path)) == Done()
-    assert worker.answer(MakeText(case=case, path=text)) == Done()
+    made = worker.answer(MakeText(case=case, path=text, n_context=case.n_depth + case.n_prompt))
+    assert isinstance(made, TextMade)
+    assert made.writer == "dynamic"
+    assert [len(row) for row in made.tokens] == [case.n_depth + case.n_prompt + 129] * case.batch_size
     reply = worker.answer(CheckCase(case=case, path=path, text=text))
     assert isinstance(reply, Checked), reply
     assert isinstance(worker.answer(TakeTurn()), TurnTaken)
@@ -127,7 +131,7 @@ def test_the_cache_that_was_judged_is_gone_when_the_peak_begins(tmp_path: Path) 
     worker, path, text = loaded(case), str(tmp_path / "reference.safetensors"), str(tmp_path / "text.safetensors")
     worker.device = Device()
     worker.answer(MakeReference(case=case, path=path))
-    worker.answer(MakeText(case=case, path=text))
+    worker.answer(MakeText(case=case, path=text, n_context=8))
     for _ in range(2):
         assert isinstance(worker.answer(CheckCase(case=case, path=path, text=text)), Checked)
     assert held == [False, False]
@@ -230,7 +234,10 @@ def test_a_lossy_cache_whose_reset_is_broken_fails(tmp_path: Path, monkeypatch: 
     answer = worker.answer(TakeTurn())
     assert isinstance(answer, Refused)
     assert answer.status == "failed"
-    assert answer.error == "fp8 emitted other tokens in a timed turn than when it was checked"
+    assert answer.error == (
+        "fp8 emitted other tokens in a timed turn than when it was checked: what an earlier round left is not put "
+        "back, or it does not repeat itself"
+    )
 
 
 def test_a_turn_without_a_time_is_refused_when_it_is_measured(tmp_path: Path) -> None:
@@ -327,7 +334,8 @@ def test_a_check_counts_operations_unless_told_not_to(tmp_path: Path) -> None:
     assert isinstance(counted, Checked)
     assert isinstance(plain, Checked)
     assert counted.counters
-    assert plain == msgspec.structs.replace(counted, counters=None, peak_memory_bytes=plain.peak_memory_bytes)
+    not_counted = ("counters", "peak_memory_bytes", "peak_beyond_weights_bytes", "growth_bytes")
+    assert plain == msgspec.structs.replace(counted, **dict.fromkeys(not_counted))
 
 
 def test_a_worker_whose_driver_is_gone_in_a_pause_ends(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvcache.caches import fp8, sink_window
-from kvcache.proof.judging import judge, write_text
+from kvcache.proof.judging import judge, predict
 from kvcache.proof.quality import (
     RECALLED,
     Quality,
@@ -136,7 +136,7 @@ def test_recall_repeats_the_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
     probe = with_recall(text)
     assert torch.equal(probe[:, -RECALLED:], text[:, :RECALLED])
     assert torch.equal(probe[:, :-RECALLED], text[:, :-RECALLED])
-    judged = write_text(model, Dynamic(model), torch.zeros(1, 1, dtype=torch.long), 92, 512, seed=0)
+    judged = predict(model, text)
     assert judge(Dynamic(model), judged)[1] == 1
     monkeypatch.setattr(sink_window, "WINDOW", 20)
     recall = judge(build("sink-window", model), judged)[1]
@@ -176,7 +176,7 @@ def test_a_model_that_cannot_be_copied_has_no_floor_and_is_judged(monkeypatch: p
 
     model = model_of()
     monkeypatch.setattr(type(model), "__deepcopy__", refuse, raising=False)
-    text = write_text(model, Dynamic(model), torch.zeros(1, 1, dtype=torch.long), 9, 512, seed=0)
+    text = predict(model, text_of(model, 138))
     assert text.floor.shape == (0,)
     assert judge(build("fp8", model), text)[0].logit_kl > 0
 

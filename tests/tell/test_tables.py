@@ -3,6 +3,7 @@ import io
 import json
 import re
 
+import msgspec
 import pandas as pd
 import pytest
 from rich.console import Console
@@ -145,7 +146,7 @@ def test_csv_has_every_column_and_nothing_in_an_empty_cell():
     assert back["latency_ms"].to_list()[:-2] == SUMMARY["latency_ms"].to_list()[:-2]  # every digit
     assert back["latency_ms"].isna().sum() == 2
     assert tables.render(SUMMARY, "csv").splitlines()[-1] == (
-        "smollm2-135m,static,decode,cpu,float32,sdpa,2,1,2048,16,0,,,,,,,,,45,1500,0.03,30,15,,,,,15,15,16504,,,,,,oom,not enough memory,,,,,,,,,true,,,,,,,,,,,,,,bench-1"
+        "smollm2-135m,static,decode,cpu,float32,sdpa,2,1,2048,16,0,,,,,,,,,45,1500,0.03,30,15,,,,,15,15,16504,,,,,,oom,not enough memory,,,,,,,,,true,,,,,,,,,,,,,,,,0,bench-1"
     )
 
 
@@ -302,3 +303,20 @@ def test_caches_have_a_table_of_their_own_where_one_is_lossy():
     cells = [cell.strip() for cell in line.split("|")[1:-1]]
     assert cells[1:4] == ["fp8", "66200", "0.250"]
     assert cells[6:] == ["2e-02", "1e-03", "0.500", "0.750", "3 of 32"]
+
+
+def test_memory_of_each_arm_has_a_table_where_it_is_known():
+    assert "Memory" not in tables.render(SUMMARY, "md")
+    run = run_with_lossy_kinds(["naive", "dynamic", "fp8"])
+    checks = [
+        msgspec.structs.replace(check, peak_beyond_weights_bytes=60_000_000 if " dynamic " in check.case else None)
+        for check in run.checks
+    ]
+    plan = [msgspec.structs.replace(item, weights_bytes=538_000_000) for item in run.manifest.plan]
+    run = msgspec.structs.replace(run, checks=checks, manifest=msgspec.structs.replace(run.manifest, plan=plan))
+    summary = summaries.summarize(Tidy.of(run))
+    document = tables.render(summary, "md")
+    table = document[document.index("Memory, beside the weights' 538 MB: smollm2-135m, float32") :]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[4:]]
+    assert lines == [["100", "dynamic", "0.1", "59.9", "60.0"], ["300", "dynamic", "0.3", "59.7", "60.0"]]
+    assert "Memory, beside" in printed(tables.terminal(summary))

@@ -54,7 +54,7 @@ def agreement_by_position(rows: pd.DataFrame) -> Figure:
 
 
 def _panel(axes: Axes, rows: pd.DataFrame, looks: dict[str, tuple[str, str, str]]) -> None:
-    """A line per context."""
+    """Draw a line per context."""
     for _, own in rows.groupby("case", sort=False):
         color, line, marker = looks[context(own.iloc[0].to_dict())]
         stretches = own.groupby((own["step"] - 1) // STRETCH)[["step", "agreement"]].mean()

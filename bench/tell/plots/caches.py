@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from bench.tell.plots.agreement import agreement_by_position
 from bench.tell.plots.over_context import contexts_of, kv_bytes, tpot_context
-from bench.tell.plots.steps import EXTENT, file_suffix
+from bench.tell.plots.steps import file_suffix
 from bench.tell.plots.trade import trade
-from bench.tell.words import SETTING_COLUMNS, by_setting
+from bench.tell.words import EXTENT, SETTING_COLUMNS, by_setting
 
 ONE_DEPTH = ["n_prompt", *EXTENT]
 """What the points of the trade have in common, beside the setting."""

@@ -125,7 +125,7 @@ def _beside(contexts: pd.Series[int], place: int, places: int) -> pd.Series[floa
 
 
 def _bytes_axis(axes: Axes, rows: pd.DataFrame) -> None:
-    """A logarithmic axis in binary units, from below the smallest cache to above the largest."""
+    """Make the y axis logarithmic, in binary units, from below the smallest cache to above the largest."""
     held = rows["kv_bytes_allocated"].astype("float64")
     low, high = held.min() / 1.5, held.max() * 1.5
     axes.set_yscale("log", base=2)

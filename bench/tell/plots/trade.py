@@ -62,7 +62,7 @@ def _front(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def _lossy(figure: Figure, axes: Axes, lossy: pd.DataFrame) -> None:
-    """The lossy kinds and the scale of their colours, on which a line shows what bfloat16 alone does."""
+    """Draw the lossy kinds and the scale of their colours, on which a line shows what bfloat16 alone does."""
     kl = lossy["logit_kl"].clip(lower=LEAST_KL)
     floors = lossy["logit_kl_floor"].dropna()
     known = [*kl.dropna(), *floors[floors > LEAST_KL]]

@@ -1,0 +1,58 @@
+"""The user's own text for judging lossy strategies: read, and cut into the tokens of each model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.errors import UsageError
+from bench.manifest import CasePlan, TextFile
+from bench.measure.plan import describe
+from kvcache import models
+from kvcache.strategies.catalogue import is_lossy
+
+
+def read_text(path: Path, plans: Sequence[CasePlan]) -> TextFile:
+    """Read a text and return its first tokens by every model of `plans` with a lossy case, as many as those need.
+
+    Raises:
+        UsageError: it cannot be read, it is no UTF-8, no case is judged by it, a model has no tokenizer or not every
+            token, or the text is too short.
+    """
+    from kvcache.proof.judging import text_length  # imports torch, which the plan's models did already
+
+    try:
+        content = path.read_bytes()
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"--text {path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--text {path}: not UTF-8 text (byte {error.start})") from error
+    needed: dict[str, int] = {}
+    for case in (item.case for item in plans if is_lossy(item.case.strategy)):
+        positions = describe(case.model, case.attn_implementation).max_positions
+        n = case.batch_size * text_length(case.n_depth + case.n_prompt, positions)
+        needed[case.model] = max(n, needed.get(case.model, 0))
+    if not needed:
+        raise UsageError(f"--text {path}: no strategy of the grid is lossy, so nothing is judged by it")
+    tokens = {model: _tokens(path, text, model, n) for model, n in needed.items()}
+    return TextFile(path=str(path), digest=hashlib.sha256(content).hexdigest(), tokens=tokens)
+
+
+def _tokens(path: Path, text: str, model: str, n: int) -> list[int]:
+    """Return the first `n` tokens of `text` by the tokenizer of `model`."""
+    try:
+        tokenizer = models.load_tokenizer(model)
+    except models.ModelError as error:
+        raise UsageError(f"--text {path}: --model {model}: {error}") from error
+    try:
+        ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    except Exception as error:
+        raise UsageError(f"--text {path}: the tokenizer of {model} cannot encode it ({error})") from error
+    if len(ids) < n:
+        raise UsageError(f"--text {path}: has {len(ids)} tokens of {model}, this grid needs {n}; give a longer text")
+    vocab_size = describe(model, "").vocab_size
+    if max(ids[:n]) >= vocab_size:
+        raise UsageError(f"--text {path}: its token {max(ids[:n])} lies outside the {vocab_size} tokens of {model}")
+    return ids[:n]

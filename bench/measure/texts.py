@@ -1,0 +1,50 @@
+"""The texts that judge lossy strategies: the user's own, or one that the model writes, once for all of its cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench.case import Case
+from bench.manifest import CasePlan, TextFile
+from bench.measure.resume import Past
+from bench.measure.workers import Workers
+from bench.protocol import MakeText, TextMade
+from bench.record import FILE, Text
+from bench.store.checked_lines import Appender
+from kvcache.strategies.catalogue import COMPILING, is_lossy
+
+
+class Texts:
+    """Has a text written by the fastest exact strategy for the longest cell, stores it, and gives it to every cell."""
+
+    def __init__(self, plans: Sequence[CasePlan], past: Past, writer: Appender, file: TextFile | None) -> None:
+        """Know what an interrupted run wrote; `file` stands for what the model would write."""
+        self._cases = {item.case.key: item.case for item in plans}
+        self._past, self._writer, self._file = past, writer, file
+
+    def make(self, case: Case, path: str, workers: Workers) -> str:
+        """Have the text of a lossy case stored at `path`, with the exact predictions; return who wrote it.
+
+        Raises:
+            WorkerFailed: the model cannot do that.
+        """
+        if self._file is not None:
+            flat = self._file.tokens[case.model]
+            n = len(flat) // case.batch_size
+            rows = [flat[row * n : (row + 1) * n] for row in range(case.batch_size)]
+            workers.ask_reference(MakeText(case=case, path=path, tokens=rows))
+            return FILE
+        alike = [other for other in self._cases.values() if other.text == case.text]
+        for text in self._past.texts:
+            if self._cases[text.case] in alike:
+                workers.ask_reference(MakeText(case=case, path=path, tokens=text.tokens))
+                return text.writer
+        lossy = [other for other in alike if is_lossy(other.strategy)]
+        fastest = "compiled" if any(other.strategy in COMPILING for other in alike) else "dynamic"
+        longest = max(other.n_depth + other.n_prompt for other in lossy)
+        made = workers.ask_reference(MakeText(case=case, path=path, writer=fastest, n_context=longest))
+        assert isinstance(made, TextMade)
+        text = Text(case=case.key, writer=made.writer, tokens=made.tokens)
+        self._past.texts.append(text)
+        self._writer.append(text)
+        return text.writer
