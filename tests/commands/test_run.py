@@ -102,7 +102,7 @@ def test_the_readmes_grid_of_a_random_model_fits_it(tmp_path: Path) -> None:
         (["-b", "100000"], "memory"),
         (["--strategies", "fp8", "--text", "/nowhere"], "--text /nowhere: cannot be read (No such file or directory)"),
         (["--prefill-quantized"], "no strategy of the grid knows it; add compiled-int4 or compiled-int8"),
-        (["--resume", "x", "--text", "y"], "leave out --text"),
+        (["--resume", "x", "--text", "y"], "leave out --model, --text"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(
