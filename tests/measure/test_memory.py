@@ -71,4 +71,4 @@ def test_what_a_cache_hides_shows_in_the_growth(model: torch.nn.Module) -> None:
     strategy = Cached(model, "hiding", HidingKV)  # type: ignore[arg-type]
     found = weighed(strategy)
     assert found.growth is not None
-    assert found.growth > 1.9 * strategy.kv_bytes_allocated
+    assert found.growth > 1.9 * strategy.kv_bytes  # whether or not the walk over its storages finds the copies
