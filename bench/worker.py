@@ -133,14 +133,20 @@ class Worker:
         case, count = request.case, request.count
         self.case, self.tokens_per_turn = case, request.tokens_per_turn
         context, self.prompt = ids_for(self.model, case)
-        reference = self.expected = read_reference(request.path, self.device.name)
+        self.strategy.release()
+        reference = read_reference(request.path, self.device.name)
         compiled_before_s = self.strategy.compile_s or 0.0
-        # Before the case is prepared: judging and weighing feed the strategy something else.
-        judged, weight = None, None
-        if request.text and self._is_lossy:
-            judged = judge_by_text(self.strategy, request.text, self.device.name)
-            weight = self._weigh(context, reference.tokens) if count else None
         depends_on_later = not reference.prefix_stable
+        # Before the case is prepared: judging and weighing feed the strategy something else. Where a position depends on
+        # later ones, one parallel forward over a text is no measure of what a cache loses.
+        judged, weight = None, None
+        if request.text and self._is_lossy and not depends_on_later:
+            tokens = reference.tokens
+            del reference  # its logits would be weighed too
+            judged = judge_by_text(self.strategy, request.text, self.device.name)
+            weight = self._weigh(context, tokens) if count else None
+            reference = read_reference(request.path, self.device.name)
+        self.expected = reference
         with _as_other_tokens() if depends_on_later else nullcontext():
             self._prepare(context)
             phases = PhaseCounter(self.strategy)
@@ -170,6 +176,7 @@ class Worker:
         if count and weight is None:  # nothing but the check has run: before it, the first pass of a process is heavier
             weight = self._weigh(context, expected)
             self._prepare(context)
+            self.strategy.generate(self.prompt, 1)  # weighing gave memory back; no timed turn is to pay for getting it
         return protocol.Checked(
             **vars(found) | {"tokens_match": self.tokens_match},
             peak_memory_bytes=weight and weight.peak,
@@ -184,6 +191,7 @@ class Worker:
 
     def _prepare(self, context: Tensor | None) -> None:
         case = self.case
+        self.strategy.release()  # two caches at once may not fit
         self.strategy.prepare(case.batch_size, case.capacity, context, prompt_length=case.n_depth + case.n_prompt)
 
     def _weigh(self, context: Tensor | None, tokens: Tensor) -> Weight:

@@ -194,6 +194,13 @@ def _quality(run: Run) -> Iterator[Caution]:
                 "judge it by logit_kl and perplexity_ratio, or over another text (--seed)",
             )
 
+    for case in dict.fromkeys(check.case for check in run.checks if check.depends_on_later and not check.exact):
+        yield Caution(
+            case,
+            "earlier positions of this model depend on later ones, so it was not judged over a text",
+            "judge this cache on a model whose forward is causal",
+        )
+
 
 def _growth(run: Run) -> Iterator[Caution]:
     """Find caches that are larger from outside than what can be reached from them: one line a case."""

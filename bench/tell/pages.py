@@ -49,11 +49,14 @@ def filled(page: str, root: Path = ROOT) -> str:
 
 
 def _chosen(summary: pd.DataFrame, choice: str) -> pd.DataFrame:
-    """Apply a mark's choice: `, without static`, `, depth 2048`."""
+    """Apply a mark's choice: `, without static`, `, depth 2048`, `, prompts 128 2048`."""
     for words in filter(None, choice.split(", ")):
-        verb, value = words.split(maxsplit=1)
-        rows = summary["strategy"] != value if verb == "without" else summary["n_depth"] == int(value)
-        summary = summary[rows]
+        verb, *values = words.split()
+        if verb == "without":
+            summary = summary[~summary["strategy"].isin(values)]
+        else:
+            column = {"depth": "n_depth", "prompts": "n_prompt"}[verb]
+            summary = summary[summary[column].isin([int(value) for value in values])]
     return summary
 
 

@@ -183,3 +183,11 @@ def test_a_process_that_grows_by_more_than_its_cache(grown, reached, is_said):
     assert bool(said) == is_said
     if is_said:
         assert said[0].startswith(f"its process grew by {grown / 1e6:.1f} MB while the cache was filled")
+
+
+def test_a_lossy_case_that_could_not_be_judged_says_so():
+    run = run_with_lossy_kinds()
+    checks = [msgspec.structs.replace(check, quality=None, depends_on_later=True) for check in run.checks]
+    unjudged = [check.case for check in checks if not check.exact]
+    found = texts(msgspec.structs.replace(run, checks=checks))
+    assert [case for case, text in found if "depend on later ones" in text] == list(dict.fromkeys(unjudged))

@@ -59,5 +59,6 @@ def test_a_mark_chooses_rows() -> None:
     assert "| dynamic" in made
     assert "| fp8" not in made
     assert "| fp8" in pages.filled(page.replace("times", "caches").replace(", without fp8", ", depth 0"))
+    assert "dynamic" not in pages.filled(page.replace("without fp8", "prompts 7 9"))
     with pytest.raises(KeyError, match="colours"):
         pages.filled(page.replace("times", "colours"))
