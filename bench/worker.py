@@ -137,7 +137,7 @@ class Worker:
         reference = read_reference(request.path, self.device.name)
         compiled_before_s = self.strategy.compile_s or 0.0
         depends_on_later = not reference.prefix_stable
-        # Before the case is prepared: judging and weighing feed the strategy something else. Where a position depends on
+        # Before the case is prepared: judging and weighing feed something else. Where a position depends on
         # later ones, one parallel forward over a text is no measure of what a cache loses.
         judged, weight = None, None
         if request.text and self._is_lossy and not depends_on_later:
