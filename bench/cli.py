@@ -34,7 +34,7 @@ app = typer.Typer(
 
     \b
     Examples:
-      kvbench run --preset smoke            a first table, under a minute
+      kvbench run --preset smoke            a first table, about a minute
       kvbench run                           the full measurement
       kvbench run -m DIR -p 64,256 -n 16    your own model and grid
       kvbench report RUN                    its table and plots again

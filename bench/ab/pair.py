@@ -64,6 +64,8 @@ class Pair:
         """`manners` has those of the cases of earlier pairs, by key, and gets those of this one."""
         self.number, self.timeout_s, self.manners = number, timeout_s, manners
         self.both = BothSides(base, head, sides_of(number))
+        self.lockstep = False
+        """Whether both revisions know turns in lockstep, as they say when they have loaded the model."""
 
     def load(self, case: Case) -> None:
         """Have both load the model, side by side."""
@@ -75,9 +77,10 @@ class Pair:
             prefill_quantized=case.prefill_quantized,
         )
         replies = self.both.ask_both(request, LOAD_TIMEOUT_S, at_once=True)
+        self.lockstep = all(isinstance(reply, Loaded) and reply.lockstep for reply in replies.values())
         loaded = [name for name, reply in replies.items() if isinstance(reply, Loaded) and reply.prefill_quantized]
         if case.prefill_quantized and len(loaded) < len(replies):
-            reason = ("unsupported", "this revision does not know --prefill-quantized")
+            reason = ("unsupported", "this revision does not support --prefill-quantized")
             raise SideFailed({name: reason for name in replies if name not in loaded})
 
     def measure(self, key: str, case: Case, reference: Path) -> PairTimes:
@@ -123,7 +126,7 @@ class Pair:
             steps_ns = warmest.step_ns or [warmest.prefill_ns]
             step_s = sum(steps_ns) / len(steps_ns) / 1e9
             # Off Linux there is no way to see when a side rests.
-            may = case.device in HOST_DEVICES and sys.platform == "linux"
+            may = self.lockstep and case.device in HOST_DEVICES and sys.platform == "linux"
             lockstep = may and step_s >= LOCKSTEP_FROM_S
             warm_up = not lockstep or step_s < CHECK_IS_WARM_UP_FROM_S
             known = self.manners[key] = Manner(lockstep, warm_up, turn_s)

@@ -42,7 +42,7 @@ def summarize(tidy: Tidy) -> pd.DataFrame:
         for phase in phases(case):
             row = {"case": case.key, **msgspec.structs.asdict(case), "phase": phase, "machine": machine, **ended}
             row |= _counters(plan, phase) | _sizes(checks[case.key], phase) | _quality(case, checks[case.key])
-            row |= _memory(checks[case.key]) | {"weights_bytes": plan.weights_bytes}
+            row |= _memory(case, checks[case.key]) | {"weights_bytes": plan.weights_bytes}
             own = latencies.get((case.key, phase))
             if own is not None:
                 row |= _times(case, phase, own)
@@ -118,11 +118,14 @@ def _sizes(checks: list[Check], phase: Phase) -> dict[str, Any]:
     return {column: _largest(getattr(check, field) for check in checks) for column, field in fields.items()}
 
 
-def _memory(checks: list[Check]) -> dict[str, Any]:
+def _memory(case: Case, checks: list[Check]) -> dict[str, Any]:
     """Take the largest peak over the processes, and what of it is no cache; they belong to the case as a whole."""
     peak = _largest(check.peak_beyond_weights_bytes for check in checks)
     cache = _largest(check.kv_bytes_allocated_after_decode for check in checks)
-    workspace = None if peak is None or cache is None else max(0, peak - cache)
+    workspace = None
+    # The GPU's peak does not hold what `offloaded` keeps in main memory.
+    if peak is not None and cache is not None and peak >= cache and case.strategy != "offloaded":
+        workspace = peak - cache
     return {"peak_beyond_weights_bytes": peak, "workspace_bytes": workspace}
 
 

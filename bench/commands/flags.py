@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
 import msgspec
-from typer import Option
+from typer import BadParameter, Option
 
 from bench.case import PRESETS, DeviceName, NaiveLogits, Sweep
-from bench.commands.values import available_device, integers, thread_count, words
+from bench.commands.values import available_device, integers, thread_count, unknown, words
 from bench.errors import UsageError
 from bench.tell.formats import DocumentFormat, Format
 from kvcache.models import ATTN_IMPLEMENTATIONS, DTYPES
@@ -145,6 +145,18 @@ LABEL = (
 """The names of cases in progress and plots, in the words of the README."""
 
 
+def one_strategy(text: str) -> str:
+    """Return the name of one strategy, of the catalogue or the user's own.
+
+    Raises:
+        typer.BadParameter: it is unknown, or a list.
+    """
+    names: tuple[str, ...] = GRID["strategies"].parse(text)
+    if len(names) > 1:
+        raise BadParameter(unknown(text, STRATEGIES))
+    return names[0]
+
+
 def takes_grid(**defaults: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command every flag of the table where its parameter `grid` stands; it gets those that have a value.
 
@@ -178,15 +190,15 @@ def sweeps(preset: str, grid: Grid) -> tuple[Sweep, ...]:
     """Return the sweeps of a preset with the values of `grid` in place of their own.
 
     Raises:
-        UsageError: this machine has no such device, or fewer cores than threads; or no strategy knows
-            --prefill-quantized.
+        UsageError: this machine has no such device, or fewer cores than threads; or no strategy
+            supports --prefill-quantized.
     """
     available_device(grid.get("device", "cpu"))
     chosen = grid | {"n_threads": tuple(map(thread_count, grid.get("n_threads", (None,))))}
     made = tuple(dict.fromkeys(msgspec.structs.replace(sweep, **chosen) for sweep in PRESETS[preset]))
     if grid.get("prefill_quantized") and not any(PREFILLING_AS_STORED.intersection(sweep.strategies) for sweep in made):
         known = " or ".join(sorted(PREFILLING_AS_STORED))
-        raise UsageError(f"--prefill-quantized: no strategy of the grid knows it; add {known} to --strategies")
+        raise UsageError(f"--prefill-quantized: no strategy of the grid supports it; add {known} to --strategies")
     return made
 
 

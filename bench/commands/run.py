@@ -72,7 +72,7 @@ def run(
 
     \b
     Examples:
-      kvbench run --preset smoke                        a first look, under a minute
+      kvbench run --preset smoke                        a first look, about a minute
       kvbench run -m random:gpt2 -p 64,256 -n 16        your own grid
       kvbench run --strategies naive,dynamic -b 1,4     two strategies, two batch sizes
       kvbench run --dry-run -o csv                      the cases, nothing measured

@@ -7,17 +7,17 @@ from typing import Annotated, Any, Literal
 import typer
 from typer import Option
 
+from bench.case import DeviceName
 from bench.commands import flags
 from bench.commands.output import emit, note
-from bench.commands.values import available_device, thread_count, words
+from bench.commands.values import available_device, thread_count
 from bench.errors import FailedRun, UsageError
-from kvcache.strategies.catalogue import STRATEGIES
 
 Prompt = Annotated[str, Option("--prompt", help="Text to continue.")]
 Model = Annotated[str, flags.GRID["models"].option()]
 Dtype = Annotated[flags.DtypeName, flags.GRID["dtype"].option()]
 Threads = Annotated[int | None, flags.GRID["n_threads"].option()]
-Device = Annotated[Literal["cpu", "cuda"], flags.GRID["device"].option()]
+Device = Annotated[DeviceName, flags.GRID["device"].option()]
 Seed = Annotated[int, flags.GRID["seed"].option()]
 
 
@@ -25,7 +25,12 @@ def generate(
     prompt: Prompt,
     model: Model = "smollm2-135m",
     strategy: Annotated[
-        flags.StrategyName, Option(metavar="NAME", help="Way to generate; `kvbench run --help` explains each.")
+        str,
+        Option(
+            metavar="NAME",
+            parser=flags.one_strategy,
+            help="Way to generate; `kvbench run --help` explains each. cache:module:factory for your own cache.",
+        ),
     ] = "dynamic",
     n_gen: Annotated[
         int | None,
@@ -59,7 +64,14 @@ def generate(
 def trace(
     prompt: Prompt,
     model: Model = "smollm2-135m",
-    strategies: Annotated[str, Option(metavar="NAMES", help="Ways to generate, side by side.")] = "naive,dynamic",
+    strategies: Annotated[
+        Any,  # a tuple of names, whose default is written as the user would
+        Option(
+            metavar="NAMES",
+            parser=flags.GRID["strategies"].parse,
+            help="Ways to generate, side by side; cache:module:factory for your own cache.",
+        ),
+    ] = "naive,dynamic",
     n_gen: Annotated[
         int | None, Option("-n", "--n-gen", min=1, help="Steps at most [default: 16, or the model's positions].")
     ] = None,
@@ -95,7 +107,7 @@ def trace(
 
         drawing = trace_pictures.check(plot, picture)
     setting = Setting(model, dtype, thread_count(threads), available_device(device), seed)
-    traced = tracing.run(setting, prompt, strategies=words(strategies, STRATEGIES), n_gen=n_gen, until=until)
+    traced = tracing.run(setting, prompt, strategies=strategies, n_gen=n_gen, until=until)
     if output_format == "json":
         emit(trace_tables.as_json(traced))
     elif sys.stdout.isatty():
@@ -112,7 +124,9 @@ def trace(
             drawing(traced)
             note(f"plot: {plot}")
     note(*derived.lines())
-    if traced.tokens_match != "true":
+    if traced.tokens_match == "lossy":
+        note("kvbench: other tokens were chosen by lossy strategies only, which may do so")
+    elif traced.tokens_match != "true":
         note(f"kvbench: the strategies chose different tokens ({traced.tokens_match})")
     if traced.tokens_match == "false":
         raise typer.Exit(FailedRun.exit_code)

@@ -3,9 +3,7 @@
 from torch import Tensor
 from transformers import TextStreamer
 
-from bench.errors import UsageError
-from bench.study.prompt import Setting, get_ready
-from kvcache.caches.contract import Unsupported
+from bench.study.prompt import Setting, get_ready, refusing
 from kvcache.strategies.catalogue import build
 
 
@@ -20,7 +18,7 @@ def stream(setting: Setting, prompt: str, *, strategy: str, n_gen: int | None, s
     tokens, or when the model has no position left.
 
     Raises:
-        UsageError: as `get_ready`, or the strategy cannot run the model.
+        UsageError: as `get_ready`, or `refusing`.
     """
     ready = get_ready(setting, prompt, n_gen=n_gen, stop=stop_token_id, stop_flag="--stop-token-id")
     streamer = TextStreamer(ready.tokenizer, skip_prompt=False, skip_special_tokens=True)
@@ -30,14 +28,13 @@ def stream(setting: Setting, prompt: str, *, strategy: str, n_gen: int | None, s
         if token.item() in ready.stops:
             raise _Stop
 
-    try:
+    n_prompt = ready.ids.shape[1]
+    with refusing("--strategy", strategy, setting.model):
         chosen = build(strategy, ready.network)
-        chosen.prepare(batch_size=1, capacity=ready.ids.shape[1] + ready.room)
+        chosen.prepare(batch_size=1, capacity=n_prompt + ready.room, prompt_length=n_prompt)
         try:
             chosen.generate(ready.ids, ready.room, show)
         except _Stop:
             pass
         finally:
             streamer.end()
-    except Unsupported as error:
-        raise UsageError(f"--strategy {strategy}: cannot run {setting.model}: {error}") from error

@@ -1,6 +1,8 @@
 """A prompt made ready for a model: load the model and its tokenizer, encode the text, see that all of it fits."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -9,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.errors import UsageError
 from kvcache import models
+from kvcache.caches.contract import UnfitCache, Unsupported
 
 DEFAULT_N_GEN = 128
 
@@ -63,6 +66,21 @@ def get_ready(setting: Setting, prompt: str, *, n_gen: int | None, stop: int | N
     return Ready(network, tokenizer, ids, room, {stop, *_ends(network.generation_config, tokenizer.eos_token_id)})
 
 
+@contextmanager
+def refusing(flag: str, name: str, model: str) -> Iterator[None]:
+    """Refuse in one line, under `flag`, a strategy that turns out inside the block to be unable to run.
+
+    Raises:
+        UsageError: the strategy `name` cannot run `model`, or it is a user's cache that does not do what a cache must.
+    """
+    try:
+        yield
+    except Unsupported as error:
+        raise UsageError(f"{flag} {name}: cannot run {model}: {error}") from error
+    except (UnfitCache, models.ModelError) as error:
+        raise UsageError(f"{flag} {name}: {str(error).removeprefix(f'{name} ')}") from error
+
+
 def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> Tensor:
     """Return the token ids of `prompt`, `[1, n_prompt]`."""
     try:
@@ -87,6 +105,10 @@ def _fitting(ids: Tensor, n_gen: int | None, stop: int | None, model: models.Mod
         raise UsageError(f"{stop_flag} {stop}: the model's tokens are 0 to {model.vocab_size - 1}")
     room = DEFAULT_N_GEN if model.max_positions is None else model.max_positions - n_prompt
     wanted = max(1, min(DEFAULT_N_GEN, room)) if n_gen is None else n_gen
+    if n_gen is None and room < 1:
+        raise UsageError(
+            f"--prompt: its {n_prompt} tokens leave no position of the model's {model.max_positions}; give a shorter one"
+        )
     if model.max_positions is not None and wanted > room:
         raise UsageError(
             f"the prompt's {n_prompt} tokens and --n-gen {wanted} are more than the {model.max_positions} positions of "

@@ -10,9 +10,8 @@ from torch import Tensor
 from bench.errors import UsageError
 from bench.machine.clock import Clock, stamping
 from bench.machine.devices import DEVICES
-from bench.study.prompt import Setting, get_ready
+from bench.study.prompt import Setting, get_ready, refusing
 from bench.tell.words import plural
-from kvcache.caches.contract import Unsupported
 from kvcache.learn.trace import Step, trace
 from kvcache.proof.tokens import NotRepeatable, agreement, reference
 from kvcache.strategies.catalogue import build
@@ -23,6 +22,11 @@ DEFAULT_N_GEN = 16
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 25
 BUDGET_NS = 2_000_000_000
 """Time after which no round is added: other work on the machine hides a few milliseconds in a short trace."""
+
+
+TokensMatch = Literal["true", "lossy", "tie", "false"]
+"""Whether all strategies chose the same tokens; "lossy": all exact ones did; "tie": exact ones differ within the
+rounding of the dtype; "false": beyond it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,37 +52,36 @@ class Trace:
     """Texts of the tokens of prompt and continuation, as the first strategy emitted them."""
     n_prompt: int
     steps: dict[str, list[ShownStep]]
-    tokens_match: Literal["true", "tie", "false"]
-    """Whether all strategies chose the same tokens; "tie": they differ within the rounding of the dtype."""
+    tokens_match: TokensMatch
 
 
 def run(setting: Setting, prompt: str, *, strategies: tuple[str, ...], n_gen: int | None, until: int | None) -> Trace:
     """Trace each of `strategies` on `prompt`, up to `until`, the end of the text, or `n_gen` tokens.
 
     Raises:
-        UsageError: as `get_ready`, or a strategy cannot run the model.
+        UsageError: as `get_ready` or `refusing`.
     """
     network, tokenizer, ids, room, stops = get_ready(setting, prompt, n_gen=n_gen, stop=until, stop_flag="--until")
     limit = min(DEFAULT_N_GEN, room) if n_gen is None and until is None else room
     built: dict[str, Strategy] = {}
     traced: dict[str, list[Step]] = {}
     for name in strategies:
-        try:
+        with refusing("--strategies", name, setting.model):
             strategy = built[name] = build(name, network)
-            strategy.prepare(batch_size=1, capacity=ids.shape[1] + limit)
+            strategy.prepare(batch_size=1, capacity=ids.shape[1] + limit, prompt_length=ids.shape[1])
             traced[name] = trace(strategy, ids, limit, stops)
-        except Unsupported as error:
-            raise UsageError(f"--strategies {name}: cannot run {setting.model}: {error}") from error
-    match: Literal["true", "tie", "false"] = "true"
-    if len({tuple(step.out for step in steps) for steps in traced.values()}) > 1:
+    chosen = {name: tuple(step.out for step in steps) for name, steps in traced.items()}
+    exact = [name for name, strategy in built.items() if strategy.promise == "exact"]
+    match: TokensMatch = "true" if len(set(chosen.values())) == 1 else "lossy"
+    if len({chosen[name] for name in exact}) > 1:
         match = "tie"
         try:
             expected = reference(network, ids, limit)
         except NotRepeatable as error:
             raise UsageError(f"--model {setting.model}: {error}") from error
-        for strategy in built.values():
-            strategy.reset()
-            if agreement(strategy, ids, expected).tokens_match == "false":
+        for name in exact:
+            built[name].reset()
+            if agreement(built[name], ids, expected).tokens_match == "false":
                 match = "false"
     times = step_times_ns(
         built, {name: len(steps) for name, steps in traced.items()}, ids, DEVICES[setting.device].clock()

@@ -66,9 +66,9 @@ class Fitted:
             if number:
                 yield Text("")
             yield self._drawn(part, width, None if number else self.title)
-        said = {self.headers[column].replace("\n", " "): self.lines[0][column] for column in constant}
-        if any(cell != "-" for cell in said.values()):
-            cells = ", ".join(f"{name} {cell}" for name, cell in said.items() if cell != "-")
+        shared = {self.headers[column].replace("\n", " "): self.lines[0][column] for column in constant}
+        if any(cell != "-" for cell in shared.values()):
+            cells = ", ".join(f"{name} {cell}" for name, cell in shared.items() if cell != "-")
             yield Text(f"\nin every row: {cells}\n")
 
     def _parts(self, columns: list[int], width: int) -> Iterator[list[int]]:

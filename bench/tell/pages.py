@@ -16,6 +16,7 @@ import pandas as pd
 
 from bench.analysis.summary import PLAIN, summarize
 from bench.analysis.tidy import Tidy
+from bench.errors import KvbenchError
 from bench.store.run_folder import read_run
 from bench.tell import tables
 from bench.tell.words import Row, missing, number, with_interval
@@ -111,7 +112,17 @@ PARTS: dict[str, Callable[[pd.DataFrame, str], str]] = {"times": _times, "caches
 """What a mark can ask for: a run's first table, its table of caches, or a line for each kind in a list of them."""
 
 
-if __name__ == "__main__":
-    for name in sys.argv[1:]:
+def main(names: list[str]) -> None:
+    """Make the parts of each page anew; a run that cannot be read is one line on stderr and its exit code."""
+    for name in names:
         path = Path(name)
-        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+        try:
+            made = filled(path.read_text(encoding="utf-8"))
+        except KvbenchError as error:
+            sys.stderr.write(f"{name}: {error}\n")
+            sys.exit(error.exit_code)
+        path.write_text(made, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -27,12 +27,17 @@ def representative(timed: pd.DataFrame) -> pd.DataFrame:
 
 def representative_line(timed: pd.DataFrame) -> str:
     """Say in one line what the plots against context length leave out, and where it is drawn; else nothing."""
-    found: dict[str, Any] = {}
+    found: dict[str, list[str]] = {}
     for _, rows in timed.groupby("model", sort=False):
-        found = _first_values(rows) | found
+        for column, value in _first_values(rows).items():
+            found.setdefault(column, []).append(str(value))
     if not found:
         return ""
-    values = " and ".join(f"{column.replace('_', ' ')} {value}" for column, value in found.items())
+    values = " and ".join(
+        f"{column.replace('_', ' ')} {' or '.join(dict.fromkeys(firsts))}" for column, firsts in found.items()
+    )
+    if any(len(set(firsts)) > 1 for firsts in found.values()):
+        values += " (each model's first)"
     plots = " and ".join(f"plots/{PLOT_ACROSS[column]}*" for column in found)
     return f"The plots against context length draw {values} alone; the values are compared in {plots}.\n"
 

@@ -66,9 +66,9 @@ TIMES: Cells = _CASE | {
 """Time to first token, time per output token, throughputs, speed-up over naive; brackets hold 95 % intervals."""
 
 ROOFS: Cells = _CASE | {
-    "prefill,\nhf / own": lambda prefill, _: _interval(prefill, "speedup_vs_hf", one=YARDSTICKS),
+    "prefill,\nspeed-up vs hf": lambda prefill, _: _interval(prefill, "speedup_vs_hf", one=YARDSTICKS),
     "prefill\nMFU": lambda prefill, _: _interval(prefill, "mfu"),
-    "decode,\nhf / own": lambda _, decode: _interval(decode, "speedup_vs_hf", one=YARDSTICKS),
+    "decode,\nspeed-up vs hf": lambda _, decode: _interval(decode, "speedup_vs_hf", one=YARDSTICKS),
     "decode\nMBU": lambda _, decode: _interval(decode, "mbu"),
     "decode\nbound by": lambda _, decode: _word(decode.get("bound")),
     "compile s": lambda prefill, _: number(prefill["compile_s"]),
@@ -165,7 +165,7 @@ def _times(summary: pd.DataFrame) -> Iterator[_Table]:
 
 
 def _roofs(summary: pd.DataFrame) -> Iterator[_Table]:
-    """Of the settings that have such figures; a case without any has no line."""
+    """Yield a table for each setting that has such figures; a case without any has no line."""
     for title, rows in by_setting(summary, also=["n_gen"]):
         yardstick = "hf-generate and " if rows["speedup_vs_hf"].notna().any() else ""
         table = _table(f"Against {yardstick}the machine's roofs: {title}", ROOFS, _cases(rows))
@@ -174,15 +174,15 @@ def _roofs(summary: pd.DataFrame) -> Iterator[_Table]:
 
 
 def _caches(summary: pd.DataFrame) -> Iterator[_Table]:
-    """Of the settings in which a lossy strategy was judged; a case that holds no cache has no line."""
+    """Yield a table for each setting in which a lossy strategy was judged; a case that holds no cache has no line."""
     for title, rows in by_setting(summary, also=["n_gen"]):
         if rows["logit_kl"].notna().any():
             held = rows[(rows["kv_bytes_allocated"] > 0).groupby(rows["case"]).transform("any")]
-            yield _table(f"Caches, against dynamic (compiled kinds: compiled): {title}", CACHES, _cases(held))
+            yield _table(f"Caches compared with dynamic (compiled kinds with compiled): {title}", CACHES, _cases(held))
 
 
 def _memory(summary: pd.DataFrame) -> Iterator[_Table]:
-    """Of the settings that have such figures; a case without any has no line."""
+    """Yield a table for each setting that has such figures; a case without any has no line."""
     known = summary[summary["peak_beyond_weights_bytes"].notna()]
     for title, rows in by_setting(known, also=["n_gen"]):
         weights = number(rows["weights_bytes"].iloc[0] / 1e6)

@@ -42,8 +42,9 @@ class FakeWorker:
         first_ns=None,
         step_ns=None,
         compile_s=None,
+        lockstep=True,
     ):
-        self.compile_s = compile_s
+        self.compile_s, self.lockstep = compile_s, lockstep
         self.name, self.log, self.match = name, log, match
         self.steps, self.failure, self.pid, self.step_ns = list(steps), failure, os.getpid(), step_ns
         self.turns_ns = itertools.chain([first_ns or turn_ns], itertools.repeat(turn_ns))
@@ -64,7 +65,7 @@ class FakeWorker:
             raise WorkerFailed("oom", "not enough memory", alive=False)
         match self.request:
             case Load():
-                return Loaded(version=1, code="", lockstep=True)
+                return Loaded(version=1, code="", lockstep=self.lockstep)
             case CheckCase():
                 self.log.append(("CheckCase answered", self.name))
                 return Checked(
@@ -373,10 +374,11 @@ def test_a_turn_in_lockstep_has_one_time_limit(monkeypatch):
     assert [seconds for name, seconds in given_s if name == "head"][:4] == [2.5, 1.5, 0.5, 0.0]
 
 
-def test_who_has_short_steps_or_a_gpu_takes_whole_turns():
+def test_who_has_short_steps_or_a_gpu_or_is_too_old_takes_whole_turns():
     for base, head, case in [
         (LONG_STEPS | {"turn_ns": 10**6}, LONG_STEPS | {"turn_ns": 10**6}, CASE),
         (LONG_STEPS, LONG_STEPS, make_case(n_gen=3, device="cuda")),
+        (LONG_STEPS | {"lockstep": False}, LONG_STEPS, CASE),
     ]:
         times, log = measured(0, base, head, case)
         assert not times.lockstep

@@ -101,7 +101,7 @@ def test_the_readmes_grid_of_a_random_model_fits_it(tmp_path: Path) -> None:
         (["--budget", "0"], "--budget"),
         (["-b", "100000"], "memory"),
         (["--strategies", "fp8", "--text", "/nowhere"], "--text /nowhere: cannot be read (No such file or directory)"),
-        (["--prefill-quantized"], "no strategy of the grid knows it; add compiled-int4 or compiled-int8"),
+        (["--prefill-quantized"], "no strategy of the grid supports it; add compiled-int4 or compiled-int8"),
         (["--resume", "x", "--text", "y"], "leave out --model, --text"),
     ],
 )

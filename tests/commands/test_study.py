@@ -27,7 +27,8 @@ def test_generate_prints_the_continuation_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--strategy", "cached"], "--strategy"),
+        (["--strategy", "cached"], "--strategy cached: unknown"),
+        (["--strategy", "naive,dynamic"], "--strategy naive,dynamic: takes one value, not a list"),
         (["--n-gen", "0"], "--n-gen 0: give an integer of at least 1"),
         (["--stop-token-id", "eos"], "--stop-token-id eos: give an integer"),
         (["-m", "random:tiny"], "tokenizer"),

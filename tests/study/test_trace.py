@@ -241,13 +241,65 @@ def test_until_and_whole_inputs(love: Path) -> None:
     assert out.endswith("T=3 naive input: [SOS] Love that\nT=3 static input: that\n")
 
 
+OWN_CACHES = """
+from transformers import DynamicCache, DynamicLayer, Cache
+
+class Blank(DynamicLayer):
+    def update(self, keys, values, *args, **kwargs):
+        keys, values = super().update(keys, values, *args, **kwargs)
+        return keys, values * 0
+
+def lossy(model, prompt_length):
+    assert prompt_length == 1
+    return Cache(layers=[Blank() for _ in range(model.config.num_hidden_layers)])
+
+def wrong(model):
+    return lossy(model, 1)
+
+wrong.promise = "exact"
+
+def nothing(model):
+    return {}
+"""
+
+
+@pytest.fixture
+def own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "caches_to_trace.py").write_text(OWN_CACHES)
+    monkeypatch.chdir(tmp_path)
+    return "cache:caches_to_trace"
+
+
+def test_other_tokens_of_a_lossy_strategy_are_no_failure(love: Path, own_caches: str) -> None:
+    common = ["trace", "--model", str(love), "--prompt", "", "-t", "1", "-n", "6", "-o", "json", "--strategies"]
+    traced = kvbench(*common, f"naive,dynamic,{own_caches}:lossy")
+    assert json.loads(traced.stdout)["tokens_match"] == "lossy"
+    assert "chosen by lossy strategies only" in traced.stderr
+    traced = kvbench(*common, f"naive,{own_caches}:wrong,{own_caches}:lossy", code=5)
+    assert json.loads(traced.stdout)["tokens_match"] == "false"
+
+
+def test_generate_takes_the_user_s_own_cache(love: Path, own_caches: str) -> None:
+    common = ["generate", "--model", str(love), "--prompt", "", "-t", "1", "-n", "3", "--strategy"]
+    assert kvbench(*common, f"{own_caches}:lossy").stdout.strip()
+    assert f"--strategy {own_caches}:nothing: returned a dict; valid" in refused(*common, f"{own_caches}:nothing")
+
+
+def test_a_user_s_cache_that_is_none_is_refused(love: Path, own_caches: str) -> None:
+    arguments = ["trace", "--model", str(love), "--prompt", "", "-t", "1", "--strategies"]
+    line = refused(*arguments, f"naive,{own_caches}:nothing")
+    assert f"--strategies {own_caches}:nothing: returned a dict; valid" in line
+    assert "--strategies cache:nowhere:make: " in refused(*arguments, "cache:nowhere:make")
+
+
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
         (["--plot", "trace.doc"], "--plot trace.doc: the suffix"),
         (["--plot", "nowhere/trace.png"], "does not exist"),
         (["--plot", "trace.png", "--picture", "mask"], "did you mean masks"),
-        (["--strategies", "naive,dynamik"], "did you mean dynamic"),
+        (["--strategies", "naive,dynamik"], "--strategies dynamik: unknown; did you mean dynamic"),
+        (["--prompt", "can " * 70], "--prompt: its 71 tokens leave no position of the model's 64; give a shorter one"),
         (["-n", "0"], "--n-gen 0: give an integer of at least 1"),
         (["-n", "65"], "64 positions"),
         (["--until", "5000"], "5000"),

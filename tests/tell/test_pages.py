@@ -62,3 +62,15 @@ def test_a_mark_chooses_rows() -> None:
     assert "dynamic" not in pages.filled(page.replace("without fp8", "prompts 7 9"))
     with pytest.raises(KeyError, match="colours"):
         pages.filled(page.replace("times", "colours"))
+
+
+def test_a_page_of_a_run_that_is_missing_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"<!-- times of no/such/run -->\nold\n{pages.END}\n")
+    with pytest.raises(SystemExit) as ended:
+        pages.main([str(page)])
+    assert ended.value.code == 3
+    assert capsys.readouterr().err.startswith(f"{page}: ")
+    assert "old" in page.read_text()

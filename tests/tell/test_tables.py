@@ -136,7 +136,7 @@ def test_a_lossy_case_that_ran_out_of_memory_says_so_though_its_tokens_differ():
 def test_a_case_without_a_cache_has_no_line_among_the_caches():
     run = run_with_lossy_kinds(["naive", "dynamic", "fp8", "cache:mine:make"])
     document = tables.render(summaries.summarize(Tidy.of(run)), "md")
-    table = document[document.index("Caches, against dynamic") :].split("\n\n")[1]
+    table = document[document.index("Caches compared with dynamic") :].split("\n\n")[1]
     assert [line.split("|")[2].strip() for line in table.splitlines()[2:5]] == ["dynamic", "fp8", "cache:mine:make"]
 
 
@@ -298,7 +298,7 @@ def test_tokens_that_differ_keep_their_column_on_a_narrow_terminal():
 def test_caches_have_a_table_of_their_own_where_one_is_lossy():
     assert "Caches" not in tables.render(SUMMARY, "md")
     document = tables.render(summaries.summarize(Tidy.of(run_with_lossy_kinds())), "md")
-    table = document[document.index("Caches, against dynamic") :]
+    table = document[document.index("Caches compared with dynamic") :]
     (line,) = [line for line in table.splitlines() if "fp8" in line and " 300 " in line][:1]
     cells = [cell.strip() for cell in line.split("|")[1:-1]]
     assert cells[1:4] == ["fp8", "66200", "0.250"]

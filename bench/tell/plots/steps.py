@@ -71,8 +71,8 @@ def step_latency(steps: pd.DataFrame, slopes: pd.DataFrame, summary: pd.DataFram
             drawing.context_axis(axes, decode["n_depth"] + decode["n_prompt"], POSITION)
             axes.set_title("all strategies", fontsize=10)
     fitted = slopes[slopes["slope_ms_per_1000_tokens"].notna()]
-    said = "slope in ms per 1,000 tokens" + (" [95 % interval]" if fitted["slope_low"].notna().any() else "")
-    drawing.legend_below(figure, figure.axes[0], columns=2, title=None if fitted.empty else said)
+    title = "slope in ms per 1,000 tokens" + (" [95 % interval]" if fitted["slope_low"].notna().any() else "")
+    drawing.legend_below(figure, figure.axes[0], columns=2, title=None if fitted.empty else title)
     return figure
 
 
