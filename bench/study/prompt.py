@@ -107,7 +107,8 @@ def _fitting(ids: Tensor, n_gen: int | None, stop: int | None, model: models.Mod
     wanted = max(1, min(DEFAULT_N_GEN, room)) if n_gen is None else n_gen
     if n_gen is None and room < 1:
         raise UsageError(
-            f"--prompt: its {n_prompt} tokens leave no position of the model's {model.max_positions}; give a shorter one"
+            f"--prompt: its {n_prompt} tokens leave no position of the model's {model.max_positions}; "
+            "give a shorter one"
         )
     if model.max_positions is not None and wanted > room:
         raise UsageError(
