@@ -100,11 +100,11 @@ def locked(folder: Path) -> Iterator[None]:
         UsageError: another process measures into it, or it cannot be written.
     """
     lock = filelock.FileLock(folder / LOCK, blocking=False)
-    try:
-        with writing(f"--out {folder}"):
+    with writing(f"--out {folder}"):
+        try:
             lock.acquire()
-    except filelock.Timeout:
-        raise UsageError(f"{folder}: another process measures into it; wait until it ends") from None
+        except filelock.Timeout:  # an OSError, too
+            raise UsageError(f"{folder}: another process measures into it; wait until it ends") from None
     try:
         yield
     finally:

@@ -148,10 +148,12 @@ class Checkpoint:
         """Read it as transformers does: a safetensors file is mapped privately, so pages are shared until written."""
         from transformers import AutoModelForCausalLM
 
+        config = read_config(self.folder, self.gguf)  # or a GGUF header would be parsed twice, 4 s each
+        quantised = getattr(config, "quantization_config", None) is not None  # transformers deletes it when it unpacks
         with quiet(), refusing(f"the weights in {self.folder}"):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 self.folder,
-                config=read_config(self.folder, self.gguf),  # or a GGUF header would be parsed twice, 4 s each
+                config=config,
                 gguf_file=self.gguf,
                 dtype=dtype,
                 attn_implementation=attn_implementation,
@@ -166,7 +168,7 @@ class Checkpoint:
                 f"the weights in {self.folder} lack {len(missing)} tensors of the model that config.json describes, "
                 f"{missing[0]} among them"
             )
-        if getattr(model.config, "quantization_config", None) is not None:
+        if quantised:
             _finish_unpacking(model, dtype)
         return model
 

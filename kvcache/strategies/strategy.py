@@ -244,14 +244,21 @@ def cache_argument(model: PreTrainedModel) -> str:
     for name in ("past_key_values", "cache_params"):  # the second is Mamba's
         if name in accepted:
             return name
+    if ANY_KEYWORD in accepted and not type(model).__module__.startswith("transformers."):
+        return "past_key_values"  # a user's own forward passes it on to the one of transformers
     raise CacheNotRead(f"{model.config.model_type} takes no past_key_values: a step would see its own token alone")
 
 
 def _forward_arguments(model_class: type[PreTrainedModel]) -> frozenset[str]:
     """Names of the arguments of a model's forward, looked up once per class (a signature costs 50 microseconds)."""
     if model_class not in _FORWARD_ARGUMENTS:
-        _FORWARD_ARGUMENTS[model_class] = frozenset(inspect.signature(model_class.forward).parameters)
+        parameters = inspect.signature(model_class.forward).parameters.values()
+        _FORWARD_ARGUMENTS[model_class] = frozenset(
+            ANY_KEYWORD if parameter.kind is parameter.VAR_KEYWORD else parameter.name for parameter in parameters
+        )
     return _FORWARD_ARGUMENTS[model_class]
 
 
+ANY_KEYWORD = "**"
+"""Stands for `**kwargs` among the arguments of a forward."""
 _FORWARD_ARGUMENTS: dict[type, frozenset[str]] = {}

@@ -71,7 +71,7 @@ def test_a_resumed_run_is_read_again_when_no_other_process_can_write_to_it(
     with samples_file(folder, digest) as other:
         other.append(HANDMADE.samples[1])
     seen: list[Run] = []
-    monkeypatch.setattr(measuring, "measure_cases", lambda *arguments: seen.append(arguments[-1]))
+    monkeypatch.setattr(measuring, "measure_cases", lambda *arguments: seen.append(arguments[5]))
     measuring.measure(job, RunServers())
     assert seen[0].samples == HANDMADE.samples[:2]
 

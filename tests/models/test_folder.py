@@ -107,7 +107,6 @@ AT_ONCE = {
 WHEN_LOADED = {
     "a lost tensor": (lose_a_tensor, "lack 1 tensors of the model that config.json describes, model.layers.1.mlp.up"),
     "another shape": (reshape, "the weights in"),
-    "a truncated file": (truncate, "the weights in"),
 }
 
 

