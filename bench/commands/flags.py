@@ -157,6 +157,11 @@ def one_strategy(text: str) -> str:
     return names[0]
 
 
+def strategies_beginning(incomplete: str) -> list[str]:
+    """List the names of the catalogue that begin with what was typed, for the shell's completion."""
+    return [name for name in STRATEGIES if name.startswith(incomplete)]
+
+
 def takes_grid(**defaults: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command every flag of the table where its parameter `grid` stands; it gets those that have a value.
 

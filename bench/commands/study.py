@@ -29,6 +29,7 @@ def generate(
         Option(
             metavar="NAME",
             parser=flags.one_strategy,
+            autocompletion=flags.strategies_beginning,
             help="Way to generate; `kvbench run --help` explains each. cache:module:factory for your own cache.",
         ),
     ] = "dynamic",

@@ -83,12 +83,12 @@ def fake(monkeypatch, tmp_path):
     """A measurer of fakes; its `asked` and FakePair's `made` show what it did."""
     monkeypatch.setattr(pairs, "Pair", FakePair)
     FakePair.raises, FakePair.made = {}, []
-    said, asked = [], []
+    messages, asked = [], []
     with (
         Appender((tmp_path / "pairs").open("xb"), "digest") as appender,
-        PairMeasurer(FakeForkServers(asked), 0, 60.0, appender, said.append) as bench,
+        PairMeasurer(FakeForkServers(asked), 0, 60.0, appender, messages.append) as bench,
     ):
-        bench.said, bench.asked = said, asked
+        bench.messages, bench.asked = messages, asked
         yield bench
 
 
@@ -105,7 +105,7 @@ def test_what_goes_wrong_with_a_case_leaves_the_others_to_new_processes(error, f
     assert [type(record) for record in records] == [PairTimes, PairFailure, PairTimes]
     assert {(record.side, record.status, record.error) for record in records[1:2]} == failures
     assert [[case.n_prompt for case in pair.measured] for pair in FakePair.made] == [[16, 64], [128]]
-    assert CASES[1].key in fake.said[0]
+    assert CASES[1].key in fake.messages[0]
 
 
 def test_prompts_change_when_screening_is_over_and_references_are_made_anew_only_then(fake):

@@ -117,7 +117,7 @@ def test_a_head_that_emits_other_tokens_fails(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "text"),
     [
         ([], "name the revision to compare with"),
         (["nowhere"], "no such revision"),
@@ -130,9 +130,9 @@ def test_a_head_that_emits_other_tokens_fails(tmp_path):
         (["HEAD", "--head-python", "./nowhere/python"], "/nowhere/python: No such file"),
     ],
 )
-def test_bad_input_is_refused_in_one_line(copy, words, said):
+def test_bad_input_is_refused_in_one_line(copy, words, text):
     done = ab(copy, *words, *TINY, code=2)
-    assert said in done.stderr
+    assert text in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -100,10 +100,10 @@ def test_an_interrupted_one_says_what_it_knew_when_it_began_its_last_pair():
 
 
 def test_the_budget_ends_it_before_a_pair_that_would_not_fit():
-    said: list[str] = []
-    records, asked = conduct(SLOWER.pairs(0), budget_s=7.0, say=said.append)
+    messages: list[str] = []
+    records, asked = conduct(SLOWER.pairs(0), budget_s=7.0, say=messages.append)
     assert len(asked) == 3
-    assert said[0] == "process pair 1, screening: 4 of 4 times open, in 2 cases; 0.1 min left"
+    assert messages[0] == "process pair 1, screening: 4 of 4 times open, in 2 cases; 0.1 min left"
     found = verdicts.verdicts(records, CASES, 0.03, CORES)
     assert {verdict.kind for verdict in found} == {"inconclusive"}
     assert found[0].detail == "undecided after 3 process pairs (a change takes 8 at least), --budget is spent"

@@ -34,10 +34,10 @@ def test_one_process_is_said_once_for_the_run():
 
 
 @pytest.mark.parametrize(
-    ("count", "said"), [(1, "within 1 process"), (5, "within 5 processes"), (6, "over 6 processes")]
+    ("count", "scope_text"), [(1, "within 1 process"), (5, "within 5 processes"), (6, "over 6 processes")]
 )
-def test_scope_says_where_an_interval_holds(count, said):
-    assert scope(count) == said
+def test_scope_says_where_an_interval_holds(count, scope_text):
+    assert scope(count) == scope_text
 
 
 def test_compile_time_in_a_first_step():
@@ -154,19 +154,19 @@ def test_quality_that_says_little():
     poor = msgspec.structs.replace(LOST, top1_agreement=0.25, commonest_share=0.25)
     checks = [check if check.quality is None else msgspec.structs.replace(check, quality=poor) for check in run.checks]
     lossy = [check.case for check in checks if check.quality is not None]
-    said = "top1_agreement 0.25 is no better than always naming the commonest token (0.25)"
-    assert [found for found in texts(msgspec.structs.replace(run, checks=checks)) if said in found] == [
-        (case, said) for case in lossy
+    caution = "top1_agreement 0.25 is no better than always naming the commonest token (0.25)"
+    assert [found for found in texts(msgspec.structs.replace(run, checks=checks)) if caution in found] == [
+        (case, caution) for case in lossy
     ]
     assert not [text for _, text in texts(run) if "commonest" in text or "random" in text]
 
 
 def test_quality_on_random_weights_is_said_once():
-    said = "the weights are random, so the quality of a lossy strategy says little of a trained model"
+    caution = "the weights are random, so the quality of a lossy strategy says little of a trained model"
     run = make_run(grid(["dynamic", "fp8"], [100, 300], model="random:gpt2"))
-    assert (None, said) not in texts(run)  # nothing was judged
+    assert (None, caution) not in texts(run)  # nothing was judged
     checks = [msgspec.structs.replace(check, quality=LOST) for check in run.checks]
-    assert texts(msgspec.structs.replace(run, checks=checks)).count((None, said)) == 1
+    assert texts(msgspec.structs.replace(run, checks=checks)).count((None, caution)) == 1
 
 
 @pytest.mark.parametrize(
@@ -179,10 +179,10 @@ def test_a_process_that_grows_by_more_than_its_cache(grown, reached, is_said):
         msgspec.structs.replace(check, growth_bytes=grown, kv_bytes_allocated_after_decode=reached)
         for check in run.checks
     ]
-    said = [text for _, text in texts(msgspec.structs.replace(run, checks=checks)) if "grew by" in text]
-    assert bool(said) == is_said
+    cautions = [text for _, text in texts(msgspec.structs.replace(run, checks=checks)) if "grew by" in text]
+    assert bool(cautions) == is_said
     if is_said:
-        assert said[0].startswith(f"its process grew by {grown / 1e6:.1f} MB while the cache was filled")
+        assert cautions[0].startswith(f"its process grew by {grown / 1e6:.1f} MB while the cache was filled")
 
 
 def test_a_lossy_case_that_could_not_be_judged_says_so():

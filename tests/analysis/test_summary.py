@@ -308,3 +308,18 @@ def test_bytes_of_a_users_own_cache_are_not_known():
     assert summary.loc[own, by_arithmetic].isna().all(axis=None)
     assert summary.loc[own, ["flops", "forward_calls", "tokens_processed"]].notna().all(axis=None)
     assert summary.loc[~own, ["bytes", "arithmetic_intensity", "kv_bytes_predicted"]].notna().all(axis=None)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "peak", "workspace"),
+    [("dynamic", 900, 400), ("dynamic", 500, 0), ("dynamic", 499, None), ("offloaded", 900, None)],
+)
+def test_workspace_is_empty_where_the_cache_is_no_part_of_the_peak(strategy, peak, workspace):
+    case = make_case(strategy=strategy)
+    run = make_run([case])
+    checks = [
+        msgspec.structs.replace(check, peak_beyond_weights_bytes=peak, kv_bytes_allocated_after_decode=500)
+        for check in run.checks
+    ]
+    found = row(msgspec.structs.replace(run, checks=checks), case)["workspace_bytes"]
+    assert (None if pd.isna(found) else found) == workspace

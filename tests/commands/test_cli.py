@@ -72,7 +72,12 @@ def test_every_command_teaches_by_an_example(command: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("words", "completes"),
-    [("kvbench ga", "gate"), ("kvbench run --preset sm", "smoke"), ("kvbench run --bud", "--budget")],
+    [
+        ("kvbench generate --strategy nai", "naive"),
+        ("kvbench ga", "gate"),
+        ("kvbench run --preset sm", "smoke"),
+        ("kvbench run --bud", "--budget"),
+    ],
 )
 def test_the_shell_completes_commands_flags_and_words(
     words: str, completes: str, monkeypatch: pytest.MonkeyPatch

@@ -120,9 +120,9 @@ def test_a_home_that_cannot_be_written_is_refused_before_anything_is_measured(
     monkeypatch.setattr(server_process, "PROGRAM", STUB)
     monkeypatch.setenv("STUB_FACTS", json.dumps(description("random:tiny")))  # as the server of an A/B finds it
     inline.use(monkeypatch)
-    said = refused(*COMMANDS[command], "--out", str(tmp_path / "runs"))
-    assert "--model random:tiny: cannot write" in said
-    assert "set KVBENCH_CACHE" in said
+    line = refused(*COMMANDS[command], "--out", str(tmp_path / "runs"))
+    assert "--model random:tiny: cannot write" in line
+    assert "set KVBENCH_CACHE" in line
     assert not (tmp_path / "runs").exists()
 
 
@@ -185,8 +185,8 @@ def test_a_tmpdir_of_one_megabyte_is_refused_where_it_is_too_small(one_megabyte,
     environment(TMPDIR=str(one_megabyte))
     monkeypatch.setattr("tempfile.tempdir", None)  # as in a process that has just started
     inline.use(monkeypatch)
-    said = refused(*words, "--out", str(tmp_path / "runs"))
-    assert f"{one_megabyte} has 1.0 MB free: set TMPDIR" in said
+    line = refused(*words, "--out", str(tmp_path / "runs"))
+    assert f"{one_megabyte} has 1.0 MB free: set TMPDIR" in line
     assert not (tmp_path / "runs").exists()
     monkeypatch.setattr("tempfile.tempdir", str(one_megabyte))
     (tmp_path / "repository").mkdir()

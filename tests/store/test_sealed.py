@@ -49,7 +49,7 @@ def test_a_seal_holds_after_the_form_gained_an_optional_field(note):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "reason"),
     [
         ("0.25", "0.26", "its digest does not fit"),
         ('"text"', '"test"', "damaged"),
@@ -58,15 +58,15 @@ def test_a_seal_holds_after_the_form_gained_an_optional_field(note):
         (': "ä"', ": 5", "damaged"),
     ],
 )
-def test_what_was_changed_is_refused(note, old, new, said):
+def test_what_was_changed_is_refused(note, old, new, reason):
     note.write_text(note.read_text().replace(old, new, 1))
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=reason):
         sealed.read(note, Note, 2)
 
 
-@pytest.mark.parametrize(("version", "said"), [(1, "schema 2 is newer .* upgrade"), (3, "schema 2 is older")])
-def test_another_version_is_refused(note, version, said):
-    with pytest.raises(DataError, match=said):
+@pytest.mark.parametrize(("version", "reason"), [(1, "schema 2 is newer .* upgrade"), (3, "schema 2 is older")])
+def test_another_version_is_refused(note, version, reason):
+    with pytest.raises(DataError, match=reason):
         sealed.read(note, Note, version)
 
 

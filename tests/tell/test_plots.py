@@ -12,6 +12,7 @@ from bench.analysis.tidy import Tidy
 from bench.judge import compare
 from bench.tell.plots import comparison, style
 from bench.tell.plots import run as run_plots
+from bench.tell.representative import representative_line
 from tests.handmade import fail, grid, make_case, make_run, smollm2_ms
 
 USUAL = ["naive", "dynamic", "static", "hf-generate"]
@@ -315,6 +316,20 @@ def test_one_prompt_length_has_a_bar_per_strategy_and_no_axis_with_one_tick():
             assert ticks(axes.yaxis) == strategies
             assert len(axes.patches) == len(strategies)
             assert "prompt 128" in axes.get_xlabel()
+
+
+def test_what_plots_leave_out_is_named_for_every_model():
+    firsts = {"a": ("float32", "bfloat16"), "b": ("bfloat16", "float32")}
+    cases = [
+        case
+        for model, dtypes in firsts.items()
+        for dtype in dtypes
+        for case in grid(USUAL, [128], model=model, dtype=dtype)
+    ]
+    line = representative_line(summary.summarize(Tidy.of(make_run(cases))))
+    assert "draw dtype float32 or bfloat16 (each model's first) alone; " in line
+    line = representative_line(summary.summarize(Tidy.of(make_run([case for case in cases if case.model == "a"]))))
+    assert "draw dtype float32 alone; the values are compared in plots/across-dtype*" in line
 
 
 def test_dtypes_and_batches_stand_side_by_side():

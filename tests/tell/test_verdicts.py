@@ -116,17 +116,17 @@ def test_required_times_must_be_compared():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_sentence_says_what_to_do(kind):
-    said = verdicts.sentence([make(kind, detail="why")])
-    assert said.endswith(".")
-    assert ";" in said
+    text = verdicts.sentence([make(kind, detail="why")])
+    assert text.endswith(".")
+    assert ";" in text
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_ab_is_not_sent_to_a_baseline(kind):
-    said = verdicts.sentence([make(kind)], command="ab")
-    assert ";" in said
-    assert "baseline" not in said
-    assert "promote" not in said
+    text = verdicts.sentence([make(kind)], command="ab")
+    assert ";" in text
+    assert "baseline" not in text
+    assert "promote" not in text
 
 
 def test_an_ab_that_was_interrupted_wants_no_longer_budget():
