@@ -206,6 +206,8 @@ class Text(msgspec.Struct, frozen=True, kw_only=True, tag="text"):
     """`Case.key` of the case for which it was written: it is for all cases of its group, batch size and seed."""
     writer: str
     """The strategy that wrote it."""
+    n_context: int | None = None
+    """The longest context that it can judge after; None in older runs: any of its group."""
     tokens: list[list[int]]
     """`[batch, n]`"""
 

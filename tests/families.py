@@ -168,6 +168,8 @@ _CONFIGS: dict[str, dict[str, Any]] = {
         "window_size": 8,
         "max_position_embeddings": 128,
     },
+    # Positions that begin after the padding's.
+    "roberta": {**_SMALL, "num_key_value_heads": None, "is_decoder": True, "pad_token_id": 1},
     # Positions that change with the length.
     "phi3": {
         **_SMALL,

@@ -191,7 +191,7 @@ def _quality(run: Run) -> Iterator[Caution]:
                 case,
                 f"top1_agreement {quality.top1_agreement:.2f} is no better than always naming the commonest token "
                 f"({quality.commonest_share:.2f})",
-                "judge it by logit_kl and perplexity_ratio, or over another text (--seed)",
+                "judge it by logit_kl and perplexity_ratio, or over another text (--seed or --text)",
             )
 
     for case in dict.fromkeys(check.case for check in run.checks if check.depends_on_later and not check.exact):

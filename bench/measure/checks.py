@@ -22,8 +22,12 @@ from kvcache.strategies.catalogue import is_lossy
 class Checks:
     """Checks the cases of one group in one set of processes."""
 
-    def __init__(self, workers: Workers, writer: Appender, progress: ProgressBar, texts: Texts) -> None:
+    def __init__(
+        self, workers: Workers, writer: Appender, progress: ProgressBar, texts: Texts, *, sole_model: bool = False
+    ) -> None:
+        """With `sole_model` nothing else is planned and nothing stored: a model without a reference ends the run."""
         self._workers, self._writer, self._progress, self._texts = workers, writer, progress, texts
+        self._sole_model = sole_model
         self._framework: dict[tuple[WorkerKey, int], list[int] | None] = {}
         """What steps without arithmetic take, by worker and batch size."""
 
@@ -48,10 +52,11 @@ class Checks:
     def _reference(self, entries: Sequence[Entry], scratch: Path) -> str:
         """Have the cell's expected tokens and logits made; without them no case of it can be proved, or timed."""
         path = str(scratch / "reference.safetensors")
+        sole_model, self._sole_model = self._sole_model, False  # whatever comes of this cell is stored
         try:
             self._workers.ask_reference(MakeReference(case=entries[0].case, path=path))
         except WorkerFailed as failure:
-            if failure.of_model:
+            if failure.of_model and sole_model:
                 raise UsageError(f"--model {entries[0].case.model}: {failure.error}") from None
             for entry in entries:
                 self._workers.fail(entry, failure, "the reference (one parallel forward) failed: ")

@@ -189,7 +189,7 @@ def measure(job: Job, servers: RunServers) -> Run:
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
-    with _kept(folder), locked(folder):
+    with locked(folder), _kept(folder, new=job.previous is None):
         # Read now that no other process writes to it: one may have gone on with the run after this one planned.
         previous = read_run(folder) if job.previous is not None else None
         with (
@@ -202,13 +202,17 @@ def measure(job: Job, servers: RunServers) -> Run:
 
 
 @contextmanager
-def _kept(folder: Path) -> Iterator[None]:
-    """Note on whatever ends the run early how to go on; a run whose model is refused before any sample is removed."""
+def _kept(folder: Path, *, new: bool) -> Iterator[None]:
+    """Note on whatever ends the run early how to go on; a new run that is refused before it has any result is removed.
+
+    Only for a folder that this process has locked: another may be measuring into it otherwise.
+    """
     try:
         with noting(f"what was measured is kept, go on with: kvbench run --resume {folder}"):
             yield
     except UsageError as error:
-        if read_run(folder).samples:
+        run = read_run(folder)
+        if not new or run.samples or run.checks or run.failures or run.ceilings or run.texts:
             raise
         shutil.rmtree(folder)
         raise UsageError(f"{error}; {NOTHING_KEPT}") from None

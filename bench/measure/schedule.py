@@ -64,11 +64,14 @@ def measure(
     progress.expect(sum(rough_s))
     cells_left = [cell for _, _, cells in sets for cell in cells]
     budget = Budget(limits, past, cells_left, writer.append, progress.say)
-    for group, process, cells in sets:
+    sole_model = previous is None and len({item.case.model for item in plans}) == 1
+    for number, (group, process, cells) in enumerate(sets):
         fork_one = functools.partial(fork, group, process)
         seed = cells[0][0].case.seed
         with Workers(group, process, seed, limits.timeout_s, fork_one, writer, progress) as workers:
-            measurer = ProcessSet(workers, limits, writer, progress, past, Texts(plans, past, writer, text))
+            texts = Texts(plans, past, writer, text)
+            checks = Checks(workers, writer, progress, texts, sole_model=sole_model and number == 0)
+            measurer = ProcessSet(workers, limits, writer, progress, past, checks)
             measurer.start([item.case for cell in cells for item in cell])
             for cell in cells:
                 measurer.measure_cell(cell, budget)
@@ -84,11 +87,11 @@ class ProcessSet:
         writer: Appender,
         progress: ProgressBar,
         past: Past,
-        texts: Texts,
+        checks: Checks,
     ) -> None:
         self.workers, self.process, self.limits = workers, workers.process, limits
         self.writer, self.progress, self.past = writer, progress, past
-        self.checks = Checks(workers, writer, progress, texts)
+        self.checks = checks
         self.order = past.turns
         self._disturbed = False
         """Whether the machine disturbed a case's turn in this round."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from bench.case import Case
 from bench.manifest import CasePlan, TextFile
 from bench.measure.resume import Past
+from bench.measure.worker_process import WorkerFailed
 from bench.measure.workers import Workers
 from bench.protocol import MakeText, TextMade
 from bench.record import FILE, Text
@@ -15,12 +16,17 @@ from kvcache.strategies.catalogue import COMPILING, is_lossy
 
 
 class Texts:
-    """Has a text written by the fastest exact strategy for the longest cell, stores it, and gives it to every cell."""
+    """Has a text written by the fastest exact strategy for the longest cell, stores it, and gives it to every cell.
+
+    Where that fails (such a text may take longer than --timeout), a cell gets one of the length that it needs itself.
+    """
 
     def __init__(self, plans: Sequence[CasePlan], past: Past, writer: Appender, file: TextFile | None) -> None:
         """Know what an interrupted run wrote; `file` stands for what the model would write."""
         self._cases = {item.case.key: item.case for item in plans}
         self._past, self._writer, self._file = past, writer, file
+        self._failed: dict[Case, tuple[int, WorkerFailed]] = {}
+        """The shortest context for which no text could be written, and why, by `Case.text`."""
 
     def make(self, case: Case, path: str, workers: Workers) -> str:
         """Have the text of a lossy case stored at `path`, with the exact predictions; return who wrote it.
@@ -35,16 +41,33 @@ class Texts:
             workers.ask_reference(MakeText(case=case, path=path, tokens=rows))
             return FILE
         alike = [other for other in self._cases.values() if other.text == case.text]
+        own = case.n_depth + case.n_prompt
         for text in self._past.texts:
-            if self._cases[text.case] in alike:
+            if self._cases[text.case] in alike and (text.n_context is None or text.n_context >= own):
                 workers.ask_reference(MakeText(case=case, path=path, tokens=text.tokens))
                 return text.writer
-        lossy = [other for other in alike if is_lossy(other.strategy)]
-        fastest = "compiled" if any(other.strategy in COMPILING for other in alike) else "dynamic"
+        lossy = [other for other in alike if is_lossy(other.strategy) and not self._left_out(other)]
         longest = max(other.n_depth + other.n_prompt for other in lossy)
-        made = workers.ask_reference(MakeText(case=case, path=path, writer=fastest, n_context=longest))
+        fastest = "compiled" if any(other.strategy in COMPILING for other in alike) else "dynamic"
+        for n_context in (longest, own):
+            if case.text not in self._failed or n_context < self._failed[case.text][0]:
+                request = MakeText(case=case, path=path, writer=fastest, n_context=n_context)
+                try:
+                    return self._written(request, workers)
+                except WorkerFailed as failure:
+                    self._failed[case.text] = n_context, failure
+        raise self._failed[case.text][1]
+
+    def _left_out(self, case: Case) -> bool:
+        """Return whether `--budget` leaves out the case's cell, as far as that is decided."""
+        plan = self._past.cell_plans.get(case.cell.key)
+        return plan is not None and plan.left_out is not None
+
+    def _written(self, request: MakeText, workers: Workers) -> str:
+        """Have a new text written and store it; return who wrote it. Raises WorkerFailed."""
+        made = workers.ask_reference(request)
         assert isinstance(made, TextMade)
-        text = Text(case=case.key, writer=made.writer, tokens=made.tokens)
+        text = Text(case=request.case.key, writer=made.writer, n_context=request.n_context, tokens=made.tokens)
         self._past.texts.append(text)
         self._writer.append(text)
         return text.writer

@@ -7,6 +7,7 @@ it comes back to an empty cache.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from transformers import Cache, PreTrainedModel
@@ -25,6 +26,18 @@ class CacheNotRead(Unsupported):
 
 class UnfitCache(Exception):
     """A cache that others wrote does not do what a cache must; the message is the reason, in one line."""
+
+
+def layers_of(cache: Cache) -> list[Any]:
+    """Return a cache's layers; a user's may hold them by name, or have none and override whatever a model calls."""
+    layers = getattr(cache, "layers", ())
+    return list(layers.values() if isinstance(layers, Mapping) else layers)
+
+
+def counts_tokens(cache: Cache) -> bool:
+    """Return whether `get_seq_length` has an answer: transformers' raises where all layers are recurrent states."""
+    layers = layers_of(cache)
+    return not layers or any(hasattr(layer, "get_seq_length") for layer in layers)
 
 
 class KVCache(ABC):
@@ -56,7 +69,7 @@ class KVCache(ABC):
     @property
     def layers(self) -> list[Any]:
         """The cache's layers; their attributes differ by kind, and transformers gives them no common type."""
-        return list(self.cache.layers)
+        return layers_of(self.cache)
 
     @property
     def restores(self) -> bool:
@@ -86,11 +99,16 @@ class KVCache(ABC):
         Raises:
             UnfitCache: they differ, so that positions are wrong from here on.
         """
-        if not any(hasattr(layer, "get_seq_length") for layer in self.layers):  # recurrent states only: no positions
+        if not counts_tokens(self.cache):
             return
         found = int(self.cache.get_seq_length())
         if found != n_tokens:
             raise UnfitCache(f"get_seq_length() is {found} after {n_tokens} tokens; positions are counted from it")
+
+    @property
+    def is_empty(self) -> bool:
+        """Return whether it neither holds bytes nor says that it has seen tokens."""
+        return not self.used_bytes and not (counts_tokens(self.cache) and self.cache.get_seq_length())
 
     @property
     @abstractmethod

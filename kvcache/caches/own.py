@@ -10,13 +10,13 @@ from __future__ import annotations
 import gc
 import inspect
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, get_args
 
 from transformers import Cache, EncoderDecoderCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 
-from kvcache.caches.contract import KVCache, Promise, UnfitCache
+from kvcache.caches.contract import KVCache, Promise, UnfitCache, counts_tokens, layers_of
 from kvcache.caches.held_bytes import held_bytes
 from kvcache.caches.untouched import Surroundings, kept_in_model
 from kvcache.models.own_code import load_own, naming_the_line
@@ -137,15 +137,13 @@ class OwnKind:
             raise UnfitCache(f"{self.spec} returned {_described(made)}; valid: a transformers.Cache")
         if isinstance(made, EncoderDecoderCache):
             raise UnfitCache(f"{self.spec} returned an EncoderDecoderCache, which is for models with an encoder")
-        layers = getattr(made, "layers", ())  # a cache that overrides whatever a model calls needs none
-        layers = layers.values() if isinstance(layers, Mapping) else layers
-        others = {type(layer).__name__ for layer in layers if not isinstance(layer, _LAYERS)}
+        others = {type(layer).__name__ for layer in layers_of(made) if not isinstance(layer, _LAYERS)}
         if others:
             raise UnfitCache(
                 f"{self.spec} returned a cache with layers of type {', '.join(sorted(others))}; "
                 "valid: subclasses of transformers' CacheLayerMixin, which keep keys and values"
             )
-        if length := made.get_seq_length():
+        if counts_tokens(made) and (length := made.get_seq_length()):
             raise UnfitCache(f"{self.spec} returned a cache that holds {length} tokens; valid: an empty one each time")
         return made
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvcache.caches.held_bytes import held_bytes
@@ -26,7 +27,7 @@ class Surroundings:
     @classmethod
     def of(cls, model: PreTrainedModel) -> Surroundings:
         """Look at `model` (reads every weight once) and at torch."""
-        weights = ((weight.data_ptr(), weight.dtype, str(weight.sum().item())) for weight in model.parameters())
+        weights = ((weight.data_ptr(), weight.dtype, _sum(weight.detach())) for weight in model.parameters())
         return cls(
             weights=tuple(weights),
             config=repr(model.config.to_dict()),
@@ -45,6 +46,11 @@ class Surroundings:
                 what = _WORDS[name]
                 return f"{what} from {before} to {after}" if name in _SHORT else what
         return None
+
+
+def _sum(weight: Tensor) -> str:
+    """Add up a weight's elements; its bytes where each is one (torch has no sum of float8)."""
+    return str((weight.view(torch.uint8) if weight.itemsize == 1 else weight).sum().item())
 
 
 _WORDS = {

@@ -115,7 +115,7 @@ class Cached(Strategy):
     def _check_read(self) -> None:
         """Raise CacheNotRead if the cache is still empty after it was fed; looked at once after each `prepare`."""
         # One that counts tokens and holds none was read, and keeps them elsewhere: `OwnKV.check_length` says so.
-        if not self._read and not self.kv.used_bytes and not self.kv.cache.get_seq_length():
+        if not self._read and self.kv.is_empty:
             raise CacheNotRead(
                 f"{self.model.config.model_type} leaves the cache empty that it is given: a step would see its own "
                 "token alone"

@@ -7,6 +7,7 @@ Tensor axes: `batch` sequences, `q` query positions of one forward, `vocab` entr
 from __future__ import annotations
 
 import inspect
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from typing import Any, ClassVar
@@ -215,7 +216,7 @@ def last_logits(
     Raises:
         CacheNotRead: the model's forward has no argument for a cache.
     """
-    accepted = _forward_arguments(type(model))
+    accepted, first = _forward_arguments(type(model)), _first_position(model)
     arguments: dict[str, Any] = {"input_ids": ids, "use_cache": cache is not None}
     if cache is not None:
         arguments[cache_argument(model)] = cache
@@ -224,9 +225,9 @@ def last_logits(
         arguments["attention_mask"] = torch.nn.functional.pad(attention_mask, (0, unseen))
         if "position_ids" in accepted:
             positions = attention_mask.long().cumsum(dim=-1) - 1
-            arguments["position_ids"] = positions.clamp(min=0)[:, -ids.shape[1] :]
-    elif n_past and "position_ids" in accepted:
-        positions = torch.arange(n_past, n_past + ids.shape[1], device=ids.device)
+            arguments["position_ids"] = first + positions.clamp(min=0)[:, -ids.shape[1] :]
+    elif first + n_past and "position_ids" in accepted:
+        positions = torch.arange(first + n_past, first + n_past + ids.shape[1], device=ids.device)
         arguments["position_ids"] = positions.expand(ids.shape)
     if "logits_to_keep" in accepted:
         arguments["logits_to_keep"] = keep
@@ -262,3 +263,17 @@ def _forward_arguments(model_class: type[PreTrainedModel]) -> frozenset[str]:
 ANY_KEYWORD = "**"
 """Stands for `**kwargs` among the arguments of a forward."""
 _FORWARD_ARGUMENTS: dict[type, frozenset[str]] = {}
+
+
+def _first_position(model: PreTrainedModel) -> int:
+    """Return the first token's position id, looked up once per model: RoBERTa and its kin begin after the padding's.
+
+    Left to themselves they give a token whose id is the padding's no position, and count it in a cache all the same.
+    """
+    if model not in _FIRST_POSITIONS:
+        own = (part for part in model.modules() if hasattr(part, "create_position_ids_from_input_ids"))
+        _FIRST_POSITIONS[model] = next((int(part.padding_idx) + 1 for part in own), 0)
+    return _FIRST_POSITIONS[model]
+
+
+_FIRST_POSITIONS: weakref.WeakKeyDictionary[PreTrainedModel, int] = weakref.WeakKeyDictionary()

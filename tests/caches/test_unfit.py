@@ -5,17 +5,21 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
-from kvcache.caches.contract import UnfitCache
+from kvcache.caches.contract import UnfitCache, layers_of
+from kvcache.caches.untouched import Surroundings
 from kvcache.models import ModelError
 from kvcache.proof.tokens import agreement, reference
 from kvcache.strategies.cached import Cached
 from kvcache.strategies.catalogue import build
+from tests.families import family
 from tests.tiny import ARCHITECTURES, VOCAB_SIZE
+from tests.unfit_caches import growing
 
 PER_TOKEN = 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, head_dim, bytes of a float32
 
@@ -118,9 +122,33 @@ def test_an_odd_one_that_is_right_is_measured(factory: str) -> None:
         found = agreement(strategy, prompt, expected)
         assert found.tokens_match == "true"
         after_prefill = 16 if factory == "keywords_only" else 11  # a static one is allocated at once
-        assert found.allocated_after_prefill == pytest.approx(2 * after_prefill * PER_TOKEN, rel=0.01)
-        assert found.allocated_after_decode == pytest.approx(2 * 16 * PER_TOKEN, rel=0.01)
+        assert found.kv_bytes_allocated_after_prefill == pytest.approx(2 * after_prefill * PER_TOKEN, rel=0.01)
+        assert found.kv_bytes_allocated_after_decode == pytest.approx(2 * 16 * PER_TOKEN, rel=0.01)
         strategy.check_length(16)
+
+
+def test_layers_may_have_names() -> None:
+    layers = growing(ARCHITECTURES["llama"]()).layers
+    assert layers_of(SimpleNamespace(layers=dict(enumerate(layers)))) == layers  # type: ignore[arg-type]
+
+
+def test_recurrent_states_alone_are_measured() -> None:
+    model, prompt = family("mamba"), token_ids(2, 2, 5)
+    strategy = build("cache:tests.unfit_caches:growing", model)
+    strategy.prepare(2, 11, prompt_length=5)
+    assert agreement(strategy, prompt, reference(model, prompt, 6)).tokens_match == "true"
+    strategy.check_length(10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.bfloat16])
+def test_a_changed_weight_is_found_in_any_dtype(dtype: torch.dtype) -> None:
+    model = ARCHITECTURES["llama"]()
+    weight = torch.nn.Parameter(torch.ones(4).to(dtype), requires_grad=dtype.is_floating_point)
+    model.register_parameter("narrow", weight)
+    before = Surroundings.of(model)
+    assert before.changed(Surroundings.of(model)) is None
+    weight.data[1:] = torch.zeros(3).to(dtype)
+    assert before.changed(Surroundings.of(model)) == "the model's weights"
 
 
 def test_a_cache_in_a_cycle_is_freed_at_the_next_reset() -> None:

@@ -12,7 +12,7 @@ from bench.measure import run as measuring
 from bench.measure.plan import Limits
 from bench.measure.server_process import RunServers
 from bench.record import Run
-from bench.store.run_folder import samples_file
+from bench.store.run_folder import locked, samples_file
 from kvcache import models
 from tests.handmade import ENVIRONMENT, grid, make_plan, make_run
 from tests.stored import create_run
@@ -88,15 +88,27 @@ def test_a_manifest_that_cannot_be_written_leaves_no_folder(monkeypatch: pytest.
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("rounds", [0, 2])
-def test_a_refused_model_leaves_a_folder_only_with_samples_in_it(
-    rounds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize("kind", ["samples", "checks", "failures", "ceilings", "texts", None])
+def test_a_refused_model_leaves_a_folder_unless_it_is_new_and_without_results(
+    kind: str | None, new: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    stored = msgspec.structs.replace(MADE, samples=MADE.samples if rounds else [])
+    empty: dict[str, list[object]] = {"samples": [], "checks": []}
+    stored = msgspec.structs.replace(MADE, **(empty | ({} if kind is None else {kind: [object()]})))
     monkeypatch.setattr(measuring, "read_run", lambda _folder: stored)
-    with pytest.raises(UsageError, match="it does not repeat itself") as caught, measuring._kept(folder):
+    with pytest.raises(UsageError, match="it does not repeat itself") as caught, measuring._kept(folder, new=new):
         raise UsageError("it does not repeat itself")
-    assert folder.exists() == bool(rounds)
-    assert ("so nothing is kept" in str(caught.value)) == (not rounds)
+    removed = new and kind is None
+    assert folder.exists() == (not removed)
+    assert ("so nothing is kept" in str(caught.value)) == removed
+
+
+@pytest.mark.usefixtures("_here")
+def test_a_run_that_another_process_measures_is_left_alone(tmp_path: Path) -> None:
+    folder, _ = create_run(tmp_path, HANDMADE.manifest)  # without a sample yet
+    job = measuring.resume(str(folder), tmp_path)
+    with locked(folder), pytest.raises(UsageError, match="another process measures into it"):
+        measuring.measure(job, RunServers())
+    assert (folder / "manifest.json").exists()

@@ -34,7 +34,7 @@ from bench.protocol import (
     TimeFramework,
     TurnTaken,
 )
-from bench.record import CeilingSample, Check, Covariates, Failure, Record, Run, Sample, Text
+from bench.record import CeilingSample, CellPlan, Check, Covariates, Failure, Record, Run, Sample, Text
 from kvcache.strategies.catalogue import is_lossy
 from tests.handmade import LOST, grid, make_ceiling, make_plan, make_run
 
@@ -241,6 +241,25 @@ def test_a_text_that_an_interrupted_run_wrote_judges_the_rest() -> None:
     assert memory.of(Text) == []
 
 
+def test_where_the_longest_text_fails_each_cell_gets_one_of_its_own_length() -> None:
+    FakeArm.failures[("", "MakeText", 0)] = WorkerFailed("timeout", "no reply", alive=False)
+    cases = grid(["dynamic", "fp8"], [8, 16, 32])
+    memory, asked = watched(lambda: measured(cases, repetitions=1))
+    made = [(request.n_context, request.tokens) for request in asked if isinstance(request, MakeText)]
+    assert made == [(8, None), (16, None)]  # the first, of 32, failed; it is not tried again for the cell of 32
+    assert [text.n_context for text in memory.of(Text)] == [8, 16]
+    (failure,) = memory.of(Failure)
+    assert (failure.case, failure.status) == (cases[5].key, "timeout")
+
+
+def test_a_text_is_no_longer_than_what_the_budget_leaves() -> None:
+    cases = grid(["dynamic", "fp8"], [8, 16])
+    left_out = CellPlan(cell=cases[2].cell.key, repetitions=0, tokens_per_turn=1, left_out="no time", spent_s=0.0)
+    past = msgspec.structs.replace(make_run(cases[:0]), cell_plans=[left_out])
+    _, asked = watched(lambda: measured(cases, past, repetitions=1, budget_min=60))
+    assert [request.n_context for request in asked if isinstance(request, MakeText)] == [8]
+
+
 def test_the_users_own_text_is_shared_out_to_the_sequences() -> None:
     cases = grid(["dynamic", "fp8"], [8], batch_size=2)
     file = TextFile(path="mine.txt", digest="5f" * 32, tokens={cases[0].model: [1, 2, 3, 4, 5]})
@@ -361,6 +380,27 @@ def test_a_model_of_which_nothing_can_be_proved_is_bad_input() -> None:
     FakeArm.failures = {("", "MakeReference", 0): reason}
     with pytest.raises(UsageError, match=r"--model \S+: it does not repeat itself"):
         measured(CASES)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_beside_other_models_such_a_model_is_unsupported_and_the_others_are_measured(number: int) -> None:
+    reason = WorkerFailed("unsupported", "it does not repeat itself", alive=True, of_model=True)
+    FakeArm.failures = {("", "MakeReference", number): reason}
+    models = ["first", "second", "third"]
+    memory = measured([case for model in models for case in grid(["naive", "dynamic"], [8], model=model)])
+    assert [failure.status for failure in memory.of(Failure)] == ["unsupported"] * 2
+    refused = models.pop(number)
+    assert all(failure.case.startswith(f"{refused} ") for failure in memory.of(Failure))
+    assert {sample.case.split()[0] for sample in memory.of(Sample)} == set(models)
+
+
+@pytest.mark.parametrize("previous", [None, make_run(CASES[:0], rounds=1, plan=make_plan)])
+def test_once_something_is_stored_such_a_model_is_unsupported(previous: Run | None) -> None:
+    reason = WorkerFailed("unsupported", "it does not repeat itself", alive=True, of_model=True)
+    FakeArm.failures = {("", "MakeReference", 0 if previous else 1): reason}
+    memory = measured(grid(["naive", "dynamic"], [8, 16]), previous)
+    assert [failure.status for failure in memory.of(Failure)] == ["unsupported"] * 2
+    assert len({sample.case for sample in memory.of(Sample)}) == 2
 
 
 def test_other_tokens_where_positions_depend_on_later_ones_say_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,21 @@ def test_every_round_gives_naives_tokens(name: str, n_depth: int) -> None:
         assert (strategy.kv_bytes > 0) == (strategy.name != "naive")
 
 
+@pytest.mark.parametrize("n_depth", [0, 8])
+def test_positions_that_begin_after_the_paddings(n_depth: int) -> None:
+    model, context, prompt = family("roberta"), context_of(n_depth), token_ids(2, 2, 12)
+    prompt[0, 3] = 1  # the padding's id is a token like others here
+    expected = reference(model, prompt, 5, context)
+    assert expected.prefix_stable
+    for strategy in (Naive(model), Dynamic(model), Static(model)):
+        assert compared(strategy, prompt, expected, context) == "true", strategy.name
+        strategy.check_length(n_depth + 16)
+    if context is None:
+        whole = torch.cat([prompt[1:], expected.tokens[1:]], dim=1)
+        assert not (whole == 1).any()
+        assert torch.equal(model(whole).logits.argmax(dim=-1)[0, 11:-1], expected.tokens[1])
+
+
 @pytest.mark.parametrize("name", FORGETFUL)
 def test_a_forgetful_model_is_false_after_a_context_in_every_round(name: str) -> None:
     model, context, prompt = family(name), context_of(8), token_ids(2, 2, 12)
