@@ -271,8 +271,9 @@ def _first_position(model: PreTrainedModel) -> int:
     Left to themselves they give a token whose id is the padding's no position, and count it in a cache all the same.
     """
     if model not in _FIRST_POSITIONS:
-        own = (part for part in model.modules() if hasattr(part, "create_position_ids_from_input_ids"))
-        _FIRST_POSITIONS[model] = next((int(part.padding_idx) + 1 for part in own), 0)
+        parts: list[Any] = list(model.modules())
+        paddings = (part.padding_idx for part in parts if hasattr(part, "create_position_ids_from_input_ids"))
+        _FIRST_POSITIONS[model] = 1 + next(paddings, -1)
     return _FIRST_POSITIONS[model]
 
 
