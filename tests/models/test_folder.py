@@ -79,6 +79,7 @@ def two_ggufs(folder):
 
 
 AT_ONCE = {
+    "a truncated file": (truncate, "the weights in"),
     "no config": (drop("config.json"), "holds no config.json"),
     "broken JSON": (break_json, "is not readable JSON"),
     "no object": (lambda folder: (folder / "config.json").write_text("[]"), "names no model_type"),
