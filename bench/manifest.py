@@ -59,7 +59,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     memory_limit_bytes: int | None = None
     """The most memory that a container or job may hold, where that is less than `memory_bytes`."""
     bound_cores: list[int] | None = None
-    """The cores that importing torch bound the main thread to ; None where it did not."""
+    """The cores that importing torch bound the main thread to; None where it did not."""
     bound_by: str | None = None
     """The user's variables that bind threads, as in `OMP_PROC_BIND=close`."""
     thread_variables: dict[str, str] = {}

@@ -13,7 +13,7 @@ STRIPPED = 2
 
 
 def keep_docstrings() -> None:
-    """Start this program over if Python was told to remove docstrings: help texts and transformers are made of them."""
+    """Restart this program if Python was told to remove docstrings: help texts and transformers are made from them."""
     if sys.flags.optimize < STRIPPED:
         return
     words = [word for word in sys.orig_argv[1:] if word != "-OO"]

@@ -27,10 +27,10 @@ def settle() -> None:
             del os.environ[name]
     for name in PLACES:
         if place := os.environ.get(name):
-            place = os.path.expanduser(place)  # noqa: PTH111
+            place = os.path.expanduser(place)  # noqa: PTH111  # pathlib raises where there is no home
             if place.encode(errors="ignore").decode() != place:
                 raise UsageError(f"{name}: {place!r} is no valid text in this locale, set it to another path")
-            if not os.path.isabs(place):  # noqa: PTH117
+            if not os.path.isabs(place):  # noqa: PTH117  # a text stays a text
                 place = os.path.join(current_folder(), place)  # noqa: PTH118
             os.environ[name] = os.path.normpath(place)
     if not os.path.isabs(os.environ.get("HOME", os.sep)):  # noqa: PTH117

@@ -137,7 +137,7 @@ class Step:
             (0, 2 * EXPECTED_CHUNKS * CHUNK, self.rotary or ()),
             (2, 2 * EXPECTED_CHUNKS, caches),
         ):
-            for tensor in tensors:  # documented, if not by its name
+            for tensor in tensors:  # SLF001: documented, if not by its name
                 torch._dynamo.mark_dynamic(tensor, axis, hint_override=expected)  # noqa: SLF001
 
     def _compiled(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:

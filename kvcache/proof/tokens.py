@@ -116,11 +116,11 @@ def _verified(model: PreTrainedModel, before: Tensor, tokens: Tensor) -> Referen
 
     None if they do not settle, or if the first token's logits are others than a forward over `before` alone gives.
     """
-    n_gen = tokens.shape[1]
-    _forget(model)
+    n_gen, tables = tokens.shape[1], RotaryTables(model)
+    tables.make_original()  # each forward begins as the model was made, whatever was fed before
     alone = last_logits(model, before)[:, -1]
     for _ in range(n_gen + 1):
-        _forget(model)
+        tables.make_original()
         logits = last_logits(model, torch.cat([before, tokens[:, :-1]], dim=1), keep=n_gen)
         if not logits.isfinite().all():
             raise NonFiniteLogits("the parallel forward gave NaN or infinite logits")
@@ -136,9 +136,9 @@ def _verified(model: PreTrainedModel, before: Tensor, tokens: Tensor) -> Referen
 def _is_naives(model: PreTrainedModel, before: Tensor, found: Reference) -> bool:
     """Return whether naive steps, each fed the beginning alone, give the logits of the parallel forward."""
     n_gen, scale = found.tokens.shape[1], greatest(found.logits)
-    whole = torch.cat([before, found.tokens], dim=1)
+    whole, tables = torch.cat([before, found.tokens], dim=1), RotaryTables(model)
     for step in _compared_steps(before.shape, n_gen):
-        _forget(model)
+        tables.make_original()
         alone = last_logits(model, whole[:, : before.shape[1] + step])[:, -1]
         if not difference(found.logits[:, step], alone, scale) <= tolerance(model):
             return False
@@ -169,11 +169,6 @@ def _step_by_step(model: PreTrainedModel, before: Tensor, n_gen: int, forced: Te
 
     tokens = naive.generate(before, n_gen, keep, forced=forced)
     return Reference(tokens, torch.stack(logits, dim=1), prefix_stable=False)
-
-
-def _forget(model: PreTrainedModel) -> None:
-    """Have the next forward begin as the model was made, whatever was fed before."""
-    RotaryTables(model).make_original()
 
 
 def agreement(
