@@ -25,8 +25,8 @@ from bench.machine import places
 
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 
-SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-"""What ends a command in order: Ctrl-C, a scheduler, a terminal that is closed."""
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGXCPU") if hasattr(signal, name)]
+"""What ends a command in order: Ctrl-C, a scheduler, a terminal that is closed, `ulimit -t`."""
 
 app = typer.Typer(
     name="kvbench",
@@ -121,12 +121,21 @@ def _run(arguments: list[str]) -> int:
         code = _complain(
             f"{error.object!r}: is no valid text in this locale, choose another name", error, UsageError.exit_code
         )
-    except Exception as error:  # not foreseen; it must not end with 1, which says regression
-        if "KVBENCH_TRACEBACK" in os.environ:
-            raise
-        message = f"{type(error).__name__}: {error} (set KVBENCH_TRACEBACK=1 to see where)"
-        code = _complain(message, error, FailedRun.exit_code)
+    except Exception as error:  # noqa: BLE001
+        code = _unforeseen(error)
     return code if isinstance(code, int) else 0
+
+
+def _unforeseen(error: Exception) -> int:
+    """Report an error that nobody thought of; it must not end with 1, which says regression."""
+    if "KVBENCH_TRACEBACK" in os.environ:
+        raise error
+    from kvbench import hidden
+
+    if reason := hidden():
+        return _complain(reason, error, UsageError.exit_code)
+    message = f"{type(error).__name__}: {error} (set KVBENCH_TRACEBACK=1 to see where)"
+    return _complain(message, error, FailedRun.exit_code)
 
 
 def _complain(message: str, error: BaseException, code: int) -> int:

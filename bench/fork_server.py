@@ -1,11 +1,12 @@
 """Fresh worker processes at the price of a fork: the libraries are imported once, every connection gets a new process.
 
-Run by path under the interpreter of what is measured (`python -P fork_server.py SOCKET MODEL`), so this file is the
-driver's while the worker may be another revision's: it may import nothing of this project but what that worker is made
-of, and that of any revision. It prints one JSON line with its code path and versions, then forks a worker for each
-connection to SOCKET, which first sends its process id; for each worker that ends it prints a line with its exit code.
-A fork has its own heap, model, threads and CUDA context: none of them exist before it. A worker's standard error goes
-to the file PID.errors beside SOCKET.
+Run by path under the interpreter of what is measured (`python -P fork_server.py DOOR FOLDER MODEL`), so this file is
+the driver's while the worker may be another revision's: it may import nothing of this project but what that worker is
+made of, and that of any revision. It prints one JSON line with its code path and versions, then forks a worker for each
+connection that comes through the inherited socket DOOR, a file descriptor: a socket with a path would need a short one,
+which TMPDIR may not be. A worker first sends its process id, or the server why there is none; for each worker that ends
+the server prints a line with its exit code. A fork has its own heap, model, threads and CUDA context: none of them
+exist before it. A worker's standard error goes to FOLDER/PID.errors.
 """
 
 import ctypes
@@ -28,27 +29,32 @@ Facts = dict[str, str | int | None]
 PADDING_BYTES = 1 << 20
 
 
-def main(path: str, model: str) -> None:
+def main(door_number: str, folder: str, model: str) -> None:
     """Import the worker, print the introduction, and fork workers until the driver ends."""
     die_with_parent()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})  # some starters of processes leave all blocked
     news = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # where a library prints
     gc.disable()  # it would make the imports take a quarter longer
-    with socket.socket(socket.AF_UNIX) as door:
-        door.bind(path)
-        door.listen()
+    with socket.socket(fileno=int(door_number)) as door:
+        door.set_inheritable(False)
         write_line(news, introduction(model))
         gc.collect()
         gc.enable()
         gc.freeze()  # else every fork's first collection walks through, and so copies, all that was imported
         signal.signal(signal.SIGCHLD, lambda *_: reap(news))
-        while True:
-            connection, _ = door.accept()
-            if os.fork() == 0:
-                os.close(news)
-                door.close()
-                work(connection, Path(path).parent)
-            connection.close()
+        while descriptors := socket.recv_fds(door, 1, 1)[1]:
+            with socket.socket(fileno=descriptors[0]) as connection:
+                connection.set_inheritable(False)
+                try:
+                    is_worker = os.fork() == 0
+                except OSError as error:  # too many processes: `ulimit -u`, or a container's limit
+                    write_line(connection.fileno(), {"refused": error.strerror})
+                    continue
+                if is_worker:
+                    os.close(news)
+                    door.close()
+                    work(connection, Path(folder))
 
 
 def die_with_parent() -> None:

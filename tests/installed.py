@@ -20,6 +20,7 @@ def main() -> None:
     """Exit with a message that names the first thing that is wrong, or print how much was imported."""
     checkout, installed = Path(__file__).resolve().parent.parent, Path(sysconfig.get_path("purelib"))
     wanted = {path.relative_to(checkout) for package in PACKAGES for path in source_files(checkout / package)}
+    wanted.add(Path("kvbench.py"))
     in_wheel = {Path(file) for file in distribution("kvbench").files or ()}
     if missing := sorted(map(str, wanted - in_wheel)):
         raise SystemExit(f"not in the wheel: {', '.join(missing)}")

@@ -103,7 +103,7 @@ class PairMeasurer:
 
     def __enter__(self) -> PairMeasurer:
         self._stack = ExitStack()
-        self._scratch = Path(self._stack.enter_context(temporary_folder("kvbench-ab-")))
+        self._scratch = self._stack.enter_context(temporary_folder())
         return self
 
     def __exit__(self, *_: object) -> None:

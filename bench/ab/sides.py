@@ -20,14 +20,15 @@ class SideServer(ForkServer):
     def __init__(self, side: Side, model: str, n_threads: int) -> None:
         """Start importing; `wait` for the end of it."""
         self.side = side
-        self._links = temporary_folder("kvbench-ab-")
+        self._links = ExitStack()
         trees = [Path(path) for path in (side.tree, side.folder) if path is not None]
         if not side.has_worker:
             # Links to the driver's two packages, not the folder they lie in: as a site-packages it would give another
             # interpreter this one's torch.
+            links = self._links.enter_context(temporary_folder())
             for package in ("bench", "kvcache"):
-                (Path(self._links.name) / package).symlink_to(TREE / package)
-            trees.append(Path(self._links.name))
+                (links / package).symlink_to(TREE / package)
+            trees.append(links)
         try:
             super().__init__(
                 model,
@@ -39,7 +40,7 @@ class SideServer(ForkServer):
                 folder=side.folder,
             )
         except OSError as error:
-            self._links.cleanup()
+            self._links.close()
             raise UsageError(f"--{side.name}-python {side.python}: {error.strerror}") from error
 
     def wait(self) -> Introduction:
@@ -53,7 +54,7 @@ class SideServer(ForkServer):
 
     def __exit__(self, *_: object) -> None:
         super().__exit__()
-        self._links.cleanup()
+        self._links.close()
 
 
 @contextmanager

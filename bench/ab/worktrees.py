@@ -5,18 +5,13 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-
-import filelock
 
 from bench.errors import UsageError
 from bench.machine.git import GitFailed, git
-
-PREFIX = "kvbench-worktree-"
-LOCK = "lock"
+from bench.machine.places import temporary_folder
 
 CANNOT_WRITE = ("unable to write", "unable to create", "cannot create directory")
 """What git says of a folder without room, and little more."""
@@ -73,8 +68,7 @@ def checkout(top: Path, sha: str) -> Iterator[Path]:
     Raises:
         UsageError: git cannot check it out: a filter is not installed, or a submodule's commit was not fetched.
     """
-    remove_abandoned()
-    with _folder() as folder:
+    with temporary_folder() as folder:
         try:
             _check_out(top, sha, folder / "tree", folder / "index")
         except OSError as error:
@@ -117,8 +111,7 @@ def _check_out(repository: Path, sha: str, tree: Path, index: Path) -> None:
 @contextmanager
 def snapshot(top: Path) -> Iterator[Path]:
     """Copy the working tree without what git ignores, so that no later edit changes what is measured."""
-    remove_abandoned()
-    with _folder() as folder:
+    with temporary_folder() as folder:
         try:
             _copy(top, folder / "tree")
         except shutil.SpecialFileError as error:
@@ -169,33 +162,7 @@ def describe(top: Path, tree: Path) -> str:
     return f"working tree{on}, changed (content {digest.hexdigest()[:12]})"
 
 
-def remove_abandoned() -> None:
-    """Remove the folders of processes that were killed before they could do so: nobody holds their locks any more."""
-    try:
-        temporary = Path(tempfile.gettempdir())
-    except OSError:  # there is none
-        return
-    for lock in temporary.glob(f"{PREFIX}*/{LOCK}"):
-        with suppress(OSError), filelock.FileLock(lock, blocking=False):  # another user's, or held, or just gone
-            shutil.rmtree(lock.parent, ignore_errors=True)
-
-
 def _no_room(folder: Path, error: Exception) -> UsageError:
     return UsageError(
         f"BASE: its files cannot be copied to {folder.parent} ({error}): set TMPDIR to a folder with room for two trees"
     )
-
-
-@contextmanager
-def _folder() -> Iterator[Path]:
-    """Make a temporary folder with a lock that this process holds."""
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve()
-    except OSError as error:
-        raise UsageError(f"no temporary folder can be made ({error}): set TMPDIR to a folder with room") from error
-    try:
-        with filelock.FileLock(folder / f"{LOCK}.part"):
-            (folder / f"{LOCK}.part").rename(folder / LOCK)  # none is ever seen under its name without being held
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -1,9 +1,10 @@
-"""Settings of Python itself under which libraries cannot work: put right before a command begins."""
+"""Settings of Python itself, and signals, under which libraries cannot work: put right before a command begins."""
 
 from __future__ import annotations
 
 import locale
 import os
+import signal
 import sys
 import warnings
 from contextlib import suppress
@@ -24,8 +25,12 @@ def keep_docstrings() -> None:
 def settle() -> None:
     """Read files as UTF-8 in any locale, as transformers reads its own, and let no warning of a library be an error.
 
-    The encoding of stdout and stderr stays the user's.
+    The encoding of stdout and stderr stays the user's. Signals that the program before this one left blocked arrive
+    again, and so does the end of a child process: where SIGCHLD is ignored, every git that fails would seem to succeed.
     """
+    if hasattr(signal, "pthread_sigmask"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
     if locale.getencoding().lower() not in {"utf-8", "utf8"}:
         with suppress(locale.Error):
             locale.setlocale(locale.LC_CTYPE, "C.UTF-8")

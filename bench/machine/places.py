@@ -3,6 +3,8 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from bench.errors import UsageError
@@ -10,6 +12,9 @@ from bench.errors import UsageError
 XDG = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME")
 
 PLACES = ("KVBENCH_CACHE", "HF_HOME", "HF_HUB_CACHE", "MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR", "TMPDIR")
+
+PREFIX, LOCK = "kvbench-", "lock"
+"""How the names of temporary folders begin, and the file in each that its process holds."""
 
 
 def settle() -> None:
@@ -20,8 +25,13 @@ def settle() -> None:
     folder of that name here: then what needs a cache refuses, and names the variable to set.
 
     Raises:
-        UsageError: a path has bytes that are no text, or is relative to a folder that was removed.
+        UsageError: a path has bytes that are no text, or is relative to a folder that was removed; or the umask leaves
+            this user no right to the files that it makes.
     """
+    umask = os.umask(0o077)
+    os.umask(umask)
+    if umask & 0o700 and os.geteuid() != 0:
+        raise UsageError(f"umask {umask:03o}: no file made here could be used; set another, as in `umask 022`")
     for name in XDG:
         if not os.path.isabs(os.environ.get(name) or os.sep):  # noqa: PTH117  # "" counts as unset
             del os.environ[name]
@@ -51,12 +61,40 @@ def current_folder() -> Path:
         raise UsageError("the current folder was removed: go to another") from error
 
 
-def temporary_folder(prefix: str = "kvbench-") -> tempfile.TemporaryDirectory[str]:
-    """Make a temporary folder; raises UsageError where none can be made."""
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Make a temporary folder that is removed with the context, and first remove those that killed processes left.
+
+    Raises:
+        UsageError: none can be made.
+    """
+    from filelock import FileLock  # here, so that a help text comes at once
+
+    _remove_abandoned()
+    with ExitStack() as stack:
+        try:
+            folder = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve()
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            stack.enter_context(FileLock(folder / f"{LOCK}.part"))
+            (folder / f"{LOCK}.part").rename(folder / LOCK)  # none is ever seen under its name without being held
+        except OSError as error:
+            raise UsageError(f"no temporary folder can be made ({error}): set TMPDIR to a folder with room") from error
+        yield folder
+
+
+def _remove_abandoned() -> None:
+    """Remove this user's temporary folders whose locks nobody holds: their processes are dead."""
     try:
-        return tempfile.TemporaryDirectory(prefix=prefix)
-    except OSError as error:
-        raise UsageError(f"no temporary folder can be made ({error}): set TMPDIR to a folder with room") from error
+        temporary = Path(tempfile.gettempdir())
+    except OSError:  # there is none
+        return
+    from filelock import FileLock
+
+    for lock in temporary.glob(f"{PREFIX}*/{LOCK}"):
+        with suppress(OSError):  # held, or just gone
+            if lock.parent.lstat().st_uid == os.geteuid():
+                with FileLock(lock, blocking=False):
+                    shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def require_temporary_bytes(needed: int) -> None:
@@ -66,8 +104,7 @@ def require_temporary_bytes(needed: int) -> None:
         UsageError: it has not, or there is none.
     """
     with temporary_folder() as folder:
-        free = shutil.disk_usage(folder).free
-        where = Path(folder).parent
+        free, where = shutil.disk_usage(folder).free, folder.parent
     if free < needed:
         raise UsageError(
             f"temporary files need about {needed / 1e6:.1f} MB, {where} has {free / 1e6:.1f} MB free: set TMPDIR to a "

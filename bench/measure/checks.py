@@ -34,9 +34,9 @@ class Checks:
     def prove(self, entries: Sequence[Entry], tokens_per_turn: int) -> None:
         """Check the tokens of every case of a cell; a case fails that emits others."""
         with temporary_folder() as scratch:
-            reference = self._reference(entries, Path(scratch))
+            reference = self._reference(entries, scratch)
             lossy = [entry for entry in entries if entry.live and is_lossy(entry.case.strategy)]
-            text, written_by = self._text(lossy, Path(scratch)) if lossy else (None, "")
+            text, written_by = self._text(lossy, scratch) if lossy else (None, "")
             for entry in entries:
                 if entry.live:
                     judging = text if entry in lossy else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -62,13 +63,15 @@ class ForkServer:
         self._ended: dict[int, int] = {}
         self._buffer = bytearray()
         self._stack = ExitStack()
-        self._folder = Path(self._stack.enter_context(temporary_folder()))
-        self._socket = self._folder / "socket"
+        self._folder = self._stack.enter_context(temporary_folder())
+        mine, theirs = socket.socketpair()
+        self._door = self._stack.enter_context(mine)
         unbind()  # a server that inherited one core of an import here would have no other
         try:
-            with (self._folder / "errors").open("wb") as errors:
+            with theirs, (self._folder / "errors").open("wb") as errors:
                 self._process = subprocess.Popen(
-                    [python, "-P", str(PROGRAM), str(self._socket), model],
+                    [python, "-P", str(PROGRAM), str(theirs.fileno()), str(self._folder), model],
+                    pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=errors,
@@ -117,7 +120,7 @@ class ForkServer:
         Raises:
             WorkerFailed: the server is gone.
         """
-        worker = WorkerProcess(self._socket, self._exit_code)
+        worker = WorkerProcess(self._door, self._folder, self._exit_code)
         self._read_ended(0.0)  # else the pipe would be full some day
         self._ended.pop(worker.pid, None)  # of an earlier process with this number
         return worker

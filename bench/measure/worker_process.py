@@ -48,14 +48,18 @@ class WorkerProcess:
         WorkerFailed: the fork server is gone, or cannot fork.
     """
 
-    def __init__(self, path: Path, exit_code: Callable[[int], int | None]) -> None:
-        """Connect to the fork server at `path`, which forks the worker; `exit_code` finds how a process id ended."""
-        self._folder, self._exit_code, self._buffer = path.parent, exit_code, bytearray()
+    def __init__(self, door: socket.socket, folder: Path, exit_code: Callable[[int], int | None]) -> None:
+        """Send a connection through `door` to the fork server, which forks a worker for it.
+
+        What the worker writes to standard error is in `folder`; `exit_code` finds how a process id ended.
+        """
+        self._folder, self._exit_code, self._buffer = folder, exit_code, bytearray()
         self.pid = 0
-        self._connection = socket.socket(socket.AF_UNIX)
+        self._connection, theirs = socket.socketpair()
         try:
-            self._connection.connect(str(path))
-            self.pid = msgspec.json.decode(self._read_line(FORK_TIMEOUT_S))["pid"]
+            with theirs:
+                socket.send_fds(door, [b"+"], [theirs.fileno()])
+            self.pid = _forked(self._read_line(FORK_TIMEOUT_S))
             self._usage = psutil.Process(self.pid)
         except (OSError, EOFError, psutil.NoSuchProcess) as error:
             self._connection.close()
@@ -148,6 +152,14 @@ class WorkerProcess:
 
     def _read_line(self, timeout_s: float) -> bytes:
         return read_line(self._connection.fileno(), self._buffer, timeout_s)
+
+
+def _forked(answer: bytes) -> int:
+    """Return the process id in a worker's first line; OSError where it is the server's, which could not fork."""
+    facts = msgspec.json.decode(answer)
+    if "refused" in facts:
+        raise OSError(facts["refused"])
+    return int(facts["pid"])
 
 
 def read_line(file: int, buffer: bytearray, timeout_s: float) -> bytes:

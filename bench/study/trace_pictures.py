@@ -97,5 +97,5 @@ def shift(figure: FigureBase, tokens: Sequence[str]) -> None:
 def _save(trace: Trace, picture: Picture, path: Path) -> None:
     """Save without dates and random ids: the same trace gives the same bytes, whenever it is drawn."""
     date = {".png": "Software", ".svg": "Date", ".pdf": "CreationDate"}[path.suffix]
-    with own_settings(), mpl.rc_context({"svg.hashsalt": "kvbench"}):
+    with own_settings(), mpl.rc_context({"svg.hashsalt": "kvbench", "text.parse_math": False}):
         draw(trace, picture).savefig(path, dpi=PNG_DPI, metadata={date: None})

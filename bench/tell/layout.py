@@ -21,11 +21,11 @@ def markdown_table(lines: Iterable[Sequence[str]], headers: Sequence[str], align
 
 
 def terminal_table(title: str | None, caption: str | None = None) -> Table:
-    """Make an empty table for a terminal, its title and caption on the left."""
+    """Make an empty table for a terminal, its title and caption on the left: text, in which nothing is a style."""
     return Table(
-        title=title,
+        title=Text(title, style="table.title") if title is not None else None,
         title_justify="left",
-        caption=caption,
+        caption=Text(caption, style="table.caption") if caption is not None else None,
         caption_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1),
@@ -109,7 +109,7 @@ class Fitted:
             ]
             first = Text(cells[0], style=self.styles[number] if self.styles else "")
             following = self.lines[number + 1][0] if number + 1 < len(self.lines) else line[0]
-            table.add_row(first, *cells[1:], end_section=self.sections and following != line[0])
+            table.add_row(first, *map(Text, cells[1:]), end_section=self.sections and following != line[0])
         return table
 
     def _is_text(self, column: int) -> bool:

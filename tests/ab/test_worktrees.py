@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -47,34 +46,6 @@ def test_a_revision_is_checked_out_beside_the_working_tree_and_removed(repositor
 def test_it_is_removed_after_an_error_too(repository):
     with pytest.raises(KeyboardInterrupt), worktrees.checkout(repository, worktrees.commit(repository, "main", "BASE")):
         raise KeyboardInterrupt
-    assert len(git(repository, "worktree", "list").splitlines()) == 1
-
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from bench.ab import worktrees
-with worktrees.checkout(Path(sys.argv[1]), sys.argv[2]) as tree:
-    print(tree, flush=True)
-    time.sleep(600)
-"""
-
-
-def test_what_a_killed_process_left_is_removed(repository, tmp_path, monkeypatch):
-    monkeypatch.setattr(worktrees.tempfile, "tempdir", str(tmp_path))
-    sha = worktrees.commit(repository, "main", "BASE")
-    command = [sys.executable, "-c", HOLD, str(repository), sha]
-    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(TREE)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as holder:
-        abandoned = Path(holder.stdout.readline().strip())
-        worktrees.remove_abandoned()
-        assert (abandoned / "file").exists()  # in use
-        holder.send_signal(signal.SIGKILL)
-    assert (abandoned / "file").exists()
-    with worktrees.checkout(repository, sha) as tree:
-        worktrees.remove_abandoned()  # as another process would: ours is in use
-        assert (tree / "file").exists()
-        assert not abandoned.parent.exists()
     assert len(git(repository, "worktree", "list").splitlines()) == 1
 
 

@@ -38,3 +38,10 @@ def test_a_librarys_warning_is_no_error(option: str) -> None:
 def test_docstrings_are_kept(flags: list[str]) -> None:
     code = "from bench.commands import interpreter as i; i.keep_docstrings(); print(i.__doc__[:8], i.os.getenv('A'))"
     assert printed(code, *flags, A="b", **({} if flags else {"PYTHONOPTIMIZE": "2"})) == "Settings b"
+
+
+def test_signals_arrive_whatever_the_program_before_this_one_did() -> None:
+    code = "import signal, subprocess; signal.signal(signal.SIGCHLD, signal.SIG_IGN);"
+    code += f"signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()); {SETTLE}"
+    code += "print(subprocess.run(['false']).returncode, signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    assert printed(code) == "1 set()"

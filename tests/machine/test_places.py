@@ -74,6 +74,20 @@ def test_absolute_places_stay(environment, tmp_path):
     assert dict(os.environ) == before
 
 
+@pytest.mark.parametrize(("umask", "user"), [(0o777, NOBODY), (0o277, NOBODY), (0o777, 0), (0o077, NOBODY)])
+def test_a_umask_that_takes_the_users_own_rights_is_refused(umask, user, environment, monkeypatch):
+    monkeypatch.setattr(places.os, "geteuid", lambda: user)
+    before = os.umask(umask)
+    try:
+        if umask & 0o700 and user:
+            with pytest.raises(UsageError, match=rf"umask {umask:o}: .* as in `umask 022`"):
+                places.settle()
+        else:
+            places.settle()
+    finally:
+        assert os.umask(before) == umask
+
+
 def test_without_a_home_folder_nothing_is_made_here(environment, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("os.path.expanduser", lambda path: os.environ.get("HOME") or path)  # as without an entry
@@ -107,8 +121,38 @@ def test_temporary_files_without_room(monkeypatch):
     with pytest.raises(UsageError, match=r"need about 1000000000000.0 MB, .* free: set TMPDIR"):
         places.require_temporary_bytes(10**18)
     monkeypatch.setattr(places.tempfile, "tempdir", "/nowhere/at/all")
-    with pytest.raises(UsageError, match=r"no temporary folder can be made .*set TMPDIR"):
-        places.temporary_folder()
+    with pytest.raises(UsageError, match=r"no temporary folder can be made .*set TMPDIR"), places.temporary_folder():
+        pass
+
+
+HOLD = """
+import time
+from bench.machine.places import temporary_folder
+with temporary_folder() as folder:
+    print(folder, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(places.tempfile, "tempdir", str(tmp_path))
+    unknown = tmp_path / "kvbench-of-something-else"
+    unknown.mkdir()
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(TREE)}
+    with subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, text=True, env=environment) as holder:
+        abandoned = Path(holder.stdout.readline().strip())
+        with places.temporary_folder() as ours:
+            assert abandoned.is_dir()  # in use
+        holder.kill()
+    assert abandoned.is_dir()
+    monkeypatch.setattr(places.os, "geteuid", lambda: NOBODY)
+    with places.temporary_folder():
+        assert abandoned.is_dir()  # another user's
+    monkeypatch.undo()
+    monkeypatch.setattr(places.tempfile, "tempdir", str(tmp_path))
+    with places.temporary_folder() as ours, places.temporary_folder() as another:
+        assert {path.name for path in tmp_path.iterdir()} == {unknown.name, ours.name, another.name}
+    assert [path.name for path in tmp_path.iterdir()] == [unknown.name]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

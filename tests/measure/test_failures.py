@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -118,13 +119,27 @@ def test_processes_are_forked_by_servers_of_their_own(tmp_path: Path) -> None:
 
 
 def test_a_server_that_forks_nothing_is_late_or_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket(socket.AF_UNIX) as door:
-        door.bind(str(tmp_path / "s"))
-        door.listen()
+    mine, its = socket.socketpair()
+
+    def serve(*reply: bytes) -> None:
+        """Answer the next connection, and close it."""
+        (connection,) = socket.recv_fds(its, 1, 1)[1]
+        for line in reply:
+            os.write(connection, line)
+        os.close(connection)
+
+    def refusal() -> str:
+        with pytest.raises(WorkerFailed, match="no worker could be forked: ") as failed:
+            WorkerProcess(mine, tmp_path, lambda _: None)
+        return str(failed.value).partition(": ")[2]
+
+    with mine, its:
         with ThreadPoolExecutor() as pool:
-            pool.submit(door.accept).add_done_callback(lambda done: done.result()[0].close())
-            with pytest.raises(WorkerFailed, match="no worker could be forked: the fork server ended"):
-                WorkerProcess(tmp_path / "s", lambda _: None)
+            pool.submit(serve)
+            assert refusal() == "the fork server ended"
+            pool.submit(serve, b'{"refused": "Resource temporarily unavailable"}\n')
+            assert refusal() == "Resource temporarily unavailable"
         monkeypatch.setattr(worker_process, "FORK_TIMEOUT_S", 0.01)
-        with pytest.raises(WorkerFailed, match="no worker could be forked: no answer within 0 s"):
-            WorkerProcess(tmp_path / "s", lambda _: None)
+        assert refusal() == "no answer within 0 s"
+        its.close()
+        assert "Broken pipe" in refusal()

@@ -27,7 +27,7 @@ class Refused:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """An environment. In its texts {folder} is a folder of its own, {other} another repository."""
+    """An environment. In its texts {folder} is a folder of its own, {other} another repository, {tree} this one."""
 
     name: str
     variables: Mapping[str, str | None] = field(default_factory=dict)
@@ -38,6 +38,8 @@ class Row:
     """What the shell does with its output, as in `>&-`."""
     prefix: tuple[str, ...] = ()
     """A program that starts kvbench, as taskset."""
+    inside: str = ""
+    """Below the folder of its own, where run folders are and are made: a name that somebody chose."""
     here: str = "{folder}/here"
     commands: tuple[Command, ...] = ("run", "report", "gate")
     refused: Mapping[Command, Refused] = field(default_factory=dict)
@@ -90,13 +92,28 @@ def cannot_limit() -> str | None:
 
 
 def in_a_group(controller: str, **limits: str) -> str:
-    """Write the shell commands that put the shell into a group of its own, and end the group with it."""
+    """Write the shell commands that put the shell into a group within a group of its own, and end both with it."""
     group = f"{GROUPS}/{controller}/kvbench-study-$$"
     values = "; ".join(f"echo {value} > {group}/{controller}.{name}" for name, value in limits.items())
+    inner = f"echo 1 > {group}/cgroup.clone_children; mkdir {group}/inner"
     leave = f"echo $$ > {GROUPS}/{controller}/tasks; rmdir {group}/inner {group}"
-    return f"mkdir -p {group}/inner; {values}; echo $$ > {group}/inner/tasks; trap '{leave}' EXIT"
+    return f"mkdir {group}; {values}; {inner}; echo $$ > {group}/inner/tasks; trap '{leave}' EXIT"
 
 
+def without(place: str) -> tuple[str, ...]:
+    """Write the program that starts another where `place` is an empty file system, as in a bare container."""
+    return ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs tmpfs {place} && exec "$@"', "sh")
+
+
+BLOCKED = (
+    "python3",
+    "-c",
+    "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals());"
+    "os.execv(sys.argv[1], sys.argv[1:])",
+)
+"""A program that starts another with every signal blocked."""
+
+HIDDEN = Refused(code=2, says="random.py hides Python's own module random")
 NO_CACHE = Refused(code=2, says="set KVBENCH_CACHE")
 
 ROWS = (
@@ -119,9 +136,14 @@ ROWS = (
         name="full-device",
         redirect="> /dev/full",
         silent=True,
-        commands=("report", "gate"),
-        refused={name: Refused(code=5, says="No space left") for name in ("report", "gate")},
+        refused={name: Refused(code=5, says="No space left") for name in ("run", "report", "gate")},
     ),
+    Row(name="1-column", variables={"COLUMNS": "1", "LINES": "1", "FORCE_COLOR": "1", "TTY_COMPATIBLE": "1"}),
+    Row(name="turkish", variables={"LC_ALL": "tr_TR.UTF-8", "LANGUAGE": "tr"}),
+    # Signals.
+    Row(name="nohup", setup="trap '' HUP"),
+    Row(name="signals-ignored", setup="trap '' INT TERM HUP PIPE CHLD USR1", commands=COMMANDS),
+    Row(name="signals-blocked", prefix=BLOCKED, commands=COMMANDS),
     # Plots.
     Row(name="backend-of-a-notebook", variables={"MPLBACKEND": "module://matplotlib_inline.backend_inline"}),
     Row(name="backend-tk", variables={"MPLBACKEND": "TkAgg", "DISPLAY": None}),
@@ -143,6 +165,7 @@ ROWS = (
     Row(name="omp-bound", variables={"OMP_PROC_BIND": "close", "OMP_PLACES": "cores"}),
     Row(name="gomp-affinity", variables={"GOMP_CPU_AFFINITY": "0"}),
     Row(name="kmp-affinity", variables={"KMP_AFFINITY": "granularity=fine,compact,1,0"}),
+    Row(name="omp-places", variables={"OMP_PLACES": "{{0}}", "OMP_PROC_BIND": "true", "OMP_STACKSIZE": "much"}),
     Row(name="one-core", prefix=("taskset", "-c", "0"), cores=1, commands=COMMANDS),
     Row(name="nice", prefix=("nice", "-n", "19")),
     # Homes, caches, temporary folders.
@@ -170,16 +193,58 @@ ROWS = (
         "trap 'umount --lazy {folder}/small' EXIT",
     ),
     Row(name="tmpdir-gone", variables={"TMPDIR": "{folder}/nowhere"}),
+    Row(name="tmpdir-long", variables={"TMPDIR": f"{{folder}}/{'t' * 120}"}, setup="mkdir $TMPDIR", commands=COMMANDS),
+    Row(
+        name="tmpdir-elsewhere",
+        variables={"TMPDIR": "/dev/shm/kvbench-study"},
+        setup="mkdir -p $TMPDIR; trap 'rmdir $TMPDIR' EXIT",
+        commands=COMMANDS,
+        skip=lambda: None if os.access("/dev/shm", os.W_OK) else "no other file system here",
+    ),
     Row(name="read-only-folder", here="/proc/self"),
     Row(name="path-with-spaces", here="{folder}/a folder \u00fc", commands=COMMANDS),
+    Row(name="names-of-a-shell", inside="a b'\"$x$(y)%s*[1]&;#|", commands=COMMANDS),
+    Row(name="names-with-lines", inside="two\nlines\tand 'more'"),
+    Row(name="names-like-flags", inside="-rf"),
+    Row(name="names-long", inside="n" * 255),
     Row(name="symlinked-folder", setup="ln -sfn {folder}/here {folder}/link; cd {folder}/link", commands=COMMANDS),
+    Row(name="folder-unreadable", setup="chmod 000 {folder}/here", prefix=NOBODY, skip=needs_root("setpriv")),
     # Limits.
     Row(name="umask-077", setup="umask 077", commands=COMMANDS),
     Row(name="umask-000", setup="umask 000"),
+    Row(
+        name="umask-777",
+        setup="umask 777",
+        prefix=NOBODY,
+        refused={name: Refused(code=2, says="umask 777") for name in ("run", "report", "gate")},
+        skip=needs_root("setpriv"),
+    ),
+    Row(
+        name="4-kb-files",
+        setup="ulimit -f 4",
+        commands=("run", "report"),
+        refused={"run": Refused(code=5, says="File too large")},
+    ),
     Row(name="64-open-files", setup="ulimit -n 64", commands=COMMANDS),
+    Row(name="3-gb-of-addresses", setup="ulimit -v 3000000"),
+    Row(
+        name="200-mb-of-addresses",
+        setup="ulimit -v 200000",
+        refused={name: Refused(code=2, says="cannot start") for name in ("run", "report", "gate")},
+    ),
+    Row(
+        name="2-s-of-cpu",
+        setup="ulimit -St 2",
+        commands=("run",),
+        refused={"run": Refused(code=143, says="terminated")},
+    ),
     Row(name="small-stack", setup="ulimit -s 1024"),
     Row(name="cpu-quota-1.5", setup=in_a_group("cpu", cfs_quota_us="150000"), cores=1, skip=cannot_limit),
     Row(name="memory-limit-3-gb", setup=in_a_group("memory", limit_in_bytes="3000000000"), skip=cannot_limit),
+    Row(name="cpuset-of-1", setup=in_a_group("cpuset", cpus="0", mems="0"), cores=1, skip=cannot_limit),
+    Row(name="12-processes", setup=in_a_group("pids", max="12"), commands=("report", "gate"), skip=cannot_limit),
+    Row(name="no-proc", prefix=without("/proc"), skip=needs_root("unshare")),
+    Row(name="no-sys", prefix=without("/sys"), skip=needs_root("unshare")),
     Row(
         name="folder-removed",
         setup="mkdir {folder}/gone; cd {folder}/gone; rmdir {folder}/gone",
@@ -201,11 +266,31 @@ ROWS = (
     ),
     # Python and libraries.
     Row(name="hash-seed", variables={"PYTHONHASHSEED": "7"}),
+    Row(name="no-bytecode", variables={"PYTHONDONTWRITEBYTECODE": "1", "PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1"}),
+    Row(
+        name="another-bench",
+        setup="mkdir {folder}/theirs; for name in bench kvcache case; do echo 1/0 > {folder}/theirs/$name.py; done",
+        variables={"PYTHONPATH": "{folder}/theirs:{tree}"},
+        commands=COMMANDS,
+    ),
+    Row(
+        name="random-py-here",
+        setup="echo MINE=1 > random.py; trap 'rm random.py' EXIT",
+        variables={"PYTHONPATH": ":{tree}"},
+        commands=COMMANDS,
+        refused=dict.fromkeys(COMMANDS, HIDDEN),
+    ),
     Row(name="optimized", variables={"PYTHONOPTIMIZE": "2"}),
     Row(name="warnings-as-errors", variables={"PYTHONWARNINGS": "error"}, commands=("report", "gate")),
     Row(name="unbuffered", variables={"PYTHONUNBUFFERED": "1", "PYTHONDEVMODE": "1"}, commands=("report", "gate")),
     Row(name="offline-hub", variables={"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HOME": "hub"}),
     Row(name="talkative-transformers", variables={"TRANSFORMERS_VERBOSITY": "debug", "TORCH_LOGS": "+dynamo"}),
+    Row(
+        name="hub-nonsense",
+        variables={"HF_HOME": "/proc/nowhere", "HF_HUB_CACHE": "/dev/null", "TRANSFORMERS_VERBOSITY": "loud"},
+    ),
+    Row(name="gpu-nonsense", variables={"CUDA_VISIBLE_DEVICES": "nonsense", "NVIDIA_VISIBLE_DEVICES": "void"}),
+    Row(name="time-zone-nonsense", variables={"TZ": ":no/where+99"}),
     Row(name="kathmandu", variables={"TZ": "Asia/Kathmandu"}),
     Row(name="step-summary-gone", variables={"GITHUB_STEP_SUMMARY": "/proc/nowhere"}, commands=("gate",)),
 )

@@ -33,6 +33,8 @@ RESULTS = TREE / "results" / "examples"
 GRID = ["-m", "random:tiny", "-p", "8", "-n", "4", "-t", "1"]
 STRATEGIES = ("naive", "dynamic")
 LONGEST_S = 240.0
+START = "from kvbench import main; main()"
+"""As the program `kvbench` does."""
 MODEL = "import kvcache\n\n\ndef build():\n    return kvcache.load('random:tiny')\n"
 BAD = re.compile(r"Traceback \(most recent call last\)|Exception ignored|Segmentation fault|KVBENCH_TRACEBACK")
 """What no user should see; the last is the message of an error that was not foreseen."""
@@ -98,7 +100,7 @@ class Bench:
             yield Outcome(row.name, "-", None, "", f"not tried here: {reason}")
             return
         for command in row.commands:
-            folder = self.scratch / row.name / command
+            folder = self.scratch / row.name / command / row.inside
             here = Path(row.here.format(folder=folder))
             (folder / "tmp").mkdir(parents=True)
             (folder / "home").mkdir()
@@ -115,7 +117,7 @@ class Bench:
             yield self._judged(row, command, folder, here, before, done)
 
     def _start(self, row: Row, command: Command, folder: Path, here: Path) -> subprocess.CompletedProcess[str]:
-        places = {"folder": str(folder), "other": str(self.other)}
+        places = {"folder": str(folder), "other": str(self.other), "tree": str(TREE)}
         mine = {"PYTHONPATH": str(TREE), "KVBENCH_CACHE": str(self.cache), "HOME": str(folder / "home")}
         variables = os.environ | mine | {"TMPDIR": str(folder / "tmp")}
         for name, value in row.variables.items():
@@ -123,7 +125,7 @@ class Bench:
             if value is not None:
                 variables[name] = value.format(**places)
         script = f'{row.setup.format(**places)}\n"$@" {row.redirect}\nexit ${{PIPESTATUS[0]}}'
-        program = [*row.prefix, sys.executable, "-P", "-m", "bench.cli", *self.arguments(command, folder)]
+        program = [*row.prefix, sys.executable, "-P", "-c", START, *self.arguments(command, folder)]
         try:
             return subprocess.run(
                 ["bash", "-c", script, "bash", *program],

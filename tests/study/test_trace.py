@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -21,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from bench.machine.clock import Times
 from bench.study import trace as tracing
 from bench.study.trace import ShownStep, Trace
-from bench.study.trace_pictures import Picture, draw
+from bench.study.trace_pictures import Picture, check, draw
 from bench.study.trace_tables import as_json, inputs, markdown, terminal
 from kvcache.learn.trace import Product, Step, trace
 from kvcache.proof.operations import count_operations
@@ -169,6 +170,12 @@ def test_pictures_are_drawn(picture) -> None:
     expected = {"masks": "decode with a cache (T=2): one row", "work": "1 again", "shift": "ignored"}
     for name, words in expected.items():
         assert (words in shown) == (picture in {name, "all"})
+
+
+def test_dollars_in_a_text_are_no_formula(tmp_path: Path) -> None:
+    trace = dataclasses.replace(handmade(), tokens=("$", "$\\a{$", "a"))
+    check(tmp_path / "trace.svg", "all")(trace)
+    assert (tmp_path / "trace.svg").is_file()
 
 
 # The times: strategies take turns, a step keeps its median, and a slow trace is not repeated for long.

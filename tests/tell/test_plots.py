@@ -332,6 +332,12 @@ def test_what_plots_leave_out_is_named_for_every_model():
     assert "draw dtype float32 alone; the values are compared in plots/across-dtype*" in line
 
 
+def test_two_dollars_in_a_name_are_no_formula():
+    cases = [case for model in ("./$\\a{$", "b") for case in grid(USUAL, [128, 512], model=model, n_gen=8)]
+    for figure in figures_of(make_run(cases)).values():
+        figure.canvas.draw()
+
+
 def test_dtypes_and_batches_stand_side_by_side():
     cases = [
         case

@@ -82,6 +82,13 @@ def test_the_table_of_a_run_in_a_terminal():
     assert printed(tables.terminal(SUMMARY)) == TERMINAL
 
 
+def test_names_are_text_and_no_markup_of_a_terminal():
+    cases = grid(["naive", "cache:key:make"], [32], model="./m[/b] :key:", n_gen=16)
+    text = printed(tables.terminal(summarize(run_of(cases))))
+    assert text.startswith("./m[/b] :key:, float32")
+    assert "cache:key:make" in text
+
+
 def test_each_case_against_the_yardstick():
     """Only where generate() was measured or roofs were; a case that failed has no line."""
     cases = grid(["naive", "compiled", "hf-generate", "static"], [32], n_gen=16)

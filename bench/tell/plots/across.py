@@ -57,9 +57,9 @@ def across(rows: pd.DataFrame, column: str, rows_by: str | None) -> Figure:
             in_column = rows[rows["phase"] == phase]
             fastest = in_column["tokens_per_s"] * in_column["latency_ms"] / in_column["latency_ms_low"]
             value_axis(axes, [*in_column["tokens_per_s"], *fastest.dropna()], "tokens/s")
-            axes.set_title(f"{phase}{named}", fontsize=10)
+            axes.set_title(f"{phase}{named}", fontsize=10, parse_math=False)
     for axes in grid[-1]:
-        axes.set_xticks(range(len(values)), [f"{value}" for value in values])
+        axes.set_xticks(range(len(values)), [f"{value}" for value in values], parse_math=False)
         axes.set_xlim(-0.4, len(values) - 0.6)
         axes.set_xlabel(ACROSS[column])
     legend_below(figure, grid[0][0], columns=5)

@@ -100,7 +100,7 @@ def make_figure(title: str, subtitle: str, height_in: float) -> Figure:
     figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
     FigureCanvasAgg(figure)
     lines = [textwrap.fill(line, TITLE_COLUMNS) for line in (title, *subtitle.splitlines())]
-    figure.suptitle("\n".join(lines), fontsize=11)
+    figure.suptitle("\n".join(lines), fontsize=11, parse_math=False)  # a folder's name may have two $
     return figure
 
 
