@@ -132,7 +132,7 @@ def _unforeseen(error: Exception) -> int:
         raise error
     from kvbench import hidden
 
-    if reason := hidden():
+    if reason := hidden() or interpreter.failed_import(error):
         return _complain(reason, error, UsageError.exit_code)
     message = f"{type(error).__name__}: {error} (set KVBENCH_TRACEBACK=1 to see where)"
     return _complain(message, error, FailedRun.exit_code)

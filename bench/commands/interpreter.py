@@ -6,11 +6,15 @@ import locale
 import os
 import signal
 import sys
+import traceback
 import warnings
 from contextlib import suppress
 
 STRIPPED = 2
 """The level of optimisation (-OO) at which Python removes docstrings."""
+
+LIBRARIES_READ = ("HF_", "PYTORCH_", "SAFETENSORS_", "TORCH", "TRANSFORMERS_")
+"""How the names of variables begin that libraries read when they are imported."""
 
 
 def keep_docstrings() -> None:
@@ -39,3 +43,21 @@ def settle() -> None:
         warnings.simplefilter("default")
         for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
             warnings.simplefilter("ignore", category)  # as Python does by itself
+
+
+def failed_import(error: Exception) -> str | None:
+    """Describe an error that a library raised while it was imported; None for any other error.
+
+    torch and transformers read variables then, and fail where one has no valid value: those are named.
+    """
+    modules = [frame.filename for frame in traceback.extract_tb(error.__traceback__) if frame.name == "<module>"]
+    _, installed, path = modules[-1].rpartition("site-packages/") if modules else ("", "", "")
+    if not installed:
+        return None
+    named = [
+        f"{name}={value}"
+        for name, value in os.environ.items()
+        if name.startswith(LIBRARIES_READ) and value and value in str(error)
+    ]
+    advice = f"; {', '.join(named)} may be why" if named else ""
+    return f"{path.partition('/')[0]} cannot be imported here ({type(error).__name__}: {error}){advice}"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from bench.measure.server_process import worker_environment
-from tests.commandline import ROOT
+from tests.commandline import ROOT, refused
 
 SETTLE = "from bench.commands import interpreter; interpreter.settle();"
 
@@ -45,3 +46,19 @@ def test_signals_arrive_whatever_the_program_before_this_one_did() -> None:
     code += f"signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()); {SETTLE}"
     code += "print(subprocess.run(['false']).returncode, signal.pthread_sigmask(signal.SIG_BLOCK, []))"
     assert printed(code) == "1 set()"
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_DOWNLOAD_TIMEOUT", "PATH"])
+def test_a_library_that_refuses_a_variable_is_named(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "site-packages" / "picky"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ValueError('invalid literal: ' + repr('a while'))")
+    monkeypatch.syspath_prepend(str(package.parent))
+    monkeypatch.setenv(variable, "a while")
+    monkeypatch.setattr("bench.cli.app", lambda *_, **__: __import__("picky"))
+    advice = f"; {variable}=a while may be why" if variable == "HF_HUB_DOWNLOAD_TIMEOUT" else ""
+    assert (
+        refused("env") == f"kvbench: picky cannot be imported here (ValueError: invalid literal: 'a while'){advice}\n"
+    )
