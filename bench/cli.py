@@ -15,8 +15,10 @@ import typer
 
 from bench.commands import config, flags, interpreter, streams, values
 from bench.commands.ab import ab
+from bench.commands.collect import collect
 from bench.commands.env import env
 from bench.commands.gate import gate, history, promote
+from bench.commands.job import job
 from bench.commands.report import compare, report
 from bench.commands.run import run
 from bench.commands.study import generate, trace, train
@@ -49,7 +51,7 @@ app = typer.Typer(
 baseline = typer.Typer(help="Set a baseline, and look at its drift.", rich_markup_mode=None)
 
 app.command(epilog=flags.below_the_flags())(run)
-for command in (report, compare, gate, ab, generate, trace, train, env):
+for command in (report, compare, gate, ab, job, collect, generate, trace, train, env):
     app.command()(command)
 app.add_typer(baseline, name="baseline")
 baseline.command()(promote)

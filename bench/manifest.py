@@ -71,6 +71,11 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
         names = ("cpu_model", "cores", "isa", "python", "torch", "transformers", "gpu", "gpu_driver")
         return {name: getattr(self, name) for name in names}
 
+    @property
+    def machine(self) -> tuple[str | int | None, ...]:
+        """Equal for two processes on the same machine with the same software: only their rounds may form pairs."""
+        return self.hostname, *self.fingerprint.values()
+
 
 class CasePlan(msgspec.Struct, frozen=True, kw_only=True):
     """A case and what arithmetic says of it, stored with the run so that a report needs no model."""
@@ -98,6 +103,20 @@ class TextFile(msgspec.Struct, frozen=True, kw_only=True):
     """Its first tokens, as many as the run needs, by model spec."""
 
 
+class Cluster(msgspec.Struct, frozen=True, kw_only=True):
+    """How the jobs of a run are started (`--cluster`); the fields after the first are Slurm's."""
+
+    kind: Literal["slurm", "local"]
+    partition: str | None = None
+    constraint: str | None = None
+    time_min: int = 120
+    """Minutes that a job may take."""
+    parallel: int | None = None
+    """The most jobs that run at a time; None: as many as there are nodes."""
+    options: dict[str, str] = {}
+    """Further options of sbatch by their long names, as in `{"account": "physics"}`."""
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """`manifest.json`: what was asked for, where it ran, and the plan."""
 
@@ -119,5 +138,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """None: the model writes the text that judges lossy strategies."""
     ceilings: dict[str, float] = {}
     """Medians of the ceilings at the start of the run by `Ceiling.name`; empty: none were measured."""
+    cluster: Cluster | None = None
+    """How the groups of the plan are started, a job each; None: the command measures all of them itself."""
     digest: str = ""
     """SHA-256 of this manifest with an empty digest."""

@@ -10,7 +10,8 @@ from typing import Literal
 
 import msgspec
 
-from bench.manifest import CeilingName, Manifest
+from bench.case import Case
+from bench.manifest import CeilingName, Environment, Manifest
 from kvcache.arithmetic.costs import Phase
 from kvcache.proof.counters import Counters
 
@@ -212,7 +213,22 @@ class Text(msgspec.Struct, frozen=True, kw_only=True, tag="text"):
     """`[batch, n]`"""
 
 
-Record = Sample | Check | Failure | CeilingSample | CellPlan | Text
+class JobStart(msgspec.Struct, frozen=True, kw_only=True, tag="job-start"):
+    """The first record of a job's samples file: which job of which run, and the machine that measures it."""
+
+    run_id: str
+    job: str
+    attempt: str
+    """A random name of this file: a job that is started again writes another."""
+    continues: list[str] = []
+    """Earlier attempts of the job on the same machine, whose rounds this one adds to."""
+    environment: Environment
+    """Its `hostname` is the scheduler's name of the node, where there is one."""
+    ceilings: dict[str, float] = {}
+    """As `Manifest.ceilings`, of this machine."""
+
+
+Record = Sample | Check | Failure | CeilingSample | CellPlan | Text | JobStart
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -226,6 +242,13 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     ceilings: list[CeilingSample] = []
     cell_plans: list[CellPlan] = []
     texts: list[Text] = []
+    starts: dict[str, JobStart] = {}
+    """Which attempt of which job measured each cell (`Case.cell.key`); empty where one process measured all of them."""
+
+    def environment(self, case: Case) -> Environment:
+        """Return the machine and software that measured `case`, or would have."""
+        start = self.starts.get(case.cell.key)
+        return self.manifest.environment if start is None else start.environment
 
     @property
     def name(self) -> str:

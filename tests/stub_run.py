@@ -17,7 +17,7 @@ from bench import cli
 from bench.case import Sweep
 from bench.machine.environment import TorchFacts, read_environment
 from bench.manifest import CasePlan
-from bench.measure import plan, run, server_process
+from bench.measure import jobs, plan, run, server_process
 from bench.tell import report
 from kvcache import models
 from tests.handmade import make_plan
@@ -69,7 +69,8 @@ def _replace(put: Callable[[Any, str, Any], None]) -> None:
     put(plan, "memory_bytes", lambda plans: 0)
     put(plan, "temporary_bytes", lambda plans: 0)
     put(models, "weights_digest", lambda model, seed=0: "5f" * 32)
-    put(run, "read_environment", lambda: read_environment(facts))
+    for module in (run, jobs):
+        put(module, "read_environment", lambda: read_environment(facts))
     put(report, "write_plots", lambda report, derived: None)
 
 

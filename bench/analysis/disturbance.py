@@ -18,7 +18,7 @@ hardware thermal slowdown, power brake. The software power cap (0x04) is left ou
 
 
 def is_disturbed(
-    *, steal_ns: Any, throttled_ns: Any, wall_ns: Any, n_threads: Any, cores: int, gpu_throttle_reasons: Any = 0
+    *, steal_ns: Any, throttled_ns: Any, wall_ns: Any, n_threads: Any, cores: Any, gpu_throttle_reasons: Any = 0
 ) -> Any:
     """Return whether a turn of `wall_ns` was disturbed; what the machine does not count is 0.
 

@@ -14,7 +14,6 @@ import pandas as pd
 from scipy.optimize import lsq_linear
 
 from bench.analysis.tidy import Tidy, paired_columns
-from bench.case import Group
 from bench.manifest import CasePlan
 from kvcache.arithmetic.costs import Costs
 from kvcache.strategies.catalogue import OWN
@@ -49,7 +48,7 @@ def columns(tidy: Tidy) -> dict[tuple[str, str], dict[str, Any]]:
     """
     roofs = dict(iter(tidy.ceilings.groupby(["cell", "ceiling"])))
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    curves: dict[tuple[Group, str, str], dict[tuple[str, str], Point]] = {}
+    curves: dict[tuple[object, ...], dict[tuple[str, str], Point]] = {}
     for plan in tidy.run.manifest.plan:
         cell = plan.case.cell.key
         gemm, read = roofs.get((cell, "gemm")), roofs.get((cell, "read_bandwidth"))
@@ -63,7 +62,8 @@ def columns(tidy: Tidy) -> dict[tuple[str, str], dict[str, Any]]:
             found[key] = _row(plan, costs, turns, gemm, read)
             floors = found[key]["compute_floor_ms"], found[key]["memory_floor_ms"]
             point = Point(*floors, float(turns["latency_ms"].median()))
-            curves.setdefault((plan.case.group, plan.case.strategy, phase), {})[key] = point
+            machine = tidy.run.environment(plan.case).machine
+            curves.setdefault((plan.case.group, plan.case.strategy, phase, machine), {})[key] = point
     for points in curves.values():
         for key, predicted_ms in zip(points, leave_one_out(list(points.values())), strict=True):
             found[key]["predicted_ms"] = predicted_ms

@@ -17,11 +17,12 @@ class Rounds:
         self.disturbed: set[tuple[str, int, int]] = set()
         """(case key, process, round) of the turns that do not count."""
         if run is not None:
-            threads = {item.case.key: item.case.n_threads for item in run.manifest.plan}
+            cases = {item.case.key: item.case for item in run.manifest.plan}
+            cores = {key: run.environment(case).cores for key, case in cases.items()}
             for sample in run.samples:
                 if not sample.warmup:
                     self.measured.setdefault((sample.case, sample.process), set()).add(sample.round)
-                    if sample_is_disturbed(sample, threads[sample.case], run.manifest.environment.cores):
+                    if sample_is_disturbed(sample, cases[sample.case].n_threads, cores[sample.case]):
                         self.disturbed.add((sample.case, sample.process, sample.round))
 
     def count(self, cases: Collection[str], process: int) -> tuple[int, int]:

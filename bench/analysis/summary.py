@@ -29,7 +29,7 @@ def summarize(tidy: Tidy) -> pd.DataFrame:
     with the naive one of its cell, and with hf-generate, round by round. A case that failed in any process keeps its
     rows, without a time.
     """
-    plans, machine = tidy.run.manifest.plan, tidy.run.manifest.environment.hostname
+    plans = tidy.run.manifest.plan
     latencies, against_roofs = tidy.by_case_and_phase, roofline.columns(tidy)
     keys = {(plan.case.cell, plan.case.strategy): plan.case.key for plan in plans}
     checks: dict[str, list[Check]] = {plan.case.key: [] for plan in plans}
@@ -38,6 +38,7 @@ def summarize(tidy: Tidy) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for plan in plans:
         case, outcome = plan.case, tidy.outcomes[plan.case.key]
+        machine = tidy.run.environment(case).hostname
         ended = {"tokens_match": outcome.tokens_match, "status": outcome.status, "error": outcome.error}
         for phase in phases(case):
             row = {"case": case.key, **msgspec.structs.asdict(case), "phase": phase, "machine": machine, **ended}

@@ -68,13 +68,16 @@ class Tidy:
         Raises:
             ValueError: a turn of a case with n_gen > 1 has no timed decode step.
         """
-        cores = run.manifest.environment.cores
+        cases = [plan.case for plan in run.manifest.plan]
+        cores = {key: run.environment(case).cores for case in cases for key in (case.key, case.cell.key)}
         rounds = Rounds(run)
         ended = outcomes(run, rounds)
-        measured = _judged(frames.turns(run), cores)
+        turns = frames.turns(run)
+        measured = _judged(turns, turns["case"].map(cores))
         hopeless = measured.groupby("case")["disturbed"].transform("all").astype("bool")
         well = [key for key, outcome in ended.items() if outcome.status == "ok"]
-        ceilings = _judged(frames.ceilings(run), cores)
+        roofs = frames.ceilings(run)
+        ceilings = _judged(roofs, roofs["cell"].map(cores))
         return cls(
             run=run,
             outcomes=ended,
@@ -197,9 +200,12 @@ def _outcome(
     return Outcome(status="ok", tokens_match=match)
 
 
-def _judged(turns: pd.DataFrame, cores: int) -> pd.DataFrame:
-    """Keep the turns that are no warm-up, with a column `disturbed` (`bench.analysis.disturbance`)."""
-    turns = turns[~turns["warmup"]]
+def _judged(turns: pd.DataFrame, cores: pd.Series[int]) -> pd.DataFrame:
+    """Keep the turns that are no warm-up, with a column `disturbed` (`bench.analysis.disturbance`).
+
+    `cores` are those of the machine that took each turn.
+    """
+    turns, cores = turns[~turns["warmup"]], cores[~turns["warmup"]]
     known = {
         name: turns[name].fillna(0).astype("int64") for name in ("steal_ns", "throttled_ns", "gpu_throttle_reasons")
     }

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import math
+import os
 import platform
 import re
 from functools import cache
@@ -44,7 +45,7 @@ def read_environment(torch_facts: TorchFacts | None = None) -> Environment:
     memory_bytes = psutil.virtual_memory().total
     cpu = _cpuinfo()
     return Environment(
-        hostname=platform.node(),
+        hostname=machine_name(),
         os=platform.platform(),
         cpu_model=str(cpu.get("brand_raw") or platform.processor() or platform.machine()),
         cores=usable_cores(),
@@ -67,6 +68,14 @@ def read_environment(torch_facts: TorchFacts | None = None) -> Environment:
         bound_by=binding(variables) if bound else None,
         thread_variables=variables,
     )
+
+
+def machine_name() -> str:
+    """Return the name of this machine: what the user calls it, its name in Slurm, or the host name.
+
+    In a container the host name changes with every start, so `KVBENCH_MACHINE` can give that of the node.
+    """
+    return os.environ.get("KVBENCH_MACHINE") or os.environ.get("SLURMD_NODENAME") or platform.node()
 
 
 @cache

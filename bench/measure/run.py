@@ -19,7 +19,7 @@ from bench.machine.affinity import notice, user_variables
 from bench.machine.devices import DEVICES
 from bench.machine.environment import read_environment
 from bench.machine.places import require_temporary_bytes
-from bench.manifest import SCHEMA_VERSION, CasePlan, Manifest
+from bench.manifest import SCHEMA_VERSION, CasePlan, Cluster, Manifest
 from bench.measure import plan as planning
 from bench.measure.budget import START_S, Reduction, fit, reduced, seconds_of
 from bench.measure.ceiling_turns import CEILINGS, settings_of, survey
@@ -71,16 +71,25 @@ NOTHING_KEPT = "nothing was measured yet, so nothing is kept"
 
 
 @noting(NOTHING_KEPT)
-def plan(sweeps: Sequence[Sweep], limits: Limits, out: Path, name: str | None, text: Path | None = None) -> Job:
+def plan(
+    sweeps: Sequence[Sweep],
+    limits: Limits,
+    out: Path,
+    name: str | None,
+    text: Path | None = None,
+    cluster: Cluster | None = None,
+) -> Job:
     """Plan a new job for a grid, whose lossy strategies are judged over `text`. Nothing is written yet.
+
+    With `cluster` its groups will be measured elsewhere, each by a job of its own.
 
     Raises:
         UsageError: the grid, a model, the name, the text or the machine's memory does not allow it.
     """
     planned = planning.plan(sweeps)
     text_file = read_text(text, planned) if text is not None else None
-    _fits_in_memory(planned)
-    require_temporary_bytes(planning.temporary_bytes(planned))
+    if cluster is None:  # else each job looks on its own machine
+        refuse_too_large(planned)
     for model, attention in dict.fromkeys(
         (model, sweep.attn_implementation) for sweep in sweeps for model in sweep.models
     ):
@@ -107,6 +116,7 @@ def plan(sweeps: Sequence[Sweep], limits: Limits, out: Path, name: str | None, t
         plan=planned,
         weights=weights,
         text=text_file,
+        cluster=cluster,
     )
     return Job(manifest, out)
 
@@ -184,7 +194,8 @@ def measure(job: Job, servers: RunServers) -> Run:
         folder = make_folder(job.out, job.manifest.run_id)
         with noting(NOTHING_KEPT):
             try:
-                job = _with_ceilings(job, servers) if job.ceilings else job
+                ceilings = measure_ceilings(job.manifest.plan, servers) if job.ceilings else {}
+                job = replace(job, manifest=msgspec.structs.replace(job.manifest, ceilings=ceilings))
                 digest = write_manifest(folder, job.manifest).digest
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -218,10 +229,10 @@ def _kept(folder: Path, *, new: bool) -> Iterator[None]:
         raise UsageError(f"{error}; {NOTHING_KEPT}") from None
 
 
-def _with_ceilings(job: Job, servers: RunServers) -> Job:
-    """Put the machine's ceilings into the job's manifest; none where any cannot be measured."""
-    settings = settings_of(job.manifest.plan)
-    model = job.manifest.plan[0].case.model  # so that the server goes on to fork the workers of the cases
+def measure_ceilings(plans: Sequence[CasePlan], servers: RunServers) -> dict[str, float]:
+    """Measure the machine's ceilings under the settings of `plans`, by `Ceiling.name`; none where one cannot be."""
+    settings = settings_of(plans)
+    model = plans[0].case.model  # so that the server goes on to fork the workers of the cases
     print("measuring the machine's ceilings", file=sys.stderr, flush=True)
     found = survey(
         settings,
@@ -230,12 +241,13 @@ def _with_ceilings(job: Job, servers: RunServers) -> Job:
     )
     if len(found) < len(settings) * len(CEILINGS):
         print("MFU, MBU and predictions will be empty", file=sys.stderr, flush=True)
-        found = []
-    ceilings = {ceiling.name: ceiling.per_s for ceiling in found}
-    return replace(job, manifest=msgspec.structs.replace(job.manifest, ceilings=ceilings))
+        return {}
+    return {ceiling.name: ceiling.per_s for ceiling in found}
 
 
-def _fits_in_memory(planned: Sequence[CasePlan]) -> None:
+def refuse_too_large(planned: Sequence[CasePlan]) -> None:
+    """Raise UsageError if this machine lacks the memory, or the space for temporary files, that a plan needs."""
+    require_temporary_bytes(planning.temporary_bytes(planned))
     available = DEVICES[planned[0].case.device].available_memory_bytes()
     needed = planning.memory_bytes(planned)
     if available is not None and needed > available:

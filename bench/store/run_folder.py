@@ -1,22 +1,22 @@
 """A run folder on disk: a manifest, and samples files that are only ever appended to. Nothing stored is written again.
 
-A samples file consists of checked lines (checked_lines.py), the first of which continues the manifest's digest; each is
+A samples file (samples_files.py) consists of checked lines, the first of which continues the manifest's digest; each is
 on the disk before the next turn starts.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
 import filelock
-import msgspec
 
 from bench.errors import DataError, UsageError
 from bench.manifest import SCHEMA_VERSION, Manifest
-from bench.record import CeilingSample, CellPlan, Check, Failure, Record, Run, Sample, Text
-from bench.store import checked_lines, sealed
+from bench.record import CeilingSample, CellPlan, Check, Failure, JobStart, Record, Run, Sample, Text
+from bench.store import checked_lines, samples_files, sealed
+from bench.store.attempts import counted
 
 NAME = re.compile(r"[A-Za-z0-9._-]+")
 LONGEST_NAME = 200
@@ -25,8 +25,6 @@ LOCK = ".lock"
 
 RecordKind = Literal["run", "ab"]
 _MANIFESTS: dict[RecordKind, str] = {"run": "manifest.json", "ab": "ab.json"}
-
-_decode_record = msgspec.json.Decoder(Record | checked_lines.Closing).decode
 
 
 def check_name(name: str) -> str:
@@ -75,41 +73,41 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
         return sealed.write(folder / _MANIFESTS["run"], manifest)
 
 
-def samples_file(folder: Path, digest: str) -> checked_lines.Appender:
-    """Create the next free one of samples.jsonl, samples-2.jsonl, ... beside the manifest whose digest it continues.
-
-    Two writers never share a file.
+def samples_file(folder: Path, digest: str, job: str | None = None) -> checked_lines.Appender:
+    """Create the next free samples file of a run, or of one of its jobs, beside the manifest whose digest it continues.
 
     Raises:
         UsageError: the folder cannot be written.
     """
-    number = 1
     with writing(f"--out {folder}"):
-        while True:
-            with suppress(FileExistsError):
-                file = (folder / ("samples.jsonl" if number == 1 else f"samples-{number}.jsonl")).open("xb")
-                return checked_lines.Appender(file, digest)
-            number += 1
+        return checked_lines.Appender(samples_files.next_free(folder, job), digest)
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Reserve a run folder for one measuring process; the kernel frees it when the process ends, however it ends.
+def locked(folder: Path, job: str | None = None) -> Iterator[None]:
+    """Reserve a run folder, or one job in it, for one measuring process.
+
+    The kernel frees it when the process ends, however it ends; on a shared file system its server does. Where files
+    cannot be locked, filelock takes a file that names the holder instead.
 
     Raises:
         UsageError: another process measures into it, or it cannot be written.
     """
-    lock = filelock.FileLock(folder / LOCK, blocking=False)
+    path = folder / (f"{LOCK}-{job}" if job else LOCK)
+    lock = filelock.FileLock(path, blocking=False)
     with writing(f"--out {folder}"):
         try:
             lock.acquire()
         except filelock.Timeout:  # an OSError, too
-            raise UsageError(f"{folder}: another process measures into it; wait until it ends") from None
+            what = f"{folder}: another process measures {job or 'into it'}; wait until it ends"
+            if_gone = f" (if its node is gone, remove {path})" if job else ""
+            raise UsageError(f"{what}{if_gone}") from None
     try:
         yield
     finally:
         # Removed while it is still held: who opened it before finds it without a name and starts over (filelock looks).
-        (folder / LOCK).unlink(missing_ok=True)
+        with suppress(OSError):  # a shared folder may be gone
+            path.unlink()
         lock.release()
 
 
@@ -120,19 +118,11 @@ def read_run(folder: Path) -> Run:
         DataError: it is missing, damaged (the file and line are named), or of a newer schema.
     """
     manifest = sealed.read(folder / _MANIFESTS["run"], Manifest, SCHEMA_VERSION)
-    paths = sorted(folder.glob("samples*.jsonl"), key=_file_number)
-    if [_file_number(path) for path in paths] != list(range(1, len(paths) + 1)):
-        raise DataError(f"{folder}: a samples file is missing (there are {', '.join(path.name for path in paths)})")
-    planned = {key for item in manifest.plan for key in (item.case.key, item.case.cell.key)}
-    records: list[Record] = []
-    for path in paths:
-        found = checked_lines.read(path, manifest.digest, _decode_record).records
-        for number, record in enumerate(found, start=1):
-            subject = record.cell if isinstance(record, CeilingSample | CellPlan) else record.case
-            if subject not in planned:
-                raise DataError(f"{path}: holds a case that the manifest does not plan: {subject}")
-            _refuse_impossible(record, path, number)
-        records += found
+    return run_of(folder, manifest, *counted(samples_files.read(folder, manifest), manifest))
+
+
+def run_of(folder: Path, manifest: Manifest, records: Sequence[Record], starts: dict[str, JobStart]) -> Run:
+    """Make a run of the records of its samples files that count, and of the starts of its jobs."""
     return Run(
         path=str(folder),
         manifest=manifest,
@@ -142,6 +132,7 @@ def read_run(folder: Path) -> Run:
         ceilings=[record for record in records if isinstance(record, CeilingSample)],
         cell_plans=[record for record in records if isinstance(record, CellPlan)],
         texts=[record for record in records if isinstance(record, Text)],
+        starts=starts,
     )
 
 
@@ -172,21 +163,3 @@ def find_run(run: str, out: Path) -> Path:
     if kind == "ab":
         raise DataError(f"{folder}: the record of an A/B, no run; `kvbench report {folder}` shows its verdicts")
     return folder
-
-
-def _file_number(path: Path) -> int:
-    number = path.stem.removeprefix("samples").removeprefix("-")
-    if number and not number.isdigit():
-        raise DataError(f"{path}: not a samples file of a run")
-    return int(number or 1)
-
-
-def _refuse_impossible(record: Record, path: Path, number: int) -> None:
-    """Refuse times and amounts that are zero or negative: such were never measured."""
-    if isinstance(record, Sample):
-        events = record.step_event_ns if record.step_event_ns is not None else record.step_ns
-        times = [record.prefill_ns, record.prefill_event_ns or 1, *record.step_ns, *events]
-        if min(times) <= 0 or not len(record.step_ns) == len(events) == len(record.steps):
-            raise DataError(f"{path}, line {number}: a time is not positive, or a step has none")
-    elif isinstance(record, CeilingSample) and min([record.amount, *(record.pass_ns or [0])]) <= 0:
-        raise DataError(f"{path}, line {number}: a ceiling's amount or a time of it is not positive")

@@ -1,0 +1,36 @@
+"""`kvbench collect`: merges what jobs wrote elsewhere."""
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument
+
+from bench.commands import flags
+from bench.commands.output import emit, note
+
+
+def collect(
+    folders: Annotated[
+        list[Path], Argument(metavar="FOLDERS", help="Folders with samples files of jobs, as copies of a run folder.")
+    ],
+    out: flags.Out = flags.RESULTS,
+) -> None:
+    """Merge what the jobs of a cluster run wrote elsewhere into its run folder.
+
+    Where nodes share no file system, each job writes into a copy of the run folder. Its samples are checked and copied
+    to the run of that name under --out. What lies there already is not copied again, so a folder may be collected
+    twice. The run folders are printed.
+
+    \b
+    Examples:
+      kvbench collect node1/ node2/ node3/
+      kvbench collect downloads/* && kvbench report 20261123T040000Z-grid
+    """
+    from bench.store.collect import collect as collect_folder
+
+    runs: dict[Path, None] = {}
+    for folder in folders:
+        for found in collect_folder(folder, out):
+            note(f"{found.source}: {'copied to' if found.is_new else 'lies already in'} {found.target}")
+            runs[found.target.parent] = None
+    emit("".join(f"{run}\n" for run in runs))

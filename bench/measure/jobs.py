@@ -1,0 +1,144 @@
+"""One job of a cluster run, measured where it is started: the same way as a run on one machine, into a file of its own.
+
+A job that is started again (its node died, it ran out of time) measures only what it lacks, and adds rounds to a torn
+cell only on the machine that measured the others.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bench.analysis.tidy import outcomes
+from bench.errors import DataError, FailedRun, UsageError
+from bench.machine.affinity import allowed_cores, notice, user_variables
+from bench.machine.devices import DEVICES
+from bench.machine.environment import read_environment
+from bench.manifest import SCHEMA_VERSION, Manifest
+from bench.measure.plan import Limits
+from bench.measure.progress import ProgressBar
+from bench.measure.resume import pending_cells
+from bench.measure.run import measure_ceilings, noting, refuse_too_large
+from bench.measure.schedule import measure as measure_cases
+from bench.measure.server_process import RunServers
+from bench.record import FAULTS, JobStart, Record, Run, Text
+from bench.store import job_files, samples_files, sealed
+from bench.store.attempts import counted
+from bench.store.job_files import JobFile
+from bench.store.run_folder import locked, run_of, samples_file
+from bench.store.samples_files import SamplesFile, subject
+from kvcache import models
+
+
+def measure_job(path: Path, servers: RunServers, say: Callable[[str], None]) -> Run:
+    """Measure what the job of a file lacks, in workers that `servers` fork, and return its part of the run.
+
+    `say` gets lines for the user.
+
+    Raises:
+        DataError: the file is damaged, of a newer schema, or does not belong to the run folder; or the weights of its
+            model are others here.
+        UsageError: it would write outside of its run folder, this machine cannot run it, or another process does.
+        FailedRun: the samples were lost: the folder is gone.
+    """
+    job, folder = job_files.read(path)
+    manifest = job.manifest
+    _refuse_unfit(job, path, folder)
+    environment = read_environment()
+    about_threads = notice({manifest.plan[0].case.n_threads}, user_variables())
+    if about_threads is not None:
+        say(f"kvbench: {about_threads}")
+    kept = f"what was measured is kept, go on with: kvbench run --resume {folder}"
+    with locked(folder, job.job), noting(kept):
+        files = samples_files.read(folder, manifest, job.job)
+        mine = [file for file in files if file.start and file.start.environment.machine == environment.machine]
+        previous = _previous(folder, manifest, files, mine)
+        if not pending_cells(manifest.plan, limits_of(manifest), previous):
+            say(f"{job.job} is measured already")
+            return previous
+        ceilings = measure_ceilings(manifest.plan, servers) if job.ceilings else {}
+        start = JobStart(
+            run_id=manifest.run_id,
+            job=job.job,
+            attempt=secrets.token_hex(8),
+            continues=[file.start.attempt for file in mine if file.start is not None],
+            environment=environment,
+            ceilings=ceilings,
+        )
+        with samples_file(folder, manifest.digest, job.job) as writer:
+            writer.append(start)
+            limits = limits_of(manifest, ceilings=bool(ceilings))
+            with ProgressBar(f"{job.job} of {manifest.run_id}", f"{job.job} measured in") as progress:
+                fork = lambda group, process: servers.fork(group.model, group.n_threads, process)  # noqa: E731
+                measure_cases(manifest.plan, limits, writer, progress, fork, previous, manifest.text)
+        return _stored(folder, manifest, start)
+
+
+def limits_of(manifest: Manifest, *, ceilings: bool = False) -> Limits:
+    """Return how much a job measures."""
+    return Limits(
+        repetitions=manifest.repetitions,
+        processes=manifest.processes,
+        timeout_s=manifest.timeout_s,
+        budget_min=manifest.budget_min,
+        ceilings=ceilings,
+    )
+
+
+def unfinished(folder: Path, jobs: Sequence[JobFile]) -> list[JobFile]:
+    """Return the jobs whose samples in the run folder are not all that they should be. Raises DataError."""
+    return [job for job in jobs if _pending(folder, job.manifest, samples_files.read(folder, job.manifest, job.job))]
+
+
+def has_failed(run: Run) -> bool:
+    """Return whether a case of a run failed: exit code 5."""
+    return any(outcome.status in FAULTS for outcome in outcomes(run).values())
+
+
+def _pending(folder: Path, manifest: Manifest, files: Sequence[SamplesFile]) -> set[str]:
+    """Return the keys of the cells that lack rounds, whoever measured the others."""
+    run = run_of(folder, manifest, *counted(files, manifest))
+    return {cell[0].case.cell.key for cell in pending_cells(manifest.plan, limits_of(manifest), run)}
+
+
+def _previous(folder: Path, manifest: Manifest, files: Sequence[SamplesFile], mine: Sequence[SamplesFile]) -> Run:
+    """Return what stands: the cells that are complete, from any machine, and the torn ones of this machine alone."""
+    torn = _pending(folder, manifest, files)
+    cells = {key: item.case.cell.key for item in manifest.plan for key in (item.case.key, item.case.cell.key)}
+
+    def is_torn(record: Record) -> bool:
+        return cells[subject(record)] in torn
+
+    (everywhere, starts), (here, own_starts) = counted(files, manifest), counted(mine, manifest)
+    records = [record for record in everywhere if isinstance(record, Text) or not is_torn(record)]
+    records += [record for record in here if not isinstance(record, Text) and is_torn(record)]
+    complete = {cell: start for cell, start in starts.items() if cell not in torn}
+    return run_of(folder, manifest, records, own_starts | complete)
+
+
+def _refuse_unfit(job: JobFile, path: Path, folder: Path) -> None:
+    """Refuse a job that does not belong here, or that this machine cannot run."""
+    case, manifest = job.manifest.plan[0].case, folder / "manifest.json"
+    if manifest.exists() and sealed.read(manifest, Manifest, SCHEMA_VERSION).digest != job.manifest.digest:
+        raise DataError(f"{path}: is a job of the run {job.manifest.run_id}, but {folder} holds another one")
+    reason = DEVICES[case.device].why_unusable()
+    if reason is not None:
+        raise UsageError(f"{path}: needs {case.device}: {reason}")
+    if case.n_threads > allowed_cores():
+        raise UsageError(f"{path}: needs {case.n_threads} threads, this process may use {allowed_cores()} cores")
+    try:
+        weights = models.weights_digest(case.model, seed=case.seed)
+    except models.ModelError as error:
+        raise UsageError(f"{path}: --model {case.model}: {error}") from error
+    if weights != job.manifest.weights[case.model]:
+        raise DataError(f"{path}: the weights of {case.model} are others here than where the run was planned")
+    refuse_too_large(job.manifest.plan)
+
+
+def _stored(folder: Path, manifest: Manifest, start: JobStart) -> Run:
+    """Read the job back. Raises FailedRun if the file that was just written is not there."""
+    files = samples_files.read(folder, manifest, start.job)
+    if not any(file.start == start for file in files):
+        raise FailedRun(f"{folder}: gone while {start.job} was measured, and its samples with it")
+    return run_of(folder, manifest, *counted(files, manifest))

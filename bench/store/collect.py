@@ -1,0 +1,62 @@
+"""Merges what jobs wrote elsewhere into the folders of their runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.errors import DataError
+from bench.manifest import SCHEMA_VERSION, Manifest
+from bench.store import samples_files, sealed
+from bench.store.run_folder import find_run, writing
+from bench.store.samples_files import SamplesFile
+
+
+class Collected(NamedTuple):
+    """What became of one samples file."""
+
+    source: Path
+    target: Path
+    is_new: bool
+    """False: its content lay there already."""
+
+
+def collect(folder: Path, out: Path) -> Iterator[Collected]:
+    """Copy the samples files of jobs in `folder` into the folders of their runs below `out`.
+
+    A file that lies there is not copied again; one that grew since takes the place of what was copied. Attempts of the
+    same job on several machines lie side by side, and readers count each cell once.
+
+    Raises:
+        DataError: the folder holds no samples of a job, a file is damaged, or its run is not below `out`.
+        UsageError: the run folder cannot be written.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    paths = [path for path in sorted(folder.glob("samples-job-*.jsonl")) if samples_files.NAME.fullmatch(path.name)]
+    if not paths:
+        raise DataError(f"{folder}: holds no samples of a job (samples-job-*.jsonl)")
+    for path in paths:
+        run_id = samples_files.run_id(path)
+        if run_id is None:
+            continue  # killed before its first record
+        target = find_run(run_id, out)
+        manifest = sealed.read(target / "manifest.json", Manifest, SCHEMA_VERSION)
+        planned = {key for item in manifest.plan for key in (item.case.key, item.case.cell.key)}
+        yield _copy(samples_files.read_one(path, manifest, planned), target, manifest)
+
+
+def _copy(file: SamplesFile, target: Path, manifest: Manifest) -> Collected:
+    assert file.start is not None
+    content = file.path.read_bytes()
+    for other in samples_files.read(target, manifest, file.job):
+        if other.start is not None and other.start.attempt == file.start.attempt:
+            if other.path.read_bytes().startswith(content):
+                return Collected(file.path, other.path, is_new=False)
+            with writing(f"--out {target}"):
+                sealed.write_atomically(other.path, content)
+            return Collected(file.path, other.path, is_new=True)
+    with writing(f"--out {target}"), samples_files.next_free(target, file.job) as copy:
+        copy.write(content)
+    return Collected(file.path, Path(copy.name), is_new=True)

@@ -1,0 +1,146 @@
+"""The samples files of a run folder: their names, how they are created, and how they are read and checked.
+
+A run that one process measured has `samples.jsonl`, and one more for each time it was resumed. A job of a cluster run
+has files of its own, `samples-job-3.jsonl`, `samples-job-3-2.jsonl`, ..., each begun by a `JobStart`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import msgspec
+
+from bench.errors import DataError
+from bench.manifest import Manifest
+from bench.record import CeilingSample, CellPlan, JobStart, Record, Sample
+from bench.store import checked_lines
+
+NAME = re.compile(r"samples(?:-(?P<job>job-\d+))?(?:-(?P<number>\d+))?\.jsonl")
+
+_decode_record = msgspec.json.Decoder(Record | checked_lines.Closing).decode
+
+
+class _FirstLine(msgspec.Struct):
+    record: JobStart
+
+
+class SamplesFile(NamedTuple):
+    """What one samples file holds."""
+
+    path: Path
+    job: str | None
+    records: list[Record]
+    finished: bool
+
+    @property
+    def start(self) -> JobStart | None:
+        """The start of the job's attempt; None in a run without jobs, and where the attempt ended before it."""
+        first = self.records[0] if self.records else None
+        return first if isinstance(first, JobStart) else None
+
+
+def next_free(folder: Path, job: str | None = None) -> BinaryIO:
+    """Create the next free samples file, of `job` or of the run; raises OSError where the folder cannot be written.
+
+    Two writers never share a file, on a shared file system either.
+    """
+    number = 1
+    while True:
+        parts = ["samples", *([job] if job else []), *([str(number)] if number > 1 else [])]
+        with suppress(FileExistsError):
+            return (folder / f"{'-'.join(parts)}.jsonl").open("xb")
+        number += 1
+
+
+def run_id(path: Path) -> str | None:
+    """Return the run that a job's samples file belongs to; None where its first record was never finished.
+
+    Raises:
+        DataError: it cannot be read, or begins otherwise.
+    """
+    try:
+        with path.open("rb") as file:
+            first = file.readline()
+        if not first.endswith(b"\n"):
+            return None
+        return msgspec.json.decode(first, type=_FirstLine).record.run_id
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}, line 1: damaged, or not the start of a job ({error})") from error
+
+
+def read(folder: Path, manifest: Manifest, job: str | None = None) -> list[SamplesFile]:
+    """Read the samples files of a folder (or those of one job), in the order in which they were begun, each checked.
+
+    Raises:
+        DataError: one is missing or damaged (the file and line are named), or holds what the manifest does not plan.
+    """
+    planned = {key for item in manifest.plan for key in (item.case.key, item.case.cell.key)}
+    found: list[tuple[str | None, int, Path]] = []
+    for path in folder.glob("samples*.jsonl"):
+        match = NAME.fullmatch(path.name)
+        if match is None:
+            raise DataError(f"{path}: not a samples file of a run")
+        if job is None or match["job"] == job:
+            found.append((match["job"], int(match["number"] or 1), path))
+    found.sort(key=lambda item: (_place(item[0]), item[1]))
+    _refuse_gaps(found)
+    return [read_one(path, manifest, planned) for _, _, path in found]
+
+
+def read_one(path: Path, manifest: Manifest, planned: Collection[str]) -> SamplesFile:
+    """Read and check one samples file; `planned` are the keys of the cases and cells that it may hold.
+
+    Raises:
+        DataError: it is damaged, or holds what the manifest does not plan.
+    """
+    content = checked_lines.read(path, manifest.digest, _decode_record)
+    for number, record in enumerate(content.records, start=1):
+        about = subject(record)
+        if about and about not in planned:
+            raise DataError(f"{path}: holds a case that the manifest does not plan: {about}")
+        _refuse_impossible(record, path, number)
+    match = NAME.fullmatch(path.name)
+    file = SamplesFile(path, match["job"] if match else None, content.records, content.finished)
+    if file.records and file.job != (None if file.start is None else file.start.job):
+        raise DataError(f"{path}: does not begin as a samples file of {file.job or 'a run without jobs'}")
+    return file
+
+
+def subject(record: Record) -> str:
+    """Return the key of the case or cell that a record is about; empty for the start of a job."""
+    if isinstance(record, JobStart):
+        return ""
+    return record.cell if isinstance(record, CeilingSample | CellPlan) else record.case
+
+
+def _refuse_gaps(found: list[tuple[str | None, int, Path]]) -> None:
+    """Refuse a folder in which a file is missing before another of its job, or of the run."""
+    numbers: dict[str | None, list[int]] = {}
+    for job, number, _ in found:
+        numbers.setdefault(job, []).append(number)
+    for job, present in numbers.items():
+        if present != list(range(1, len(present) + 1)):
+            names = ", ".join(path.name for other, _, path in found if other == job)
+            raise DataError(f"{found[0][2].parent}: a samples file is missing (there are {names})")
+
+
+def _place(job: str | None) -> int:
+    """Order jobs by their numbers, the files of a run without jobs first."""
+    return -1 if job is None else int(job.removeprefix("job-"))
+
+
+def _refuse_impossible(record: Record, path: Path, number: int) -> None:
+    """Refuse times and amounts that are zero or negative: such were never measured."""
+    if isinstance(record, Sample):
+        events = record.step_event_ns if record.step_event_ns is not None else record.step_ns
+        times = [record.prefill_ns, record.prefill_event_ns or 1, *record.step_ns, *events]
+        if min(times) <= 0 or not len(record.step_ns) == len(events) == len(record.steps):
+            raise DataError(f"{path}, line {number}: a time is not positive, or a step has none")
+    elif isinstance(record, CeilingSample) and min([record.amount, *(record.pass_ns or [0])]) <= 0:
+        raise DataError(f"{path}, line {number}: a ceiling's amount or a time of it is not positive")

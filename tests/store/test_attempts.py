@@ -1,0 +1,94 @@
+"""Each cell of a cluster run is of one machine, and no round counts twice, however often its job was started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.analysis.summary import summarize
+from bench.analysis.tidy import Tidy
+from bench.errors import DataError
+from bench.record import Run, Sample
+from bench.store.run_folder import read_run
+from tests.cluster import make_cluster_run, node, write_attempt
+
+
+def timed(run: Run, n_prompt: int) -> list[Sample]:
+    """The timed turns of the cells with so long a prompt."""
+    keys = {item.case.key for item in run.manifest.plan if item.case.n_prompt == n_prompt}
+    return [sample for sample in run.samples if sample.case in keys and not sample.warmup]
+
+
+def machines(run: Run, n_prompt: int) -> set[str]:
+    return {run.environment(item.case).hostname for item in run.manifest.plan if item.case.n_prompt == n_prompt}
+
+
+def test_jobs_of_two_nodes_are_one_run(tmp_path: Path) -> None:
+    folder, manifest = make_cluster_run(tmp_path)
+    first = write_attempt(folder, node("node1"), "a", job=0)
+    second = write_attempt(folder, node("node2", cores=1), "b", job=1)
+    run = read_run(folder)
+    assert sorted(map(repr, run.samples)) == sorted(map(repr, [*first.samples, *second.samples]))
+    summary = summarize(Tidy.of(run))
+    assert (summary["status"] == "ok").all()
+    assert summary.groupby("n_threads")["machine"].unique().map(list).to_dict() == {1: ["node2"], 2: ["node1"]}
+    assert run.environment(manifest.plan[-1].case).cores == 1
+
+
+def test_a_job_measured_again_elsewhere_counts_once(tmp_path: Path) -> None:
+    """node1 died in the second cell: its complete first cell stays, the torn one is node2's alone."""
+    folder, _ = make_cluster_run(tmp_path)
+    write_attempt(folder, node("node1"), "a", rounds=3, cells=(8,))
+    write_attempt(folder, node("node1"), "b", rounds=2, cells=(16,), continues=("a",))
+    again = write_attempt(folder, node("node2"), "c", rounds=3, cells=(16,))
+    run = read_run(folder)
+    assert len(timed(run, 8)) == 2 * 3
+    assert timed(run, 16) == [sample for sample in again.samples if not sample.warmup]
+    assert machines(run, 8) == {"node1", "bench-1"}  # bench-1: of job-1, which was not started
+    assert "node2" in machines(run, 16)
+
+
+def test_rounds_of_one_machine_add_up(tmp_path: Path) -> None:
+    folder, _ = make_cluster_run(tmp_path)
+    write_attempt(folder, node("node1"), "a", rounds=1)
+    write_attempt(folder, node("node2"), "b", rounds=2)
+    write_attempt(folder, node("node1"), "c", rounds=3, first=1, continues=("a",))
+    run = read_run(folder)
+    assert sorted({sample.round for sample in timed(run, 8)}) == [0, 1, 2]
+    assert len(timed(run, 8)) == 2 * 3
+    assert "node1" in machines(run, 8)
+
+
+def test_two_writers_of_a_job_count_once(tmp_path: Path) -> None:
+    folder, _ = make_cluster_run(tmp_path)
+    write_attempt(folder, node("node1"), "a")
+    write_attempt(folder, node("node1"), "b")
+    assert len(timed(read_run(folder), 8)) == 2 * 3
+
+
+def test_a_missing_attempt_is_named(tmp_path: Path) -> None:
+    folder, _ = make_cluster_run(tmp_path)
+    write_attempt(folder, node("node1"), "b", continues=("a",))
+    with pytest.raises(DataError, match=r"samples-job-0\.jsonl: continues an earlier samples file of job-0"):
+        read_run(folder)
+    write_attempt(folder, node("node1"), "c")
+    (folder / "samples-job-0.jsonl").unlink()
+    with pytest.raises(DataError, match=r"a samples file is missing \(there are samples-job-0-2\.jsonl\)"):
+        read_run(folder)
+
+
+def test_a_file_under_another_jobs_name_is_refused(tmp_path: Path) -> None:
+    folder, _ = make_cluster_run(tmp_path)
+    write_attempt(folder, node("node1"), "a", job=0)
+    (folder / "samples-job-0.jsonl").rename(folder / "samples-job-1.jsonl")
+    with pytest.raises(DataError, match="does not begin as a samples file of job-1"):
+        read_run(folder)
+
+
+def test_an_attempt_killed_before_its_first_record_counts_for_nothing(tmp_path: Path) -> None:
+    folder, _ = make_cluster_run(tmp_path)
+    (folder / "samples-job-0.jsonl").write_bytes(b'{"crc32":1,"rec')
+    assert read_run(folder).samples == []
+    write_attempt(folder, node("node1"), "a")
+    assert len(timed(read_run(folder), 8)) == 2 * 3
