@@ -11,14 +11,14 @@ from bench.commands.output import emit, note
 
 def collect(
     folders: Annotated[
-        list[Path], Argument(metavar="FOLDERS", help="Folders with samples files of jobs, as copies of a run folder.")
+        list[Path], Argument(metavar="FOLDER", help="Folders with samples files of jobs, as copies of a run folder.")
     ],
     out: flags.Out = flags.RESULTS,
 ) -> None:
-    """Merge what the jobs of a cluster run wrote elsewhere into its run folder.
+    """Merge what the jobs of a cluster run wrote elsewhere.
 
     Where nodes share no file system, each job writes into a copy of the run folder. Its samples are checked and copied
-    to the run of that name under --out. What lies there already is not copied again, so a folder may be collected
+    to their run under --out. What lies there already is not copied again, so a folder may be collected
     twice. The run folders are printed.
 
     \b

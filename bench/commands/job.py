@@ -24,7 +24,7 @@ def job(
     \b
     Examples:
       kvbench job results/runs/20261123T040000Z-grid/jobs/job-3.json
-      kvbench job "$RUN/jobs/job-$JOB_COMPLETION_INDEX.json"       in a Kubernetes Indexed Job
+      kvbench job "$RUN/jobs/job-$JOB_COMPLETION_INDEX.json"    on Kubernetes
     """
     from bench.measure.jobs import has_failed, measure_job
     from bench.measure.server_process import RunServers
