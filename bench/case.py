@@ -151,7 +151,7 @@ PRESETS: dict[str, tuple[Sweep, ...]] = {
             n_depth=(512, 2048),
         ),
         Sweep(
-            strategies=("quanto-int4", "quanto-int2", "hqq-int8", "hqq-int4", "fp8", "sink-window"),
+            strategies=("quanto-int4", "hqq-int8", "hqq-int4", "fp8", "sink-window"),
             n_prompt=(1,),
             n_depth=(512, 2048),
         ),

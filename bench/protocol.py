@@ -50,6 +50,20 @@ class MakeText(msgspec.Struct, frozen=True, kw_only=True, tag="make-text"):
     """The longest context that the text will be used for."""
 
 
+class Judge(msgspec.Struct, frozen=True, kw_only=True, tag="judge"):
+    """Judge a lossy strategy over the text at `text` (`MakeText`), before its case is checked; answered by `Judged`.
+
+    Only for a worker of the driver's own revision.
+    """
+
+    case: Case
+    path: str
+    """The reference, as in `CheckCase`: where a position depends on later ones, nothing is judged."""
+    text: str
+    n_threads: int
+    """Threads for it: several workers may judge at once."""
+
+
 class CheckCase(msgspec.Struct, frozen=True, kw_only=True, tag="check"):
     """Prepare for `case` and compare with the reference at `path`; untimed; answered by `Checked`."""
 
@@ -59,8 +73,6 @@ class CheckCase(msgspec.Struct, frozen=True, kw_only=True, tag="check"):
     """Count operations and memory too, which takes longer; without it those fields of `Checked` are None."""
     tokens_per_turn: int = TOKENS_PER_TURN
     """How much of a naive decode is timed (`bench.case.naive_steps`), here and in the turns after it."""
-    text: str | None = None
-    """Judge a lossy strategy over the text at this path (`MakeText`)."""
 
 
 class TakeTurn(msgspec.Struct, frozen=True, kw_only=True, tag="turn"):
@@ -94,7 +106,16 @@ class TakeCeilingTurn(msgspec.Struct, frozen=True, kw_only=True, tag="ceiling-tu
 
 
 Request = (
-    Load | MakeReference | MakeText | CheckCase | TakeTurn | GoOn | TimeFramework | ChooseCeilings | TakeCeilingTurn
+    Load
+    | MakeReference
+    | MakeText
+    | Judge
+    | CheckCase
+    | TakeTurn
+    | GoOn
+    | TimeFramework
+    | ChooseCeilings
+    | TakeCeilingTurn
 )
 
 
@@ -121,6 +142,12 @@ class TextMade(msgspec.Struct, frozen=True, kw_only=True, tag="text-made"):
     """The strategy that wrote it; empty where it was given."""
     tokens: list[list[int]] = []
     """What it wrote, for the longest context: `[batch, n]`."""
+
+
+class Judged(msgspec.Struct, frozen=True, kw_only=True, tag="judged"):
+    """The worker keeps what it found for `Checked`."""
+
+    spent_s: float
 
 
 class Checked(CheckFindings, frozen=True, kw_only=True, tag="checked"):
@@ -170,6 +197,7 @@ Reply = (
     Loaded
     | Done
     | TextMade
+    | Judged
     | Checked
     | Paused
     | TurnTaken

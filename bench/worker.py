@@ -7,6 +7,7 @@ dies with its parent.
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -26,6 +27,7 @@ from bench.manifest import CeilingName
 from bench.measure import framework
 from bench.measure.memory import Weight, weigh
 from bench.measure.references import ids_for, judge_by_text, make_reference, make_text, read_reference
+from bench.record import Quality
 from kvcache import models
 from kvcache.caches.contract import CacheNotRead, Unsupported
 from kvcache.models.skeleton import is_out_of_memory
@@ -42,6 +44,11 @@ class OtherTokens(Exception):
 
 class Worker:
     """Carries out requests, one at a time; between them it holds a model, a strategy and the case checked last."""
+
+    judged: tuple[Case, Quality] | None = None
+    """What was found of the case that is checked next."""
+    compiled_s = 0.0
+    """Seconds of compiling that were reported."""
 
     strategy: Strategy
     case: Case
@@ -73,15 +80,12 @@ class Worker:
         match request:
             case protocol.Load():
                 return self.load(request)
-            case protocol.MakeReference():
-                make_reference(self.model, request.case, Path(request.path))
-                return self._done()
+            case protocol.MakeReference() | protocol.MakeText():
+                return self.make(request)
             case protocol.CheckCase():
                 return self.check(request)
-            case protocol.MakeText():
-                made = make_text(self.model, request, self.device.available_memory_bytes())
-                self.device.give_back_memory()
-                return made
+            case protocol.Judge():
+                return self.judge(request)
             case protocol.TakeTurn():
                 return self.take_turn(lockstep=request.lockstep)
             case protocol.GoOn():
@@ -124,8 +128,35 @@ class Worker:
             prefill_quantized=request.prefill_quantized,
         )
 
+    def make(self, request: protocol.MakeReference | protocol.MakeText) -> protocol.Done | protocol.TextMade:
+        """Store what cases are checked against, or what lossy ones are judged by."""
+        made: protocol.Done | protocol.TextMade = protocol.Done()
+        if isinstance(request, protocol.MakeText):
+            made = make_text(self.model, request, self.device.available_memory_bytes())
+        else:
+            make_reference(self.model, request.case, Path(request.path))
+        self.device.give_back_memory()
+        return made
+
+    def judge(self, request: protocol.Judge) -> protocol.Judged:
+        """Judge the strategy by the stored text, if it is lossy.
+
+        Where a position depends on later ones, one parallel forward over a text is no measure of what a cache loses.
+        """
+        started = time.monotonic()
+        if self._is_lossy and read_reference(request.path, self.device.name).prefix_stable:
+            self.strategy.release()
+            n_threads = torch.get_num_threads()
+            torch.set_num_threads(request.n_threads)
+            try:
+                self.judged = request.case, judge_by_text(self.strategy, request.text, self.device.name)
+            finally:
+                torch.set_num_threads(n_threads)
+            self.strategy.release()
+        return protocol.Judged(spent_s=time.monotonic() - started)
+
     def check(self, request: protocol.CheckCase) -> protocol.Checked:
-        """Compare the strategy with the stored reference, and judge it by the stored text if it is lossy.
+        """Compare the strategy with the stored reference.
 
         Raises:
             OtherTokens: the strategy promises to be exact although its kind may be lossy, and is not.
@@ -134,18 +165,12 @@ class Worker:
         self.case, self.tokens_per_turn = case, request.tokens_per_turn
         context, self.prompt = ids_for(self.model, case)
         self.strategy.release()
+        judged = self.judged[1] if self.judged is not None and self.judged[0] == case else None
+        weight = None
+        if judged is not None and count:  # judging was the heavier first pass
+            weight = self._weigh(context, read_reference(request.path, self.device.name).tokens)
         reference = read_reference(request.path, self.device.name)
-        compiled_before_s = self.strategy.compile_s or 0.0
         depends_on_later = not reference.prefix_stable
-        # Before the case is prepared: judging and weighing feed something else. Where a position depends on
-        # later ones, one parallel forward over a text is no measure of what a cache loses.
-        judged, weight = None, None
-        if request.text and self._is_lossy and not depends_on_later:
-            tokens = reference.tokens
-            del reference  # its logits would be weighed too
-            judged = judge_by_text(self.strategy, request.text, self.device.name)
-            weight = self._weigh(context, tokens) if count else None
-            reference = read_reference(request.path, self.device.name)
         self.expected = reference
         with _as_other_tokens() if depends_on_later else nullcontext():
             self._prepare(context)
@@ -153,7 +178,9 @@ class Worker:
             compiles = self.strategy.compile_s is not None
             with phases.counted() if count and not compiles else nullcontext():
                 found = agreement(self.strategy, self.prompt, reference, self._steps(), phases.apart)
-        compile_s = None if self.strategy.compile_s is None else self.strategy.compile_s - compiled_before_s
+        compile_s = self.strategy.compile_s
+        if compile_s is not None:
+            compile_s, self.compiled_s = compile_s - self.compiled_s, compile_s
         self.strategy.check_length(case.capacity - 1)
         if found.tokens_match == "false" and is_lossy(case.strategy) and not self._is_lossy:
             raise OtherTokens(
@@ -197,10 +224,6 @@ class Worker:
     def _weigh(self, context: Tensor | None, tokens: Tensor) -> Weight:
         ids = self.prompt if context is None else torch.cat([context, self.prompt], dim=1)
         return weigh(self.strategy, self.device, ids, tokens, self._steps())
-
-    def _done(self) -> protocol.Done:
-        self.device.give_back_memory()
-        return protocol.Done()
 
     @property
     def _is_lossy(self) -> bool:

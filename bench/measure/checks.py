@@ -7,16 +7,17 @@ from pathlib import Path
 
 import msgspec
 
+from bench.case import HOST_DEVICES
 from bench.errors import UsageError
 from bench.machine.places import temporary_folder
 from bench.measure.progress import ProgressBar
 from bench.measure.texts import Texts
 from bench.measure.worker_process import WorkerFailed
 from bench.measure.workers import Entry, WorkerKey, Workers
-from bench.protocol import CheckCase, Checked, FrameworkTimed, MakeReference, TimeFramework
+from bench.protocol import CheckCase, Checked, FrameworkTimed, Judge, MakeReference, TimeFramework
 from bench.record import Check
 from bench.store.checked_lines import Appender
-from kvcache.strategies.catalogue import is_lossy
+from kvcache.strategies.catalogue import COMPILING, is_lossy
 
 
 class Checks:
@@ -36,11 +37,10 @@ class Checks:
         with temporary_folder() as scratch:
             reference = self._reference(entries, scratch)
             lossy = [entry for entry in entries if entry.live and is_lossy(entry.case.strategy)]
-            text, written_by = self._text(lossy, scratch) if lossy else (None, "")
+            written_by = self._judge(lossy, reference, scratch) if lossy else ""
             for entry in entries:
                 if entry.live:
-                    judging = text if entry in lossy else None
-                    request = CheckCase(case=entry.case, path=reference, tokens_per_turn=tokens_per_turn, text=judging)
+                    request = CheckCase(case=entry.case, path=reference, tokens_per_turn=tokens_per_turn)
                     self._check(entry, request, written_by)
 
     def store(self, entry: Entry) -> None:
@@ -62,15 +62,21 @@ class Checks:
                 self._workers.fail(entry, failure, "the reference (one parallel forward) failed: ")
         return path
 
-    def _text(self, lossy: Sequence[Entry], scratch: Path) -> tuple[str, str]:
-        """Have the text made that judges the lossy cases of a cell, and say who wrote it; they fail where that does."""
-        path = str(scratch / "text.safetensors")
+    def _judge(self, lossy: Sequence[Entry], reference: str, scratch: Path) -> str:
+        """Have the lossy cases of a cell judged over a text, and return who wrote it; they fail where that does."""
+        text = str(scratch / "text.safetensors")
         try:
-            return path, self._texts.make(lossy[0].case, path, self._workers)
+            written_by = self._texts.make(lossy[0].case, text, self._workers)
         except WorkerFailed as failure:
             for entry in lossy:
                 self._workers.fail(entry, failure, "making the text that judges it failed: ")
-        return path, ""
+            return ""
+        for together in _side_by_side(lossy):
+            n_threads = together[0].case.n_threads // len(together)
+            self._workers.judge(
+                [(entry, Judge(case=entry.case, path=reference, text=text, n_threads=n_threads)) for entry in together]
+            )
+        return written_by
 
     def _check(self, entry: Entry, request: CheckCase, written_by: str) -> None:
         found = self._workers.attempt(entry, request)
@@ -106,3 +112,14 @@ class Checks:
                 assert isinstance(found, FrameworkTimed)
                 self._framework[batch] = found.step_ns
         return self._framework[batch]
+
+
+def _side_by_side(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """Divide the cases that are judged into those that share the threads: half of a small step is no arithmetic.
+
+    Compiled code runs on the number of threads that it was compiled for, and a GPU has one queue: alone.
+    """
+    alone = [e for e in entries if e.case.strategy in COMPILING or e.case.device not in HOST_DEVICES]
+    others = [entry for entry in entries if entry not in alone]
+    size = entries[0].case.n_threads
+    return [[entry] for entry in alone] + [others[first : first + size] for first in range(0, len(others), size)]

@@ -14,7 +14,7 @@ from kvcache.strategies.strategy import Strategy
 
 N_PROMPT = 8
 """Short: what attention to many tokens costs is no framework's."""
-N_STEPS = 24
+N_STEPS = 8
 N_PASSES = 5
 """Each step counts with its fastest of so many passes: timed in one go, a single pass may fall into a slow moment of
 the machine (seen: 7.9 ms of a step that takes 3.9 ms in the rounds), and no step runs faster than its framework."""

@@ -1,16 +1,20 @@
-"""The user's own text for judging lossy strategies: read, and cut into the tokens of each model."""
+"""The user's own text: read, and cut into the tokens of each model that judges lossy strategies by it."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.errors import UsageError
 from bench.manifest import CasePlan, TextFile
 from bench.measure.plan import describe
 from kvcache import models
 from kvcache.strategies.catalogue import is_lossy
+
+NAMED_WORDS = 5
+"""Words without a token that an error names at most."""
 
 
 def read_text(path: Path, plans: Sequence[CasePlan]) -> TextFile:
@@ -46,13 +50,38 @@ def _tokens(path: Path, text: str, model: str, n: int) -> list[int]:
         tokenizer = models.load_tokenizer(model)
     except models.ModelError as error:
         raise UsageError(f"--text {path}: --model {model}: {error}") from error
-    try:
-        ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    except Exception as error:
-        raise UsageError(f"--text {path}: the tokenizer of {model} cannot encode it ({error})") from error
+    ids = encode(text, tokenizer, describe(model, "").vocab_size, f"--text {path}", add_special_tokens=False)
     if len(ids) < n:
         raise UsageError(f"--text {path}: has {len(ids)} tokens of {model}, this grid needs {n}; give a longer text")
-    vocab_size = describe(model, "").vocab_size
-    if max(ids[:n]) >= vocab_size:
-        raise UsageError(f"--text {path}: its token {max(ids[:n])} lies outside the {vocab_size} tokens of {model}")
     return ids[:n]
+
+
+def encode(
+    text: str, tokenizer: Callable[..., Any], vocab_size: int, flag: str, *, add_special_tokens: bool = True
+) -> list[int]:
+    """Return the token ids of a text that was given by `flag`.
+
+    Raises:
+        UsageError: the tokenizer has no token for a word, or one that the model's `vocab_size` rows do not hold.
+    """
+    options = {"add_special_tokens": add_special_tokens, "verbose": False}
+    try:
+        ids: list[int] = tokenizer(text, **options)["input_ids"]
+    except Exception as error:
+        unknown = [word for word in dict.fromkeys(text.split()) if not _knows(tokenizer, word)]
+        reason = ", ".join(unknown[:NAMED_WORDS]) or error
+        raise UsageError(f"{flag}: the model's tokenizer has no token for {reason}") from error
+    if ids and max(ids) >= vocab_size:
+        raise UsageError(
+            f"{flag}: its token {max(ids)} lies outside the model's embedding of {vocab_size} rows; the tokenizer does "
+            "not belong to this model"
+        )
+    return ids
+
+
+def _knows(tokenizer: Callable[..., Any], word: str) -> bool:
+    try:
+        tokenizer(word)
+    except Exception:  # noqa: BLE001  # the tokenizers library raises no narrower one
+        return False
+    return True

@@ -82,7 +82,7 @@ def judge_by_text(strategy: Strategy, path: str, device: str) -> Quality:
     text = JudgedText(**load_file(path, device=device))
     found, recall = judge(strategy, text)
     return Quality(
-        positions=text.exact.shape[1],
+        positions=len(found.agreement_by_position),
         logit_kl_floor=text.floor.item() if len(text.floor) else None,
         matching_tokens=0,
         recall_agreement=recall,

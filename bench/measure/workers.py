@@ -12,7 +12,7 @@ from bench.manifest import CasePlan
 from bench.measure.budget import turn_seconds
 from bench.measure.progress import ProgressBar
 from bench.measure.worker_process import WorkerFailed, WorkerProcess
-from bench.protocol import VERSION, CheckCase, Load, Loaded, Reply, Request, TakeTurn, TurnTaken
+from bench.protocol import VERSION, CheckCase, Judge, Judged, Load, Loaded, Reply, Request, TakeTurn, TurnTaken
 from bench.record import Check, Failure
 from bench.store.checked_lines import Appender
 
@@ -150,6 +150,26 @@ class Workers:
             return None
         self._progress.advance(turn_seconds(entry.plan), entry.case.strategy)
         return reply
+
+    def judge(self, requests: Iterable[tuple[Entry, Judge]]) -> None:
+        """Have cases judged side by side, each within the time it has left; a failure is stored and ends its case."""
+        started, judging = time.monotonic(), []
+        for entry, request in requests:
+            try:
+                worker = self.loaded(entry.key)
+            except WorkerFailed as failure:
+                self.fail(entry, failure)
+            else:
+                worker.send(request)
+                judging.append((entry, worker))
+        for entry, worker in judging:
+            try:
+                reply = worker.receive(self.timeout_s - entry.spent_s - (time.monotonic() - started))
+            except WorkerFailed as failure:
+                self.fail(entry, failure)
+            else:
+                assert isinstance(reply, Judged)
+                entry.spent_s += reply.spent_s  # not what it waited here for the one before it
 
     def fail(self, entry: Entry, failure: WorkerFailed, prefix: str = "") -> None:
         """Store why a case ends here, and say it."""

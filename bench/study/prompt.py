@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.errors import UsageError
+from bench.measure.own_text import encode
 from kvcache import models
 from kvcache.caches.contract import UnfitCache, Unsupported
 
@@ -61,7 +62,10 @@ def get_ready(setting: Setting, prompt: str, *, n_gen: int | None, stop: int | N
         raise UsageError(f"--model {setting.model}: {error}") from error
     for caution in described.cautions:
         sys.stderr.write(f"kvbench: {setting.model}: {caution}\n")
-    ids = _encode(tokenizer, prompt).to(setting.device)
+    tokens = encode(prompt, tokenizer, described.vocab_size, "--prompt")
+    if not tokens:
+        raise UsageError("--prompt: gives no token; give at least one word")
+    ids = torch.tensor([tokens], device=setting.device)
     room = _fitting(ids, n_gen, stop, described, stop_flag)
     return Ready(network, tokenizer, ids, room, {stop, *_ends(network.generation_config, tokenizer.eos_token_id)})
 
@@ -81,26 +85,9 @@ def refusing(flag: str, name: str, model: str) -> Iterator[None]:
         raise UsageError(f"{flag} {name}: {str(error).removeprefix(f'{name} ')}") from error
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> Tensor:
-    """Return the token ids of `prompt`, `[1, n_prompt]`."""
-    try:
-        ids: Tensor = tokenizer(prompt, return_tensors="pt")["input_ids"].long()
-    except Exception as error:
-        unknown = ", ".join(word for word in prompt.split() if not _knows(tokenizer, word))
-        raise UsageError(f"--prompt: the model's tokenizer has no token for {unknown or error}") from error
-    if ids.shape[1] == 0:
-        raise UsageError("--prompt: gives no token; give at least one word")
-    return ids
-
-
 def _fitting(ids: Tensor, n_gen: int | None, stop: int | None, model: models.ModelDescription, stop_flag: str) -> int:
     """Return how many tokens may follow: `n_gen`; without one 128, or as many as the model has positions left."""
     n_prompt = ids.shape[1]
-    if ids.max() >= model.vocab_size:
-        raise UsageError(
-            f"--prompt: its token {int(ids.max())} lies outside the model's embedding of {model.vocab_size} rows; the "
-            "tokenizer does not belong to this model"
-        )
     if stop is not None and not 0 <= stop < model.vocab_size:
         raise UsageError(f"{stop_flag} {stop}: the model's tokens are 0 to {model.vocab_size - 1}")
     room = DEFAULT_N_GEN if model.max_positions is None else model.max_positions - n_prompt
@@ -124,11 +111,3 @@ def _ends(config: object, tokenizer_eos: int | None) -> set[int | None]:
     if eos is None:
         eos = tokenizer_eos
     return set(eos) if isinstance(eos, list) else {eos}
-
-
-def _knows(tokenizer: PreTrainedTokenizerBase, word: str) -> bool:
-    try:
-        tokenizer(word)
-    except Exception:  # noqa: BLE001  # the tokenizers library raises no narrower one
-        return False
-    return True

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kvcache.models.spec import max_positions
 from kvcache.proof.quality import (
     RECALLED,
     Quality,
+    compare,
     exact_logits,
-    logit_kl_floor,
-    quality,
+    summary,
     with_recall,
 )
+from kvcache.proof.rounding import logit_kl_floor
 from kvcache.strategies.strategy import Strategy
 
 POSITIONS = 128
@@ -30,25 +32,30 @@ class JudgedText:
     """What judging needs, as tensors, so that a file can carry it from one process to another."""
 
     tokens: Tensor
-    """`[batch, n]`"""
+    """`[batch, n]`; after it a strategy is fed the passage of `with_recall`, where the model has positions for both."""
     exact: Tensor
-    """What the parallel forward predicts after each token fed by decode, `[batch, positions, vocab]`."""
-    recalled: Tensor
-    """The same for the repeated passage of `with_recall(tokens)`; no position where the text is too short for one."""
+    """What the parallel forward predicts after each token fed by decode, the passage's too: `[batch, steps, vocab]`."""
+    n_recalled: Tensor
+    """Tokens of the passage, `[]`: RECALLED, or 0 where there is none."""
     floor: Tensor
     """`logit_kl_floor`, `[1]` in float64; `[0]` where there is none."""
 
 
-def kept_positions(n_context: int, max_positions: int | None) -> int:
-    """Count the positions, judged and recalled, whose exact logits are kept for each sequence."""
-    n = text_length(n_context, max_positions)
-    return _steps(n) + (RECALLED - 1 if n >= 2 * RECALLED else 0)
+def kept_positions(n_context: int, n_positions: int | None) -> int:
+    """Count the positions, the passage's too, whose exact logits are kept for each sequence."""
+    n = text_length(n_context, n_positions)
+    return _steps(n) + _recalled(n, n_positions)
 
 
-def text_length(n_context: int, max_positions: int | None) -> int:
-    """Count the tokens of a text that judges POSITIONS steps after a context, or as many as the model has room for."""
-    n = n_context + POSITIONS + 1
-    return n if max_positions is None else min(n, max_positions)
+def text_length(n_context: int, n_positions: int | None) -> int:
+    """Count the tokens of a text that judges POSITIONS steps after a context, or as many as the model has room for.
+
+    Of `n_positions` (None: any number) the last ones are for the passage, if POSITIONS steps still fit before it.
+    """
+    if n_positions is None:
+        return n_context + POSITIONS + 1
+    room = n_positions - RECALLED if n_positions >= POSITIONS + 2 + RECALLED else n_positions
+    return min(n_context + POSITIONS + 1, room)
 
 
 def predict(model: PreTrainedModel, tokens: Tensor, room_bytes: int | None = None) -> JudgedText:
@@ -61,19 +68,27 @@ def predict(model: PreTrainedModel, tokens: Tensor, room_bytes: int | None = Non
         NonFiniteLogits: the model gave NaN or infinity.
     """
     n = tokens.shape[1]
-    n_context = n - 1 - _steps(n)
-    exact = exact_logits(model, tokens, n_context)
-    recalled = exact[:, :0]
-    if n >= 2 * RECALLED:
-        recalled = exact_logits(model, with_recall(tokens), n - RECALLED)
-    floor = logit_kl_floor(model, tokens, n_context, exact, room_bytes)
-    floors = torch.tensor([] if floor is None else [floor], dtype=torch.float64)
-    return JudgedText(tokens=tokens, exact=exact, recalled=recalled, floor=floors)
+    steps, n_recalled = _steps(n), _recalled(n, max_positions(model.config.get_text_config(decoder=True)))
+    n_context = n - 1 - steps
+    exact = exact_logits(model, with_recall(tokens) if n_recalled else tokens, n_context)
+    floor = logit_kl_floor(model, tokens, n_context, exact[:, :steps], room_bytes)
+    return JudgedText(
+        tokens=tokens,
+        exact=exact,
+        n_recalled=torch.tensor(n_recalled),
+        floor=torch.tensor([] if floor is None else [floor], dtype=torch.float64),
+    )
 
 
 def _steps(n: int) -> int:
     """Count the decode steps that are compared in a text of `n` tokens."""
     return min(POSITIONS, n - 2)
+
+
+def _recalled(n: int, n_positions: int | None) -> int:
+    """Count the tokens of the passage that is repeated after a text of `n` tokens: none where there is no room."""
+    fits = n_positions is None or n + RECALLED <= n_positions
+    return RECALLED if n >= RECALLED and fits else 0
 
 
 def judge(strategy: Strategy, text: JudgedText) -> tuple[Quality, float | None]:
@@ -84,9 +99,10 @@ def judge(strategy: Strategy, text: JudgedText) -> tuple[Quality, float | None]:
     Raises:
         NonFiniteLogits: the strategy gave NaN or infinity.
     """
-    n, steps = text.tokens.shape[1], text.exact.shape[1]
-    found = quality(strategy, text.tokens, n - 1 - steps, text.exact)
-    if not text.recalled.shape[1]:
-        return found, None
-    recalled = quality(strategy, with_recall(text.tokens), n - RECALLED, text.recalled)
-    return found, recalled.top1_agreement
+    n_recalled = int(text.n_recalled)
+    fed = with_recall(text.tokens) if n_recalled else text.tokens
+    judged = text.exact.shape[1] - n_recalled
+    steps = compare(strategy, fed, text.tokens.shape[1] - 1 - judged, text.exact)
+    found = summary(steps[:judged], text.exact[:, :judged])
+    # That the passage begins, nobody can foresee.
+    return found, steps[judged + 1 :, 0].mean().item() if n_recalled else None

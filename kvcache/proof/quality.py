@@ -7,12 +7,10 @@ dtype. Axes: `batch` sequences of `n` tokens, of which `n_context` are prefilled
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvcache.proof.tokens import NonFiniteLogits
@@ -63,14 +61,14 @@ def sample_text(strategy: Strategy, start: Tensor, n: int, seed: int) -> Tensor:
 
 
 def with_recall(text: Tensor) -> Tensor:
-    """Replace the last tokens of `text [batch, n]` by its first ones: whoever kept the beginning can foresee them.
+    """Repeat the first tokens of `text [batch, n]` after it: whoever kept the beginning can foresee them.
 
     Raises:
-        ValueError: the text is too short for a passage at both ends.
+        ValueError: the text is shorter than the passage.
     """
-    if text.shape[1] < 2 * RECALLED:
-        raise ValueError(f"a text of {text.shape[1]} tokens has no room for a passage of {RECALLED} at both ends")
-    return torch.cat([text[:, :-RECALLED], text[:, :RECALLED]], dim=1)
+    if text.shape[1] < RECALLED:
+        raise ValueError(f"a text of {text.shape[1]} tokens has no passage of {RECALLED} to repeat")
+    return torch.cat([text, text[:, :RECALLED]], dim=1)
 
 
 @torch.inference_mode()
@@ -99,12 +97,23 @@ def quality(strategy: Strategy, text: Tensor, n_context: int, exact: Tensor) -> 
     Raises:
         NonFiniteLogits: the strategy gave NaN or infinity.
     """
+    return summary(compare(strategy, text, n_context, exact), exact)
+
+
+def compare(strategy: Strategy, text: Tensor, n_context: int, exact: Tensor) -> Tensor:
+    """Do the same, and return what each step lost: `[positions, 3, batch]` in float64.
+
+    The three are agreement (0 or 1), KL, and the difference in negative log-likelihood of the token that follows.
+
+    Raises:
+        NonFiniteLogits: the strategy gave NaN or infinity.
+    """
     batch_size, n = text.shape
     strategy.prepare(batch_size, n, prompt_length=n_context)
     compared: list[Tensor] = []
     step = 0
 
-    def compare(_token: Tensor, logits: Tensor) -> None:
+    def add(_token: Tensor, logits: Tensor) -> None:
         nonlocal step
         if not logits.isfinite().all():
             raise NonFiniteLogits(f"{strategy.name} gave NaN or infinite logits for token {n_context + step}")
@@ -112,66 +121,12 @@ def quality(strategy: Strategy, text: Tensor, n_context: int, exact: Tensor) -> 
             compared.append(_compared(exact[:, step - 1], logits, text[:, n_context + step]))
         step += 1
 
-    strategy.generate(text[:, :n_context], n - n_context, compare, forced=text[:, n_context:])
-    return _summary(torch.stack(compared), exact)
+    strategy.generate(text[:, :n_context], n - n_context, add, forced=text[:, n_context:])
+    return torch.stack(compared)
 
 
-def equal_tokens(emitted: Tensor, expected: Tensor) -> int:
-    """Count the first tokens of `emitted [batch, n_gen]` that equal the expected ones; the fewest over the batch."""
-    return int((emitted == expected).long().cumprod(dim=1).sum(dim=1).min())
-
-
-@torch.inference_mode()
-def logit_kl_floor(
-    model: PreTrainedModel, text: Tensor, n_context: int, exact: Tensor, room_bytes: int | None = None
-) -> float | None:
-    """Return what rounding alone does: the mean KL of `model` in float32 against its bfloat16 copy, in nats.
-
-    Both are parallel forwards of the same weights, rounded to bfloat16 for the second; `exact` are the logits of
-    the one at the model's own dtype. None where there is no copy (it would take more than `room_bytes`, a model that
-    cannot be copied) or the copy gives NaN.
-    """
-    if room_bytes is not None and floor_bytes(model, exact) > room_bytes:
-        return None  # a system without memory kills the process instead of raising an error
-    try:
-        wide, narrow = (
-            exact if model.dtype == dtype else exact_logits(_copy(model, dtype), text, n_context)
-            for dtype in (torch.float32, torch.bfloat16)
-        )
-        by_position = [_kl(*logits).mean() for logits in zip(wide.unbind(1), narrow.unbind(1), strict=True)]
-        return torch.stack(by_position).mean().item()
-    except torch.AcceleratorError:  # the CUDA context is lost
-        raise
-    except Exception:  # noqa: BLE001  # the copy is only for this yardstick: without it everything else is judged
-        return None
-
-
-def floor_bytes(model: PreTrainedModel, exact: Tensor) -> int:
-    """Estimate what `logit_kl_floor` takes: a copy of the weights for each dtype that the model has not, and logits."""
-    parameters = sum(weight.numel() for weight in model.parameters())
-    others = [dtype for dtype in (torch.float32, torch.bfloat16) if dtype != model.dtype]
-    return sum((parameters + 2 * exact.numel()) * dtype.itemsize for dtype in others)
-
-
-def _copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Copy a model to `dtype`, weight by weight: there is never a second one at its own dtype."""
-    cast: dict[int, Any] = {
-        id(weight): nn.Parameter(weight.to(dtype), requires_grad=False)
-        for weight in model.parameters()
-        if weight.is_floating_point()
-    }
-    return copy.deepcopy(model, cast)
-
-
-def _compared(exact: Tensor, found: Tensor, following: Tensor) -> Tensor:
-    """Return agreement, KL and difference in negative log-likelihood of each sequence, `[3, batch]` in float64."""
-    same = exact.argmax(-1) == found.argmax(-1)
-    nll = [-_log_softmax(logits).gather(-1, following[:, None])[:, 0] for logits in (exact, found)]
-    return torch.stack([same.double(), _kl(exact, found), nll[1] - nll[0]])
-
-
-def _summary(steps: Tensor, exact: Tensor) -> Quality:
-    """Average `steps [positions, 3, batch]`."""
+def summary(steps: Tensor, exact: Tensor) -> Quality:
+    """Average what `compare` returned for the steps after which `exact [batch, positions, vocab]` holds."""
     same, kl, nll = steps.unbind(1)
     chosen = exact.argmax(-1).flatten()
     return Quality(
@@ -184,9 +139,24 @@ def _summary(steps: Tensor, exact: Tensor) -> Quality:
     )
 
 
-def _kl(exact: Tensor, found: Tensor) -> Tensor:
-    """Return the divergence of `exact [..., vocab]` from `found`, `[...]`."""
+def equal_tokens(emitted: Tensor, expected: Tensor) -> int:
+    """Count the first tokens of `emitted [batch, n_gen]` that equal the expected ones; the fewest over the batch."""
+    return int((emitted == expected).long().cumprod(dim=1).sum(dim=1).min())
+
+
+def _compared(exact: Tensor, found: Tensor, following: Tensor) -> Tensor:
+    """Compare logits `[batch, vocab]` of one step: `[3, batch]`."""
+    same = exact.argmax(-1) == found.argmax(-1)
     wide, narrow = _log_softmax(exact), _log_softmax(found)
+    return torch.stack([same.double(), _divergence(wide, narrow), (wide - narrow).gather(-1, following[:, None])[:, 0]])
+
+
+def divergence(exact: Tensor, found: Tensor) -> Tensor:
+    """Return the Kullback-Leibler divergence of the logits `exact [..., vocab]` from `found`, `[...]`, in nats."""
+    return _divergence(_log_softmax(exact), _log_softmax(found))
+
+
+def _divergence(wide: Tensor, narrow: Tensor) -> Tensor:
     return (wide.exp() * (wide - narrow)).sum(-1)
 
 

@@ -28,7 +28,7 @@ from kvcache.strategies.strategy import Strategy, last_logits
 from kvcache.strategies.tolerance import difference, tolerance
 from kvcache.strategies.tolerance import largest as greatest
 
-COMPARED_TOKENS = 4096
+COMPARED_TOKENS = 2048
 """Naive steps are compared with the parallel forward up to so many tokens fed; the first and two more in any case."""
 
 

@@ -12,7 +12,7 @@ from kvcache.proof.quality import RECALLED
 from tests.handmade import make_case, make_plan
 
 BATCH_SIZE = 2
-JUDGED = BATCH_SIZE * (POSITIONS + RECALLED - 1) * 4 * describe("random:tiny").vocab_size
+JUDGED = BATCH_SIZE * (POSITIONS + RECALLED) * 4 * describe("random:tiny").vocab_size
 
 
 def planned(strategy: str) -> list[CasePlan]:

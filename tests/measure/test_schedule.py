@@ -23,6 +23,8 @@ from bench.protocol import (
     ChooseCeilings,
     Done,
     FrameworkTimed,
+    Judge,
+    Judged,
     Load,
     Loaded,
     MakeReference,
@@ -87,6 +89,8 @@ class FakeArm:
             case MakeText():
                 written = TextMade(writer=request.writer, tokens=[[1, 2, 3]])
                 return written if request.tokens is None else TextMade()
+            case Judge():
+                return Judged(spent_s=1.0)
             case CheckCase():
                 return Checked(
                     tokens_match=self.matches.get(self.strategy, "true"),  # type: ignore[arg-type]
@@ -216,8 +220,8 @@ def test_a_text_is_written_once_and_then_judges_the_lossy_cases_of_every_cell_al
     made = [request for request in asked if isinstance(request, MakeText)]
     assert [(request.writer, request.n_context, request.tokens) for request in made[:1]] == [("dynamic", 16, None)]
     assert [(request.case.n_prompt, request.tokens) for request in made[1:]] == [(n, [[1, 2, 3]]) for n in (16, 8, 16)]
-    texts = [request.text is not None for request in asked if isinstance(request, CheckCase)]
-    assert texts == [False, True, True] * 4
+    judged = [request.case.strategy for request in asked if isinstance(request, Judge)]
+    assert judged == ["fp8", "cache:mine:make"] * 4
     assert memory.of(Failure) == []
     (text,) = memory.of(Text)
     assert (text.case, text.writer, text.tokens) == (cases[1].key, "dynamic", [[1, 2, 3]])

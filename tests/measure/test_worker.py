@@ -21,6 +21,8 @@ from bench.protocol import (
     Checked,
     Done,
     GoOn,
+    Judge,
+    Judged,
     Load,
     Loaded,
     MakeReference,
@@ -96,7 +98,8 @@ def judged(case: Case, folder: Path) -> Checked:
     assert isinstance(made, TextMade)
     assert made.writer == "dynamic"
     assert [len(row) for row in made.tokens] == [case.n_depth + case.n_prompt + 129] * case.batch_size
-    reply = worker.answer(CheckCase(case=case, path=path, text=text))
+    assert isinstance(worker.answer(Judge(case=case, path=path, text=text, n_threads=1)), Judged)
+    reply = worker.answer(CheckCase(case=case, path=path))
     assert isinstance(reply, Checked), reply
     assert isinstance(worker.answer(TakeTurn()), TurnTaken)
     return reply
@@ -133,7 +136,8 @@ def test_the_cache_that_was_judged_is_gone_when_the_peak_begins(tmp_path: Path) 
     worker.answer(MakeReference(case=case, path=path))
     worker.answer(MakeText(case=case, path=text, n_context=8))
     for _ in range(2):
-        assert isinstance(worker.answer(CheckCase(case=case, path=path, text=text)), Checked)
+        worker.answer(Judge(case=case, path=path, text=text, n_threads=1))
+        assert isinstance(worker.answer(CheckCase(case=case, path=path)), Checked)
     assert held == [False, False]
 
 

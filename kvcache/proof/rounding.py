@@ -1,0 +1,78 @@
+"""What rounding alone does: the yardstick beside which a lossy cache's `logit_kl` is read.
+
+Axes: `batch` sequences of `n` tokens, of which the first `n_context` are not compared.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
+
+from kvcache.proof.quality import divergence, exact_logits
+
+
+@torch.inference_mode()
+def logit_kl_floor(
+    model: PreTrainedModel, text: Tensor, n_context: int, exact: Tensor, room_bytes: int | None = None
+) -> float | None:
+    """Return what rounding alone does: the mean KL of `model` in float32 against its bfloat16 copy, in nats.
+
+    Both are parallel forwards of the same weights, rounded to bfloat16 for the second; `exact` are the logits of
+    the one at the model's own dtype. None where there is no copy (it would take more than `room_bytes`, a model that
+    cannot be copied) or the copy gives NaN.
+    """
+    if room_bytes is not None and floor_bytes(model, exact) > room_bytes:
+        return None  # a system without memory kills the process instead of raising an error
+    slow = model.device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001  # no public name
+    products: AbstractContextManager[object] = _WideProducts() if slow else nullcontext()
+    try:
+        with products:
+            wide, narrow = (
+                exact if model.dtype == dtype else exact_logits(_copy(model, dtype), text, n_context)
+                for dtype in (torch.float32, torch.bfloat16)
+            )
+        by_position = [divergence(*logits).mean() for logits in zip(wide.unbind(1), narrow.unbind(1), strict=True)]
+        return torch.stack(by_position).mean().item()
+    except torch.AcceleratorError:  # the CUDA context is lost
+        raise
+    except Exception:  # noqa: BLE001  # the copy is only for this yardstick: without it everything else is judged
+        return None
+
+
+def floor_bytes(model: PreTrainedModel, exact: Tensor) -> int:
+    """Estimate what `logit_kl_floor` takes: a copy of the weights for each dtype that the model has not, and logits."""
+    parameters = sum(weight.numel() for weight in model.parameters())
+    others = [dtype for dtype in (torch.float32, torch.bfloat16) if dtype != model.dtype]
+    return sum((parameters + 2 * exact.numel()) * dtype.itemsize for dtype in others)
+
+
+class _WideProducts(TorchFunctionMode):
+    """Computes products with weights in float32 and rounds what comes out, as a CPU with bfloat16 products does.
+
+    oneDNN's own way without them takes six times as long (SmolLM2-135M, 512 tokens, AVX2).
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (nn.functional.linear, torch.addmm) and args[0].dtype == torch.bfloat16:
+            wide = [arg.float() if isinstance(arg, Tensor) else arg for arg in args]
+            return func(*wide, **(kwargs or {})).bfloat16()
+        return func(*args, **(kwargs or {}))
+
+
+def _copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Copy a model to `dtype`, weight by weight: there is never a second one at its own dtype."""
+    cast: dict[int, Any] = {
+        id(weight): nn.Parameter(weight.to(dtype), requires_grad=False)
+        for weight in model.parameters()
+        if weight.is_floating_point()
+    }
+    return copy.deepcopy(model, cast)
