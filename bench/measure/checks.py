@@ -17,7 +17,7 @@ from bench.measure.workers import Entry, WorkerKey, Workers
 from bench.protocol import CheckCase, Checked, FrameworkTimed, Judge, MakeReference, TimeFramework
 from bench.record import Check
 from bench.store.checked_lines import Appender
-from kvcache.strategies.catalogue import COMPILING, is_lossy
+from kvcache.strategies.catalogue import COMPILING, LOSSY, is_lossy
 
 
 class Checks:
@@ -115,11 +115,12 @@ class Checks:
 
 
 def _side_by_side(entries: Sequence[Entry]) -> list[list[Entry]]:
-    """Divide the cases that are judged into those that share the threads: half of a small step is no arithmetic.
+    """Divide the cases that are judged into those that share the threads, since half of a small step is no arithmetic.
 
-    Compiled code runs on the number of threads that it was compiled for, and a GPU has one queue: alone.
+    Alone are compiled code, which runs on the number of threads that it was compiled for, a user's cache, which is to
+    find torch's settings as they are timed, and what runs on a GPU, which has one queue.
     """
-    alone = [e for e in entries if e.case.strategy in COMPILING or e.case.device not in HOST_DEVICES]
-    others = [entry for entry in entries if entry not in alone]
+    sharing = [e for e in entries if e.case.strategy in LOSSY - COMPILING and e.case.device in HOST_DEVICES]
     size = entries[0].case.n_threads
-    return [[entry] for entry in alone] + [others[first : first + size] for first in range(0, len(others), size)]
+    shared = [sharing[first : first + size] for first in range(0, len(sharing), size)]
+    return shared + [[entry] for entry in entries if entry not in sharing]
