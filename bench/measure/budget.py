@@ -31,7 +31,7 @@ OTHER_TURNS = 4
 CHECK_S = 1.0
 """What a check takes besides: counting, and steps without arithmetic."""
 
-CONTEXTS, JUDGED_CONTEXTS, JUDGED_STEPS = 3, 2, 190
+CONTEXTS, JUDGED_CONTEXTS, JUDGED_STEPS = 3, 1, 192
 """How often a check feeds the context, how often judging does, and its decode steps."""
 
 COMPILE_S = 20.0

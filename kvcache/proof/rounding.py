@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel
 
 from kvcache.proof.quality import divergence, exact_logits
@@ -31,7 +32,7 @@ def logit_kl_floor(
     if room_bytes is not None and floor_bytes(model, exact) > room_bytes:
         return None  # a system without memory kills the process instead of raising an error
     slow = model.device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001  # no public name
-    products: AbstractContextManager[object] = _WideProducts() if slow else nullcontext()
+    products: AbstractContextManager[object] = WideProducts() if slow else nullcontext()
     try:
         with products:
             wide, narrow = (
@@ -53,7 +54,7 @@ def floor_bytes(model: PreTrainedModel, exact: Tensor) -> int:
     return sum((parameters + 2 * exact.numel()) * dtype.itemsize for dtype in others)
 
 
-class _WideProducts(TorchFunctionMode):
+class WideProducts(TorchFunctionMode):
     """Computes products with weights in float32 and rounds what comes out, as a CPU with bfloat16 products does.
 
     oneDNN's own way without them takes six times as long (SmolLM2-135M, 512 tokens, AVX2).
@@ -62,10 +63,10 @@ class _WideProducts(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in (nn.functional.linear, torch.addmm) and args[0].dtype == torch.bfloat16:
-            wide = [arg.float() if isinstance(arg, Tensor) else arg for arg in args]
-            return func(*wide, **(kwargs or {})).bfloat16()
-        return func(*args, **(kwargs or {}))
+        if func not in (nn.functional.linear, torch.addmm) or args[0].dtype != torch.bfloat16:
+            return func(*args, **(kwargs or {}))
+        args, kwargs = tree_map_only(Tensor, Tensor.float, (args, kwargs or {}))
+        return func(*args, **kwargs).bfloat16()
 
 
 def _copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -287,6 +287,17 @@ def test_without_a_text_the_lossy_cases_fail_with_the_reason_and_the_others_are_
     assert {sample.case.split()[1] for sample in memory.of(Sample)} == {"dynamic"}
 
 
+def test_eager_kinds_share_the_threads_while_they_are_judged_and_one_failure_ends_one_case() -> None:
+    FakeArm.failures["sink-window", "Judge", 0] = WorkerFailed("oom", "too large", alive=False)
+    kinds = ["compiled-int8", "fp8", "sink-window", "cache:mine:make", "hqq-int4"]
+    memory, asked = watched(lambda: measured(grid(kinds, [8]), repetitions=1))
+    shared, alone = {"fp8": 1, "hqq-int4": 2}, {"compiled-int8": 2, "cache:mine:make": 2}
+    assert {r.case.strategy: r.n_threads for r in asked if isinstance(r, Judge)} == shared | alone
+    (failure,) = memory.of(Failure)
+    assert failure.case.split()[1] == "sink-window"
+    assert {sample.case.split()[1] for sample in memory.of(Sample)} == {*shared, *alone}
+
+
 def test_the_framework_is_timed_once_for_a_worker_and_batch_and_told_with_every_case() -> None:
     cases = [*grid(["dynamic"], [8], n_gen=1), *grid(["dynamic"], [8, 16], n_gen=4)]
     memory = measured([*cases, *grid(["dynamic"], [8], batch_size=2)])

@@ -21,7 +21,7 @@ from kvcache.proof.quality import (
     sample_text,
     with_recall,
 )
-from kvcache.proof.rounding import logit_kl_floor
+from kvcache.proof.rounding import WideProducts, logit_kl_floor
 from kvcache.proof.tokens import NonFiniteLogits
 from kvcache.strategies.cached import Dynamic
 from kvcache.strategies.catalogue import build
@@ -168,6 +168,22 @@ def test_floor_is_what_bfloat16_does() -> None:
     )
     # Up to the rotary frequencies, which stay float32 in a model that is loaded in bfloat16.
     assert floor == pytest.approx((wide.exp() * (wide - narrow)).sum(-1).mean().item(), rel=0.5)
+
+
+def test_wide_products_round_what_comes_out() -> None:
+    x, weight = torch.randn(3, 8, dtype=torch.bfloat16), torch.randn(5, 8, dtype=torch.bfloat16)
+    bias = torch.randn(5, dtype=torch.bfloat16)
+    expected = (x.float() @ weight.float().T + bias.float()).bfloat16()
+    with WideProducts():
+        products = [
+            torch.nn.functional.linear(x, weight, bias),
+            torch.nn.functional.linear(x, weight, bias=bias),
+            torch.addmm(bias, x, weight.T),
+        ]
+        assert torch.nn.functional.linear(x.double(), weight.double()).dtype == torch.float64
+    for found in products:
+        assert found.dtype == torch.bfloat16
+        torch.testing.assert_close(found, expected)
 
 
 def test_a_model_that_cannot_be_copied_has_no_floor_and_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
