@@ -223,7 +223,12 @@ def test_lossy_tokens_may_change_and_infinite_logits_may_not(tmp_path: Path, mon
     assert reply.quality.top1_agreement <= reply.quality.commonest_share
     monkeypatch.setattr(Cached, "decode", lambda self, ids: honest(self, ids) * torch.inf)
     refused = loaded(case).answer(
-        CheckCase(case=case, path=str(tmp_path / "reference.safetensors"), text=str(tmp_path / "text.safetensors"))
+        Judge(
+            case=case,
+            path=str(tmp_path / "reference.safetensors"),
+            text=str(tmp_path / "text.safetensors"),
+            n_threads=1,
+        )
     )
     assert isinstance(refused, Refused)
     assert refused.error.startswith("NonFiniteLogits")

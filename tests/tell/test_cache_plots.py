@@ -130,13 +130,13 @@ def test_the_front_holds_what_no_other_beats_in_both():
 def test_the_crossing_is_stated_for_each_kind():
     labels = dict(" ".join(label.split()).split(": ", 1) for label in legend(FIGURES["tpot-context"]))
     assert labels["dynamic"] == labels["compiled"] == "what the others are compared with"
-    assert labels["fp8"].startswith("pays never within what was measured; 1.6")
+    assert labels["fp8"].startswith("pays at no measured context; 1.6")
     crossed = re.match(r"pays from 1,(\d+) \[1,(\d+) to 1,(\d+)\] tokens", labels["quanto-int4"])
     assert crossed
     low, at, high = (int(crossed[group]) for group in (2, 1, 3))
     assert low < at < high
     assert 400 < at < 600
-    assert labels["compiled-int8"].startswith("pays at every context; 0.9")
+    assert labels["compiled-int8"].startswith("pays at every measured context; 0.9")
     assert labels["compiled-int4"].startswith("pays only up to ")
 
 

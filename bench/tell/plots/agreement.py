@@ -47,7 +47,11 @@ def agreement_by_position(rows: pd.DataFrame) -> Figure:
     for length, (color, line, marker) in looks.items():
         grid[0, 0].plot([], [], color=color, linestyle=line, marker=marker, label=length)
     legend = figure.legend(
-        *grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, title="context", handlelength=3.5
+        *grid[0, 0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=5,
+        title="context: prompt @ depth",
+        handlelength=3.5,
     )
     legend.set_frame_on(False)
     return figure

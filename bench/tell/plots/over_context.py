@@ -84,7 +84,7 @@ def pays(own: pd.DataFrame) -> str:
     if known and ((own["latency_vs_exact_low"] <= 1) & (own["latency_vs_exact_high"] >= 1)).all():
         return f"no difference found; {at_last}"
     if found.tokens is None:
-        where = "at every context" if found.faster_beyond else "never within what was measured"
+        where = "at every measured context" if found.faster_beyond else "at no measured context"
         return f"pays {where}; {at_last}"
     span = f" {_span(found, contexts)}" if known else ""
     if found.faster_beyond:
