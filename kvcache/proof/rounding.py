@@ -57,7 +57,7 @@ def floor_bytes(model: PreTrainedModel, exact: Tensor) -> int:
 class WideProducts(TorchFunctionMode):
     """Computes products with weights in float32 and rounds what comes out, as a CPU with bfloat16 products does.
 
-    oneDNN's own way without them takes six times as long (SmolLM2-135M, 512 tokens, AVX2).
+    oneDNN's own way without them takes four times as long (SmolLM2-135M, 640 tokens, AVX2).
     """
 
     def __torch_function__(
