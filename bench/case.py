@@ -148,11 +148,13 @@ PRESETS: dict[str, tuple[Sweep, ...]] = {
         Sweep(
             strategies=("dynamic", "static", "compiled", "compiled-int8", "compiled-int4"),
             n_prompt=(1,),
+            n_gen=(8,),
             n_depth=(512, 2048),
         ),
         Sweep(
             strategies=("quanto-int4", "hqq-int8", "hqq-int4", "fp8", "sink-window"),
             n_prompt=(1,),
+            n_gen=(8,),
             n_depth=(512, 2048),
         ),
     ),

@@ -177,7 +177,8 @@ class Worker:
             phases = PhaseCounter(self.strategy)
             compiles = self.strategy.compile_s is not None
             with phases.counted() if count and not compiles else nullcontext():
-                found = agreement(self.strategy, self.prompt, reference, self._steps(), phases.apart)
+                forced = not self._is_lossy
+                found = agreement(self.strategy, self.prompt, reference, self._steps(), phases.apart, forced=forced)
         compile_s = self.strategy.compile_s
         if compile_s is not None:
             compile_s, self.compiled_s = compile_s - self.compiled_s, compile_s
@@ -190,12 +191,10 @@ class Worker:
         self.tokens_match, expected = found.tokens_match, reference.tokens
         del reference
         if self._is_lossy:
-            self.strategy.reset()
-            own = self.strategy.generate(self.prompt, case.n_gen)
-            matching = equal_tokens(own, expected)
+            matching = equal_tokens(found.tokens, expected)
             self.tokens_match = "true" if matching == case.n_gen else "false"
             judged = judged and msgspec.structs.replace(judged, matching_tokens=matching)
-            expected = own
+            expected = found.tokens
         # The logits are no longer needed. Timed turns of a lossy strategy are compared with its own free run.
         self.expected = Reference(expected, torch.empty(0))
         if count and compiles:
@@ -204,8 +203,10 @@ class Worker:
             weight = self._weigh(context, expected)
             self._prepare(context)
             self.strategy.generate(self.prompt, 1)  # weighing gave memory back; no timed turn is to pay for getting it
+        facts = vars(found) | {"tokens_match": self.tokens_match}
+        del facts["tokens"]
         return protocol.Checked(
-            **vars(found) | {"tokens_match": self.tokens_match},
+            **facts,
             peak_memory_bytes=weight and weight.peak,
             peak_beyond_weights_bytes=weight and weight.beyond_weights,
             growth_bytes=weight and weight.growth,

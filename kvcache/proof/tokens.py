@@ -68,6 +68,8 @@ class Agreement:
     kv_bytes_allocated_after_prefill: int
     kv_bytes_allocated_after_decode: int
     """Bytes of every storage of its cache at the same moments."""
+    tokens: Tensor
+    """What it chose at the computed positions, `[batch, positions_checked]`."""
 
 
 @torch.inference_mode()
@@ -177,12 +179,15 @@ def agreement(
     expected: Reference,
     steps: Collection[int] | None = None,
     apart: Callable[[], AbstractContextManager[None]] = nullcontext,
+    *,
+    forced: bool = True,
 ) -> Agreement:
     """Feed `strategy` (prepared, reset) the expected tokens and compare its logits at every computed position.
 
     A difference in tokens within the dtype's tolerance is a tie; logits further apart than it make the match false,
     whether or not a token changed. `steps` limits the decode steps, for a strategy that can skip some. `apart` is
-    entered around each comparison, so that whoever watches the strategy can leave it out.
+    entered around each comparison, so that whoever watches the strategy can leave it out. Unless `forced`, it is fed
+    its own choices, and its logits are compared as long as these are the expected ones.
 
     Raises:
         NonFiniteLogits: the strategy gave NaN or infinity.
@@ -205,13 +210,14 @@ def agreement(
                 raise WrongShape(f"{strategy.name} gave logits of shape {list(logits.shape)}")
             if not logits.isfinite().all():
                 raise NonFiniteLogits(f"{strategy.name} gave NaN or infinite logits for generated token {position + 1}")
-            largest = max(largest, difference(expected.logits[:, position], logits, scale))
+            if same or forced:  # after other tokens there are other logits
+                largest = max(largest, difference(expected.logits[:, position], logits, scale))
             same = same and torch.equal(token, expected.tokens[:, position])
             kv_bytes.append(strategy.kv_bytes)
             if position in (0, computed[-1]):
                 allocated.append(strategy.kv_bytes_allocated)
 
-    strategy.generate(prompt, n_gen, compare, forced=expected.tokens, steps=steps)
+    tokens = strategy.generate(prompt, n_gen, compare, forced=expected.tokens if forced else None, steps=steps)
     within = largest <= tolerance(strategy.model)
     return Agreement(
         tokens_match="false" if not within else "true" if same else "tie",
@@ -221,4 +227,5 @@ def agreement(
         kv_bytes_after_decode=kv_bytes[-1],
         kv_bytes_allocated_after_prefill=allocated[0],
         kv_bytes_allocated_after_decode=allocated[-1],
+        tokens=tokens,
     )
