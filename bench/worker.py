@@ -49,6 +49,8 @@ class Worker:
     """What was found of the case that is checked next."""
     compiled_s = 0.0
     """Seconds of compiling that were reported."""
+    is_warm = False
+    """Whether the strategy has run: the first pass of a process is heavier (`bench.measure.memory`)."""
 
     strategy: Strategy
     case: Case
@@ -153,6 +155,7 @@ class Worker:
             finally:
                 torch.set_num_threads(n_threads)
             self.strategy.release()
+            self.is_warm = True
         return protocol.Judged(spent_s=time.monotonic() - started)
 
     def check(self, request: protocol.CheckCase) -> protocol.Checked:
@@ -166,13 +169,13 @@ class Worker:
         context, self.prompt = ids_for(self.model, case)
         self.strategy.release()
         judged = self.judged[1] if self.judged is not None and self.judged[0] == case else None
-        weight = None
-        if judged is not None and count:  # judging was the heavier first pass
-            weight = self._weigh(context, read_reference(request.path, self.device.name).tokens)
-        reference = read_reference(request.path, self.device.name)
-        depends_on_later = not reference.prefix_stable
-        self.expected = reference
+        reference, weight = read_reference(request.path, self.device.name), None
+        depends_on_later, expected = not reference.prefix_stable, reference.tokens
         with _as_other_tokens() if depends_on_later else nullcontext():
+            if count and self.is_warm:
+                del reference  # its logits would be weighed too
+                weight = self._weigh(context, expected)
+                reference = read_reference(request.path, self.device.name)
             self._prepare(context)
             phases = PhaseCounter(self.strategy)
             compiles = self.strategy.compile_s is not None
@@ -188,7 +191,7 @@ class Worker:
                 f"{case.strategy} promises to be exact, and its logits differ from the parallel forward's by "
                 f"{found.logits_error:.1e} of the largest logit"
             )
-        self.tokens_match, expected = found.tokens_match, reference.tokens
+        self.tokens_match = found.tokens_match
         del reference
         if self._is_lossy:
             matching = equal_tokens(found.tokens, expected)
@@ -199,7 +202,8 @@ class Worker:
         self.expected = Reference(expected, torch.empty(0))
         if count and compiles:
             phases.count_eager(self.prompt, expected)
-        if count and weight is None:  # nothing but the check has run: before it, the first pass of a process is heavier
+        self.is_warm = True
+        if count and weight is None:
             weight = self._weigh(context, expected)
             self._prepare(context)
             self.strategy.generate(self.prompt, 1)  # weighing gave memory back; no timed turn is to pay for getting it
