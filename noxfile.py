@@ -77,7 +77,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", default=False)
 def tests_compiled(session: nox.Session) -> None:
-    """Test the fast path by the real compiler at every batch size and data type (some minutes)."""
+    """Test the fast path by the real compiler: each architecture, batch size and data type (an hour or two)."""
     session.run(str(torch_python(session)), "-m", "pytest", "-m", "compiled", "tests", *session.posargs)
 
 

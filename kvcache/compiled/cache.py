@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kvcache.compiled.decoder import Layer
-from kvcache.compiled.kernels import attend_to_rows
+from kvcache.compiled.kernels import attend_to_rows, capped
 from kvcache.compiled.rows import CHUNK, Rows
 
 
@@ -35,12 +35,10 @@ def attend_to_cache(slot: Slot, at: Tensor, in_use: Tensor, q: Tensor, k: Tensor
     rows = slot.rows.first(in_use.shape[0])
     visible = seen(in_use, at.to(in_use.dtype), slot.layer.window)
     if torch.compiler.is_compiling():
-        return attend_to_rows(q * slot.layer.scale, rows, visible)
+        return attend_to_rows(q * slot.layer.scale, rows, visible, slot.layer.softcap)
     # Run eagerly (to count its operations, say) it is the product that it stands for.
     keys, values = (part.to(q.dtype) for part in rows.plain(in_use.numel()))
-    return functional.scaled_dot_product_attention(
-        q, keys, values, visible.flatten()[None], scale=slot.layer.scale, enable_gqa=True
-    )
+    return attend_at_once(slot.layer, q, keys, values, visible.flatten()[None])
 
 
 def attend_to_prefix(
@@ -64,6 +62,22 @@ def attend_to_prefix(
         k, v = (part.to(q.dtype) for part in slot.rows.plain(start + k.shape[2]))
     elif start:
         k, v = slot.rows.with_own(start, k, v)
-    return functional.scaled_dot_product_attention(
-        q, k, v, mask, is_causal=mask is None, scale=slot.layer.scale, enable_gqa=True
-    )
+    return attend_at_once(slot.layer, q, k, v, mask)
+
+
+def attend_at_once(layer: Layer, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attend with `q [batch, heads, q, head_dim]` to `k` and `v [batch, kv_heads, n, head_dim]`.
+
+    `mask [q, n]` is true where a query sees a key; None: causal. torch's kernel has no soft-cap, so with one the scores
+    are written out, in float32.
+    """
+    if layer.softcap is None:
+        return functional.scaled_dot_product_attention(
+            q, k, v, mask, is_causal=mask is None, scale=layer.scale, enable_gqa=True
+        )
+    if mask is None:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+    grouped = q.unflatten(1, (k.shape[1], -1))
+    scores = capped((grouped @ k.unsqueeze(2).mT).float() * layer.scale, layer.softcap)
+    weights = scores.masked_fill_(~mask, torch.finfo(scores.dtype).min).softmax(-1).to(q.dtype)
+    return (weights @ v.unsqueeze(2)).flatten(1, 2)

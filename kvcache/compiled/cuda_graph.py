@@ -20,8 +20,8 @@ class GraphStep(Step):
     options: ClassVar[dict[str, Any]] = {}
 
     @torch.inference_mode()
-    def prepare(self, slots: Sequence[Slot], positions: Tensor, rotary: Rotary | None, length: int) -> None:
-        super().prepare(slots, positions, rotary, length)
+    def prepare(self, slots: Sequence[Slot], positions: Tensor, rotaries: tuple[Rotary, ...], length: int) -> None:
+        super().prepare(slots, positions, rotaries, length)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._logits = self.run(self.ids, self.at, self.in_use(length))

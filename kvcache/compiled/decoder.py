@@ -1,31 +1,35 @@
-"""One decoder for four architectures, over transformers' own weights: what `compiled` runs instead of the modules.
+"""The description of a model that `compiled` runs instead of transformers' modules: its weights, and how they are used.
 
-Nothing is copied: every `Linear` is a view of a parameter of the model. Axes: `batch` sequences, `q` positions of one
-forward, `n` positions of the cache, `in` and `out` features.
+A description is data. The step (`kernels.py`) reads it and knows no architecture; `architectures/` has a file for each
+family that says how its modules become a description. Nothing is copied: every `Linear` is a view of a parameter of
+the model. Axes: `batch` sequences, `q` positions of one forward, `in` and `out` features.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedModel
-from transformers.activations import NewGELUActivation, SiLUActivation
-from transformers.pytorch_utils import Conv1D
-
-from kvcache.caches.contract import Unsupported
-from kvcache.compiled.pages import leave_pages
 
 Activation = Callable[[Tensor], Tensor]
 """It may write its result over its argument."""
 
 Rotary = tuple[Tensor, Tensor]
-"""Cosine and sine of some positions, `[positions, head_dim]` each; the sine's first half has its sign turned."""
+"""Cosine and sine of some positions, `[positions, rotated features]` each; the sine's first half has its sign turned.
+
+A head's features beyond those are not rotated."""
+
+RotaryTable = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""transformers' own: any tensor of the model's dtype, and positions `[1, positions]` -> cosine and sine."""
+
+Split = Callable[[tuple[Tensor, ...], int], tuple[Tensor, Tensor, Tensor]]
+"""Products `[batch, q, out]` and the features of a head -> queries, keys, values `[batch, heads, q, head_dim]`.
+
+A function of a module, not a closure: layers of equal functions share their compiled code."""
 
 
 class Linear(NamedTuple):
@@ -36,47 +40,84 @@ class Linear(NamedTuple):
 
 
 class Norm(NamedTuple):
-    """Root-mean-square norm, or layer norm if there is a bias."""
+    """Root-mean-square norm or layer norm."""
 
     weight: Tensor
-    bias: Tensor | None
+    """`[features]`; `[heads, 1, head_dim]` where each head has weights of its own."""
     eps: float
+    bias: Tensor | None = None
+    centred: bool = False
+    """Layer norm: the mean is subtracted."""
+    plus_one: bool = False
+    """The factor is `1 + weight` (Gemma)."""
+    rounds_first: bool = True
+    """The normalised value is rounded to the model's dtype before it is multiplied with the weight (Llama)."""
+    over: tuple[int, ...] = (-1,)
+    """Axes whose mean square is taken; `(-3, -1)`: all heads together (OLMo 2)."""
 
 
-class Layer(NamedTuple):
-    """Weights of one block; `gate` and the norms of queries and keys are None where the architecture has none."""
+class Mlp(NamedTuple):
+    """A feed-forward block; `gate` is None where there is none."""
 
-    attention_norm: Norm
-    q: Linear
-    k: Linear
-    v: Linear
-    q_norm: Norm | None
-    k_norm: Norm | None
-    o: Linear
-    mlp_norm: Norm
     gate: Linear | None
     up: Linear
     down: Linear
+
+
+class Layer(NamedTuple):
+    """One block. A norm is None where the architecture has none at that place."""
+
+    qkv: tuple[Linear, ...]
+    split: Split
+    """How the products of `qkv` become heads."""
+    o: Linear
+    mlp: Mlp
+    kv_heads: int
     head_dim: int
     scale: float
     """What the attention scores are multiplied by."""
-    window: int | None
+    attention_norm: Norm | None = None
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
+    attention_output_norm: Norm | None = None
+    mlp_norm: Norm | None = None
+    mlp_output_norm: Norm | None = None
+    softcap: float | None = None
+    """What the scores are bounded by, smoothly: `softcap * tanh(score / softcap)`."""
+    rotary: int | None = None
+    """Index of the rotary table; None: positions are not rotated."""
+    window: int | None = None
     """How many positions are attended to, the own one included; None: all."""
+    residual: float = 1.0
+    """What is multiplied with both outputs before they are added to the residual stream."""
+    parallel: bool = False
+    """The feed-forward block reads what attention reads, not what attention has added to."""
+
+
+class Head(NamedTuple):
+    """What makes logits of the last layer's output."""
+
+    norm: Norm
+    linear: Linear
+    divisor: float = 1.0
+    softcap: float | None = None
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """A whole model: weights, sizes and the few things in which the architectures differ."""
+    """A whole model."""
 
     tokens: Tensor
     """`[vocab, hidden]`"""
-    positions: Tensor | None
-    """Learned positions `[max_positions, hidden]`, or None: rotary."""
     layers: tuple[Layer, ...]
-    norm: Norm
-    head: Linear
+    head: Head
     activation: Activation
-    rotary_embedding: nn.Module | None
+    positions: Tensor | None = None
+    """Learned positions `[max_positions, hidden]`, or None."""
+    rotaries: tuple[RotaryTable, ...] = ()
+    """The rotary tables that layers name by their index."""
+    embedding: float = 1.0
+    """What embeddings are multiplied by."""
 
     @property
     def head_dim(self) -> int:
@@ -86,158 +127,20 @@ class Decoder:
     @property
     def kv_heads(self) -> int:
         """Heads of keys and values."""
-        return self.layers[0].k.weight.shape[0] // self.head_dim
+        return self.layers[0].kv_heads
 
     def embed(self, ids: Tensor, at: Tensor) -> Tensor:
         """Rows of the table for `ids [batch, q]` at the positions `at [q]`: `[batch, q, hidden]`."""
         x = functional.embedding(ids, self.tokens)
+        if self.embedding != 1:
+            x = x * self.embedding
         return x if self.positions is None else x + self.positions[at]
 
-    def rotary(self, at: Tensor) -> Rotary | None:
-        """For the positions `at [positions]`; None where positions are learned."""
-        if self.rotary_embedding is None:
-            return None
-        cos, sin = (table[0] for table in self.rotary_embedding(self.tokens, at[None]))
-        first, second = sin.chunk(2, dim=-1)
-        return cos, torch.cat((-first, second), dim=-1)
-
-
-def decoder(model: PreTrainedModel) -> Decoder:
-    """Describe `model`, whose weights stay where they are.
-
-    Raises:
-        Unsupported: the architecture, or something in its config, is not one of those written down here.
-    """
-    name = type(model).__name__
-    if name not in _READERS or not type(model).__module__.startswith("transformers."):
-        raise Unsupported(
-            f"compiled runs transformers' {', '.join(_READERS)}; this model is a {type(model).__module__}.{name}"
-        )
-    if model.dtype not in (torch.float32, torch.bfloat16) and model.device.type != "cuda":
-        raise Unsupported(f"compiled runs float32 and bfloat16 on the CPU; this model is {model.dtype}")
-    return _READERS[name](model)
-
-
-def _gpt2(model: Any) -> Decoder:
-    config, body = model.config, model.transformer
-    if config.add_cross_attention:
-        raise Unsupported("compiled has no cross-attention; this GPT-2 is configured with it")
-    layers = []
-    for block in body.h:
-        q, k, v = _rows(_conv(block.attn.c_attn), 3)
-        layers.append(
-            Layer(
-                attention_norm=_norm(block.ln_1),
-                q=q,
-                k=k,
-                v=v,
-                q_norm=None,
-                k_norm=None,
-                o=_conv(block.attn.c_proj),
-                mlp_norm=_norm(block.ln_2),
-                gate=None,
-                up=_conv(block.mlp.c_fc),
-                down=_conv(block.mlp.c_proj),
-                head_dim=block.attn.head_dim,
-                scale=block.attn.scaling,
-                window=None,
-            )
-        )
-    return Decoder(
-        tokens=body.wte.weight,
-        positions=body.wpe.weight,
-        layers=tuple(layers),
-        norm=_norm(body.ln_f),
-        head=_linear(model.lm_head),
-        activation=_activation(body.h[0].mlp.act),
-        rotary_embedding=None,
-    )
-
-
-def _llama(model: Any) -> Decoder:
-    """Llama, Mistral (a sliding window) and Qwen3 (norms of queries and keys; a window in some layers)."""
-    config, body = model.config, model.model
-    rope_type = body.rotary_emb.rope_type
-    if rope_type in ("dynamic", "longrope"):
-        raise Unsupported(f"compiled has no rotary positions of type {rope_type}, which change with the length")
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * len(body.layers)
-    layers = []
-    for block, kind in zip(body.layers, kinds, strict=True):
-        attention, mlp = block.self_attn, block.mlp
-        layers.append(
-            Layer(
-                attention_norm=_norm(block.input_layernorm),
-                q=_linear(attention.q_proj),
-                k=_linear(attention.k_proj),
-                v=_linear(attention.v_proj),
-                q_norm=_norm(attention.q_norm) if hasattr(attention, "q_norm") else None,
-                k_norm=_norm(attention.k_norm) if hasattr(attention, "k_norm") else None,
-                o=_linear(attention.o_proj),
-                mlp_norm=_norm(block.post_attention_layernorm),
-                gate=_linear(mlp.gate_proj),
-                up=_linear(mlp.up_proj),
-                down=_linear(mlp.down_proj),
-                head_dim=attention.head_dim,
-                scale=attention.scaling,
-                window=window if kind == "sliding_attention" else None,
-            )
-        )
-    return Decoder(
-        tokens=body.embed_tokens.weight,
-        positions=None,
-        layers=tuple(layers),
-        norm=_norm(body.norm),
-        head=_linear(model.lm_head),
-        activation=_activation(body.layers[0].mlp.act_fn),
-        rotary_embedding=body.rotary_emb,
-    )
-
-
-_READERS: dict[str, Callable[[PreTrainedModel], Decoder]] = {
-    "GPT2LMHeadModel": _gpt2,
-    "LlamaForCausalLM": _llama,
-    "MistralForCausalLM": _llama,
-    "Qwen3ForCausalLM": _llama,
-}
-
-
-def _activation(module: nn.Module) -> Activation:
-    """Compute what `module` does, in one pass where transformers takes eight (GPT-2), or in place (SiLU)."""
-    if type(module) is NewGELUActivation:
-        return functools.partial(functional.gelu, approximate="tanh")
-    if type(module) in (SiLUActivation, nn.SiLU):
-        return functools.partial(functional.silu, inplace=True)
-    return module
-
-
-def _norm(module: Any) -> Norm:
-    if isinstance(module, nn.LayerNorm):
-        return Norm(module.weight, module.bias, module.eps)
-    return Norm(module.weight, None, module.variance_epsilon)
-
-
-def _linear(module: nn.Linear) -> Linear:
-    if type(module) is not nn.Linear:
-        raise Unsupported(f"compiled reads plain linear layers; this model has a {type(module).__name__}")
-    return Linear(module.weight, module.bias)
-
-
-def _conv(module: Conv1D) -> Linear:
-    """GPT-2 keeps `[in, out]`: its parameter is laid out anew so that a row of `[out, in]` is contiguous.
-
-    A sum over the outer axis reads at 13 GB/s where one over the inner axis reads at 48. The model keeps its values and
-    stays usable.
-    """
-    if type(module) is not Conv1D:
-        raise Unsupported(f"compiled reads plain linear layers; this model has a {type(module).__name__}")
-    original = module.weight.data
-    transposed = original.t().contiguous()
-    module.weight.data = transposed.t()
-    leave_pages(original)
-    return Linear(transposed, module.bias)
-
-
-def _rows(linear: Linear, n: int) -> list[Linear]:
-    biases = (None,) * n if linear.bias is None else linear.bias.chunk(n)
-    return [Linear(weight, bias) for weight, bias in zip(linear.weight.chunk(n), biases, strict=True)]
+    def rotary(self, at: Tensor) -> tuple[Rotary, ...]:
+        """Compute every table for the positions `at [positions]`."""
+        tables = []
+        for table in self.rotaries:
+            cos, sin = (part[0] for part in table(self.tokens, at[None]))
+            first, second = sin.chunk(2, dim=-1)
+            tables.append((cos, torch.cat((-first, second), dim=-1)))
+        return tuple(tables)

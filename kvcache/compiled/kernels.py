@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 if TYPE_CHECKING:  # a ceiling takes oneDNN's product from here and needs no transformers
-    from kvcache.compiled.decoder import Activation, Layer, Linear, Norm, Rotary
+    from kvcache.compiled.decoder import Activation, Head, Layer, Linear, Mlp, Norm, Rotary
 from kvcache.compiled.rows import Rows
 
 FEW_ROWS = 8
@@ -26,43 +26,61 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """`q [batch, heads, q, head_dim]`, `k` and `v [batch, kv_heads, q, head_dim]` -> `[batch, heads, q, head_dim]`."""
 
 
-def block(x: Tensor, layer: Layer, rotary: Rotary | None, attend: Attend, activation: Activation) -> Tensor:
-    """One layer over `x [batch, q, hidden]`; `rotary` is that of its q positions."""
+def block(x: Tensor, layer: Layer, rotaries: tuple[Rotary, ...], attend: Attend, activation: Activation) -> Tensor:
+    """One layer over `x [batch, q, hidden]`; `rotaries` are the model's tables at its q positions."""
     h = normalise(x, layer.attention_norm)
-    q, k, v = (
-        product(h, part).unflatten(-1, (-1, layer.head_dim)).transpose(1, 2) for part in (layer.q, layer.k, layer.v)
-    )
-    if layer.q_norm is not None and layer.k_norm is not None:
-        q, k = normalise(q, layer.q_norm), normalise(k, layer.k_norm)
-    if rotary is not None:
-        q, k = _rotate(q, rotary), _rotate(k, rotary)
-    x = x + product(attend(q, k, v).transpose(1, 2).flatten(2), layer.o)
-    return x + feed_forward(normalise(x, layer.mlp_norm), layer, activation)
+    q, k, v = layer.split(tuple(product(h, part) for part in layer.qkv), layer.head_dim)
+    q, k = normalise(q, layer.q_norm), normalise(k, layer.k_norm)
+    if layer.rotary is not None:
+        q, k = (_rotate(part, rotaries[layer.rotary]) for part in (q, k))
+    attended = product(attend(q, k, v).transpose(1, 2).flatten(2), layer.o)
+    after = x + times(normalise(attended, layer.attention_output_norm), layer.residual)
+    fed = feed_forward(normalise(x if layer.parallel else after, layer.mlp_norm), layer.mlp, activation)
+    return after + times(normalise(fed, layer.mlp_output_norm), layer.residual)
 
 
-def feed_forward(x: Tensor, layer: Layer, activation: Activation) -> Tensor:
-    """Compute the MLP of one layer over `x [batch, q, hidden]`."""
+def feed_forward(x: Tensor, mlp: Mlp, activation: Activation) -> Tensor:
+    """Compute a feed-forward block over `x [batch, q, hidden]`."""
     if _is_few_rows(x) or x.device.type != "cpu" or torch.compiler.is_compiling():
-        up = product(x, layer.up)
-        inner = activation(up) if layer.gate is None else activation(product(x, layer.gate)) * up
-        return product(inner, layer.down)
+        up = product(x, mlp.up)
+        inner = activation(up) if mlp.gate is None else activation(product(x, mlp.gate)) * up
+        return product(inner, mlp.down)
     rows = x.flatten(0, 1)
-    up = _product_by_feature(rows, layer.up)
-    inner = activation(up) if layer.gate is None else activation(_product_by_feature(rows, layer.gate)).mul_(up)
-    return _product_by_feature(inner.t(), layer.down).t().view(*x.shape[:2], -1)
+    up = _product_by_feature(rows, mlp.up)
+    inner = activation(up) if mlp.gate is None else activation(_product_by_feature(rows, mlp.gate)).mul_(up)
+    return _product_by_feature(inner.t(), mlp.down).t().view(*x.shape[:2], -1)
 
 
-def head(x: Tensor, norm: Norm, linear: Linear) -> Tensor:
+def logits(x: Tensor, head: Head) -> Tensor:
     """Logits `[batch, vocab]` of the last of the positions of `x [batch, q, hidden]`."""
-    return product(normalise(x[:, -1:], norm), linear)[:, 0]
+    result = times(product(normalise(x[:, -1:], head.norm), head.linear)[:, 0], 1 / head.divisor)
+    return capped(result, head.softcap)
 
 
-def normalise(x: Tensor, norm: Norm) -> Tensor:
-    """`x [..., features]`; in float32 inside, as transformers does."""
-    if norm.bias is not None:
+def normalise(x: Tensor, norm: Norm | None) -> Tensor:
+    """`x [..., features]`; in float32 inside, as transformers does. Without a norm it is `x`."""
+    if norm is None:
+        return x
+    if norm.centred and norm.weight.dim() == 1:
         return functional.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)
     wide = x.float()
-    return norm.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.eps)).to(x.dtype)
+    if norm.centred:
+        wide = wide - wide.mean(norm.over, keepdim=True)
+    wide = wide * torch.rsqrt(wide.square().mean(norm.over, keepdim=True) + norm.eps)
+    if norm.rounds_first:
+        return norm.weight * wide.to(x.dtype)
+    weight = norm.weight.float()
+    return (wide * (weight + 1 if norm.plus_one else weight)).to(x.dtype)
+
+
+def times(x: Tensor, factor: float) -> Tensor:
+    """`x * factor`; nothing is computed for a factor of 1."""
+    return x if factor == 1 else x * factor
+
+
+def capped(x: Tensor, softcap: float | None) -> Tensor:
+    """`softcap * tanh(x / softcap)`: within the cap either way; None: no bound."""
+    return x if softcap is None else torch.tanh(x / softcap) * softcap
 
 
 def product(x: Tensor, linear: Linear) -> Tensor:
@@ -117,7 +135,7 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     return result
 
 
-def attend_to_rows(q: Tensor, rows: Rows, seen: Tensor) -> Tensor:
+def attend_to_rows(q: Tensor, rows: Rows, seen: Tensor, softcap: float | None = None) -> Tensor:
     """Attend with one query per head to a cache in chunks, without copying it or repeating grouped keys.
 
     Queries are stacked because a stack is a buffer of its own to inductor: else it would turn a query by its rotary
@@ -127,13 +145,14 @@ def attend_to_rows(q: Tensor, rows: Rows, seen: Tensor) -> Tensor:
         q: `[batch, heads, 1, head_dim]`, scaled.
         rows: the chunks to attend to.
         seen: which positions count, `[chunks, CHUNK]`.
+        softcap: what the scores are bounded by.
 
     Returns:
         `[batch, heads, 1, head_dim]`
     """
     kv_heads = rows.keys.shape[1]
     queries = torch.stack(q.float()[:, :, 0].unflatten(1, (kv_heads, -1)).unbind(2), dim=2)
-    scores = rows.scores(queries)  # [batch, kv_heads, group, chunks, CHUNK]
+    scores = capped(rows.scores(queries), softcap)  # [batch, kv_heads, group, chunks, CHUNK]
     scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
     weights = (scores - scores.amax((-2, -1), keepdim=True)).exp()
     attended = rows.weighted(weights) / weights.sum((-2, -1)).unsqueeze(-1)
@@ -143,4 +162,6 @@ def attend_to_rows(q: Tensor, rows: Rows, seen: Tensor) -> Tensor:
 def _rotate(x: Tensor, rotary: Rotary) -> Tensor:
     """Turn `x [batch, heads, q, head_dim]`. A roll, not a cat of halves: inductor fuses it with the loop beside it."""
     cos, sin = rotary
-    return x * cos + x.roll(cos.shape[-1] // 2, dims=-1) * sin
+    rotated, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    turned = (rotated * cos + rotated.roll(cos.shape[-1] // 2, dims=-1) * sin).to(x.dtype)
+    return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned

@@ -16,7 +16,7 @@ from torch import Tensor
 from kvcache.caches.contract import Unsupported
 from kvcache.compiled.cache import Slot, attend_to_cache
 from kvcache.compiled.decoder import Activation, Decoder, Layer, Rotary
-from kvcache.compiled.kernels import block, head
+from kvcache.compiled.kernels import block, logits
 from kvcache.compiled.rows import CHUNK
 
 Backend = Literal["inductor", "eager"]
@@ -65,12 +65,12 @@ class Step:
     slots: Sequence[Slot]
 
     @torch.inference_mode()
-    def prepare(self, slots: Sequence[Slot], positions: Tensor, rotary: Rotary | None, length: int) -> None:
+    def prepare(self, slots: Sequence[Slot], positions: Tensor, rotaries: tuple[Rotary, ...], length: int) -> None:
         """Compile what the shapes of `slots` need, by taking one step at position `length`, whose row is written again.
 
-        `positions [chunks * CHUNK]` are those of the cache, `rotary` their cosines and sines.
+        `positions [chunks * CHUNK]` are those of the cache, `rotaries` the model's tables of their cosines and sines.
         """
-        self.slots, self.positions, self.rotary = slots, positions, rotary
+        self.slots, self.positions, self.rotaries = slots, positions, rotaries
         # 32 bits: a vector compares as many as it holds scores.
         self.chunks = positions.view(-1, CHUNK).int()
         self.at = positions[length : length + 1].clone()
@@ -79,7 +79,7 @@ class Step:
         if self._compiled_for != self._key():
             self._compiled_for = self._key()
             self._of_kind = functools.cache(lambda _kind: self._compiled(_several))
-            self.head = self._compiled(head)
+            self.logits = self._compiled(logits)
             self._mark_what_varies(in_use)
         size = LAYERS_PER_CALL if len(slots) % LAYERS_PER_CALL == 0 else 1
         groups = [tuple(slots[first : first + size]) for first in range(0, len(slots), size)]
@@ -99,8 +99,8 @@ class Step:
         model = self.model
         x = model.embed(ids, at)
         for several, slots in self._calls:
-            x = several(x, slots, at, in_use, self.rotary, model.activation)
-        return self.head(x, model.norm, model.head)
+            x = several(x, slots, at, in_use, self.rotaries, model.activation)
+        return self.logits(x, model.head)
 
     def in_use(self, length: int) -> Tensor:
         """Return the positions of the chunks that hold a token when `length` tokens are held: `[chunks, CHUNK]`."""
@@ -134,7 +134,7 @@ class Step:
         # A cache has more chunks than are in use, or the compiler would take the two sizes for one and the same.
         for axis, expected, tensors in (
             (0, EXPECTED_CHUNKS, [in_use]),
-            (0, 2 * EXPECTED_CHUNKS * CHUNK, self.rotary or ()),
+            (0, 2 * EXPECTED_CHUNKS * CHUNK, [part for rotary in self.rotaries for part in rotary]),
             (2, 2 * EXPECTED_CHUNKS, caches),
         ):
             for tensor in tensors:  # SLF001: documented, if not by its name
@@ -160,10 +160,15 @@ class Step:
 
 
 def _several(
-    x: Tensor, slots: tuple[Slot, ...], at: Tensor, in_use: Tensor, rotary: Rotary | None, activation: Activation
+    x: Tensor,
+    slots: tuple[Slot, ...],
+    at: Tensor,
+    in_use: Tensor,
+    rotaries: tuple[Rotary, ...],
+    activation: Activation,
 ) -> Tensor:
     """Take the step of some layers over `x [batch, 1, hidden]`; writes row `at [1]` of their caches."""
-    here = None if rotary is None else (rotary[0][at], rotary[1][at])
+    here = tuple((cos[at], sin[at]) for cos, sin in rotaries)
     for slot in slots:
         x = block(x, slot.layer, here, functools.partial(attend_to_cache, slot, at, in_use), activation)
     return x

@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvcache.caches.contract import Unsupported
+from kvcache.compiled.architectures.catalogue import describe
 from kvcache.compiled.cache import Slot, attend_to_prefix, seen
 from kvcache.compiled.cuda_graph import GraphStep
-from kvcache.compiled.decoder import decoder
-from kvcache.compiled.kernels import FEW_ROWS, block, head
+from kvcache.compiled.kernels import FEW_ROWS, block, logits
 from kvcache.compiled.rows import CHUNK, ExactRows, Rows
 from kvcache.compiled.step import FEWEST_CHUNKS, Backend, Step
 from kvcache.strategies.strategy import Strategy
@@ -48,7 +48,7 @@ class Compiled(Strategy):
                 no C++ compiler.
         """
         super().__init__(model)
-        self.decoder = decoder(model)
+        self.decoder = describe(model)
         self._step = (GraphStep if model.device.type == "cuda" else Step)(self.decoder, backend)
         self._slots: list[Slot] = []
         self._compile_ns = 0
@@ -65,9 +65,9 @@ class Compiled(Strategy):
         shape = (batch_size, model.kv_heads, chunks, model.head_dim)
         self._slots = [Slot(layer, self.rows.empty(model.tokens, *shape)) for layer in model.layers]
         self._positions = torch.arange(chunks * CHUNK, device=model.tokens.device)
-        self._rotary = model.rotary(self._positions)
+        self._rotaries = model.rotary(self._positions)
         start = time.perf_counter_ns()
-        self._step.prepare(self._slots, self._positions, self._rotary, self.n_depth)
+        self._step.prepare(self._slots, self._positions, self._rotaries, self.n_depth)
         self._compile_ns += time.perf_counter_ns() - start
         self.length = 0
         if context is not None:
@@ -90,18 +90,18 @@ class Compiled(Strategy):
             return self._decode(ids)
         self._refuse_more_than_capacity(ids.shape[1])
         model, start, end = self.decoder, self.length, self.length + ids.shape[1]
-        rotary = None if self._rotary is None else (self._rotary[0][start:end], self._rotary[1][start:end])
+        rotaries = tuple((cos[start:end], sin[start:end]) for cos, sin in self._rotaries)
         masks = {layer.window: self._mask(start, end, layer.window) for layer in model.layers}
         at = self._positions[start:end]
         x = model.embed(ids, at)
         for slot in self._slots:
             mask = masks[slot.layer.window]
             attend = functools.partial(attend_to_prefix, slot, at, start, mask, as_stored=self._prefill_as_stored)
-            x = block(x, slot.layer, rotary, attend, model.activation)
+            x = block(x, slot.layer, rotaries, attend, model.activation)
         self.length = end
         last = x[:, -1:].contiguous()
         # Compiled it reads a weight at memory speed; for more rows it is the GEMM that oneDNN is better at.
-        return (self._step.head if len(last) <= FEW_ROWS else head)(last, model.norm, model.head)
+        return (self._step.logits if len(last) <= FEW_ROWS else logits)(last, model.head)
 
     @torch.inference_mode()
     def decode(self, ids: Tensor) -> Tensor:

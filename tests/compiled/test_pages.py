@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kvcache.compiled.decoder import decoder
+from kvcache.compiled.architectures.catalogue import describe
 from kvcache.compiled.pages import leave_pages
 from tests.tiny import ARCHITECTURES
 
@@ -61,7 +61,7 @@ def test_gpt2_laid_out_anew_keeps_every_value_and_so_does_what_others_hold(tmp_p
     model.load_state_dict(held, assign=True, strict=False)
     held["transformer.h.0.mlp.c_fc.weight"][0, 0] = 7.0
     for _ in range(2):  # the second time the weights lie as they should
-        decoder(model)
+        describe(model)
     found = dict(model.named_parameters())
     assert found["transformer.h.0.mlp.c_fc.weight"][0, 0] == held["transformer.h.0.mlp.c_fc.weight"][0, 0] == 7.0
     values["transformer.h.0.mlp.c_fc.weight"][0, 0] = 7.0

@@ -1,0 +1,39 @@
+"""Phi-3: Llama with fused projections, rotary positions over a part of each head, and a window for all layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvcache.compiled.architectures import reading
+from kvcache.compiled.decoder import Decoder, Head, Layer, Mlp
+
+
+def describe(model: Any) -> Decoder:
+    """Describe Phi-3."""
+    config, body = model.config, model.model
+    return Decoder(
+        tokens=body.embed_tokens.weight,
+        layers=tuple(_layer(block, config) for block in body.layers),
+        head=Head(reading.rms_norm(body.norm), reading.linear(model.lm_head)),
+        activation=reading.activation(body.layers[0].mlp.activation_fn),
+        rotaries=(reading.rotary_table(body.rotary_emb),),
+    )
+
+
+def _layer(block: Any, config: Any) -> Layer:
+    attention, kv_heads = block.self_attn, config.num_key_value_heads
+    heads = (config.num_attention_heads, kv_heads, kv_heads)
+    gate, up = reading.rows(reading.linear(block.mlp.gate_up_proj), *[config.intermediate_size] * 2)
+    return Layer(
+        attention_norm=reading.rms_norm(block.input_layernorm),
+        qkv=reading.rows(reading.linear(attention.qkv_proj), *(n * attention.head_dim for n in heads)),
+        split=reading.separate,
+        o=reading.linear(attention.o_proj),
+        mlp_norm=reading.rms_norm(block.post_attention_layernorm),
+        mlp=Mlp(gate=gate, up=up, down=reading.linear(block.mlp.down_proj)),
+        kv_heads=kv_heads,
+        head_dim=attention.head_dim,
+        scale=attention.scaling,
+        rotary=0,
+        window=config.sliding_window,
+    )
