@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from kvcache.models.random_weights import cast_parameters
 from tests.tiny import MAX_POSITIONS, SLIDING_WINDOW, tiny
 
 _SMALL: dict[str, Any] = {
@@ -99,4 +100,4 @@ def family(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     for weight in model.parameters():
         if weight.dim() == 1:
             weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
-    return model.to(dtype)
+    return cast_parameters(model, dtype)

@@ -85,7 +85,8 @@ def model_of(family: str, dtype: torch.dtype, n_layers: int | None) -> PreTraine
     config = AutoConfig.for_model(model_type, **geometry | no_special_tokens | layers)
     with seeded(0):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    return model
 
 
 def arm(family: str, arguments: argparse.Namespace) -> Arm:
@@ -93,13 +94,13 @@ def arm(family: str, arguments: argparse.Namespace) -> Arm:
     model = model_of(family, getattr(torch, arguments.dtype), arguments.n_layers)
     prompt = prompt_of(arguments)
     expected = reference(model, prompt, arguments.n_gen)
-    strategies = [strategy_of(model) for strategy_of in (Compiled, HfGenerate)]
+    compiled, yardstick = Compiled(model), HfGenerate(model)
     matches = []
-    for strategy in strategies:
+    for strategy in (compiled, yardstick):
         strategy.prepare(len(prompt), prompt.shape[1] + arguments.n_gen)
         matches.append(agreement(strategy, prompt, expected).tokens_match)
     count = sum(weight.numel() for weight in model.parameters())
-    return Arm(family, count, *strategies, tokens=" / ".join(matches))
+    return Arm(family, count, compiled, yardstick, tokens=" / ".join(matches))
 
 
 def prompt_of(arguments: argparse.Namespace) -> torch.Tensor:
