@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-Activation = Callable[[Tensor], Tensor]
-"""It may write its result over its argument."""
+from kvcache.compiled.experts import Experts
+from kvcache.compiled.kernels import Activation, Linear
+from kvcache.compiled.mlp import Mlp
 
 Rotary = tuple[Tensor, Tensor]
 """Cosine and sine of some positions, `[positions, rotated features]` each; the sine's first half has its sign turned.
@@ -30,13 +31,6 @@ Split = Callable[[tuple[Tensor, ...], int], tuple[Tensor, Tensor, Tensor]]
 """Products `[batch, q, out]` and the features of a head -> queries, keys, values `[batch, heads, q, head_dim]`.
 
 A function of a module, not a closure: layers of equal functions share their compiled code."""
-
-
-class Linear(NamedTuple):
-    """`weight [out, in]`, `bias [out]` or None."""
-
-    weight: Tensor
-    bias: Tensor | None = None
 
 
 class Norm(NamedTuple):
@@ -56,14 +50,6 @@ class Norm(NamedTuple):
     """Axes whose mean square is taken; `(-3, -1)`: all heads together (OLMo 2)."""
 
 
-class Mlp(NamedTuple):
-    """A feed-forward block; `gate` is None where there is none."""
-
-    gate: Linear | None
-    up: Linear
-    down: Linear
-
-
 class Layer(NamedTuple):
     """One block. A norm is None where the architecture has none at that place."""
 
@@ -71,7 +57,7 @@ class Layer(NamedTuple):
     split: Split
     """How the products of `qkv` become heads."""
     o: Linear
-    mlp: Mlp
+    mlp: Mlp | Experts
     kv_heads: int
     head_dim: int
     scale: float
@@ -118,6 +104,8 @@ class Decoder:
     """The rotary tables that layers name by their index."""
     embedding: float = 1.0
     """What embeddings are multiplied by."""
+    most_sequences: int | None = None
+    """The largest batch that a step is written for; None: any."""
 
     @property
     def head_dim(self) -> int:

@@ -6,14 +6,14 @@ Axes: `batch` sequences, `q` positions of one forward, `in` and `out` features.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 if TYPE_CHECKING:  # a ceiling takes oneDNN's product from here and needs no transformers
-    from kvcache.compiled.decoder import Activation, Head, Layer, Linear, Mlp, Norm, Rotary
+    from kvcache.compiled.decoder import Head, Layer, Norm, Rotary
 from kvcache.compiled.rows import Rows
 
 FEW_ROWS = 8
@@ -22,8 +22,18 @@ FEW_ROWS = 8
 STREAMS = 2
 """Places at which a product reads its weight at once; more than one keeps more of the memory's channels busy (5 %)."""
 
+Activation = Callable[[Tensor], Tensor]
+"""It may write its result over its argument."""
+
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """`q [batch, heads, q, head_dim]`, `k` and `v [batch, kv_heads, q, head_dim]` -> `[batch, heads, q, head_dim]`."""
+
+
+class Linear(NamedTuple):
+    """`weight [out, in]`, `bias [out]` or None."""
+
+    weight: Tensor
+    bias: Tensor | None = None
 
 
 def block(x: Tensor, layer: Layer, rotaries: tuple[Rotary, ...], attend: Attend, activation: Activation) -> Tensor:
@@ -35,20 +45,8 @@ def block(x: Tensor, layer: Layer, rotaries: tuple[Rotary, ...], attend: Attend,
         q, k = (_rotate(part, rotaries[layer.rotary]) for part in (q, k))
     attended = product(attend(q, k, v).transpose(1, 2).flatten(2), layer.o)
     after = x + times(normalise(attended, layer.attention_output_norm), layer.residual)
-    fed = feed_forward(normalise(x if layer.parallel else after, layer.mlp_norm), layer.mlp, activation)
+    fed = layer.mlp.feed(normalise(x if layer.parallel else after, layer.mlp_norm), activation)
     return after + times(normalise(fed, layer.mlp_output_norm), layer.residual)
-
-
-def feed_forward(x: Tensor, mlp: Mlp, activation: Activation) -> Tensor:
-    """Compute a feed-forward block over `x [batch, q, hidden]`."""
-    if _is_few_rows(x) or x.device.type != "cpu" or torch.compiler.is_compiling():
-        up = product(x, mlp.up)
-        inner = activation(up) if mlp.gate is None else activation(product(x, mlp.gate)) * up
-        return product(inner, mlp.down)
-    rows = x.flatten(0, 1)
-    up = _product_by_feature(rows, mlp.up)
-    inner = activation(up) if mlp.gate is None else activation(_product_by_feature(rows, mlp.gate)).mul_(up)
-    return _product_by_feature(inner.t(), mlp.down).t().view(*x.shape[:2], -1)
 
 
 def logits(x: Tensor, head: Head) -> Tensor:
@@ -91,7 +89,7 @@ def product(x: Tensor, linear: Linear) -> Tensor:
     the plain weight has 0.9 of its speed on a packed one, and 1.2 to 1.8 times that of `F.linear` in float32, so no
     second layout is kept.
     """
-    if x.device.type != "cpu" or (torch.compiler.is_compiling() and not _is_few_rows(x)):
+    if x.device.type != "cpu" or (torch.compiler.is_compiling() and not is_few_rows(x)):
         return functional.linear(x, *linear)  # inductor takes oneDNN's for constant weights only
     if not torch.compiler.is_compiling():
         return _product_of_many(x, *linear)
@@ -106,11 +104,12 @@ def product(x: Tensor, linear: Linear) -> Tensor:
     return sums.to(x.dtype).view(*x.shape[:2], -1)
 
 
-def _is_few_rows(x: Tensor) -> bool:
+def is_few_rows(x: Tensor) -> bool:
+    """Return whether `x [batch, q, in]` has few enough positions to multiply and sum."""
     return x.shape[0] * x.shape[1] <= FEW_ROWS
 
 
-def _product_by_feature(rows: Tensor, linear: Linear) -> Tensor:
+def product_by_feature(rows: Tensor, linear: Linear) -> Tensor:
     """`rows [rows, in]` times a linear's weight, a row for each feature: `[out, rows]`.
 
     oneDNN lays its second factor out anew at every call. With the weight as the first factor that is the prompt's few

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from kvcache.caches.contract import Unsupported
 from kvcache.compiled.cache import Slot, attend_to_cache
-from kvcache.compiled.decoder import Activation, Decoder, Layer, Rotary
-from kvcache.compiled.kernels import block, logits
+from kvcache.compiled.decoder import Decoder, Layer, Rotary
+from kvcache.compiled.kernels import Activation, block, logits
 from kvcache.compiled.rows import CHUNK
 
 Backend = Literal["inductor", "eager"]

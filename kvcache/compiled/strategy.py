@@ -59,6 +59,8 @@ class Compiled(Strategy):
     ) -> None:
         super().prepare(batch_size, capacity, context, prompt_length=prompt_length)
         model = self.decoder
+        if model.most_sequences is not None and batch_size > model.most_sequences:
+            raise Unsupported(f"compiled feeds experts at most {model.most_sequences} sequences; this is {batch_size}")
         if model.positions is not None and capacity > len(model.positions):
             raise ValueError(f"the model has {len(model.positions)} positions, a capacity of {capacity} is more")
         chunks = max(FEWEST_CHUNKS + 1, -(-capacity // CHUNK))

@@ -87,6 +87,34 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm": ("stablelm", {**_STABLELM, "partial_rotary_factor": 0.5}),
     "stablelm, parallel": ("stablelm", {**_STABLELM, "use_parallel_residual": True, "qk_layernorm": True}),
     "gpt_neox": ("gpt_neox", {**_NEOX, "rope_parameters": _rope(partial_rotary_factor=0.25)}),
+    "mixtral": (
+        "mixtral",
+        {**_SMALL, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": SLIDING_WINDOW},
+    ),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {
+            **_SMALL,
+            "head_dim": 16,
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 16,
+            "decoder_sparse_step": 2,
+            "norm_topk_prob": False,
+        },
+    ),
+    "qwen3_moe, normalised": (
+        "qwen3_moe",
+        {
+            **_SMALL,
+            "head_dim": 16,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "mlp_only_layers": [0],
+            "norm_topk_prob": True,
+        },
+    ),
     "gpt_neox, sequential": ("gpt_neox", {**_NEOX, "use_parallel_residual": False, "hidden_act": "relu"}),
 }
 """Name -> (model type, config)."""

@@ -53,8 +53,26 @@ GEOMETRIES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("smollm3", {**_LLAMA, "no_rope_layer_interval": 4}),
     "stablelm": ("stablelm", _LLAMA),
     "gpt_neox": ("gpt_neox", {**_NEOX, "intermediate_size": 2304}),
+    "mixtral": (
+        "mixtral",
+        {**_LLAMA, "num_hidden_layers": 16, "intermediate_size": 512, "num_local_experts": 8, "num_experts_per_tok": 2},
+    ),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {
+            **_LLAMA,
+            "head_dim": 64,
+            "num_hidden_layers": 16,
+            "moe_intermediate_size": 256,
+            "num_experts": 16,
+            "num_experts_per_tok": 4,
+        },
+    ),
 }
-"""Family -> (model type, what differs from the defaults of its config class). GPT-NeoX has 4 times as wide a block."""
+"""Family -> (model type, what differs from the defaults of its config class).
+
+GPT-NeoX has a feed-forward block of 4 times its width, mixtures fewer layers, a quarter of whose experts are read.
+"""
 
 YARDSTICK = "llama"
 WARMUPS = 2

@@ -8,7 +8,18 @@ import torch
 from transformers import PreTrainedModel
 
 from kvcache.caches.contract import Unsupported
-from kvcache.compiled.architectures import gemma, gpt2, gpt_neox, granite, llama, olmo2, phi3, smollm3, stablelm
+from kvcache.compiled.architectures import (
+    gemma,
+    gpt2,
+    gpt_neox,
+    granite,
+    llama,
+    mixtures,
+    olmo2,
+    phi3,
+    smollm3,
+    stablelm,
+)
 from kvcache.compiled.decoder import Decoder
 
 DESCRIBERS: dict[str, Callable[[PreTrainedModel], Decoder]] = {
@@ -25,6 +36,8 @@ DESCRIBERS: dict[str, Callable[[PreTrainedModel], Decoder]] = {
     "SmolLM3ForCausalLM": smollm3.describe,
     "StableLmForCausalLM": stablelm.describe,
     "GPTNeoXForCausalLM": gpt_neox.describe,
+    "MixtralForCausalLM": mixtures.mixtral,
+    "Qwen3MoeForCausalLM": mixtures.qwen3_moe,
 }
 
 
@@ -41,6 +54,7 @@ def describe(model: PreTrainedModel) -> Decoder:
         )
     if model.dtype not in (torch.float32, torch.bfloat16) and model.device.type != "cuda":
         raise Unsupported(f"compiled runs float32 and bfloat16 on the CPU; this model is {model.dtype}")
+    own = DESCRIBERS[name](model)
     if not all(getattr(part, "is_causal", True) for part in (model.config, *model.modules())):
         raise Unsupported("compiled has causal attention only; this model has layers that attend both ways")
-    return DESCRIBERS[name](model)
+    return own

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvcache.caches.contract import Unsupported
 from kvcache.compiled.architectures import reading
 from kvcache.compiled.decoder import Decoder, Head, Layer, Norm, RotaryTable
 
@@ -32,8 +31,6 @@ def gemma3(model: Any) -> Decoder:
 
 def _layers(model: Any) -> list[Layer]:
     config = model.config
-    if config.use_bidirectional_attention:
-        raise Unsupported("compiled has causal attention only; this model is configured with attention both ways")
     layers = []
     for block, window in zip(model.model.layers, reading.windows(config), strict=True):
         attention = block.self_attn

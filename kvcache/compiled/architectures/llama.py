@@ -6,6 +6,8 @@ from typing import Any
 
 from kvcache.compiled.architectures import reading
 from kvcache.compiled.decoder import Decoder, Head, Layer
+from kvcache.compiled.experts import Experts
+from kvcache.compiled.mlp import Mlp
 
 
 def llama(model: Any) -> Decoder:
@@ -27,8 +29,8 @@ def qwen(model: Any) -> Decoder:
     return with_layers(model, tuple(layer(block, model.config)._replace(window=window) for block, window in blocks))
 
 
-def layer(block: Any, config: Any) -> Layer:
-    """Describe one block of Llama; of the others, what they share with it."""
+def layer(block: Any, config: Any, mlp: Mlp | Experts | None = None) -> Layer:
+    """Describe one block of Llama; of the others, what they share with it. `mlp` replaces its feed-forward block."""
     attention = block.self_attn
     has_norms = hasattr(attention, "q_norm")
     return Layer(
@@ -39,7 +41,7 @@ def layer(block: Any, config: Any) -> Layer:
         k_norm=reading.rms_norm(attention.k_norm) if has_norms else None,
         o=reading.linear(attention.o_proj),
         mlp_norm=reading.rms_norm(block.post_attention_layernorm),
-        mlp=reading.gated(block.mlp),
+        mlp=mlp or reading.gated(block.mlp),
         kv_heads=config.num_key_value_heads,
         head_dim=attention.head_dim,
         scale=attention.scaling,
@@ -47,13 +49,13 @@ def layer(block: Any, config: Any) -> Layer:
     )
 
 
-def with_layers(model: Any, layers: tuple[Layer, ...]) -> Decoder:
-    """Describe a model that is Llama outside its layers."""
+def with_layers(model: Any, layers: tuple[Layer, ...], activation: Any = None) -> Decoder:
+    """Describe a model that is Llama outside its layers, whose activation may be in another place."""
     body = model.model
     return Decoder(
         tokens=body.embed_tokens.weight,
         layers=layers,
         head=Head(reading.rms_norm(body.norm), reading.linear(model.lm_head)),
-        activation=reading.activation(body.layers[0].mlp.act_fn),
+        activation=reading.activation(activation or body.layers[0].mlp.act_fn),
         rotaries=(reading.rotary_table(body.rotary_emb),),
     )

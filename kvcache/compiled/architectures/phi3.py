@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from kvcache.compiled.architectures import reading
-from kvcache.compiled.decoder import Decoder, Head, Layer, Mlp
+from kvcache.compiled.decoder import Decoder, Head, Layer
+from kvcache.compiled.mlp import Mlp
 
 
 def describe(model: Any) -> Decoder:

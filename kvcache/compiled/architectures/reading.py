@@ -10,7 +10,9 @@ from torch.nn import functional
 from transformers.activations import GELUTanh, NewGELUActivation, SiLUActivation
 
 from kvcache.caches.contract import Unsupported
-from kvcache.compiled.decoder import Activation, Linear, Mlp, Norm, RotaryTable
+from kvcache.compiled.decoder import Norm, RotaryTable
+from kvcache.compiled.kernels import Activation, Linear
+from kvcache.compiled.mlp import Mlp
 
 
 def linear(module: nn.Linear) -> Linear:
