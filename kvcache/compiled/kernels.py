@@ -51,8 +51,8 @@ def block(x: Tensor, layer: Layer, rotaries: tuple[Rotary, ...], attend: Attend,
 
 def logits(x: Tensor, head: Head) -> Tensor:
     """Logits `[batch, vocab]` of the last of the positions of `x [batch, q, hidden]`."""
-    result = times(product(normalise(x[:, -1:], head.norm), head.linear)[:, 0], 1 / head.divisor)
-    return capped(result, head.softcap)
+    result = product(normalise(x[:, -1:], head.norm), head.linear)[:, 0]
+    return capped(result if head.divisor == 1 else result / head.divisor, head.softcap)
 
 
 def normalise(x: Tensor, norm: Norm | None) -> Tensor:

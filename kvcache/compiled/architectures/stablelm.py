@@ -46,4 +46,5 @@ def _layer(block: Any) -> Layer:
 def _by_head(module: Any) -> Norm:
     """Read a layer norm for each head. Their weights are copied side by side: one head's worth of numbers each."""
     norms = module.norms
-    return Norm(torch.stack([norm.weight for norm in norms]).unsqueeze(1), norms[0].eps, centred=True)
+    weights = torch.stack([norm.weight for norm in norms]).unsqueeze(1)
+    return Norm(weights, norms[0].eps, centred=True, rounds_first=False)
