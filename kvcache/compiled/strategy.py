@@ -117,8 +117,12 @@ class Compiled(Strategy):
 
     @property
     def kv_bytes(self) -> int:
-        allocated = sum(tensor.nbytes for slot in self._slots for tensor in slot.rows)
-        return allocated * self.length // len(self._positions)
+        total = 0
+        for slot in self._slots:
+            # Behind a window lie rows that no later token sees.
+            held = self.length if slot.layer.window is None else min(self.length, slot.layer.window - 1)
+            total += sum(tensor.nbytes for tensor in slot.rows) * held // len(self._positions)
+        return total
 
     @property
     def stored(self) -> object:

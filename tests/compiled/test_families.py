@@ -93,6 +93,20 @@ def test_logits_and_tokens_are_those_of_transformers(
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_bytes_of_tokens_are_those_of_the_geometry(name: str) -> None:
+    """A layer with a window counts the rows that a later token still sees."""
+    model = family(name)
+    config = model.config.get_text_config()
+    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    strategy = Compiled(model, backend="eager")
+    strategy.prepare(3, 40)
+    strategy.prefill(token_ids(0, 3, N_PROMPT))
+    rows = sum(N_PROMPT if layer.window is None else SLIDING_WINDOW - 1 for layer in strategy.decoder.layers)
+    assert strategy.kv_bytes == 3 * rows * kv_heads * head_dim * 2 * 4
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_prompt_in_parts_is_the_whole_prompt(name: str) -> None:
     prompt = token_ids(4, 2, CHUNK + SLIDING_WINDOW)
     strategy = Compiled(family(name), backend="eager")
