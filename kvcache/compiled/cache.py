@@ -35,7 +35,7 @@ def attend_to_cache(slot: Slot, at: Tensor, in_use: Tensor, q: Tensor, k: Tensor
     rows = slot.rows.first(in_use.shape[0])
     visible = seen(in_use, at.to(in_use.dtype), slot.layer.window)
     if torch.compiler.is_compiling():
-        return attend_to_rows(q * slot.layer.scale, rows, visible, slot.layer.softcap)
+        return attend_to_rows(q, rows, visible, slot.layer.scale, slot.layer.softcap)
     # Run eagerly (to count its operations, say) it is the product that it stands for.
     keys, values = (part.to(q.dtype) for part in rows.plain(in_use.numel()))
     return attend_at_once(slot.layer, q, keys, values, visible.flatten()[None])

@@ -134,23 +134,24 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     return result
 
 
-def attend_to_rows(q: Tensor, rows: Rows, seen: Tensor, softcap: float | None = None) -> Tensor:
+def attend_to_rows(q: Tensor, rows: Rows, seen: Tensor, scale: float, softcap: float | None = None) -> Tensor:
     """Attend with one query per head to a cache in chunks, without copying it or repeating grouped keys.
 
     Queries are stacked because a stack is a buffer of its own to inductor: else it would turn a query by its rotary
     position, and scale it, again for every eight keys.
 
     Args:
-        q: `[batch, heads, 1, head_dim]`, scaled.
+        q: `[batch, heads, 1, head_dim]`.
         rows: the chunks to attend to.
         seen: which positions count, `[chunks, CHUNK]`.
-        softcap: what the scores are bounded by.
+        scale: what the scores are multiplied by.
+        softcap: what they are then bounded by.
 
     Returns:
         `[batch, heads, 1, head_dim]`
     """
     kv_heads = rows.keys.shape[1]
-    queries = torch.stack(q.float()[:, :, 0].unflatten(1, (kv_heads, -1)).unbind(2), dim=2)
+    queries = torch.stack((q.float() * scale)[:, :, 0].unflatten(1, (kv_heads, -1)).unbind(2), dim=2)
     scores = capped(rows.scores(queries), softcap)  # [batch, kv_heads, group, chunks, CHUNK]
     scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
     weights = (scores - scores.amax((-2, -1), keepdim=True)).exp()

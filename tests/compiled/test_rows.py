@@ -68,7 +68,7 @@ def test_attention_over_rows_is_attention_to_what_they_hold(rows_of: type[Rows],
     held = [part.to(dtype) for part in rows.plain(LENGTH)]
     seen = (torch.arange(CHUNKS * CHUNK) < LENGTH).view(CHUNKS, CHUNK)
     expected = functional.scaled_dot_product_attention(q, *held, scale=1.0, enable_gqa=True)
-    error = (attend_to_rows(q, rows, seen) - expected).abs().max()
+    error = (attend_to_rows(q, rows, seen, scale=1.0) - expected).abs().max()
     assert error <= TOLERANCE[dtype] * expected.abs().max()
 
 
