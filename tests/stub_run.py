@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from bench import cli
@@ -66,6 +67,7 @@ def _replace(put: Callable[[Any, str, Any], None]) -> None:
     facts = TorchFacts(isa="stub", gpu=None, gpu_driver=None)
     put(server_process, "PROGRAM", STUB)
     put(plan, "plan", _plan)
+    put(plan, "describe", lambda model, attention: SimpleNamespace(cautions=()))
     put(plan, "memory_bytes", lambda plans: 0)
     put(plan, "temporary_bytes", lambda plans: 0)
     put(models, "weights_digest", lambda model, seed=0: "5f" * 32)
@@ -75,5 +77,6 @@ def _replace(put: Callable[[Any, str, Any], None]) -> None:
 
 
 if __name__ == "__main__":
+    sys.modules |= {"torch": None, "transformers": None}  # type: ignore[dict-item]  # whoever imports them fails
     _replace(setattr)
     cli.main()

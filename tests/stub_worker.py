@@ -219,6 +219,7 @@ def module(name: str, **members: Any) -> ModuleType:
 
 if __name__ == "__main__":
     # The real server, over a worker and a torch that are none.
+    sys.modules["transformers"] = None  # type: ignore[assignment]  # whoever imports it fails
     module("torch", set_num_interop_threads=lambda n: None)
     bench.worker = module("bench.worker", serve=serve)
     fork_server.introduction = introduction

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 Floats = NDArray[np.float64]
 
@@ -34,8 +34,8 @@ class Ratio(msgspec.Struct, frozen=True, kw_only=True):
 def median_interval(values: Iterable[float], level: float = LEVEL) -> tuple[float, float | None, float | None]:
     """Return the median and its interval by order statistics; the interval is None below six values at 95 %.
 
-    The interval is that of the binomial test (Conover 1999, section 3.2; `scipy.stats.quantile_test`): it holds for
-    any distribution. Six values give their smallest and largest, at 96.9 %.
+    The interval is that of the binomial test (Conover 1999, section 3.2): it holds for any distribution. Six values
+    give their smallest and largest, at 96.9 %.
 
     Raises:
         ValueError: there is no value, or one is not finite.
@@ -43,11 +43,11 @@ def median_interval(values: Iterable[float], level: float = LEVEL) -> tuple[floa
     >>> median_interval([40.1, 40.3, 39.9, 41.0, 40.2, 40.0])
     (40.150000000000006, 39.9, 41.0)
     """
-    array = _finite(values)
-    interval = stats.quantile_test(array).confidence_interval(confidence_level=level)
-    if math.isnan(interval.low) or math.isnan(interval.high):
-        return float(np.median(array)), None, None
-    return float(np.median(array)), float(interval.low), float(interval.high)
+    array = np.sort(_finite(values))
+    below = special.bdtr(np.arange(len(array)), len(array), 0.5)  # scipy.stats would be half of a report's imports
+    rank = int(np.searchsorted(below, (1 - level) / 2))
+    low, high = (float(array[rank - 1]), float(array[-rank])) if rank else (None, None)
+    return float(np.median(array)), low, high
 
 
 def paired_ratio(a: Iterable[float], b: Iterable[float], level: float = LEVEL) -> Ratio:
@@ -65,7 +65,7 @@ def paired_ratio(a: Iterable[float], b: Iterable[float], level: float = LEVEL) -
     logs = np.log(above) - np.log(below)
     first, second = np.triu_indices(len(logs))
     walsh_averages = np.sort((logs[first] + logs[second]) / 2)
-    rank = _critical_rank(_signed_rank_distribution(len(logs)), level)
+    rank = _critical_rank(signed_rank_distribution(len(logs)), level)
     return _ratio(walsh_averages, rank, n=len(logs), paired=True)
 
 
@@ -91,6 +91,18 @@ def unpaired_ratio(a: Iterable[float], b: Iterable[float], level: float = LEVEL)
     return msgspec.structs.replace(ratio, estimate=estimate, low=low, high=high)
 
 
+@functools.cache
+def signed_rank_distribution(n: int) -> Floats:
+    """Compute the probability of each value 0 .. n (n + 1) / 2 of the signed-rank statistic of `n` values.
+
+    Each rank is in or out by a coin.
+    """
+    chances = np.ones(1)
+    for rank in range(1, n + 1):
+        chances = (np.pad(chances, (0, rank)) + np.pad(chances, (rank, 0))) / 2
+    return chances
+
+
 def _finite(values: Iterable[float]) -> Floats:
     array = np.asarray(list(values), dtype=np.float64)
     if array.size == 0 or not np.isfinite(array).all():
@@ -114,15 +126,6 @@ def _ratio(logs: Floats, rank: int, *, n: int, paired: bool) -> Ratio:
 def _critical_rank(distribution: Floats, level: float) -> int:
     """How many of the smallest values of the statistic are together no likelier than the lower tail of `level`."""
     return int(np.searchsorted(np.cumsum(distribution), (1 - level) / 2, side="right"))
-
-
-@functools.cache
-def _signed_rank_distribution(n: int) -> Floats:
-    """Probability of each value 0 .. n (n + 1) / 2 of the signed-rank statistic: each rank is in or out by a coin."""
-    chances = np.ones(1)
-    for rank in range(1, n + 1):
-        chances = (np.pad(chances, (0, rank)) + np.pad(chances, (rank, 0))) / 2
-    return chances
 
 
 @functools.cache

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import lsq_linear
 
 from bench.analysis.tidy import Tidy, paired_columns
 from bench.manifest import CasePlan
@@ -84,6 +83,8 @@ def predict(point: Point, others: Sequence[Point]) -> float:
     1 / a and 1 / b are the shares of the roofs that the strategy reaches, c is its overhead per forward, in ms; none is
     negative. The sum, and not the larger floor: products and attention follow each other and do not overlap.
     """
+    from scipy.optimize import lsq_linear
+
     table = np.array(others)
     measured = table[:, 2]
     typical_ms = float(np.median(measured))

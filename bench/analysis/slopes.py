@@ -6,8 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-from scipy import stats
-from scipy.optimize import least_squares
 
 from bench.analysis import estimators
 from bench.analysis.estimators import Floats
@@ -105,12 +103,16 @@ def _fits(curve: pd.DataFrame, fit: Fit) -> pd.DataFrame:
 
 
 def _line(x: Floats, latency_ms: Floats) -> tuple[float, float, float]:
-    line = stats.theilslopes(latency_ms, x)
-    return float(line.slope), 0.0, float(line.intercept)
+    first, second = np.triu_indices(len(x), 1)
+    apart = x[first] != x[second]
+    slope = float(np.median((latency_ms[second] - latency_ms[first])[apart] / (x[second] - x[first])[apart]))
+    return slope, 0.0, float(np.median(latency_ms) - slope * np.median(x))
 
 
 def _parabola(x: Floats, latency_ms: Floats) -> tuple[float, float, float]:
     """Residuals are shares of the latency: the short lengths count as much as the long ones."""
+    from scipy.optimize import least_squares
+
     terms = np.stack([np.ones_like(x), x, x**2], axis=1) / latency_ms[:, None]
     start = np.linalg.lstsq(terms, np.ones_like(x), rcond=None)[0]
     robust = {"loss": "cauchy", "f_scale": 0.05, "x_scale": "jac"}

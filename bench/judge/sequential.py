@@ -19,9 +19,9 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
-from bench.analysis.estimators import paired_ratio
+from bench.analysis.estimators import paired_ratio, signed_rank_distribution
 
 ALPHA = 0.002
 """Chance that a run calls any of its cases a regression where none is one; the same again for `faster`. A fifth of the
@@ -130,7 +130,7 @@ def p_value(logs: tuple[float, ...], sign: int) -> float:
         factor * float(special.stdtr(test.freedom, -test.center / test.error)) for test, factor in _t_tests(values)
     ]
     if len(values) >= RANKS_FROM:
-        p_values.append(float(stats.wilcoxon(values, alternative="greater").pvalue))
+        p_values.append(_signed_rank_p_value(values))
     return min(1.0, _n_tests(len(values)) * min(p_values))
 
 
@@ -210,6 +210,13 @@ def _t_tests(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[tuple
     if len(values) >= TRIMMED_FROM and (trimmed := _trimmed(values)).error > 0:
         tests.append((trimmed, TRIMMED_FACTOR))
     return tests
+
+
+def _signed_rank_p_value(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
+    """Compute the exact p-value of `values` being centred above zero; of equal sizes the positive ones rank lowest."""
+    positive = values[np.lexsort((values < 0, np.abs(values)))] > 0
+    statistic = int((np.flatnonzero(positive) + 1).sum())
+    return float(signed_rank_distribution(len(values))[statistic:].sum())
 
 
 def _trimmed(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> _T:

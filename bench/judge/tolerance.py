@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import msgspec
 import numpy as np
-from scipy import stats
+from scipy import special
 
 MIN_SESSIONS = 5
 """With fewer the spread between sessions is not known well enough to fail a build by it."""
@@ -47,20 +47,20 @@ def tolerance(log_shares: Sequence[float], n_judged: int) -> Tolerance:
         raise ValueError(f"need {MIN_SESSIONS} finite log shares, got {values.tolist()}")
     n, level = len(values), 1 - FALSE_ALARMS / n_judged
     spread = _spread(values)
-    width = float(stats.t.ppf(level, n - 1)) * spread
+    width = float(special.stdtrit(n - 1, level)) * spread
     distances = []
     alarms = 0
     for left_out in range(n):
         others = np.delete(values, left_out)
         distance = abs(float(values[left_out] - others.mean()))
         distances.append(distance)
-        alarms += distance > float(stats.t.ppf(level, n - 2)) * _spread(others)
+        alarms += distance > float(special.stdtrit(n - 2, level)) * _spread(others)
     if alarms:
         width = max(width, *distances)
     return Tolerance(
         center=float(values.mean()),
         width=width,
-        detectable=width + float(stats.t.ppf(POWER, n - 1)) * spread,
+        detectable=width + float(special.stdtrit(n - 1, POWER)) * spread,
         n=n,
         left_out_alarms=int(alarms),
     )

@@ -29,6 +29,14 @@ def test_the_median_lies_in_an_interval_that_is_a_binomial_test_turned_round(siz
         assert stats.binomtest(below, size).pvalue < 0.05
 
 
+@pytest.mark.parametrize("size", range(1, 60))
+def test_the_interval_of_the_median_is_scipys(size):
+    values = sample(size)
+    found = stats.quantile_test(values).confidence_interval(0.95)
+    expected = (found.low, found.high) if np.isfinite(found).all() else (None, None)
+    assert median_interval(values) == (np.median(values), *expected)
+
+
 @pytest.mark.parametrize("size", [6, 9, 20])
 def test_the_paired_interval_is_the_signed_rank_test_turned_round(size):
     a, b = sample(size), sample(size + 100)[:size]

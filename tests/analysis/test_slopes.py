@@ -2,6 +2,7 @@ import msgspec
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from bench.analysis import slopes
 from bench.analysis.tidy import Tidy
@@ -50,6 +51,12 @@ def test_the_interval_holds_the_truth_although_the_steps_of_a_turn_are_slow_toge
         line = fitted(make_run(grid(["dynamic"], [32, 2048], n_gen=8), turn_noise=0.03, seed=seed)).loc["dynamic"]
         held += line["slope_low"] <= 7 <= line["slope_high"]
     assert held >= 36
+
+
+def test_a_line_is_scipys_theil_sen():
+    x, noise = np.repeat([0.1, 0.2, 0.7, 1.1], 5), np.random.default_rng(0).normal(0, 1, 20)
+    found, expected = slopes._line(x, 40 + 7 * x + noise), stats.theilslopes(40 + 7 * x + noise, x)
+    assert found == pytest.approx((expected.slope, 0, expected.intercept), rel=1e-12)
 
 
 def test_fewer_than_six_rounds_have_no_interval():

@@ -66,6 +66,19 @@ def test_the_t_test_is_students():
     assert sequential.p_value(values, 1) == pytest.approx(by_scipy)
 
 
+@pytest.mark.parametrize("n", [1, 2, 10, 33])
+@pytest.mark.parametrize("center", [-0.5, 0, 0.5])
+def test_the_test_of_ranks_is_the_exact_one(n, center):
+    values = np.random.default_rng(n).normal(center, 1, n)
+    by_scipy = stats.wilcoxon(values, alternative="greater", method="exact").pvalue
+    assert sequential._signed_rank_p_value(values) == pytest.approx(by_scipy)
+
+
+def test_equal_sizes_are_no_evidence():
+    assert sequential._signed_rank_p_value(np.array([1, -1])) == 0.75
+    assert sequential._signed_rank_p_value(np.array([1, -1, 0])) == 0.75
+
+
 def test_ranks_rescue_a_change_that_one_outlier_hides_from_the_t_test():
     values = (*slower(0.1, 13), 3.0)
     by_t = stats.ttest_1samp(values, 0, alternative="greater").pvalue
