@@ -118,7 +118,8 @@ def _run(arguments: list[str]) -> int:
         code = _complain(str(stop), stop, stop.exit_code)
     except OSError as error:  # a full disk, a folder that went away: what was stored before is safe
         kind = UsageError if error.errno == errno.ENAMETOOLONG else FailedRun  # only an argument can be so long
-        code = _complain(f"{error.filename or 'writing'}: {error.strerror or error}", error, kind.exit_code)
+        what = "starting a process (see ulimit -u)" if error.errno == errno.EAGAIN else "writing"
+        code = _complain(f"{error.filename or what}: {error.strerror or error}", error, kind.exit_code)
     except UnicodeEncodeError as error:  # before anything is measured: what is stored begins with the arguments
         code = _complain(
             f"{error.object!r}: is no valid text in this locale, choose another name", error, UsageError.exit_code

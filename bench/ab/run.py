@@ -114,8 +114,8 @@ def _make_folder(out: Path, name: str, manifest: AbManifest) -> tuple[Path, Appe
     The topmost folder that this makes is hidden from git, so that the user's repository looks as it did before.
     """
     folder = out / name
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
     with writing(f"--out {folder}"):
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True)
         derived = Derived()  # it only hides the folder from git
         with derived.trying(f"{made[-1]}/.gitignore"):

@@ -1,6 +1,7 @@
 """A grid and settings from a file: `--config FILE`, or `[tool.kvbench]` in ./pyproject.toml, keyed by long flags."""
 
 import difflib
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,7 +27,7 @@ def read(context: typer.Context, file: Path | None) -> Path | None:
     """
     pyproject = Path("pyproject.toml")
     context.default_map = {}
-    if pyproject.is_file():
+    if os.path.isfile(pyproject):  # noqa: PTH113  # False where the current folder may not be searched
         tool = _table(_read(pyproject, "pyproject.toml"), "tool", "pyproject.toml: tool")
         _apply(context, _table(tool, "kvbench", "pyproject.toml: tool.kvbench"), "pyproject.toml [tool.kvbench]")
     if file is not None:

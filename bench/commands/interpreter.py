@@ -31,7 +31,10 @@ def settle() -> None:
 
     The encoding of stdout and stderr stays the user's. Signals that the program before this one left blocked arrive
     again, and so does the end of a child process: where SIGCHLD is ignored, every git that fails would seem to succeed.
+    NumPy's OpenBLAS starts no thread: nothing here needs one, and where the system refuses it (`ulimit -u`) OpenBLAS
+    sends this process a SIGINT, as if the user had interrupted.
     """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if hasattr(signal, "pthread_sigmask"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])

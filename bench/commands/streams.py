@@ -16,6 +16,8 @@ class Stream:
         self._stream = stream
         self.failure: OSError | None = None
         """None also if the reader has seen enough (`| head`), which is no error."""
+        self.lost = False
+        """Whether nobody gets what is written from now on."""
 
     def write(self, text: str) -> int:
         """Write `text`; return its length, as any text stream does."""
@@ -36,6 +38,7 @@ class Stream:
         try:
             yield
         except OSError as error:
+            self.lost = True
             if error.errno != errno.EPIPE and self.failure is None:
                 self.failure = error
             # Python flushes the stream once more at its end: what is still buffered must have somewhere to go.

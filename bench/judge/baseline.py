@@ -82,12 +82,14 @@ def promote(run: Run, baselines: Path, name: str | None) -> Path:
         )
     session = session_of(tidy)
     folder = baselines / (name if name is not None else machine_name(session.environment))
-    known = read_sessions(folder) if folder.is_dir() and any(folder.glob("*.json")) else []
+    path = folder / f"{session.run_id}.json"
+    with writing(f"--baseline-dir {baselines}"):  # asking for a file may be refused, too
+        known = read_sessions(folder) if folder.is_dir() and any(folder.glob("*.json")) else []
+        is_known = path.exists()
     lost = newest(known).by_case_and_phase.keys() - session.by_case_and_phase.keys() if known else set()
     for key, _ in sorted(lost):
         raise DataError(f"{run.name} lacks {key}, which {folder} has: promote it under another --name")
-    path = folder / f"{session.run_id}.json"
-    if path.exists():
+    if is_known:
         raise UsageError(f"{run.name}: is a session of {folder} already")
     latest = max((one.promoted_utc or one.created_utc for one in known), default="")
     if latest > str(session.promoted_utc):  # a session is the newest by its time

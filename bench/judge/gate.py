@@ -40,8 +40,11 @@ def read_baseline(path: str, out: Path) -> list[Session]:
         DataError: there is none, one is damaged or of a newer schema, or a run cannot be a baseline.
     """
     folder = Path(path)
-    if folder.is_dir() and not (folder / "manifest.json").is_file():
-        return read_sessions(folder)
+    try:
+        if folder.is_dir() and not (folder / "manifest.json").is_file():
+            return read_sessions(folder)
+    except PermissionError as error:
+        raise DataError(f"--baseline {path}: cannot be read ({error.strerror})") from error
     try:
         found = find_run(path, out)
     except DataError:

@@ -206,6 +206,7 @@ def worker_environment(n_threads: int, trees: Sequence[Path] = (TREE,)) -> dict[
     """Return the environment variables of every worker with so many threads; its own trees are imported from first."""
     return with_threads(n_threads) | {
         "PYTHONPATH": os.pathsep.join([*map(str, trees), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "OPENBLAS_NUM_THREADS": str(n_threads),  # a command has it set to 1
         "PYTHONHASHSEED": "0",
         "PYTHONUTF8": "1",  # libraries read their own files in the locale's encoding
         "TOKENIZERS_PARALLELISM": "false",

@@ -56,9 +56,9 @@ def make_folder(out: Path, run_id: str) -> Path:
         UsageError: the folder exists already, or cannot be made.
     """
     folder = out / run_id
-    if folder.exists():
-        raise UsageError(f"--out: {folder} exists already; choose another --name, or --resume it")
     with writing(f"--out {out}"):
+        if folder.exists():
+            raise UsageError(f"--out: {folder} exists already; choose another --name, or --resume it")
         folder.mkdir(parents=True)
     return folder
 

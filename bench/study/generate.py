@@ -1,5 +1,7 @@
 """`kvbench generate`: continues a prompt and prints each token as soon as it is chosen."""
 
+import sys
+
 from torch import Tensor
 from transformers import TextStreamer
 
@@ -8,14 +10,14 @@ from kvcache.strategies.catalogue import build
 
 
 class _Stop(Exception):
-    """The token that ends the text was chosen."""
+    """The token that ends the text was chosen, or nobody reads it any more."""
 
 
 def stream(setting: Setting, prompt: str, *, strategy: str, n_gen: int | None, stop_token_id: int | None) -> None:
     """Print the greedy continuation of `prompt`, token by token, to stdout.
 
     It ends after `n_gen` tokens, at `stop_token_id`, or at the end of the text. Without an `n_gen` it ends after 128
-    tokens, or when the model has no position left.
+    tokens, when the model has no position left, or when its reader has gone (`| head`).
 
     Raises:
         UsageError: as `get_ready`, or `refusing`.
@@ -25,7 +27,7 @@ def stream(setting: Setting, prompt: str, *, strategy: str, n_gen: int | None, s
 
     def show(token: Tensor, _logits: Tensor) -> None:
         streamer.put(token.cpu())
-        if token.item() in ready.stops:
+        if token.item() in ready.stops or getattr(sys.stdout, "lost", False):
             raise _Stop
 
     n_prompt = ready.ids.shape[1]

@@ -5,6 +5,7 @@ transformers' Trainer runs the steps; the note's own part is corpus.py and `next
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -195,6 +196,8 @@ def _watch_shapes(model: PreTrainedModel) -> set[tuple[int, ...]]:
 
 def _save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     """Write the result into a temporary folder and move it, the weights last: they make `folder` a model."""
+    for left in folder.glob(".unfinished-*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as beside, quiet():
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)

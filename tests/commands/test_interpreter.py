@@ -41,6 +41,13 @@ def test_docstrings_are_kept(flags: list[str]) -> None:
     assert printed(code, *flags, A="b", **({} if flags else {"PYTHONOPTIMIZE": "2"})) == "Settings b"
 
 
+def test_a_thread_that_is_refused_is_no_interruption() -> None:
+    """OpenBLAS would send a SIGINT; the threads of workers are those of --threads all the same."""
+    assert printed(f"{SETTLE} import os; print(os.environ['OPENBLAS_NUM_THREADS'])") == "1"
+    assert printed(f"{SETTLE} import os; print(os.environ['OPENBLAS_NUM_THREADS'])", OPENBLAS_NUM_THREADS="3") == "3"
+    assert worker_environment(2)["OPENBLAS_NUM_THREADS"] == "2"
+
+
 def test_signals_arrive_whatever_the_program_before_this_one_did() -> None:
     code = "import signal, subprocess; signal.signal(signal.SIGCHLD, signal.SIG_IGN);"
     code += f"signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()); {SETTLE}"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 import json
 import math
+import sys
+from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import get_args
@@ -19,6 +22,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from bench.cli import main
 from bench.machine.clock import Times
 from bench.study import trace as tracing
 from bench.study.trace import ShownStep, Trace
@@ -30,6 +34,7 @@ from kvcache.strategies.catalogue import build
 from kvcache.strategies.naive import Naive
 from kvcache.strategies.strategy import Strategy
 from tests.commandline import kvbench, refused
+from tests.commands.test_lost_outputs import Refusing
 from tests.strategies.test_equivalence import MODELS, model_of, token_ids
 from tests.study.test_train import SENTENCE
 from tests.tiny import EVERYWHERE, build_without_compiler
@@ -290,6 +295,21 @@ def test_generate_takes_the_user_s_own_cache(love: Path, own_caches: str) -> Non
     common = ["generate", "--model", str(love), "--prompt", "", "-t", "1", "-n", "3", "--strategy"]
     assert kvbench(*common, f"{own_caches}:lossy").stdout.strip()
     assert f"--strategy {own_caches}:nothing: returned a dict; valid" in refused(*common, f"{own_caches}:nothing")
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EPIPE, 0), (errno.ENOSPC, 5)])
+def test_generate_ends_with_its_reader(love: Path, number: int, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    fed: list[object] = []
+    monkeypatch.setattr(
+        "bench.study.generate.TextStreamer.put", lambda _, token: [fed.append(token), sys.stdout.write("word")]
+    )
+    arguments = ["generate", "--model", str(love), "--prompt", "", "-t", "1", "-n", "6"]
+    with redirect_stdout(Refusing(number)), pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert (ended.value.code, len(fed)) == (code, 1)
+    fed.clear()
+    kvbench(*arguments)
+    assert len(fed) == 6
 
 
 def test_a_user_s_cache_that_is_none_is_refused(love: Path, own_caches: str) -> None:

@@ -17,7 +17,8 @@ os.environ.update(_OWN)
 _spec = importlib.util.find_spec("matplotlib")
 _its_own = Path(_spec.origin).parent / "mpl-data" if _spec is not None and _spec.origin else Path()
 try:
-    with contextlib.chdir(_its_own) if Path("matplotlibrc").exists() else contextlib.nullcontext():
+    # Not Path.exists: where the current folder may not be searched there is no such file, and that is no error.
+    with contextlib.chdir(_its_own) if os.access("matplotlibrc", os.F_OK) else contextlib.nullcontext():
         import matplotlib as mpl  # noqa: F401
 finally:
     for _name, _value in _users.items():
