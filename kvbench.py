@@ -50,7 +50,7 @@ def main() -> None:
         if "KVBENCH_TRACEBACK" in os.environ:
             raise
         name = f"{type(error).__name__}: {error}".rstrip(": ")
-        reason = hidden() or f"cannot start: {name} (set KVBENCH_TRACEBACK=1 to see where)"
+        reason = f"cannot start: {name}; {hidden() or 'set KVBENCH_TRACEBACK=1 to see where'}"
         if sys.stderr is not None:
             sys.stderr.write(f"kvbench: {' '.join(reason.split())}\n")
         sys.exit(2)

@@ -135,10 +135,12 @@ def _unforeseen(error: Exception) -> int:
         raise error
     from kvbench import hidden
 
-    if reason := hidden() or interpreter.failed_import(error):
+    name = f"{type(error).__name__}: {error}"
+    if reason := hidden():
+        return _complain(f"{name}; {reason}", error, UsageError.exit_code)
+    if reason := interpreter.failed_import(error):
         return _complain(reason, error, UsageError.exit_code)
-    message = f"{type(error).__name__}: {error} (set KVBENCH_TRACEBACK=1 to see where)"
-    return _complain(message, error, FailedRun.exit_code)
+    return _complain(f"{name} (set KVBENCH_TRACEBACK=1 to see where)", error, FailedRun.exit_code)
 
 
 def _complain(message: str, error: BaseException, code: int) -> int:

@@ -12,11 +12,26 @@ import typer
 from bench.errors import FailedRun
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from bench.judge.verdict import Verdict
     from bench.measure.run import Job
     from bench.record import Run
     from bench.tell.formats import DocumentFormat, Format
     from bench.tell.verdicts import Command
+
+
+LEAST_COLUMNS = 40
+"""Of a terminal: one that is narrower, or says so because nobody set its size, wraps lines and loses no figure."""
+
+
+def terminal() -> Console:
+    """Return stdout as a terminal."""
+    from rich.console import Console
+
+    console = Console()
+    console.width = max(console.width, LEAST_COLUMNS)
+    return console
 
 
 def emit(text: str) -> None:
@@ -53,9 +68,7 @@ def print_summary(run: Run, form: Format) -> None:
         emit(tables.render(summary, form))
         note(run.path)
     elif sys.stdout.isatty():
-        from rich.console import Console
-
-        Console().print(tables.terminal(summary))
+        terminal().print(tables.terminal(summary))
         emit(f"{reading}{closing}{run.path}\n")
     else:
         emit("\n".join([tables.markdown(summary), *filter(None, [reading, closing]), f"{run.path}\n"]))
@@ -111,9 +124,7 @@ def print_verdicts(
         emit(verdicts.document(found, title=title, require_time=require_time, command=command))
         note(sentence)
     elif sys.stdout.isatty():
-        from rich.console import Console
-
-        Console().print(title, verdicts.terminal(found), sentence, sep="\n\n", markup=False, highlight=False)
+        terminal().print(title, verdicts.terminal(found), sentence, sep="\n\n", markup=False, highlight=False)
     else:
         emit(f"{title}\n\n{verdicts.table(found)}\n{sentence}\n")
     derived = Derived()

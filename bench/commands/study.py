@@ -9,7 +9,7 @@ from typer import Option
 
 from bench.case import DeviceName
 from bench.commands import flags
-from bench.commands.output import emit, note
+from bench.commands.output import emit, note, terminal
 from bench.commands.values import available_device, thread_count
 from bench.errors import FailedRun, UsageError
 
@@ -112,9 +112,7 @@ def trace(
     if output_format == "json":
         emit(trace_tables.as_json(traced))
     elif sys.stdout.isatty():
-        from rich.console import Console
-
-        Console().print(trace_tables.terminal(traced))
+        terminal().print(trace_tables.terminal(traced))
     else:
         emit(trace_tables.markdown(traced))
     if show_input and output_format == "md":

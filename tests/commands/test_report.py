@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 
+from bench.cli import main
 from tests.commandline import in_a_process, kvbench, refused
 from tests.torture import store_ab
 
@@ -30,6 +33,24 @@ def test_formats_keep_stdout_clean(run_folder: Path) -> None:
     lines = kvbench("report", run_folder.name, "--out", out, "-o", "jsonl").stdout.splitlines()
     assert [json.loads(line)["phase"] for line in lines[:2]] == ["prefill", "decode"]
     assert kvbench("report", run_folder.name, "--out", out, "-o", "csv").stderr.strip() == str(run_folder)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.usefixtures("unsaved")
+def test_a_terminal_without_a_size_loses_no_figure(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    drawn = []
+    for columns in ("1", "40"):
+        monkeypatch.setenv("COLUMNS", columns)
+        with redirect_stdout(Terminal()) as terminal, pytest.raises(SystemExit):
+            main(["report", str(run_folder)])
+        drawn.append(terminal.getvalue())
+    assert drawn[0] == drawn[1]
+    assert "hf-generate" in drawn[0]
 
 
 @pytest.mark.parametrize("command", [["report", "x"], ["compare", "x", "y"], ["run", "--resume", "x"]])
