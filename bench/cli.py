@@ -133,13 +133,14 @@ def _unforeseen(error: Exception) -> int:
     """Report an error that nobody thought of; it must not end with 1, which says regression."""
     if "KVBENCH_TRACEBACK" in os.environ:
         raise error
-    from kvbench import hidden
-
     name = f"{type(error).__name__}: {error}"
-    if reason := hidden():
-        return _complain(f"{name}; {reason}", error, UsageError.exit_code)
-    if reason := interpreter.failed_import(error):
-        return _complain(reason, error, UsageError.exit_code)
+    with suppress(Exception):  # where no memory is left, looking for the reason may fail as well
+        from kvbench import hidden
+
+        if reason := hidden():
+            return _complain(f"{name}; {reason}", error, UsageError.exit_code)
+        if reason := interpreter.failed_import(error):
+            return _complain(reason, error, UsageError.exit_code)
     return _complain(f"{name} (set KVBENCH_TRACEBACK=1 to see where)", error, FailedRun.exit_code)
 
 

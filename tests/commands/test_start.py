@@ -60,5 +60,6 @@ def test_a_hidden_module_that_is_imported_late_is_named(tmp_path: Path, monkeypa
     (tmp_path / "queue" / "__init__.py").touch()
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'nowhere'}:{tmp_path}")
     assert f"{tmp_path}/queue hides Python's own module queue" in refused("env", code=2)
-    monkeypatch.setattr(kvbench, "hidden", lambda: None)
-    assert "AttributeError" in refused("env", code=5)
+    for answer in (lambda: None, lambda: 1 / 0):  # it may be that there is no memory to look for the reason
+        monkeypatch.setattr(kvbench, "hidden", answer)
+        assert "AttributeError" in refused("env", code=5)

@@ -194,10 +194,8 @@ ROWS = (
     Row(name="path-with-spaces", here="{folder}/a folder \u00fc", commands=COMMANDS),
     Row(name="names-of-a-shell", inside="a b'\"$x$(y)%s*[1]&;#|", commands=COMMANDS),
     Row(name="names-with-lines", inside="two\nlines\tand 'more'"),
-    Row(name="names-like-flags", inside="-rf"),
     Row(name="names-long", inside="n" * 255),
     Row(name="symlinked-folder", setup="ln -sfn {folder}/here {folder}/link; cd {folder}/link", commands=COMMANDS),
-    Row(name="folder-unreadable", setup="chmod 000 {folder}/here", prefix=NOBODY, skip=needs_root("setpriv")),
     # Limits.
     Row(name="umask-077", setup="umask 077", commands=COMMANDS),
     Row(name="umask-000", setup="umask 000"),

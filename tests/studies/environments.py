@@ -1,4 +1,4 @@
-"""Runs, reports, gates and compares a tiny model in some fifty-five environments that others have met (10 min).
+"""Runs, reports, gates and compares a tiny model in some eighty environments that others have met (an hour).
 
 Each must work, or be refused by the exit code of the README and one line that names what to change: no traceback, no
 sample lost, no wrong repository, no file left behind. Writes results/examples/environments.csv and .md.
