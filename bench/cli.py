@@ -17,7 +17,10 @@ from bench.commands import config, flags, interpreter, streams, values
 from bench.commands.ab import ab
 from bench.commands.collect import collect
 from bench.commands.env import env
-from bench.commands.gate import gate, history, promote
+from bench.commands.exchange import export, import_
+from bench.commands.gate import gate, promote
+from bench.commands.gate import history as baseline_history
+from bench.commands.history import history
 from bench.commands.job import job
 from bench.commands.report import compare, report
 from bench.commands.run import run
@@ -51,11 +54,12 @@ app = typer.Typer(
 baseline = typer.Typer(help="Set a baseline, and look at its drift.", rich_markup_mode=None)
 
 app.command(epilog=flags.below_the_flags())(run)
-for command in (report, compare, gate, ab, job, collect, generate, trace, train, env):
+for command in (report, compare, history, gate, ab, job, collect, generate, trace, train, env, export):
     app.command()(command)
+app.command("import")(import_)
 app.add_typer(baseline, name="baseline")
 baseline.command()(promote)
-baseline.command()(history)
+baseline.command("history")(baseline_history)
 
 
 def _show_version(wanted: bool) -> None:

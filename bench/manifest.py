@@ -117,6 +117,16 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     """Further options of sbatch by their long names, as in `{"account": "physics"}`."""
 
 
+class Origin(msgspec.Struct, frozen=True):
+    """Where the times of an imported run come from."""
+
+    tool: str
+    path: str
+    """As it was given."""
+    digest: str
+    """SHA-256 of the file."""
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """`manifest.json`: what was asked for, where it ran, and the plan."""
 
@@ -136,6 +146,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """SHA-256 of each model's weights (or the seed and geometry that make them), by model spec."""
     text: TextFile | None = None
     """None: the model writes the text that judges lossy strategies."""
+    origin: Origin | None = None
+    """None: kvbench measured the run; else it was measured elsewhere, and its tokens were not checked."""
     ceilings: dict[str, float] = {}
     """Medians of the ceilings at the start of the run by `Ceiling.name`; empty: none were measured."""
     cluster: Cluster | None = None

@@ -6,6 +6,7 @@ Times are integers in nanoseconds, sizes integers in bytes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -236,10 +237,11 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
     path: str
     manifest: Manifest
-    samples: list[Sample]
+    samples: Sequence[Sample]
+    """A list, or in columns (`bench.turns.Turns`) as read from a file; so are the ceilings'."""
     checks: list[Check]
     failures: list[Failure]
-    ceilings: list[CeilingSample] = []
+    ceilings: Sequence[CeilingSample] = ()
     cell_plans: list[CellPlan] = []
     texts: list[Text] = []
     starts: dict[str, JobStart] = {}

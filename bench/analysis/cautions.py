@@ -79,7 +79,10 @@ def scope(n_processes: int) -> str:
 
 def _whole_run(tidy: Tidy) -> Iterator[Caution]:
     """Cautions of how the run was set up, and of its end."""
-    plan = tidy.run.manifest.plan
+    plan, origin = tidy.run.manifest.plan, tidy.run.manifest.origin
+    if origin is not None:
+        text = f"imported from {origin.tool} ({origin.path}): measured elsewhere, its tokens were not checked"
+        yield Caution(None, text, "compare it with your runs as a first look only")
     if tidy.unfinished:
         text = f"the run was interrupted: {len(tidy.unfinished)} of {len(plan)} cases lack rounds"
         yield Caution(None, text, f"`kvbench run --resume {tidy.run.name}` adds them")

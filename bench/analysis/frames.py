@@ -8,9 +8,11 @@ from typing import Any
 import msgspec
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from bench.case import Case
-from bench.record import Covariates, Run
+from bench.record import CeilingSample, Covariates, Run, Sample
+from bench.turns import CODED, NONE, Ints, Lists, Turns, alike
 
 CASE_COLUMNS: list[str] = list(Case.__struct_fields__)
 """The fields of a case; every frame of its turns has them after the `case` key."""
@@ -24,15 +26,15 @@ _COVARIATES = ["wall_ms", *COVARIATE_COLUMNS]
 
 _TIMES = ["latency_ms", "total_ms", "steps_timed"]
 
-TURN_COLUMNS: list[str] = ["case", *CASE_COLUMNS, "phase", *_TURN, *_TIMES, *_COVARIATES]
-STEP_COLUMNS: list[str] = ["case", *CASE_COLUMNS, *_TURN, "step", "position", "latency_ms", "first"]
+TURN_COLUMNS: list[str] = ["sample", "case", *CASE_COLUMNS, "phase", *_TURN, *_TIMES, *_COVARIATES]
+STEP_COLUMNS: list[str] = ["sample", "case", *CASE_COLUMNS, *_TURN, "step", "position", "latency_ms", "first"]
 CEILING_COLUMNS: list[str] = ["cell", "ceiling", "kernel", "n_threads", *_TURN, "per_s", "cache_bytes", *_COVARIATES]
 
 NS_PER_MS = 1e6
 
 _TYPES: dict[str, str] = {
     **{field.name: "int64" for field in msgspec.structs.fields(Case) if field.type is int},
-    **dict.fromkeys(_TURN, "int64"),
+    **dict.fromkeys(["sample", *_TURN], "int64"),
     **dict.fromkeys(["warmup", "first", "prefill_quantized"], "bool"),
     **dict.fromkeys(["latency_ms", "total_ms", "wall_ms", "per_s"], "float64"),
     **dict.fromkeys(["step", "position", "steps_timed", "cache_bytes", *COVARIATE_COLUMNS], "Int64"),
@@ -40,8 +42,8 @@ _TYPES: dict[str, str] = {
 """The type of every column that is not text."""
 
 
-def turns(run: Run) -> pd.DataFrame:
-    """Make one row per case, phase and turn.
+def turns(run: Run, columns: Sequence[str] = TURN_COLUMNS) -> pd.DataFrame:
+    """Make one row per case, phase and turn, with some or all of `TURN_COLUMNS`; `sample` is its place in the run.
 
     `latency_ms` is TTFT for prefill and TPOT for decode (`total_ms / (n_gen - 1)`). `total_ms` is the whole phase, with
     the untimed steps of a naive decode interpolated linearly between the timed ones (`bench.case.naive_steps`; beyond
@@ -53,52 +55,113 @@ def turns(run: Run) -> pd.DataFrame:
     Raises:
         ValueError: no decode step of a turn was timed.
     """
-    cases = _cases(run)
-    rows: list[dict[str, Any]] = []
-    for sample in run.samples:
-        case, (prefill_ns, step_ns) = cases[sample.case], sample.device_ns
-        shared = msgspec.structs.asdict(sample) | msgspec.structs.asdict(sample.covariates)
-        shared["wall_ms"] = sample.total_ns / NS_PER_MS
-        ttft_ms = prefill_ns / NS_PER_MS
-        rows.append({**shared, "phase": "prefill", "latency_ms": ttft_ms, "total_ms": ttft_ms})
-        if case.n_gen > 1:
-            if not sample.steps:
-                raise ValueError(f"no decode step of {sample.case} was timed in round {sample.round}")
-            total_ms = np.interp(np.arange(1, case.n_gen), sample.steps, step_ns).sum() / NS_PER_MS
-            times = {"latency_ms": total_ms / (case.n_gen - 1), "total_ms": total_ms, "steps_timed": len(step_ns)}
-            rows.append({**shared, "phase": "decode", **times})
-    return _with_cases(run, rows, TURN_COLUMNS)
+    samples = Turns.of(Sample, run.samples)
+    fields = _fields(run, samples)
+    n_gen = fields["n_gen"].to_numpy()[samples.coded("case").codes]
+    rows = np.repeat(np.arange(len(samples)), np.where(n_gen > 1, 2, 1))
+    is_decode = np.diff(rows, prepend=-1) == 0
+    prefill_ns, step_ns = device_ns(samples)
+    total_ms = np.where(is_decode, _decode_ns(samples, step_ns, n_gen)[rows], prefill_ns[rows]) / NS_PER_MS
+    made: dict[str, Any] = {
+        "sample": rows,
+        "phase": pd.Series(["prefill", "decode"]).array.take(is_decode.astype(np.int64)),
+        "total_ms": total_ms,
+        "latency_ms": np.where(is_decode, total_ms / np.maximum(n_gen[rows] - 1, 1), total_ms),
+        "steps_timed": pd.arrays.IntegerArray(step_ns.lengths[rows], ~is_decode),
+        "wall_ms": (wall_ns(samples) / NS_PER_MS)[rows],
+    }
+    return _frame(samples, fields, rows, made, columns)
 
 
-def steps(run: Run) -> pd.DataFrame:
-    """Make one row per timed decode step.
+def steps(run: Run, wanted: NDArray[np.int64] | None = None) -> pd.DataFrame:
+    """Make one row per timed decode step, of all samples or of those `wanted`, by their places in the run.
 
     `position` is the length of the sequence that the step continues, `n_depth + n_prompt + step`: what naive
     generation feeds in this step, and what the cached step attends to. `first` flags the first step after a prefill.
     """
-    rows = [
-        {**msgspec.structs.asdict(sample), "step": step, "latency_ms": ns / NS_PER_MS, "first": step == 1}
-        for sample in run.samples
-        for step, ns in zip(sample.steps, sample.device_ns[1], strict=True)
-    ]
-    frame = _with_cases(run, rows, STEP_COLUMNS)
-    return frame.assign(position=frame["n_depth"] + frame["n_prompt"] + frame["step"])
+    samples = Turns.of(Sample, run.samples)
+    wanted = np.arange(len(samples)) if wanted is None else wanted
+    fields, (_, step_ns) = _fields(run, samples), device_ns(samples)
+    rows = np.repeat(wanted, step_ns.lengths[wanted])
+    patterns = [np.array(timed, dtype=np.int64) for timed in samples.coded("steps").distinct]
+    own = [patterns[code] for code in samples.coded("steps").codes[wanted]]
+    step = np.concatenate([np.zeros(0, dtype=np.int64), *own])
+    place = np.arange(len(rows)) - np.repeat(np.cumsum(step_ns.lengths[wanted]), step_ns.lengths[wanted])
+    place += step_ns.lengths[rows]
+    made = {
+        "sample": rows,
+        "step": pd.array(step, dtype=_TYPES["step"]),
+        "latency_ms": step_ns.flat[step_ns.starts[rows] + place] / NS_PER_MS,
+        "first": step == 1,
+    }
+    frame = _frame(samples, fields, rows, made, [name for name in STEP_COLUMNS if name != "position"])
+    return frame.assign(position=frame["n_depth"] + frame["n_prompt"] + frame["step"])[STEP_COLUMNS]
 
 
 def ceilings(run: Run) -> pd.DataFrame:
     """Make one row per turn of a ceiling: `per_s` is its rate by the median pass, in bytes or FLOP per second."""
+    taken = Turns.of(CeilingSample, run.ceilings)
     threads = {plan.case.cell.key: plan.case.n_threads for plan in run.manifest.plan}
-    rows = [
-        {
-            **msgspec.structs.asdict(taken),
-            "n_threads": threads[taken.cell],
-            "per_s": taken.amount / float(np.median(taken.pass_ns)) * 1e9,
-            "wall_ms": sum(taken.pass_ns) / NS_PER_MS,
-            **msgspec.structs.asdict(taken.covariates),
-        }
-        for taken in run.ceilings
-    ]
-    return typed(rows, CEILING_COLUMNS, _TYPES)
+    cells, passes = taken.coded("cell"), taken.lists("pass_ns")
+    median_ns = np.zeros(len(taken))
+    for length in np.unique(passes.lengths):
+        alike = np.flatnonzero(passes.lengths == length)
+        median_ns[alike] = np.median(passes.rows(alike, length), axis=1)
+    made = {
+        "n_threads": np.array([threads[cell] for cell in cells.distinct], dtype=np.int64)[cells.codes],
+        "per_s": taken.ints("amount") / median_ns * 1e9,
+        "wall_ms": passes.sums / NS_PER_MS,
+    }
+    no_fields = pd.DataFrame(index=range(len(taken)))
+    return _frame(taken, no_fields, np.arange(len(taken)), made, CEILING_COLUMNS)
+
+
+def device_ns(samples: Turns[Sample]) -> tuple[Ints, Lists]:
+    """Return the times of the prefills and of the decode steps, by CUDA events where they were taken."""
+    prefill_ns, event_ns = samples.ints("prefill_ns"), samples.ints("prefill_event_ns")
+    host, events = samples.lists("step_ns"), samples.lists("step_event_ns")
+    by_events = (event_ns != NONE) & (events.lengths >= 0)
+    if not by_events.any():
+        return prefill_ns, host
+    return np.where(by_events, event_ns, prefill_ns), host.replaced(by_events, events)
+
+
+def wall_ns(samples: Turns[Sample]) -> Ints:
+    """Return what each turn took on the host: its prefill and its timed decode steps (`TurnTimes.total_ns`)."""
+    return samples.ints("prefill_ns") + samples.lists("step_ns").sums
+
+
+AT_ONCE = 1 << 22
+"""Decode steps that are interpolated at a time."""
+
+
+def _decode_ns(samples: Turns[Sample], step_ns: Lists, n_gen: Ints) -> NDArray[np.float64]:
+    """Compute what all decode steps of each turn took together, those between the timed ones interpolated."""
+    patterns, codes = samples.coded("steps").distinct, samples.coded("steps").codes
+    total = np.zeros(len(samples))
+    for places in alike(codes, n_gen):
+        count, timed = int(n_gen[places[0]]), patterns[codes[places[0]]]
+        if count == 1:
+            continue
+        if not timed:
+            torn = samples[int(places[0])]
+            raise ValueError(f"no decode step of {torn.case} was timed in round {torn.round}")
+        for part in np.array_split(places, 1 + len(places) * count // AT_ONCE):
+            times = step_ns.rows(part, len(timed)).astype(np.float64)
+            total[part] = _interpolated(np.arange(1, count), np.array(timed, dtype=np.float64), times).sum(axis=1)
+    return total
+
+
+def _interpolated(at: Ints, timed: NDArray[np.float64], times: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Interpolate linearly as `np.interp(at, timed, row)` for each row of `times`, and to the same bits."""
+    if len(timed) == 1:
+        return np.repeat(times, len(at), axis=1)
+    left = np.clip(np.searchsorted(timed, at, side="right") - 1, 0, len(timed) - 2)
+    slopes = np.diff(times, axis=1) / np.diff(timed)
+    between = slopes[:, left] * (at - timed[left]) + times[:, left]
+    between[:, at < timed[0]] = times[:, :1]
+    between[:, at >= timed[-1]] = times[:, -1:]
+    return np.ascontiguousarray(between)
 
 
 def typed(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], types: Mapping[str, Any]) -> pd.DataFrame:
@@ -114,13 +177,30 @@ def typed(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], types: Mapp
     return pd.DataFrame(made, copy=False)
 
 
-def _with_cases(run: Run, rows: Sequence[Mapping[str, Any]], columns: list[str]) -> pd.DataFrame:
-    """Join the rows with the fields of their cases; a column that neither has is empty."""
-    cases = [{"case": key, **msgspec.structs.asdict(case)} for key, case in _cases(run).items()]
-    own = [name for name in columns if name not in CASE_COLUMNS]
-    fields = typed(cases, ["case", *CASE_COLUMNS], _TYPES)
-    return typed(rows, own, _TYPES).merge(fields, on="case", how="left")[columns]
+def _fields(run: Run, samples: Turns[Sample]) -> pd.DataFrame:
+    """Make one row per code of the samples' cases, with their fields."""
+    cases = {plan.case.key: plan.case for plan in run.manifest.plan}
+    keys = samples.coded("case").distinct
+    return typed([{"case": key, **msgspec.structs.asdict(cases[key])} for key in keys], ["case", *CASE_COLUMNS], _TYPES)
 
 
-def _cases(run: Run) -> dict[str, Case]:
-    return {plan.case.key: plan.case for plan in run.manifest.plan}
+def _frame(
+    turns: Turns[Any], fields: pd.DataFrame, rows: Ints, made: Mapping[str, Any], columns: Sequence[str]
+) -> pd.DataFrame:
+    """Make a frame of `columns`: those `made`, fields of the case, or columns of the turns at the places `rows`."""
+    frame: dict[str, Any] = {}
+    codes = turns.coded("case").codes[rows] if len(fields.columns) else rows
+    for name in columns:
+        if name in made:
+            frame[name] = pd.array(made[name], dtype=_TYPES[name]) if name in _TYPES else made[name]
+        elif name in fields:
+            frame[name] = fields[name].array.take(codes)
+        elif name in CODED:
+            coded = turns.coded(name)
+            of_codes = pd.Series(coded.distinct, dtype=None if coded.distinct else object).array
+            frame[name] = of_codes.take(coded.codes[rows])
+        else:
+            values = turns.ints(name)[rows]
+            nullable = _TYPES[name] == "Int64"
+            frame[name] = pd.arrays.IntegerArray(values, values == NONE) if nullable else values.astype(_TYPES[name])
+    return pd.DataFrame(frame, copy=False)

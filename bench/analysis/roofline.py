@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from bench.analysis.pairwise import Floats
 from bench.analysis.tidy import Tidy, paired_columns
 from bench.manifest import CasePlan
+from bench.turns import Ints
 from kvcache.arithmetic.costs import Costs
 from kvcache.strategies.catalogue import OWN
 
@@ -29,6 +31,10 @@ FLOOR_COLUMNS: list[str] = ["compute_floor_ms", "memory_floor_ms", "gemm_flop_pe
 PRIOR_WEIGHT = 0.03
 """Weight of the expectation that both roofs are reached and nothing is added, against one measured case: a forward
 repeats within some 3 %, while a share of the roof may be anything. It only decides what the other cases leave open."""
+
+
+MANY = 64
+"""Of so many points the fits without one of them are found from the sums of the fit with all: to a part in 10^5."""
 
 
 class Point(NamedTuple):
@@ -71,21 +77,24 @@ def columns(tidy: Tidy) -> dict[tuple[str, str], dict[str, Any]]:
 
 def leave_one_out(points: Sequence[Point]) -> list[float | None]:
     """Predict each of `points` (of one strategy, phase and group) from the others, in ms; None for one alone."""
+    table = np.array(points)
+    if len(points) > MANY:
+        return _leave_one_out_of_many(table)
     return [
-        predict(point, [*points[:number], *points[number + 1 :]]) if len(points) > 1 else None
+        predict(point, np.delete(table, number, axis=0)) if len(points) > 1 else None
         for number, point in enumerate(points)
     ]
 
 
-def predict(point: Point, others: Sequence[Point]) -> float:
+def predict(point: Point, others: Sequence[Point] | Floats) -> float:
     """Compute `a x compute floor + b x memory floor + c`; a, b, c fit `others` by least squares of relative errors.
 
     1 / a and 1 / b are the shares of the roofs that the strategy reaches, c is its overhead per forward, in ms; none is
     negative. The sum, and not the larger floor: products and attention follow each other and do not overlap.
     """
-    from scipy.optimize import lsq_linear
+    from scipy.optimize import lsq_linear  # a run without ceilings need not wait for it
 
-    table = np.array(others)
+    table = np.asarray(others)
     measured = table[:, 2]
     typical_ms = float(np.median(measured))
     terms = np.column_stack([table[:, 0], table[:, 1], np.full(len(table), typical_ms)]) / measured[:, None]
@@ -97,6 +106,25 @@ def predict(point: Point, others: Sequence[Point]) -> float:
     )
     a, b, c = fit.x
     return float(a * point.compute_ms + b * point.memory_ms + c * typical_ms)
+
+
+def _leave_one_out_of_many(table: Floats) -> list[float | None]:
+    """Predict each row as `predict` does: its share of the normal equations is taken off those of all rows."""
+    from scipy.optimize import nnls
+
+    measured = table[:, 2]
+    terms = np.column_stack([table[:, :2], np.ones(len(table))]) / measured[:, None]
+    squares, sums = terms.T @ terms, terms.sum(axis=0)
+    predicted: list[float | None] = []
+    for number, (compute_ms, memory_ms, _) in enumerate(table):
+        typical_ms = float(np.median(np.delete(measured, number)))
+        scale = np.array([1.0, 1.0, typical_ms])
+        left = scale[:, None] * (squares - np.outer(terms[number], terms[number])) * scale + PRIOR_WEIGHT**2 * np.eye(3)
+        right = scale * (sums - terms[number]) + PRIOR_WEIGHT**2 * np.array([1.0, 1.0, 0.0])
+        lower = np.linalg.cholesky(left)
+        fit, _ = nnls(lower.T, np.linalg.solve(lower, right))
+        predicted.append(float(fit @ (compute_ms, memory_ms, typical_ms)))
+    return predicted
 
 
 def _row(plan: CasePlan, costs: Costs, own: pd.DataFrame, gemm: pd.DataFrame, read: pd.DataFrame) -> dict[str, Any]:
@@ -130,7 +158,8 @@ def bound(compute_ms: float, memory_ms: float, latency_ms: float) -> str:
 
 def _share(name: str, amount: int, own: pd.DataFrame, roof: pd.DataFrame) -> dict[str, float | None]:
     """Compute the case's rate as a share of the roof beside it, `amount` being that of the whole phase."""
-    rates = own.assign(per_s=amount / own["total_ms"] * 1000)
+    rates = pd.DataFrame({key: own[key].array for key in ("process", "round")}, copy=False)
+    rates["per_s"] = amount / own["total_ms"].to_numpy() * 1000
     return paired_columns([name, f"{name}_low", f"{name}_high"], rates, beside(own, roof), "per_s")
 
 
@@ -139,12 +168,27 @@ def beside(own: pd.DataFrame, roof: pd.DataFrame) -> pd.DataFrame:
 
     `per_s` is the geometric mean of the turns nearest before and after, where the round has both.
     """
-    by = ["process", "round"]
-    turns = own[[*by, "order"]].sort_values("order")
-    found = roof[[*by, "order", "per_s"]].sort_values("order")
-    before, after = (
-        np.log(pd.merge_asof(turns, found, on="order", by=by, direction=side)["per_s"])
-        for side in ("backward", "forward")
-    )
-    logs = pd.concat([before, after], axis="columns").mean(axis="columns")  # of the one there is, where one is missing
-    return turns.assign(per_s=np.exp(logs).to_numpy()).dropna()
+    turns, taken = _moments(own), _moments(roof)
+    first, order = np.argsort(own["order"].to_numpy(), kind="stable"), np.argsort(taken, kind="stable")
+    logs, taken, turns = np.log(roof["per_s"].to_numpy()[order]), taken[order], turns[first]
+    near = []
+    for places in (np.searchsorted(taken, turns, "right") - 1, np.searchsorted(taken, turns, "left")):
+        inside = np.clip(places, 0, len(taken) - 1)
+        same = (places == inside) & (taken[inside] >> _ORDER_BITS == turns >> _ORDER_BITS)
+        near.append(np.where(same, logs[inside], np.nan))
+    before, after = near
+    mean = np.where(np.isnan(before), after, np.where(np.isnan(after), before, (before + after) / 2))
+    known = ~np.isnan(mean)
+    columns = {name: own[name].to_numpy()[first][known] for name in ("process", "round", "order")}
+    return pd.DataFrame(columns | {"per_s": np.exp(mean[known])}, copy=False)
+
+
+_ORDER_BITS, _ROUND_BITS = 30, 22
+"""Of a number that has process, round and order of a turn side by side."""
+
+
+def _moments(turns: pd.DataFrame) -> Ints:
+    """Return a number for each turn, by which those of a process and round lie together, in their order."""
+    process, number, order = (turns[name].to_numpy() for name in ("process", "round", "order"))
+    moments: Ints = (((process << _ROUND_BITS) + number) << _ORDER_BITS) + order
+    return moments

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+import numpy as np
+
 from bench.analysis.disturbance import is_disturbed
+from bench.analysis.frames import wall_ns
 from bench.record import CellPlan, Run, Sample
+from bench.turns import NONE, Turns, alike
 
 
 class Rounds:
@@ -16,14 +20,24 @@ class Rounds:
         """(case key, process) -> the numbers of its rounds."""
         self.disturbed: set[tuple[str, int, int]] = set()
         """(case key, process, round) of the turns that do not count."""
-        if run is not None:
-            cases = {item.case.key: item.case for item in run.manifest.plan}
-            cores = {key: run.environment(case).cores for key, case in cases.items()}
-            for sample in run.samples:
-                if not sample.warmup:
-                    self.measured.setdefault((sample.case, sample.process), set()).add(sample.round)
-                    if sample_is_disturbed(sample, cases[sample.case].n_threads, cores[sample.case]):
-                        self.disturbed.add((sample.case, sample.process, sample.round))
+        if run is None:
+            return
+        samples = Turns.of(Sample, run.samples)
+        cases, process, number = samples.coded("case"), samples.ints("process"), samples.ints("round")
+        planned = {item.case.key: item.case for item in run.manifest.plan}
+        facts = [(planned[key].n_threads, run.environment(planned[key]).cores) for key in cases.distinct]
+        n_threads, cores = np.array(facts, dtype=np.int64).reshape(-1, 2)[cases.codes].T
+        known = {
+            name: np.where(samples.ints(name) == NONE, 0, samples.ints(name))
+            for name in ("steal_ns", "throttled_ns", "gpu_throttle_reasons")
+        }
+        disturbed = is_disturbed(**known, wall_ns=wall_ns(samples), n_threads=n_threads, cores=cores)
+        timed = np.flatnonzero(samples.ints("warmup") == 0)
+        for places in alike(cases.codes[timed], process[timed]):
+            turns = timed[places]
+            key = cases.distinct[cases.codes[turns[0]]], int(process[turns[0]])
+            self.measured[key] = set(number[turns].tolist())
+            self.disturbed |= {(*key, count) for count in number[turns[disturbed[turns]]].tolist()}
 
     def count(self, cases: Collection[str], process: int) -> tuple[int, int]:
         """Return how many rounds have a turn of each of `cases` (keys), and how many of those are undisturbed."""

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from bench.analysis import estimators
-from bench.analysis.estimators import Floats
 from bench.analysis.frames import CASE_COLUMNS
+from bench.analysis.pairwise import Floats
 from bench.analysis.tidy import independent_values
 from kvcache.strategies.catalogue import REFEEDING
 

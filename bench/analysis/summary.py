@@ -16,7 +16,7 @@ from bench.case import Case
 from bench.manifest import CasePlan
 from bench.record import Check
 from kvcache.arithmetic.costs import Phase
-from kvcache.strategies.catalogue import COMPILING, OWN, REFEEDING, YARDSTICKS, is_lossy
+from kvcache.strategies.catalogue import COMPILING, OWN, REFEEDING, STRATEGIES, YARDSTICKS, is_lossy
 
 WIDE_TYPES: dict[str, str] = {"case": "string"} | columns.TYPES | dict.fromkeys(roofline.FLOOR_COLUMNS, "float64")
 """Columns of the wide summary and their types: the case's key, those of `summary.csv`, and the floors for the plots."""
@@ -133,7 +133,8 @@ def _memory(case: Case, checks: list[Check]) -> dict[str, Any]:
 def _quality(case: Case, checks: list[Check]) -> dict[str, Any]:
     """Say what the strategy promises and what it lost: medians over the processes (a text is equal in all of them)."""
     promised = [check.exact for check in checks if check.exact is not None]
-    exact = promised[0] if promised else None if case.strategy.startswith(OWN) else not is_lossy(case.strategy)
+    known = case.strategy in STRATEGIES  # neither a user's own cache nor another tool
+    exact = promised[0] if promised else not is_lossy(case.strategy) if known else None
     row: dict[str, Any] = {"exact": None if exact is None else str(exact).lower()}
     judged = [check.quality for check in checks if check.quality is not None]
     if not judged:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import msgspec
+import numpy as np
 import pandas as pd
 
 from bench.analysis import estimators, frames
@@ -16,12 +17,22 @@ from bench.analysis.disturbance import is_disturbed
 from bench.analysis.estimators import Ratio
 from bench.analysis.rounds import Rounds, planned_rounds
 from bench.record import FAULTS, Run, Status, TokensMatch
+from bench.turns import Ints
 from kvcache.strategies.catalogue import is_lossy
 
 MIN_PROCESSES = 6
 """With fewer processes there is no exact 95 % interval over processes."""
 
 NOT_MEASURED = "the run ended before this case; `kvbench run --resume` measures it"
+
+MAX_TURNS, MAX_STEPS, MIN_TURNS = 200, 2_000_000, 12
+"""See `Tidy.steps`; the latter leaves every case so many turns of each process."""
+
+_COLUMNS = [
+    *("sample", "case", "phase", "process", "round", "order", "warmup", "latency_ms", "total_ms", "steps_timed"),
+    *("wall_ms", "n_threads", "steal_ns", "throttled_ns", "gpu_throttle_reasons", "idle_arms_ns"),
+]
+"""Columns of the turns that anything is made of; the others (`frames.TURN_COLUMNS`) would take the most memory."""
 
 _WORST_STATUS: list[Status] = [*FAULTS, "unsupported"]
 _WORST_MATCH: list[TokensMatch] = ["false", "tie", "true"]
@@ -72,7 +83,7 @@ class Tidy:
         cores = {key: run.environment(case).cores for case in cases for key in (case.key, case.cell.key)}
         rounds = Rounds(run)
         ended = outcomes(run, rounds)
-        turns = frames.turns(run)
+        turns = frames.turns(run, _COLUMNS)
         measured = _judged(turns, turns["case"].map(cores))
         hopeless = measured.groupby("case")["disturbed"].transform("all").astype("bool")
         well = [key for key, outcome in ended.items() if outcome.status == "ok"]
@@ -89,10 +100,16 @@ class Tidy:
 
     @cached_property
     def steps(self) -> pd.DataFrame:
-        """The decode steps (`frames.steps`) of `turns`."""
-        steps = frames.steps(self.run)
-        kept = self.turns[["case", "process", "round"]].drop_duplicates()
-        return steps[~steps["warmup"]].merge(kept, on=["case", "process", "round"])
+        """The decode steps (`frames.steps`) of `turns`.
+
+        Of a case with more than `MAX_TURNS` turns in a process, or of a run with more than `MAX_STEPS` steps, every
+        k-th turn alone: what is drawn and fitted of them grows no better with more.
+        """
+        turns = self.turns[self.turns["phase"] == "decode"]
+        place = turns.groupby(["case", "process"])["round"].rank(method="dense") - 1
+        most = 1 + place.max() if len(place) else 1
+        every = max(most // MAX_TURNS, min(turns["steps_timed"].sum() // MAX_STEPS, most // MIN_TURNS), 1)
+        return frames.steps(self.run, turns["sample"].to_numpy()[(place % every == 0).to_numpy()])
 
     @cached_property
     def by_case_and_phase(self) -> dict[tuple[str, str], pd.DataFrame]:
@@ -163,15 +180,26 @@ def paired_ratio(above: pd.DataFrame, below: pd.DataFrame, column: str) -> Ratio
     Both have a row per process and round. From `MIN_PROCESSES` processes each gives one ratio, and the
     interval is over the processes.
     """
-    names = ["process", "round"]
-    pairs = above[[*names, column]].merge(below[[*names, column]], on=names, suffixes=("_above", "_below"))
-    if pairs.empty:
+    (first, second), process = _pairs(above, below), above["process"].to_numpy()
+    if not len(first):
         return None
-    first, second = f"{column}_above", f"{column}_below"
-    if pairs["process"].nunique() < MIN_PROCESSES:
-        return estimators.paired_ratio(pairs[first], pairs[second])
-    ratios = [estimators.paired_ratio(rows[first], rows[second]).estimate for _, rows in pairs.groupby("process")]
+    over, under = above[column].to_numpy()[first], below[column].to_numpy()[second]
+    found = np.unique(process[first])
+    if len(found) < MIN_PROCESSES:
+        return estimators.paired_ratio(over, under)
+    own = (process[first] == number for number in found)
+    ratios = [estimators.paired_ratio(over[turns], under[turns]).estimate for turns in own]
     return estimators.paired_ratio(ratios, [1.0] * len(ratios))
+
+
+def _pairs(above: pd.DataFrame, below: pd.DataFrame) -> tuple[Ints, Ints]:
+    """Find the rows of both that are of the same process and round, as their places in each."""
+    keys = [rows["process"].to_numpy() * 2**32 + rows["round"].to_numpy() for rows in (above, below)]
+    order = np.argsort(keys[1], kind="stable")
+    left, right = (np.searchsorted(keys[1][order], keys[0], side) for side in ("left", "right"))
+    lengths = right - left
+    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return np.repeat(np.arange(len(above)), lengths), order[np.repeat(left, lengths) + within]
 
 
 def paired_columns(names: list[str], above: pd.DataFrame, below: pd.DataFrame, column: str) -> dict[str, float | None]:

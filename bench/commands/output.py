@@ -46,7 +46,7 @@ def note(*lines: str) -> None:
 
 
 def print_summary(run: Run, form: Format) -> None:
-    """Write the tables of a run and print its summary, then draw its plots; files that cannot be written are named.
+    """Print the summary of a run, then write its tables and draw its plots; files that cannot be written are named.
 
     The path of the run folder is the last line: of stdout with `md`, of stderr with the other formats.
 
@@ -61,7 +61,6 @@ def print_summary(run: Run, form: Format) -> None:
     report = Report.of(run)
     summary = report.summary
     derived = Derived()
-    write_tables(report, derived)
     reading = derived.text("how to read the figures", lambda: notes.reading_line(summary))
     closing = derived.text("the closing sentence", lambda: report.closing)
     if form != "md":
@@ -72,6 +71,7 @@ def print_summary(run: Run, form: Format) -> None:
         emit(f"{reading}{closing}{run.path}\n")
     else:
         emit("\n".join([tables.markdown(summary), *filter(None, [reading, closing]), f"{run.path}\n"]))
+    write_tables(report, derived)  # after the table is printed: it takes as long again
     if form == "md":  # what weakens the figures must be seen beside them
         print(derived.text("cautions", lambda: report.caution_lines), end="", file=sys.stderr, flush=True)
     write_plots(report, derived)  # they take seconds: the table is read meanwhile

@@ -14,7 +14,7 @@ from bench.case import Case
 from bench.record import Run
 from kvcache.arithmetic.costs import Phase
 
-Difference = Literal["faster", "slower", "no difference shown", "too few rounds"]
+Difference = Literal["faster", "slower", "no difference shown", "too few rounds", "measured elsewhere"]
 
 ROW_FLOATS: list[str] = ["a_ms", "a_low", "a_high", "b_ms", "b_low", "b_high", "ratio", "ratio_low", "ratio_high"]
 ROW_COLUMNS: list[str] = [*CASE_COLUMNS, "phase", *ROW_FLOATS, "interval", "verdict"]
@@ -106,6 +106,13 @@ def difference(ratio: Ratio) -> Difference:
     return "slower" if ratio.low > 1 else "no difference shown"
 
 
+def judged(ratio: Ratio, *runs: Run) -> tuple[Ratio, Difference]:
+    """Return the ratio of times of `runs` and what it shows: no interval, and nothing, where one is imported."""
+    if any(run.manifest.origin is not None for run in runs):
+        return msgspec.structs.replace(ratio, low=None, high=None), "measured elsewhere"
+    return ratio, difference(ratio)
+
+
 def _cases(tidy: Tidy) -> dict[str, Case]:
     """List the cases that a run has a result of, by key."""
     return {plan.case.key: plan.case for plan in tidy.run.manifest.plan if tidy.outcomes[plan.case.key].measured}
@@ -149,10 +156,10 @@ def _fields_apart(cases_a: dict[str, Case], cases_b: dict[str, Case]) -> list[st
 
 def _row(case: Case, phase: Phase, tidy_a: Tidy, tidy_b: Tidy) -> dict[str, Any]:
     a, b = (independent_values(tidy.by_case_and_phase[case.key, phase]) for tidy in (tidy_a, tidy_b))
-    ratio = estimators.unpaired_ratio(b, a)
+    ratio, verdict = judged(estimators.unpaired_ratio(b, a), tidy_a.run, tidy_b.run)
     times = [*estimators.median_interval(a), *estimators.median_interval(b)]
     figures = dict(zip(ROW_FLOATS, [*times, ratio.estimate, ratio.low, ratio.high], strict=True))
-    found = {"phase": phase, "interval": "unpaired", "verdict": difference(ratio)}
+    found = {"phase": phase, "interval": "unpaired", "verdict": verdict}
     return {**msgspec.structs.asdict(case), **figures, **found}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Generic, NamedTuple, TypeVar
 
@@ -81,36 +81,41 @@ class Content(NamedTuple, Generic[T]):
 
 
 def read(path: Path, digest: str, decode: Callable[[msgspec.Raw], T | Closing]) -> Content[T]:
-    """Read the records of a file; the torn last line of a killed writer is left out.
+    """Read the records of a file; raises as `stream`."""
+    lines = list(stream(path, digest, decode))
+    finished = bool(lines) and isinstance(lines[-1], Closing)
+    return Content([line for line in lines if not isinstance(line, Closing)], finished)
+
+
+def stream(path: Path, digest: str, decode: Callable[[msgspec.Raw], T | Closing]) -> Iterator[T | Closing]:
+    """Read a file record by record, at last its closing line; the torn last line of a killed writer is left out.
 
     Raises:
         DataError: it cannot be read, or its content is not what was written.
     """
-    crc = zlib.crc32(digest.encode())
+    crc, number, finished = zlib.crc32(digest.encode()), 0, False
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            for number, text in enumerate(file, start=1):
+                if finished:
+                    what = (
+                        f"{path}, line {number}: stands after" if text[-1:] == b"\n" else f"{path}: bytes stand after"
+                    )
+                    raise DataError(f"{what} the closing line")
+                if text[-1:] != b"\n":
+                    return
+                line = _decode_line(text)
+                crc = zlib.crc32(line.record, crc)
+                if crc != line.crc32:
+                    raise DataError(f"{path}, line {number}: damaged (its checksum does not fit)")
+                record = decode(line.record)
+                if isinstance(record, Closing):
+                    finished = True
+                    if record.records != number - 1:
+                        counted = f"counts {record.records} records, {number - 1} are there"
+                        raise DataError(f"{path}, line {number}: {counted}")
+                yield record
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
-    *lines, torn = content.split(b"\n")
-    records: list[T] = []
-    finished = False
-    for number, text in enumerate(lines, start=1):
-        try:
-            line = _decode_line(text)
-            crc = zlib.crc32(bytes(line.record), crc)
-            if crc != line.crc32:
-                raise DataError(f"{path}, line {number}: damaged (its checksum does not fit)")
-            record = decode(line.record)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}, line {number}: damaged ({error})") from error
-        if finished:
-            raise DataError(f"{path}, line {number}: stands after the closing line")
-        if not isinstance(record, Closing):
-            records.append(record)
-        elif record.records == len(records):
-            finished = True
-        else:
-            raise DataError(f"{path}, line {number}: counts {record.records} records, {len(records)} are there")
-    if finished and torn:
-        raise DataError(f"{path}: bytes stand after the closing line")
-    return Content(records, finished)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}, line {number}: damaged ({error})") from error

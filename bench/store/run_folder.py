@@ -17,6 +17,8 @@ from bench.manifest import SCHEMA_VERSION, Manifest
 from bench.record import CeilingSample, CellPlan, Check, Failure, JobStart, Record, Run, Sample, Text
 from bench.store import checked_lines, samples_files, sealed
 from bench.store.attempts import counted
+from bench.store.run_records import Records
+from bench.turns import Turns
 
 NAME = re.compile(r"[A-Za-z0-9._-]+")
 LONGEST_NAME = 200
@@ -118,7 +120,13 @@ def read_run(folder: Path) -> Run:
         DataError: it is missing, damaged (the file and line are named), or of a newer schema.
     """
     manifest = sealed.read(folder / _MANIFESTS["run"], Manifest, SCHEMA_VERSION)
-    return run_of(folder, manifest, *counted(samples_files.read(folder, manifest), manifest))
+    files = samples_files.listed(folder)
+    if any(file.job for file in files):
+        return run_of(folder, manifest, *counted(samples_files.read(folder, manifest), manifest))
+    records = Records(samples_files.planned(manifest))
+    for file in files:
+        records.read(file.path, manifest.digest)
+    return records.run(str(folder))
 
 
 def run_of(folder: Path, manifest: Manifest, records: Sequence[Record], starts: dict[str, JobStart]) -> Run:
@@ -126,10 +134,10 @@ def run_of(folder: Path, manifest: Manifest, records: Sequence[Record], starts: 
     return Run(
         path=str(folder),
         manifest=manifest,
-        samples=[record for record in records if isinstance(record, Sample)],
+        samples=Turns.of(Sample, [record for record in records if isinstance(record, Sample)]),
         checks=[record for record in records if isinstance(record, Check)],
         failures=[record for record in records if isinstance(record, Failure)],
-        ceilings=[record for record in records if isinstance(record, CeilingSample)],
+        ceilings=Turns.of(CeilingSample, [record for record in records if isinstance(record, CeilingSample)]),
         cell_plans=[record for record in records if isinstance(record, CellPlan)],
         texts=[record for record in records if isinstance(record, Text)],
         starts=starts,

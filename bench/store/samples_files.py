@@ -21,11 +21,20 @@ from bench.store import checked_lines
 
 NAME = re.compile(r"samples(?:-(?P<job>job-\d+))?(?:-(?P<number>\d+))?\.jsonl")
 
-_decode_record = msgspec.json.Decoder(Record | checked_lines.Closing).decode
+decode_record = msgspec.json.Decoder(Record | checked_lines.Closing).decode
 
 
 class _FirstLine(msgspec.Struct):
     record: JobStart
+
+
+class NamedFile(NamedTuple):
+    """Which file it is, by its name."""
+
+    job: str | None
+    number: int
+    """Of the job's files, or of the run's, from 1."""
+    path: Path
 
 
 class SamplesFile(NamedTuple):
@@ -80,17 +89,30 @@ def read(folder: Path, manifest: Manifest, job: str | None = None) -> list[Sampl
     Raises:
         DataError: one is missing or damaged (the file and line are named), or holds what the manifest does not plan.
     """
-    planned = {key for item in manifest.plan for key in (item.case.key, item.case.cell.key)}
-    found: list[tuple[str | None, int, Path]] = []
+    return [read_one(file.path, manifest, planned(manifest)) for file in listed(folder, job)]
+
+
+def planned(manifest: Manifest) -> set[str]:
+    """Return the keys of the cases and cells that records may be about."""
+    return {key for item in manifest.plan for key in (item.case.key, item.case.cell.key)}
+
+
+def listed(folder: Path, job: str | None = None) -> list[NamedFile]:
+    """List the samples files of a folder (or those of one job), in the order in which they were begun.
+
+    Raises:
+        DataError: one is missing.
+    """
+    found: list[NamedFile] = []
     for path in folder.glob("samples*.jsonl"):
         match = NAME.fullmatch(path.name)
         if match is None:
             raise DataError(f"{path}: not a samples file of a run")
         if job is None or match["job"] == job:
-            found.append((match["job"], int(match["number"] or 1), path))
-    found.sort(key=lambda item: (_place(item[0]), item[1]))
+            found.append(NamedFile(match["job"], int(match["number"] or 1), path))
+    found.sort(key=lambda file: (_place(file.job), file.number))
     _refuse_gaps(found)
-    return [read_one(path, manifest, planned) for _, _, path in found]
+    return found
 
 
 def read_one(path: Path, manifest: Manifest, planned: Collection[str]) -> SamplesFile:
@@ -99,12 +121,12 @@ def read_one(path: Path, manifest: Manifest, planned: Collection[str]) -> Sample
     Raises:
         DataError: it is damaged, or holds what the manifest does not plan.
     """
-    content = checked_lines.read(path, manifest.digest, _decode_record)
+    content = checked_lines.read(path, manifest.digest, decode_record)
     for number, record in enumerate(content.records, start=1):
         about = subject(record)
         if about and about not in planned:
             raise DataError(f"{path}: holds a case that the manifest does not plan: {about}")
-        _refuse_impossible(record, path, number)
+        refuse_impossible(record, path, number)
     match = NAME.fullmatch(path.name)
     file = SamplesFile(path, match["job"] if match else None, content.records, content.finished)
     if file.records and file.job != (None if file.start is None else file.start.job):
@@ -119,7 +141,7 @@ def subject(record: Record) -> str:
     return record.cell if isinstance(record, CeilingSample | CellPlan) else record.case
 
 
-def _refuse_gaps(found: list[tuple[str | None, int, Path]]) -> None:
+def _refuse_gaps(found: list[NamedFile]) -> None:
     """Refuse a folder in which a file is missing before another of its job, or of the run."""
     numbers: dict[str | None, list[int]] = {}
     for job, number, _ in found:
@@ -127,7 +149,7 @@ def _refuse_gaps(found: list[tuple[str | None, int, Path]]) -> None:
     for job, present in numbers.items():
         if present != list(range(1, len(present) + 1)):
             names = ", ".join(path.name for other, _, path in found if other == job)
-            raise DataError(f"{found[0][2].parent}: a samples file is missing (there are {names})")
+            raise DataError(f"{found[0].path.parent}: a samples file is missing (there are {names})")
 
 
 def _place(job: str | None) -> int:
@@ -135,8 +157,12 @@ def _place(job: str | None) -> int:
     return -1 if job is None else int(job.removeprefix("job-"))
 
 
-def _refuse_impossible(record: Record, path: Path, number: int) -> None:
-    """Refuse times and amounts that are zero or negative: such were never measured."""
+def refuse_impossible(record: Record, path: Path, number: int) -> None:
+    """Refuse times and amounts that are zero or negative: such were never measured.
+
+    Raises:
+        DataError: one is; file and line are named.
+    """
     if isinstance(record, Sample):
         events = record.step_event_ns if record.step_event_ns is not None else record.step_ns
         times = [record.prefill_ns, record.prefill_event_ns or 1, *record.step_ns, *events]

@@ -18,7 +18,8 @@ def sentence(comparison: Comparison) -> str:
     """Say in one line what got faster or slower, and how much could not be compared."""
     counts = comparison.rows["verdict"].value_counts()
     parts = [_extreme(comparison, "faster", best="min"), _extreme(comparison, "slower", best="max")]
-    parts += [f"{name} in {counts[name]}" for name in ("no difference shown", "too few rounds") if name in counts]
+    without = ("no difference shown", "too few rounds", "measured elsewhere")
+    parts += [f"{name} in {counts[name]}" for name in without if name in counts]
     why = f" ({'; '.join(comparison.fields_apart)})" if comparison.fields_apart else ""
     parts = [part for part in parts if part] or [f"nothing could be compared{why}"]
     lacking = len(comparison.one_sided)

@@ -18,6 +18,7 @@ from bench.analysis.summary import summarize
 from bench.analysis.tidy import Tidy
 from bench.judge.compare import Comparison
 from bench.record import Run
+from bench.store import summary_file
 from bench.store.derived import Derived
 from bench.store.sealed import write_atomically
 from bench.tell import notes, tables
@@ -76,7 +77,7 @@ def write_tables(report: Report, derived: Derived) -> None:
     """Write summary.csv, .json, .md and benchmark.json into the run's folder; `derived` collects what fails."""
     texts: dict[str, Callable[[], str]] = {
         "summary.csv": lambda: tables.render(report.summary, "csv"),
-        "summary.json": lambda: tables.render(report.summary, "json"),
+        "summary.json": lambda: summary_file.document(report.folder, tables.rows(report.summary)),
         "summary.md": lambda: document(report),
         "benchmark.json": lambda: benchmark_json(report.tidy),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import pandas as pd
 from rich.console import Group
@@ -119,11 +119,20 @@ def render(summary: pd.DataFrame, form: Format) -> str:
     return markdown(summary) if form == "md" else data(summary[columns.NAMES], form)
 
 
+def rows(summary: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of the summary with the columns of `summary.csv`; an empty cell is None."""
+    return _records(summary[columns.NAMES])
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return frame.astype(object).where(frame.notna(), None).to_dict("records")
+
+
 def data(frame: pd.DataFrame, form: Literal["csv", "json", "jsonl"]) -> str:
     """Write every row and column of any frame, with all digits; an empty cell is nothing in CSV and null in JSON."""
     if form == "csv":
         return str(frame.to_csv(index=False, lineterminator="\n"))
-    records = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    records = _records(frame)
     if form == "json":
         return json.dumps(records, indent=2, allow_nan=False) + "\n"
     return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
@@ -191,9 +200,10 @@ def _memory(summary: pd.DataFrame) -> Iterator[_Table]:
 
 def _cases(rows: pd.DataFrame) -> Iterator[tuple[Row, Row]]:
     """Each case's rows: a prefill row opens a case, and its decode row, if it has one, follows."""
-    for _, case in rows.groupby((rows["phase"] == "prefill").cumsum(), sort=False):
-        prefill, *decode = case.to_dict("records")
-        yield prefill, decode[0] if decode else {}
+    records = rows.to_dict("records")
+    for row, following in zip(records, [*records[1:], {}], strict=True):
+        if row["phase"] == "prefill":
+            yield row, following if following.get("phase") == "decode" else {}
 
 
 def _table(title: str, cells: Cells, cases: Iterable[tuple[Row, Row]]) -> _Table:

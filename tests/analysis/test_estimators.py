@@ -2,10 +2,11 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from bench.analysis import estimators
 from bench.analysis.estimators import median_interval, paired_ratio, unpaired_ratio
 
 times = st.floats(min_value=1e-3, max_value=1e6)
@@ -131,3 +132,47 @@ def test_nan_has_no_median_and_unequal_lengths_no_pairs():
         median_interval([1, math.nan])
     with pytest.raises(ValueError, match="pairs, got 2 and 1"):
         paired_ratio([1, 2], [1])
+
+
+@given(st.integers(1, 2500))
+def test_the_ranks_of_the_median_are_those_of_scipy_for_every_size(size):
+    values = np.arange(size, dtype=float)
+    interval = stats.quantile_test(values).confidence_interval(confidence_level=0.95)
+    _, low, high = median_interval(values)
+    expected = [None if math.isnan(end) else end for end in (interval.low, interval.high)]
+    assert [low, high] == expected
+
+
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (3, 5), (7, 2), (20, 20), (40, 31)])
+def test_the_mann_whitney_statistic_has_the_chances_that_counting_gives(m, n):
+    counts = [1] + [0] * (m * n)
+    for i in range(1, m + 1):
+        for value in range(m * n, n + i - 1, -1):
+            counts[value] -= counts[value - n - i]
+        for value in range(i, m * n + 1):
+            counts[value] += counts[value - i]
+    exact = np.array(counts[: m * n // 2 + 1], dtype=float) / math.comb(m + n, m)
+    assert estimators._mann_whitney_distribution(m, n) == pytest.approx(exact, rel=1e-9)
+
+
+def test_the_largest_exact_mann_whitney_distribution_is_whole():
+    """It is symmetric: its lower half with half of the middle value is one half."""
+    chances = estimators._mann_whitney_distribution(200, 200)
+    assert chances.sum() - chances[-1] / 2 == pytest.approx(0.5, abs=1e-12)
+
+
+@settings(max_examples=20)
+@given(st.integers(201, 320), st.integers(201, 320), st.integers(0, 2**32), st.booleans())
+def test_beyond_200_values_an_interval_differs_by_less_than_a_thousandth(m, n, seed, in_steps):
+    random = np.random.default_rng(seed)
+    a, b = (np.exp(random.normal(3, 0.1, size) + random.exponential(0.05, size)) for size in (m, n))
+    if in_steps:  # many equal times, as of a coarse clock
+        a, b = np.round(a), np.round(b)
+    found = [paired_ratio(a[:201], b[:201]), unpaired_ratio(a, b)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimators, "EXACT", 10**6)
+        exact = [paired_ratio(a[:201], b[:201]), unpaired_ratio(a, b)]
+    for one, other in zip(found, exact, strict=True):
+        for name in ("estimate", "low", "high"):
+            assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-3)
+        assert one.estimate == pytest.approx(other.estimate, rel=1e-5)

@@ -2,6 +2,8 @@ import msgspec
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bench.analysis import frames
 from bench.record import Covariates
@@ -39,6 +41,17 @@ def test_the_steps_that_naive_does_not_time_are_interpolated():
     decode = frames.turns(exact).query("phase == 'decode'").iloc[0]
     assert decode["latency_ms"] == pytest.approx(np.mean([900.0 + 1.5 * step for step in range(1, 32)]), rel=1e-3)
     assert decode["steps_timed"] == len(exact.samples[0].steps)
+
+
+@given(st.integers(2, 40), st.integers(0, 2**32), st.data())
+def test_rows_are_interpolated_to_the_bits_of_numpy(n_gen, seed, data):
+    timed = sorted(data.draw(st.sets(st.integers(1, n_gen - 1), min_size=1)))
+    times = np.random.default_rng(seed).integers(1, 10**9, (3, len(timed))).astype(float)
+    at = np.arange(1, n_gen)
+    made = frames._interpolated(at, np.array(timed, dtype=float), times)
+    for row, found in zip(times, made, strict=True):
+        assert (found == np.interp(at, timed, row)).all()
+        assert found.sum() == np.interp(at, timed, row).sum()
 
 
 def test_one_token_has_no_decode():

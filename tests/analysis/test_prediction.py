@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,3 +35,15 @@ def test_one_other_case_at_the_same_point_predicts_its_own_time():
 @given(st.lists(st.tuples(*[st.floats(0.01, 1000)] * 3), min_size=2, max_size=6))
 def test_a_prediction_is_a_positive_time(points):
     assert all(predicted is not None and predicted > 0 for predicted in leave_one_out([Point(*p) for p in points]))
+
+
+@pytest.mark.parametrize("overhead_ms", [0.0, 3.0])
+def test_of_many_points_each_is_predicted_as_from_all_others(overhead_ms):
+    random = np.random.default_rng(1)
+    floors = random.uniform(1, 20, (80, 2))
+    noise = np.exp(random.normal(0, 0.05, 80))
+    points = [Point(a, b, (1.3 * a + 1.1 * b + overhead_ms) * c) for (a, b), c in zip(floors, noise, strict=True)]
+    predicted = leave_one_out(points)
+    for number in range(0, 80, 16):
+        expected = predict(points[number], [*points[:number], *points[number + 1 :]])
+        assert predicted[number] == pytest.approx(expected, rel=1e-5)

@@ -118,3 +118,11 @@ def test_a_bend_is_not_sought_within_one_context_length():
     line = fitted(make_run(grid(["naive"], [128], n_gen=64))).loc["naive"]
     assert pd.isna(line["slope_at"])
     assert line["slope_ms_per_1000_tokens"] > 0
+
+
+def test_a_line_is_scipys():
+    random = np.random.default_rng(0)
+    x = np.repeat(np.arange(20) / 10, 3)
+    latency_ms = 5 + x + random.exponential(0.1, 60)
+    line = stats.theilslopes(latency_ms, x)
+    assert slopes._line(x, latency_ms) == (line.slope, 0.0, line.intercept)

@@ -1,0 +1,259 @@
+"""The runs below a folder as a DuckDB database, `.history.duckdb` in it: made of each run's manifest and summary.json.
+
+Only what changed since the last time is read. The samples stay the only truth: the database can be deleted at any time
+and is made again, and so is a summary that does not name the samples it was made of.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bench.errors import DataError, KvbenchError, UsageError
+from bench.manifest import SCHEMA_VERSION, Manifest
+from bench.store import sealed
+from bench.store.summary_file import fitting_rows
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+DATABASE = ".history.duckdb"
+FORM = 1
+"""Of the tables; a database of another form is made again."""
+
+TYPES = {"string": "VARCHAR", "Int64": "BIGINT", "float64": "DOUBLE", "bool": "BOOLEAN"}
+"""A column's type in a frame -> in the database."""
+
+RUN_COLUMNS: dict[str, str] = {
+    "folder": "VARCHAR",
+    "run": "VARCHAR",
+    "measured_utc": "TIMESTAMP",
+    "model": "VARCHAR",
+    "machine": "VARCHAR",
+    "commit": "VARCHAR",
+    "torch": "VARCHAR",
+    "transformers": "VARCHAR",
+    "cpu_model": "VARCHAR",
+    "gpu": "VARCHAR",
+    "cases": "BIGINT",
+    "origin": "VARCHAR",
+    "stamp": "VARCHAR",
+}
+"""The table `runs`. Several models stand in one cell; `stamp` is how the folder looked when it was read."""
+
+AT_ONCE = 500
+"""Runs that are read before they are stored, so that an interruption costs no more."""
+
+Rows = list[dict[str, Any]]
+
+
+class Answer(NamedTuple):
+    """What a query returned."""
+
+    columns: dict[str, str]
+    """Type by name."""
+    rows: Rows
+
+
+@contextmanager
+def connect() -> Iterator[DuckDBPyConnection]:
+    """Open a database in memory.
+
+    Raises:
+        UsageError: DuckDB is not installed.
+    """
+    try:
+        import duckdb
+    except ImportError as error:
+        raise UsageError("DuckDB is not installed: pip install 'kvbench[history]'") from error
+    with duckdb.connect(config={"autoinstall_known_extensions": False}) as connection:  # nothing is downloaded
+        yield connection
+
+
+class History:
+    """The tables `runs` and `rows` of some folders, brought up to date as it is made, and `history`, both joined.
+
+    `rows` has the columns of summary.csv, and `folder`. `derive` returns the summary's rows of a run whose summary.json
+    does not fit, which cost a second or so.
+    """
+
+    def __init__(
+        self,
+        connection: DuckDBPyConnection,
+        folders: Sequence[Path],
+        columns: Mapping[str, str],
+        derive: Callable[[Path], Rows],
+    ) -> None:
+        """Open and update the databases.
+
+        Raises:
+            DataError: a folder is not there, or its database cannot be read.
+        """
+        self._connection, self._columns, self._derive = connection, columns, derive
+        self.notes: list[str] = []
+        """What was skipped, and why: a line each."""
+        for number, folder in enumerate(folders):
+            self._attach(f"f{number}", folder)
+        for table in ("runs", "rows"):
+            parts = " UNION ALL ".join(f"SELECT * FROM f{number}.{table}" for number in range(len(folders)))
+            connection.execute(f"CREATE TEMP VIEW {table} AS {parts}")
+        joined = "SELECT rows.*, runs.* EXCLUDE (folder, model, machine) FROM runs JOIN rows USING (folder)"
+        connection.execute(f"CREATE TEMP VIEW history AS {joined}")
+        # A user's query reaches no file from here on, and cannot undo that.
+        connection.execute("SET enable_external_access = false; SET lock_configuration = true")
+
+    def query(self, sql: str, values: Sequence[object] = ()) -> Answer:
+        """Return the answer to a query.
+
+        Raises:
+            UsageError: it is not valid, or not one that only reads.
+        """
+        import duckdb
+
+        try:
+            kinds = [statement.type for statement in self._connection.extract_statements(sql)]
+            if kinds != [duckdb.StatementType.SELECT]:
+                raise UsageError(f"{sql}: give one SELECT; the history is only read")
+            found = self._connection.execute(sql, values)
+            columns = {str(name): str(kind) for name, kind, *_ in found.description or ()}
+            return Answer(columns, [dict(zip(columns, row, strict=True)) for row in found.fetchall()])
+        except duckdb.Error as error:
+            raise UsageError(f"{sql}: {str(error).splitlines()[0]}") from error
+
+    def _attach(self, name: str, folder: Path) -> None:
+        """Attach the folder's database, up to date; one in memory where none can be stored there."""
+        import duckdb
+
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such folder")
+        path = folder / DATABASE
+        try:
+            self._open(name, str(path))
+            self._update(name, folder)
+        except duckdb.IOException as error:
+            if "not a valid DuckDB database" in str(error):
+                raise DataError(f"{path}: damaged; delete it: it is made again from the runs") from error
+            if "Could not set lock" in str(error):
+                raise DataError(f"{path}: another `kvbench history` uses it; run it again") from error
+            self.notes.append(f"{path}: cannot be stored ({_reason(error)}); made in memory for this once")
+            self._connection.execute(f"DETACH DATABASE IF EXISTS {name}")
+            self._open(name, ":memory:")
+            self._update(name, folder)
+        except duckdb.Error as error:
+            raise DataError(f"{path}: cannot be read ({_reason(error)}); delete it: it is made again") from error
+
+    def _open(self, name: str, path: str) -> None:
+        run = self._connection.execute
+        run(f"ATTACH {_quoted(path)} AS {name}")
+        run(f"CREATE TABLE IF NOT EXISTS {name}.form (form INTEGER, columns VARCHAR)")
+        wanted = (FORM, json.dumps([*RUN_COLUMNS, *self._columns.items()]))
+        if run(f"SELECT * FROM {name}.form").fetchall() != [wanted]:
+            run(f"DELETE FROM {name}.form")
+            run(f"INSERT INTO {name}.form VALUES (?, ?)", wanted)
+            for table, columns in (("runs", RUN_COLUMNS), ("rows", {"folder": "VARCHAR", **self._columns})):
+                listed = ", ".join(f'"{column}" {kind}' for column, kind in columns.items())
+                run(f"CREATE OR REPLACE TABLE {name}.{table} ({listed})")
+
+    def _update(self, name: str, folder: Path) -> None:
+        """Read what is new or changed, forget what is gone."""
+        run = self._connection.execute
+        known = dict(run(f"SELECT folder, stamp FROM {name}.runs").fetchall())
+        found = {str(path): stamp for path, stamp in _stamps(folder)}
+        gone = [path for path, stamp in known.items() if found.get(path) != stamp]
+        new = [path for path, stamp in found.items() if known.get(path) != stamp]
+        for start in range(0, max(len(new), 1), AT_ONCE):
+            read = [self._read(Path(path), found[path]) for path in new[start : start + AT_ONCE]]
+            runs = [own for own in read if own is not None]
+            if runs or (gone and not start):
+                run("BEGIN")
+                for table in ("runs", "rows") if not start and gone else ():
+                    run(f"DELETE FROM {name}.{table} WHERE folder IN (SELECT unnest(?))", [gone])
+                self._insert(f"{name}.runs", RUN_COLUMNS, (own for own, _ in runs))
+                rows = ({"folder": own["folder"], **row} for own, rows in runs for row in rows)
+                self._insert(f"{name}.rows", {"folder": "VARCHAR", **self._columns}, rows)
+                run("COMMIT")
+
+    def _insert(self, table: str, columns: Mapping[str, str], rows: Iterable[dict[str, Any]]) -> None:
+        """Insert all rows at once: a statement for each would take a millisecond."""
+        self._connection.execute(f"INSERT INTO {table} {_SELECT}", _as_json(columns, rows))
+
+    def _read(self, folder: Path, stamp: str) -> tuple[dict[str, Any], Rows] | None:
+        """Return a run's entry and its summary's rows; None, with a note, where it is damaged."""
+        try:
+            manifest = sealed.read(folder / "manifest.json", Manifest, SCHEMA_VERSION)
+            rows = fitting_rows(folder)
+            if rows is None:
+                rows = self._derive(folder)
+        except (KvbenchError, OSError, ValueError) as error:
+            self.notes.append(f"skipped: {error}")
+            return None
+        machine = manifest.environment
+        return {
+            "folder": str(folder),
+            "run": folder.name,
+            "measured_utc": manifest.created_utc.removesuffix("Z").removesuffix("+00:00"),
+            "model": ", ".join(dict.fromkeys(plan.case.model for plan in manifest.plan)),
+            "machine": machine.hostname,
+            "commit": machine.git_commit,
+            "torch": machine.torch,
+            "transformers": machine.transformers,
+            "cpu_model": machine.cpu_model,
+            "gpu": machine.gpu,
+            "cases": len(manifest.plan),
+            "origin": manifest.origin.tool if manifest.origin is not None else None,
+            "stamp": stamp,
+        }, rows
+
+
+def parquet(columns: Mapping[str, str], rows: Iterable[dict[str, Any]]) -> bytes:
+    """Write rows as Apache Parquet; `columns` are the types of DuckDB by name.
+
+    Raises:
+        UsageError: DuckDB is not installed.
+    """
+    with connect() as connection, tempfile.TemporaryDirectory() as folder:
+        connection.execute(f"CREATE TABLE made AS {_SELECT}", _as_json(columns, rows))
+        path = Path(folder, "rows.parquet")
+        connection.execute(f"COPY made TO {_quoted(str(path))} (FORMAT parquet)")
+        return path.read_bytes()
+
+
+_SELECT = "SELECT unnest(from_json(?, ?), max_depth := 2)"
+"""Rows out of a JSON text and the types of its columns."""
+
+
+def _as_json(columns: Mapping[str, str], rows: Iterable[dict[str, Any]]) -> list[str]:
+    """Return the values of `_SELECT` for these rows."""
+    listed = [{name: row.get(name) for name in columns} for row in rows]
+    return [json.dumps(listed, default=str), json.dumps([columns])]
+
+
+def _stamps(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yield every run folder directly below `folder`, with what changes as soon as one of its files does."""
+    for path in folder.iterdir():
+        try:
+            with os.scandir(path) as files:
+                kept = sorted((file.name, file.stat()) for file in files if _counts(file.name))
+            if kept and kept[0][0] == "manifest.json":
+                # A folder's own time is that of the last file that was made or replaced in it, as summary.json is.
+                sizes = (f"{found.st_mtime_ns} {found.st_size}" for _, found in kept)
+                yield path, " ".join([*sizes, str(path.stat().st_mtime_ns)])
+        except OSError:
+            continue  # no folder
+
+
+def _counts(name: str) -> bool:
+    return name == "manifest.json" or (name.startswith("samples") and name.endswith(".jsonl"))
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0].strip()

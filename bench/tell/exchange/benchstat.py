@@ -1,0 +1,54 @@
+"""Go's benchmark format, which benchstat compares: a line per turn.
+
+https://go.googlesource.com/proposal/+/master/design/14313-benchmark-format.md
+"""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+
+from bench.analysis.frames import NS_PER_MS
+from bench.analysis.tidy import Tidy
+from bench.case import Case
+
+_NAMED = (
+    "model",
+    "strategy",
+    "device",
+    "dtype",
+    "attn_implementation",
+    "batch_size",
+    "n_prompt",
+    "n_gen",
+    "n_depth",
+    "seed",
+)
+
+
+def documents(tidy: Tidy, _summary: pd.DataFrame) -> dict[str, bytes]:
+    """Write the time of a forward or step in ns/op, and tokens per second, of every turn that counts."""
+    machine = tidy.run.manifest.environment
+    cases = {plan.case.key: plan.case for plan in tidy.run.manifest.plan}
+    lines = ["Unit tok/s better=higher", f"cpu: {machine.cpu_model}", f"torch: {machine.torch}"]
+    lines += [f"transformers: {machine.transformers}", f"run: {tidy.run.name}"]
+    turns = tidy.turns[["case", "phase", "latency_ms"]]
+    for key, phase, latency_ms in turns.itertuples(index=False, name=None):
+        case = cases[key]
+        tokens = case.batch_size * (case.n_prompt if phase == "prefill" else 1)
+        figures = f"{latency_ms * NS_PER_MS:.0f} ns/op {tokens / latency_ms * 1000:.6g} tok/s"
+        lines.append(f"Benchmark{phase.capitalize()}/{_name(case)} 1 {figures}")
+    return {"benchstat.txt": "".join(f"{line}\n" for line in lines).encode()}
+
+
+def _name(case: Case) -> str:
+    """Name a case by key=value, one each level; at its end the threads, where Go has those of its scheduler.
+
+    A slash would begin a level of its own, a space end the name.
+    """
+    values = (re.sub(r"[\s/]", "_", str(getattr(case, name))) for name in _NAMED)
+    parts = [f"{name}={value}" for name, value in zip(_NAMED, values, strict=True)]
+    parts += ["logits=all"] if case.naive_logits == "all" else []
+    parts += ["prefill=quantized"] if case.prefill_quantized else []
+    return f"{'/'.join(parts)}-{case.n_threads}"

@@ -1,0 +1,130 @@
+"""llama-bench's JSONL, with its field names: a `pp` row per prefill and a `tg` row per decode.
+
+The fields are those of tools/llama-bench/README.md in llama.cpp. A decode of ours begins after the prompt, so `tg31` of
+a case with a prompt of 128 stands at `n_depth` 128, as llama-bench measures it with `-d 128`.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+import pandas as pd
+
+from bench.analysis.tidy import Tidy
+from bench.manifest import CasePlan, Manifest
+from kvcache.strategies.catalogue import is_lossy
+
+GGML_TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+class Test(msgspec.Struct, frozen=True, kw_only=True):
+    """One test of llama-bench: n_prompt tokens in one go (pp), or n_gen one after the other (tg), at a depth.
+
+    Fields with a default may be missing: older and newer builds have fewer and more.
+    """
+
+    build_commit: str = ""
+    build_number: int = 0
+    cpu_info: str = ""
+    gpu_info: str = ""
+    backends: str = ""
+    model_filename: str
+    model_type: str
+    model_size: int = 0
+    """Bytes."""
+    model_n_params: int = 0
+    n_batch: int = 0
+    n_ubatch: int = 0
+    n_threads: int
+    cpu_mask: str = "0x0"
+    cpu_strict: bool | int = False
+    poll: int = 0
+    type_k: str = ""
+    type_v: str = ""
+    n_gpu_layers: int = 0
+    split_mode: str = "layer"
+    main_gpu: int = 0
+    no_kv_offload: bool | int = False
+    flash_attn: bool | int | str = False
+    tensor_split: str = "0.00"
+    use_mmap: bool | int = True
+    embeddings: bool | int = False
+    n_prompt: int
+    n_gen: int
+    n_depth: int = 0
+    test_time: str
+    avg_ns: int
+    stddev_ns: int = 0
+    avg_ts: float = 0.0
+    stddev_ts: float = 0.0
+    samples_ns: list[int] = []
+    """Of each repetition the whole test; SQL output has none."""
+    samples_ts: list[float] = []
+
+
+def documents(tidy: Tidy, _summary: pd.DataFrame) -> dict[str, bytes]:
+    """Write the turns that count of every case of one sequence; llama-bench knows no batch of sequences."""
+    lines = [msgspec.json.encode(test) for plan in tidy.run.manifest.plan for test in _tests(tidy, plan)]
+    return {"llama-bench.jsonl": b"".join(line + b"\n" for line in lines)}
+
+
+def left_out(tidy: Tidy) -> int:
+    """Count the cases that llama-bench has no test for: batches of several sequences."""
+    return sum(plan.case.batch_size > 1 for plan in tidy.run.manifest.plan)
+
+
+def _tests(tidy: Tidy, plan: CasePlan) -> Iterator[Test]:
+    case = plan.case
+    shapes = {"prefill": (case.n_prompt, 0, case.n_depth), "decode": (0, case.n_gen - 1, case.n_depth + case.n_prompt)}
+    for phase, (n_prompt, n_gen, n_depth) in shapes.items():
+        turns = tidy.by_case_and_phase.get((case.key, phase))
+        if turns is not None and case.batch_size == 1:
+            times_ns = [round(total_ms * 1e6) for total_ms in turns["total_ms"]]
+            yield Test(
+                **_setting(tidy.run.manifest, plan),
+                n_prompt=n_prompt,
+                n_gen=n_gen,
+                n_depth=n_depth,
+                **_figures(times_ns, n_prompt + n_gen),
+            )
+
+
+def _figures(times_ns: Sequence[int], tokens: int) -> dict[str, Any]:
+    rates = [tokens / time_ns * 1e9 for time_ns in times_ns]
+    several = len(rates) > 1
+    return {
+        "avg_ns": round(statistics.fmean(times_ns)),
+        "stddev_ns": round(statistics.stdev(times_ns)) if several else 0,
+        "avg_ts": statistics.fmean(rates),
+        "stddev_ts": statistics.stdev(rates) if several else 0.0,
+        "samples_ns": times_ns,
+        "samples_ts": rates,
+    }
+
+
+def _setting(manifest: Manifest, plan: CasePlan) -> dict[str, Any]:
+    """Fill the fields that say what was measured; the strategy stands in `model_type`, as a quantisation does."""
+    case, machine = plan.case, manifest.environment
+    kind = case.strategy if is_lossy(case.strategy) else GGML_TYPES[case.dtype]
+    return {
+        "build_commit": machine.git_commit or "",
+        "cpu_info": machine.cpu_model,
+        "gpu_info": machine.gpu or "",
+        "backends": case.device.upper(),
+        "model_filename": case.model,
+        "model_type": f"{case.model} {GGML_TYPES[case.dtype].upper()} {case.strategy}",
+        "model_size": plan.weights_bytes,
+        "model_n_params": plan.weights_bytes // BYTES[case.dtype],
+        "n_batch": case.n_prompt,
+        "n_ubatch": case.n_prompt,
+        "n_threads": case.n_threads,
+        "type_k": kind,
+        "type_v": kind,
+        "n_gpu_layers": 99 if case.device == "cuda" else 0,
+        "flash_attn": "flash" in case.attn_implementation,
+        "test_time": manifest.created_utc,
+    }

@@ -1,0 +1,129 @@
+"""What the history is asked: the list of runs as text or a file, and the trend of their latencies as a plot."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pandas as pd
+
+from bench.analysis.summary import summarize
+from bench.analysis.tidy import Tidy
+from bench.errors import UsageError
+from bench.store.derived import Derived
+from bench.store.history import Answer, History
+from bench.store.run_folder import read_run, writing
+from bench.store.sealed import write_atomically
+from bench.store.summary_file import document
+from bench.tell import tables
+from bench.tell.layout import markdown_table
+from bench.tell.words import NOTHING, SETTING_COLUMNS, number
+
+LIST = "measured_utc, run, model, machine, commit, torch, transformers, cases, origin"
+"""Columns of the list of runs."""
+
+
+CASE = ["strategy", *SETTING_COLUMNS, "n_prompt", "n_gen", "n_depth"]
+"""What the points of one panel have in common, and the phase."""
+
+
+class Condition(NamedTuple):
+    """A condition of SQL on `history`, and the values of its question marks."""
+
+    sql: str
+    values: list[str]
+
+
+def derive(folder: Path) -> list[dict[str, Any]]:
+    """Make the summary of a run anew from its samples, and store it where that is possible.
+
+    Raises:
+        DataError: the run is damaged.
+    """
+    rows = tables.rows(summarize(Tidy.of(read_run(folder))))
+    with Derived().trying("summary.json"):
+        write_atomically(folder / "summary.json", document(folder, rows).encode())
+    return rows
+
+
+def condition(where: str | None, equal: Mapping[str, str | None]) -> Condition:
+    """Join a user's condition with columns that are to have a value; None asks for nothing."""
+    wanted = {f'"{name}" = ?': value for name, value in equal.items() if value is not None}
+    return Condition(" AND ".join([*wanted, *([f"({where})"] if where else [])]) or "true", list(wanted.values()))
+
+
+def listed(history: History, chosen: Condition, limit: int) -> Answer:
+    """List the newest runs that have a row for which the condition holds; without one also those without rows.
+
+    Raises:
+        UsageError: the condition is not valid.
+    """
+    some = "" if chosen.sql == "true" else f" WHERE folder IN (SELECT folder FROM history WHERE {chosen.sql})"
+    return history.query(
+        f"SELECT {LIST} FROM runs{some} ORDER BY measured_utc DESC, run DESC LIMIT {limit}", chosen.values
+    )
+
+
+def rendered(answer: Answer, form: Literal["md", "csv", "json"]) -> str:
+    """Write an answer as a Markdown table, as CSV, or as a JSON list of rows."""
+    names = list(answer.columns)
+    if form == "json":
+        return json.dumps(answer.rows, indent=2, default=str) + "\n"
+    if form == "csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(answer.rows)
+        return text.getvalue()
+    lines = [[_cell(row[name]) for name in names] for row in answer.rows]
+    return f"{markdown_table(lines, names)}\n" if lines else "no run\n"
+
+
+def trend(history: History, chosen: Condition) -> pd.DataFrame:
+    """Return the latencies of the rows for which the condition holds, the oldest first.
+
+    Raises:
+        UsageError: the condition is not valid, or there is no such latency.
+    """
+    shown = [*CASE, "phase", "machine", "measured_utc", "commit", "torch", "transformers"]
+    figures = ["latency_ms", "latency_ms_low", "latency_ms_high"]
+    columns = ", ".join(f'"{name}"' for name in [*shown, *figures])
+    found = history.query(
+        f"SELECT {columns} FROM history WHERE latency_ms IS NOT NULL AND {chosen.sql} ORDER BY measured_utc",
+        chosen.values,
+    )
+    if not found.rows:
+        raise UsageError("--plot: no run has such a latency")
+    frame = pd.DataFrame(found.rows)
+    return frame.astype(dict.fromkeys(figures, "float64")).assign(measured_utc=pd.to_datetime(frame["measured_utc"]))
+
+
+def draw(history: History, chosen: Condition, path: Path) -> None:
+    """Draw the trend of the latencies into a file.
+
+    Raises:
+        UsageError: there is nothing to draw, or the file cannot be written.
+    """
+    rows = trend(history, chosen)
+    from bench.tell.plots.past_runs import trends
+    from bench.tell.plots.style import PNG_DPI, own_settings
+
+    with own_settings(), writing(f"--plot {path}"):
+        trends(rows, CASE).savefig(path, dpi=PNG_DPI)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return NOTHING
+    return (
+        f"{value:%Y-%m-%d %H:%M}"
+        if isinstance(value, datetime)
+        else number(value)
+        if isinstance(value, float)
+        else str(value)
+    )

@@ -1,0 +1,76 @@
+"""Frame -> figure: latency over months, a panel for each of the cases measured most often, a line per machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.figure import Figure
+
+from bench.tell.plots.ladder import look
+from bench.tell.plots.style import GUIDE, legend_below, make_figure, value_axis
+from bench.tell.words import SETTING_COLUMNS, context, plural, setting
+
+MOST_PANELS = 6
+MARKED = {"torch": "-", "transformers": "--", "commit": ":"}
+"""What is marked where it changes between two runs of a machine, and the line."""
+
+
+def trends(rows: pd.DataFrame, alike: list[str]) -> Figure:
+    """Draw latency with its interval against the time of the run, for each case (columns `alike`) and phase.
+
+    Of more than `MOST_PANELS` those with the most runs are drawn, which the subtitle says.
+    """
+    groups = sorted(rows.groupby([*alike, "phase"], sort=False), key=lambda group: -len(group[1]))
+    shown = [own for _, own in groups[:MOST_PANELS]]
+    more = (
+        f"; {len(shown)} of {plural(len(groups), 'case and phase', 'cases and phases')}, those with most runs"
+        if len(groups) > len(shown)
+        else ""
+    )
+    machines = list(dict.fromkeys(rows["machine"]))
+    runs = rows["measured_utc"].nunique()
+    title = "Latency over time, median with 95 % intervals"
+    figure = make_figure(
+        title, f"{plural(runs, 'run')}, {plural(len(machines), 'machine')}{more}", 1.4 + 2.0 * len(shown)
+    )
+    grid = figure.subplots(len(shown), 1, sharex=True, squeeze=False)
+    for own, axes in zip(shown, grid[:, 0], strict=True):
+        _panel(axes, own, machines)
+    dates = AutoDateLocator(maxticks=7)
+    grid[-1][0].xaxis.set_major_locator(dates)
+    grid[-1][0].xaxis.set_major_formatter(ConciseDateFormatter(dates))
+    first = grid[0][0]
+    for name, line in MARKED.items():
+        first.plot([], [], color=GUIDE, linewidth=1, linestyle=line, label=f"another {name}")
+    legend_below(figure, first, columns=3)
+    return figure
+
+
+def _panel(axes: Axes, rows: pd.DataFrame, machines: list[str]) -> None:
+    for place, machine in enumerate(machines):
+        own = rows[rows["machine"] == machine]
+        drawn: dict[str, Any] = look(place)
+        axes.plot(own["measured_utc"], own["latency_ms"], label=machine, linewidth=1.2, markersize=4, **drawn)
+        axes.vlines(
+            own["measured_utc"], own["latency_ms_low"], own["latency_ms_high"], color=drawn["color"], linewidth=1.2
+        )
+        for name, line in MARKED.items():
+            changed = own[name].ne(own[name].shift()) & own[name].notna() & own[name].shift().notna()
+            for when, value in own.loc[changed, ["measured_utc", name]].itertuples(index=False):
+                axes.axvline(when, color=GUIDE, linewidth=0.9, linestyle=line, zorder=1)
+                if name != "commit":
+                    axes.annotate(
+                        f" {name} {value}",
+                        (when, 1),
+                        xycoords=("data", "axes fraction"),
+                        va="top",
+                        fontsize=7.5,
+                        color=GUIDE,
+                    )
+    first = rows.iloc[0].to_dict()
+    words = f"{first['strategy']} {first['phase']}, prompt {context(first)}, {setting(first, only=SETTING_COLUMNS)}"
+    axes.set_title(words, fontsize=9)
+    value_axis(axes, [*rows["latency_ms"], *rows["latency_ms_high"].dropna()], "ms")

@@ -1,0 +1,201 @@
+"""The history is made of the runs, follows them, and loses nothing when it cannot."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+
+import msgspec
+import pytest
+
+from bench.analysis import columns
+from bench.errors import DataError, UsageError
+from bench.store import history
+from bench.store.history import DATABASE, TYPES, History, connect
+from bench.store.run_folder import samples_file
+from bench.store.summary_file import fitting_rows
+from bench.tell import past_runs
+from tests.commandline import kvbench, refused
+from tests.handmade import ENVIRONMENT, grid, make_run
+from tests.stored import create_run
+
+pytest.importorskip("duckdb")
+
+COLUMNS = {column.name: TYPES[column.dtype] for column in columns.COLUMNS}
+RUN = make_run(grid(["naive", "dynamic"], [8], n_gen=3))
+
+
+def add(folder, name, **facts):
+    """A stored run, measured a day later for each letter of its name."""
+    environment = msgspec.structs.replace(ENVIRONMENT, **facts)
+    day = f"2026-03-{ord(name[-1]) - ord('a') + 1:02}T04:00:00+00:00"
+    manifest = msgspec.structs.replace(RUN.manifest, run_id=name, created_utc=day, environment=environment)
+    path, manifest = create_run(folder, manifest)
+    with samples_file(path, manifest.digest) as file:
+        for record in [*RUN.checks, *RUN.samples]:
+            file.append(record)
+    return path
+
+
+@pytest.fixture
+def runs(tmp_path):
+    folder = tmp_path / "runs"
+    for name in "abc":
+        add(folder, name, torch="2.14.0" if name == "c" else "2.13.0")
+    return folder
+
+
+@pytest.fixture
+def derived(monkeypatch):
+    """The runs whose summary was derived from the samples."""
+    made = []
+    derive = past_runs.derive
+    monkeypatch.setattr(past_runs, "derive", lambda path: made.append(path.name) or derive(path))
+    return made
+
+
+def names(*folders, where=None, limit=50, notes=None):
+    with connect() as connection:
+        found = History(connection, folders, COLUMNS, past_runs.derive)
+        (notes if notes is not None else []).extend(found.notes)
+        answer = past_runs.listed(found, past_runs.condition(where, {}), limit)
+    return [row["run"] for row in answer.rows]
+
+
+def test_the_newest_runs_come_first_and_only_what_changed_is_read(runs, derived):
+    assert names(runs) == ["c", "b", "a"]
+    assert sorted(derived) == ["a", "b", "c"]
+    assert names(runs, limit=2) == ["c", "b"]
+    add(runs, "d")
+    assert names(runs) == ["d", "c", "b", "a"]
+    shutil.rmtree(runs / "b")
+    assert names(runs) == ["d", "c", "a"]
+    assert sorted(derived) == ["a", "b", "c", "d"]
+
+
+def test_the_database_can_be_deleted_and_is_made_again_of_the_summaries(runs, derived):
+    before = names(runs)
+    (runs / DATABASE).unlink()
+    derived.clear()
+    assert names(runs) == before
+    assert derived == []
+
+
+def test_a_summary_that_is_not_of_these_samples_is_derived_again(runs, derived):
+    names(runs)
+    stored = json.loads((runs / "a" / "summary.json").read_text())
+    for stale in (stored | {"samples_sha256": "0" * 64}, stored | {"schema_version": 0}, stored["rows"]):
+        derived.clear()
+        (runs / "a" / "summary.json").write_text(json.dumps(stale))
+        names(runs)
+        assert derived == ["a"]
+        assert fitting_rows(runs / "a") == stored["rows"]
+
+
+def test_a_damaged_run_is_named_and_skipped_each_time(runs):
+    path = runs / "b" / "samples.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"round":1', b'"round":2'))
+    for _ in range(2):
+        notes = []
+        assert names(runs, notes=notes) == ["c", "a"]
+        assert len(notes) == 1
+        assert "samples.jsonl, line" in notes[0]
+
+
+def test_a_condition_is_one_on_the_summarys_columns(runs):
+    assert names(runs, where="strategy = 'dynamic' AND torch = '2.14.0'") == ["c"]
+    assert names(runs, where="n_prompt > 8") == []
+    with pytest.raises(UsageError, match="no_such_column"):
+        names(runs, where="no_such_column = 1")
+
+
+def test_several_folders_are_one_history(runs, tmp_path):
+    add(tmp_path / "others", "z")
+    assert names(runs, tmp_path / "others") == ["z", "c", "b", "a"]
+    with pytest.raises(DataError, match="no such folder"):
+        names(tmp_path / "missing")
+
+
+def test_an_unreadable_database_is_one_line_that_says_what_to_do(runs):
+    (runs / DATABASE).write_bytes(b"x" * 8192)
+    with pytest.raises(DataError, match="damaged; delete it: it is made again") as refusal:
+        names(runs)
+    assert "\n" not in str(refusal.value)
+
+
+def test_where_no_database_can_be_stored_it_is_made_in_memory(runs):
+    (runs / DATABASE).mkdir()
+    notes = []
+    assert names(runs, notes=notes) == ["c", "b", "a"]
+    assert len(notes) == 1
+    assert "made in memory for this once" in notes[0]
+
+
+def test_a_full_disk_costs_the_database_and_not_the_answer(runs):
+    names(runs)
+    add(runs, "d")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    notes = []
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # no file can grow beyond one page
+    try:
+        assert names(runs, notes=notes) == ["d", "c", "b", "a"]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [note for note in notes if "made in memory" in note]
+    assert names(runs) == ["d", "c", "b", "a"]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "DROP TABLE f0.runs",
+        "SELECT 1; SELECT 2",
+        "COPY runs TO 'out.csv'",
+        "SELECT * FROM read_text('/etc/hostname')",
+        "SELEC",
+    ],
+)
+def test_a_query_only_reads_and_reaches_no_file(runs, sql):
+    with connect() as connection, pytest.raises(UsageError):
+        History(connection, [runs], COLUMNS, past_runs.derive).query(sql)
+    assert names(runs) == ["c", "b", "a"]
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_lists_queries_and_draws(runs, tmp_path):
+    printed = kvbench("history", str(runs))
+    assert [line.split("|")[2].strip() for line in printed.stdout.splitlines()[2:]] == ["c", "b", "a"]
+    assert printed.stderr == ""
+    assert kvbench("history", str(runs), "--strategy", "static").stdout == "no run\n"
+    sql = "SELECT run, count(*) AS n FROM runs JOIN rows USING (folder) GROUP BY run ORDER BY run"
+    assert kvbench("history", str(runs), "-o", "csv", "--sql", sql).stdout == "run,n\na,4\nb,4\nc,4\n"
+    listed = json.loads(kvbench("history", str(runs), "-o", "json", "--limit", "1").stdout)
+    assert [(row["run"], row["torch"], row["machine"]) for row in listed] == [("c", "2.14.0", "bench-1")]
+    plot = tmp_path / "trend.png"
+    assert f"plot: {plot}" in kvbench("history", str(runs), "--plot", str(plot)).stderr
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    table = tmp_path / "runs.parquet"
+    kvbench("history", str(runs), "-o", "parquet", "--out", str(table))
+    assert table.read_bytes().startswith(b"PAR1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "parquet"], "--format parquet: give --out FILE"),
+        (["--sql", "SELECT 1", "--model", "x"], "--sql: goes without"),
+        (["--plot", "trend.gif"], "--plot trend.gif: give a file that ends in .png or .svg"),
+        (["--plot", "x.png", "--strategy", "static"], "--plot: no run has such a latency"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line(runs, arguments, message):
+    assert message in refused("history", str(runs), *arguments)
+
+
+def test_without_duckdb_one_line_says_what_to_install(runs, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "duckdb", None)
+    assert "pip install 'kvbench[history]'" in refused("history", str(runs))
+    assert history.DATABASE == DATABASE

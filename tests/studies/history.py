@@ -1,0 +1,130 @@
+"""How long `kvbench history` takes over 10,000 made runs: to list the newest 50, and to take in one more.
+
+`results/examples/history.md` and `.png` are what it wrote on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from unittest.mock import patch
+
+import msgspec
+import numpy as np
+
+from bench.analysis import columns
+from bench.analysis.summary import summarize
+from bench.analysis.tidy import Tidy
+from bench.machine.affinity import usable_cores
+from bench.store.history import TYPES, History, connect
+from bench.store.run_folder import samples_file
+from bench.store.summary_file import document
+from bench.tell import past_runs, tables
+from tests.handmade import ENVIRONMENT, grid, make_run
+from tests.stored import create_run
+
+RUN = make_run(grid(["naive", "dynamic", "static", "hf-generate"], [128, 512], n_gen=16))
+"""Eight cases, sixteen rows: about what a run of the default preset has of each prompt length."""
+COLUMNS = {column.name: TYPES[column.dtype] for column in columns.COLUMNS}
+ADDED = 7
+"""Runs that are added one by one."""
+
+
+def store(folder: Path, numbers: range) -> None:
+    """Write runs of two machines, three hours apart, with releases of torch and transformers, and slow drifts."""
+    rows, records = tables.rows(summarize(Tidy.of(RUN))), [*RUN.checks, *RUN.samples]
+    for number in numbers:
+        release = number // 2500
+        environment = msgspec.structs.replace(
+            ENVIRONMENT,
+            hostname=f"bench-{number % 2 + 1}",
+            torch=f"2.{13 + release}.0",
+            transformers=f"5.{23 + number // 1500}.0",
+            git_commit=f"{number // 100:07x}",
+        )
+        created = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(hours=3 * number)
+        manifest = msgspec.structs.replace(
+            RUN.manifest,
+            run_id=f"{created:%Y%m%dT%H%M%SZ}-nightly",
+            created_utc=created.isoformat(timespec="seconds"),
+            environment=environment,
+        )
+        with patch("os.fsync"):  # ten thousand waits for the disk
+            path, manifest = create_run(folder, manifest)
+            with samples_file(path, manifest.digest) as file:
+                for record in records:
+                    file.append(record)
+        factor = (1 + 0.15 * (number % 2)) * (0.93**release) * np.exp(np.random.default_rng(number).normal(0, 0.01))
+        names = [name for name in ("latency_ms", "latency_ms_low", "latency_ms_high") if name in rows[0]]
+        own = [row | {name: row[name] * factor for name in names if row[name] is not None} for row in rows]
+        (path / "summary.json").write_text(document(path, own), encoding="utf-8")
+
+
+def refreshed(folder: Path) -> float:
+    """Bring the database up to date, as every command does first; return the seconds that it took."""
+    start = time.perf_counter()
+    with connect() as connection:
+        History(connection, [folder], COLUMNS, past_runs.derive)
+    return time.perf_counter() - start
+
+
+def command(*arguments: str) -> float:
+    """Run `kvbench history` in a process of its own; return the seconds that it took."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "bench.cli", "history", *arguments], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def figures(folder: Path, n_runs: int) -> Iterator[tuple[str, float]]:
+    """Measure; yield what, and its seconds."""
+    yield f"the first look at {n_runs:,} runs", refreshed(folder)
+    yield "`kvbench history`, the newest 50 listed", statistics.median(command(str(folder)) for _ in range(3))
+    unchanged = statistics.median(refreshed(folder) for _ in range(ADDED))
+    yield "the database brought up to date, nothing new", unchanged
+    times = []
+    for number in range(n_runs, n_runs + ADDED):
+        store(folder, range(number, number + 1))
+        times.append(refreshed(folder) - unchanged)
+    yield "one run more, beyond that", statistics.median(times)
+
+
+def main() -> None:
+    """Make the runs, measure, and write the page."""
+    parser = argparse.ArgumentParser(
+        prog="nox -s study -- history", description=__doc__.splitlines()[0] if __doc__ else None
+    )
+    parser.add_argument("--out", type=Path, default=Path("results/examples"), help="Folder of history.md and .png.")
+    parser.add_argument("--n-runs", type=int, default=10_000)
+    parser.add_argument("--runs", type=Path, help="Folder for the runs, kept and used again [default: temporary].")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = arguments.runs or Path(scratch, "runs")
+        if not folder.exists():
+            store(folder, range(arguments.n_runs))
+        lines = []
+        for what, seconds in figures(folder, arguments.n_runs):
+            lines.append(f"| {what} | {seconds * 1000:,.0f} |")
+            print(lines[-1], flush=True)
+        command(str(folder), "--strategy", "dynamic", "--plot", str(arguments.out / "history.png"))
+    title = f"# `kvbench history` over {arguments.n_runs:,} made runs, on {usable_cores()} cores"
+    page = [
+        title,
+        "",
+        "`nox -s study -- history`; each run has eight cases. Medians.",
+        "",
+        "| what | ms |",
+        "|---|---:|",
+    ]
+    picture = "![Latency over time, a line per machine](history.png)"
+    (arguments.out / "history.md").write_text("\n".join([*page, *lines, "", picture, ""]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

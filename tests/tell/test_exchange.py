@@ -1,0 +1,254 @@
+"""What other tools read: each document in the form that its reader publishes; and llama-bench's results, read."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from contextlib import closing
+
+import msgspec
+import pytest
+
+from bench.analysis import columns
+from bench.analysis.summary import summarize
+from bench.analysis.tidy import Tidy
+from bench.errors import DataError, UsageError
+from bench.store.run_folder import read_run
+from bench.tell.exchange import exporter, imported
+from tests.handmade import grid, make_run
+
+CASES = [*grid(["naive", "dynamic"], [128], n_gen=8), *grid(["dynamic"], [128], n_gen=8, batch_size=2)]
+TIDY = Tidy.of(make_run(CASES))
+SUMMARY = summarize(TIDY)
+TIMED = {(row["case"], row["phase"]): row for row in SUMMARY.to_dict("records")}
+
+
+def documents(form, tidy=TIDY, summary=SUMMARY):
+    return exporter(form)(tidy, summary)
+
+
+class Metric(msgspec.Struct, forbid_unknown_fields=True):
+    """https://bencher.dev/bmf.json: benchmark -> measure -> this."""
+
+    value: float
+    lower_value: float | None = None
+    upper_value: float | None = None
+
+
+class Entry(msgspec.Struct, forbid_unknown_fields=True):
+    """An entry of customSmallerIsBetter and customBiggerIsBetter, by github-action-benchmark's README."""
+
+    name: str
+    unit: str
+    value: float
+    range: str | None = None
+    extra: str | None = None
+
+
+LLAMA_BENCH_FIELDS = [
+    "build_commit",
+    "build_number",
+    "cpu_info",
+    "gpu_info",
+    "backends",
+    "model_filename",
+    "model_type",
+    "model_size",
+    "model_n_params",
+    "n_batch",
+    "n_ubatch",
+    "n_threads",
+    "cpu_mask",
+    "cpu_strict",
+    "poll",
+    "type_k",
+    "type_v",
+    "n_gpu_layers",
+    "split_mode",
+    "main_gpu",
+    "no_kv_offload",
+    "flash_attn",
+    "tensor_split",
+    "use_mmap",
+    "embeddings",
+    "n_prompt",
+    "n_gen",
+    "n_depth",
+    "test_time",
+    "avg_ns",
+    "stddev_ns",
+    "avg_ts",
+    "stddev_ts",
+    "samples_ns",
+    "samples_ts",
+]
+"""Of tools/llama-bench/README.md, in its order (build 5163)."""
+
+
+def test_bencher_gets_ns_and_tokens_per_second_in_the_form_of_its_schema():
+    (document,) = documents("bmf").values()
+    found = msgspec.json.decode(document, type=dict[str, dict[str, Metric]])
+    assert len(found) == len(TIMED)
+    for (case, phase), row in TIMED.items():
+        measures = found[f"{phase}[{case}]"]
+        assert measures["latency"].value == pytest.approx(row["latency_ms"] * 1e6)
+        assert measures["throughput"].value == row["tokens_per_s"]
+        for metric in measures.values():
+            assert metric.lower_value <= metric.value <= metric.upper_value
+
+
+def test_a_figure_without_an_interval_has_no_bounds():
+    tidy = Tidy.of(make_run(CASES[:1], rounds=3))
+    (document,) = documents("bmf", tidy, summarize(tidy)).values()
+    assert all(set(metric) == {"value"} for measures in json.loads(document).values() for metric in measures.values())
+
+
+def test_the_github_action_gets_a_file_for_each_direction():
+    made = documents("github-action-benchmark")
+    assert list(made) == ["github-smaller-is-better.json", "github-bigger-is-better.json"]
+    smaller, bigger = (msgspec.json.decode(document, type=list[Entry]) for document in made.values())
+    assert {entry.unit for entry in smaller} == {"ms"}
+    assert {entry.unit for entry in bigger} == {"tokens/s"}
+    assert [entry.name for entry in smaller] == [entry.name for entry in bigger]
+    assert [entry.value for entry in smaller] == [row["latency_ms"] for row in TIMED.values()]
+    for entry in [*smaller, *bigger]:
+        low, high = map(float, str(entry.range).split(" to "))
+        assert 0.99 * low <= entry.value <= 1.01 * high
+
+
+def test_llama_bench_rows_have_its_fields_and_a_decode_stands_at_the_depth_of_its_prompt():
+    (document,) = documents("llama-bench").values()
+    rows = [json.loads(line) for line in document.splitlines()]
+    assert all(list(row) == LLAMA_BENCH_FIELDS for row in rows)
+    shapes = [(row["model_type"].split()[-1], row["n_prompt"], row["n_gen"], row["n_depth"]) for row in rows]
+    assert shapes == [("naive", 128, 0, 0), ("naive", 0, 7, 128), ("dynamic", 128, 0, 0), ("dynamic", 0, 7, 128)]
+    for row in rows:  # the batch of two is left out
+        assert len(row["samples_ns"]) == len(row["samples_ts"]) == 6
+        tokens = row["n_prompt"] + row["n_gen"]
+        assert row["samples_ts"] == pytest.approx([tokens / time * 1e9 for time in row["samples_ns"]])
+        assert min(row["samples_ns"]) <= row["avg_ns"] <= max(row["samples_ns"])
+
+
+GO_LINE = re.compile(r"Benchmark[A-Z]\S*-\d+ 1 [\d.]+ ns/op [\d.e+]+ tok/s")
+"""Of the format's proposal (golang/proposal 14313): name, iterations, then pairs of value and unit."""
+
+
+def test_benchstat_gets_a_line_of_gos_format_for_each_turn():
+    (document,) = documents("benchstat").values()
+    settings, lines = [], []
+    for line in document.decode().splitlines():
+        (lines if line.startswith("Benchmark") else settings).append(line)
+    assert len(lines) == len(TIMED) * 6
+    assert all(GO_LINE.fullmatch(line) for line in lines)
+    assert all(re.fullmatch(r"(Unit \S+ \S+=\S+)|([a-z]\S*: .*)", line) for line in settings)
+    assert len({line.split()[0] for line in lines}) == len(TIMED)
+
+
+def test_parquet_holds_every_column_of_the_summary_with_its_type(tmp_path):
+    duckdb = pytest.importorskip("duckdb")
+    (document,) = documents("parquet").values()
+    (tmp_path / "summary.parquet").write_bytes(document)
+    found = duckdb.sql(f"SELECT * FROM '{tmp_path}/summary.parquet'")
+    assert found.columns == columns.NAMES
+    (latencies,) = zip(*duckdb.sql(f"SELECT latency_ms FROM '{tmp_path}/summary.parquet'").fetchall(), strict=True)
+    assert list(latencies) == SUMMARY["latency_ms"].to_list()
+
+
+# --- llama-bench's results as a run ----------------------------------------------------------------------------------
+
+PP = {
+    "build_commit": "8cf427ff",
+    "cpu_info": "AMD Ryzen 7 7800X3D",
+    "gpu_info": "",
+    "backends": "CPU",
+    "model_filename": "models/smollm2-135m-f16.gguf",
+    "model_type": "llama 135M F16",
+    "model_size": 270_000_000,
+    "n_threads": 2,
+    "n_prompt": 512,
+    "n_gen": 0,
+    "n_depth": 0,
+    "test_time": "2026-04-24T11:58:50Z",
+    "avg_ns": 72_000_000,
+    "samples_ns": [70_000_000, 72_000_000, 74_000_000],
+    "a field of next year": 1,
+}
+TG = PP | {"n_prompt": 0, "n_gen": 128, "n_depth": 512, "avg_ns": 128_000_000, "samples_ns": [128_000_000] * 6}
+
+
+def store(tmp_path, *tests):
+    path = tmp_path / "llama.jsonl"
+    path.write_text("".join(f"{json.dumps(test)}\n" for test in tests))
+    folder, notes = imported.store(path, tmp_path / "runs", None)
+    return Tidy.of(read_run(folder)), notes
+
+
+def test_an_imported_test_is_a_case_with_its_times(tmp_path):
+    tidy, notes = store(tmp_path, PP, TG)
+    assert notes == []
+    assert tidy.run.name == "20260424T115850Z-llama-bench"
+    assert tidy.run.manifest.origin.tool == "llama-bench"
+    assert tidy.unfinished == []
+    rows = summarize(tidy).set_index(["n_prompt", "phase"])
+    assert rows["latency_ms"].to_dict() == {(512, "prefill"): 72.0, (1, "prefill"): 1.0, (1, "decode"): 1.0}
+    assert rows["n_depth"].to_list() == [0, 512, 512]
+    assert set(rows["strategy"]) == {"llama.cpp"}
+    assert set(rows["dtype"]) == {"float16"}
+    assert set(rows["machine"]) == {imported.ELSEWHERE}
+    assert rows["exact"].isna().all()
+    assert rows.loc[(1, "decode"), "tokens_per_s"] == pytest.approx(1000)
+
+
+def test_all_three_formats_say_the_same(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([PP, TG]))
+    (tmp_path / "a.jsonl").write_text(f"{json.dumps(PP)}\n\n{json.dumps(TG)}\n")
+    names = [name for name in PP if name not in ("samples_ns", "a field of next year")]
+    with closing(sqlite3.connect(tmp_path / "a.sqlite")) as database:  # as `llama-bench -o sql | sqlite3` fills it
+        database.execute(f"CREATE TABLE test ({', '.join(names)})")
+        for test in (PP, TG):
+            marks = ", ".join("?" * len(names))
+            database.execute(f"INSERT INTO test VALUES ({marks})", [str(test[name]) for name in names])
+        database.commit()
+    by_json, by_lines, by_sqlite = (imported.read_tests(tmp_path / f"a.{form}") for form in ("json", "jsonl", "sqlite"))
+    assert by_json == by_lines
+    assert by_sqlite == [msgspec.structs.replace(test, samples_ns=[]) for test in by_json]
+
+
+def test_our_own_rows_come_back(tmp_path):
+    (document,) = documents("llama-bench").values()
+    (tmp_path / "own.jsonl").write_bytes(document)
+    folder, _ = imported.store(tmp_path / "own.jsonl", tmp_path / "runs", "own")
+    summary = summarize(Tidy.of(read_run(folder)))
+    prefill = summary[(summary["phase"] == "prefill") & (summary["n_prompt"] == 128)]
+    expected = [TIMED[case.key, "prefill"]["latency_ms"] for case in CASES[:2]]
+    assert prefill["latency_ms"].to_list() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (f"{json.dumps(PP)}\n{{half a li", r"llama\.jsonl, line 2: no JSON"),
+        (json.dumps(PP | {"n_prompt": "many"}), r"line 1: no test of llama-bench \(.*n_prompt"),
+        (json.dumps({"n_prompt": 1}), r"line 1: no test of llama-bench \(.*missing"),
+        (json.dumps(PP | {"samples_ns": [0]}), "line 1: a time is not positive"),
+        ("", "holds no test"),
+        (json.dumps(PP | {"n_gen": 5}), "left out: 1 of 1 tests .prompt and generation timed together"),
+        (json.dumps(PP | {"backends": "Metal"}), "backend Metal; only CPU and CUDA"),
+        ("[1, 2", "not llama-bench's json, jsonl or sqlite"),
+        ("SQLite format 3\0rubbish", "not llama-bench's json, jsonl or sqlite"),
+    ],
+)
+def test_what_is_no_result_of_llama_bench_is_refused_in_one_line(tmp_path, content, message):
+    path = tmp_path / "llama.jsonl"
+    path.write_text(content)
+    with pytest.raises(DataError, match=message) as refusal:
+        imported.store(path, tmp_path / "runs", None)
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_is_not_imported_twice_under_one_name(tmp_path):
+    store(tmp_path, PP)
+    with pytest.raises(UsageError, match="exists already"):
+        store(tmp_path, PP)
