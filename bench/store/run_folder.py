@@ -126,7 +126,7 @@ def read_run(folder: Path) -> Run:
     records = Records(samples_files.planned(manifest))
     for file in files:
         records.read(file.path, manifest.digest)
-    return records.run(str(folder))
+    return records.run(str(folder), manifest)
 
 
 def run_of(folder: Path, manifest: Manifest, records: Sequence[Record], starts: dict[str, JobStart]) -> Run:
