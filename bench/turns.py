@@ -69,7 +69,8 @@ class Lists:
 
     def rows(self, turns: Ints, length: int) -> Ints:
         """Return the lists of some turns that all have `length` values, `[turn, value]`."""
-        return self.flat[self.starts[turns][:, None] + np.arange(length)]
+        rows: Ints = self.flat[self.starts[turns][:, None] + np.arange(length)]
+        return rows
 
 
 Column = Ints | Coded | Lists
@@ -79,7 +80,8 @@ class Turns(Sequence[T], Generic[T]):
     """The turns of a run in columns, in the order of writing; the covariates' columns stand beside the others."""
 
     def __init__(self, kind: type[T], columns: Mapping[str, Column], length: int) -> None:
-        self._kind, self._columns, self._length = kind, columns, length
+        self._kind: type[T] = kind
+        self._columns, self._length = columns, length
 
     @classmethod
     def of(cls, kind: type[T], turns: Sequence[T]) -> Turns[T]:
@@ -134,7 +136,8 @@ class Builder(Generic[T]):
     """Puts turns into columns, some at a time."""
 
     def __init__(self, kind: type[T]) -> None:
-        self._kind, self._length = kind, 0
+        self._kind: type[T] = kind
+        self._length = 0
         self._names = kind.__struct_fields__
         self._codes: dict[str, dict[Any, int]] = {name: {} for name in CODED.intersection(self._names)}
         self._parts: list[dict[str, Column]] = []

@@ -90,7 +90,7 @@ def steps(run: Run, wanted: NDArray[np.int64] | None = None) -> pd.DataFrame:
     place += step_ns.lengths[rows]
     made = {
         "sample": rows,
-        "step": pd.array(step, dtype=_TYPES["step"]),
+        "step": pd.arrays.IntegerArray(step, np.zeros(len(step), dtype=np.bool_)),
         "latency_ms": step_ns.flat[step_ns.starts[rows] + place] / NS_PER_MS,
         "first": step == 1,
     }
@@ -192,7 +192,7 @@ def _frame(
     codes = turns.coded("case").codes[rows] if len(fields.columns) else rows
     for name in columns:
         if name in made:
-            frame[name] = pd.array(made[name], dtype=_TYPES[name]) if name in _TYPES else made[name]
+            frame[name] = made[name]
         elif name in fields:
             frame[name] = fields[name].array.take(codes)
         elif name in CODED:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
+from numpy.typing import NDArray
 
 from bench.analysis.pairwise import Floats
-from bench.analysis.tidy import Tidy, paired_columns
+from bench.analysis.tidy import Columns, Tidy, grouped, paired_columns
 from bench.manifest import CasePlan
 from bench.turns import Ints
 from kvcache.arithmetic.costs import Costs
@@ -51,7 +51,7 @@ def columns(tidy: Tidy) -> dict[tuple[str, str], dict[str, Any]]:
     A case without costs, times, or ceilings measured beside it has no entry, nor has a user's own cache: what it reads
     is not known.
     """
-    roofs = dict(iter(tidy.ceilings.groupby(["cell", "ceiling"])))
+    roofs = grouped(tidy.ceilings.fillna({"cache_bytes": 0}), ["cell", "ceiling"], [*_ROOF, "cache_bytes"])
     found: dict[tuple[str, str], dict[str, Any]] = {}
     curves: dict[tuple[object, ...], dict[tuple[str, str], Point]] = {}
     for plan in tidy.run.manifest.plan:
@@ -66,7 +66,7 @@ def columns(tidy: Tidy) -> dict[tuple[str, str], dict[str, Any]]:
                 continue
             found[key] = _row(plan, costs, turns, gemm, read)
             floors = found[key]["compute_floor_ms"], found[key]["memory_floor_ms"]
-            point = Point(*floors, float(turns["latency_ms"].median()))
+            point = Point(*floors, float(np.median(turns["latency_ms"])))
             machine = tidy.run.environment(plan.case).machine
             curves.setdefault((plan.case.group, plan.case.strategy, phase, machine), {})[key] = point
     for points in curves.values():
@@ -127,8 +127,8 @@ def _leave_one_out_of_many(table: Floats) -> list[float | None]:
     return predicted
 
 
-def _row(plan: CasePlan, costs: Costs, own: pd.DataFrame, gemm: pd.DataFrame, read: pd.DataFrame) -> dict[str, Any]:
-    flop_per_s, bytes_per_s = gemm["per_s"].median(), read["per_s"].median()
+def _row(plan: CasePlan, costs: Costs, own: Columns, gemm: Columns, read: Columns) -> dict[str, Any]:
+    flop_per_s, bytes_per_s = (float(np.median(roof["per_s"])) for roof in (gemm, read))
     compute_ms = costs.flops / costs.forward_calls / flop_per_s * 1000
     memory_ms = costs.bytes / costs.forward_calls / bytes_per_s * 1000
     row = {
@@ -136,10 +136,10 @@ def _row(plan: CasePlan, costs: Costs, own: pd.DataFrame, gemm: pd.DataFrame, re
         "read_bytes_per_s": bytes_per_s,
         "compute_floor_ms": compute_ms,
         "memory_floor_ms": memory_ms,
-        "bound": bound(compute_ms, memory_ms, float(own["latency_ms"].median())),
+        "bound": bound(compute_ms, memory_ms, float(np.median(own["latency_ms"]))),
         **_share("mfu", costs.flops, own, gemm),
     }
-    caches_bytes = CACHES * read["cache_bytes"].max()
+    caches_bytes = CACHES * int(read["cache_bytes"].max())
     if plan.weights_bytes > caches_bytes:
         row |= _share("mbu", costs.bytes, own, read)
     return row
@@ -156,21 +156,24 @@ def bound(compute_ms: float, memory_ms: float, latency_ms: float) -> str:
     return "compute" if compute_ms >= memory_ms else "memory"
 
 
-def _share(name: str, amount: int, own: pd.DataFrame, roof: pd.DataFrame) -> dict[str, float | None]:
+def _share(name: str, amount: int, own: Columns, roof: Columns) -> dict[str, float | None]:
     """Compute the case's rate as a share of the roof beside it, `amount` being that of the whole phase."""
-    rates = pd.DataFrame({key: own[key].array for key in ("process", "round")}, copy=False)
-    rates["per_s"] = amount / own["total_ms"].to_numpy() * 1000
+    rates = {**own, "per_s": amount / own["total_ms"] * 1000}
     return paired_columns([name, f"{name}_low", f"{name}_high"], rates, beside(own, roof), "per_s")
 
 
-def beside(own: pd.DataFrame, roof: pd.DataFrame) -> pd.DataFrame:
-    """Take the rate of `roof` beside each turn of `own` that has any of it in its round.
+_ROOF = ["process", "round", "order", "per_s"]
+
+
+def beside(own: Columns, roof: Columns) -> dict[str, NDArray[Any]]:
+    """Take the rate of `roof` beside each turn of `own` that has any of it in its round: columns `_ROOF`, in order.
 
     `per_s` is the geometric mean of the turns nearest before and after, where the round has both.
     """
-    turns, taken = _moments(own), _moments(roof)
-    first, order = np.argsort(own["order"].to_numpy(), kind="stable"), np.argsort(taken, kind="stable")
-    logs, taken, turns = np.log(roof["per_s"].to_numpy()[order]), taken[order], turns[first]
+    first = np.argsort(own["order"], kind="stable")
+    turns, taken = _moments(own)[first], _moments(roof)
+    order = np.argsort(taken, kind="stable")
+    logs, taken = np.log(roof["per_s"][order]), taken[order]
     near = []
     for places in (np.searchsorted(taken, turns, "right") - 1, np.searchsorted(taken, turns, "left")):
         inside = np.clip(places, 0, len(taken) - 1)
@@ -179,16 +182,14 @@ def beside(own: pd.DataFrame, roof: pd.DataFrame) -> pd.DataFrame:
     before, after = near
     mean = np.where(np.isnan(before), after, np.where(np.isnan(after), before, (before + after) / 2))
     known = ~np.isnan(mean)
-    columns = {name: own[name].to_numpy()[first][known] for name in ("process", "round", "order")}
-    return pd.DataFrame(columns | {"per_s": np.exp(mean[known])}, copy=False)
+    return {name: own[name][first][known] for name in _ROOF[:3]} | {"per_s": np.exp(mean[known])}
 
 
 _ORDER_BITS, _ROUND_BITS = 30, 22
 """Of a number that has process, round and order of a turn side by side."""
 
 
-def _moments(turns: pd.DataFrame) -> Ints:
+def _moments(turns: Columns) -> Ints:
     """Return a number for each turn, by which those of a process and round lie together, in their order."""
-    process, number, order = (turns[name].to_numpy() for name in ("process", "round", "order"))
-    moments: Ints = (((process << _ROUND_BITS) + number) << _ORDER_BITS) + order
+    moments: Ints = (((turns["process"] << _ROUND_BITS) + turns["round"]) << _ORDER_BITS) + turns["order"]
     return moments

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from bench.analysis import columns, estimators, frames, roofline
-from bench.analysis.tidy import Tidy, independent_values, paired_columns
+from bench.analysis.tidy import Columns, Tidy, independent_values, paired_columns
 from bench.case import Case
 from bench.manifest import CasePlan
 from bench.record import Check
@@ -66,16 +66,16 @@ def phases(case: Case) -> list[Phase]:
     return ["prefill", "decode"] if case.n_gen > 1 else ["prefill"]
 
 
-def _times(case: Case, phase: Phase, own: pd.DataFrame) -> dict[str, Any]:
+def _times(case: Case, phase: Phase, own: Columns) -> dict[str, Any]:
     latency_ms, low, high = estimators.median_interval(independent_values(own))
     tokens = case.batch_size * (case.n_prompt if phase == "prefill" else 1)
     return {
-        "samples": len(own),
+        "samples": len(own["latency_ms"]),
         "latency_ms": latency_ms,
         "latency_ms_low": low,
         "latency_ms_high": high,
         "tokens_per_s": tokens / latency_ms * 1000,
-        "steps_timed": own["steps_timed"].min(),
+        "steps_timed": int(own["steps_timed"].min()) if phase == "decode" else None,
     }
 
 
@@ -90,7 +90,7 @@ PLAIN = {False: "dynamic", True: "compiled"}
 _VERSUS_EXACT = ["latency_vs_exact", "latency_vs_exact_low", "latency_vs_exact_high"]
 
 
-def _ratio(names: list[str], above: pd.DataFrame | None, below: pd.DataFrame | None) -> dict[str, float | None]:
+def _ratio(names: list[str], above: Columns | None, below: Columns | None) -> dict[str, float | None]:
     """Return a ratio of latencies and its interval under `names`: 1 for a case over itself, nothing without a pair."""
     if above is None or below is None:
         return {}

@@ -5,19 +5,22 @@ A turn counts if it is no warm-up, if the machine (not the code) did not disturb
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import msgspec
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from bench.analysis import estimators, frames
 from bench.analysis.disturbance import is_disturbed
 from bench.analysis.estimators import Ratio
 from bench.analysis.rounds import Rounds, planned_rounds
 from bench.record import FAULTS, Run, Status, TokensMatch
-from bench.turns import Ints
+from bench.turns import Ints, alike
 from kvcache.strategies.catalogue import is_lossy
 
 MIN_PROCESSES = 6
@@ -36,6 +39,10 @@ _COLUMNS = [
 
 _WORST_STATUS: list[Status] = [*FAULTS, "unsupported"]
 _WORST_MATCH: list[TokensMatch] = ["false", "tie", "true"]
+
+
+Columns = Mapping[str, NDArray[Any]]
+"""Columns of one length by name."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,10 +119,26 @@ class Tidy:
         return frames.steps(self.run, turns["sample"].to_numpy()[(place % every == 0).to_numpy()])
 
     @cached_property
-    def by_case_and_phase(self) -> dict[tuple[str, str], pd.DataFrame]:
+    def by_case_and_phase(self) -> dict[tuple[str, str], Columns]:
         """The `turns` of each case and phase, by (case key, phase)."""
-        groups = self.turns.groupby(["case", "phase"])
-        return {(str(case), str(phase)): rows for (case, phase), rows in groups}
+        names = ["process", "round", "order", "latency_ms", "total_ms", "steps_timed"]
+        groups = grouped(self.turns.fillna({"steps_timed": 0}), ["case", "phase"], names)
+        return {(case, phase): rows for (case, phase), rows in groups.items()}
+
+
+def grouped(frame: pd.DataFrame, keys: list[str], names: list[str]) -> dict[tuple[str, ...], Columns]:
+    """Split some columns of a frame by the values of its columns `keys`, each group in the order of the frame.
+
+    Thousands of small frames would take a minute to work with; their columns as arrays take a second.
+    """
+    if frame.empty:
+        return {}
+    places = alike(*(pd.factorize(frame[key])[0] for key in reversed(keys)))
+    labels, columns = [frame[key].to_numpy() for key in keys], {name: frame[name].to_numpy() for name in names}
+    return {
+        tuple(str(label[own[0]]) for label in labels): {name: values[own] for name, values in columns.items()}
+        for own in places
+    }
 
 
 def outcomes(run: Run, rounds: Rounds | None = None) -> dict[str, Outcome]:
@@ -163,46 +186,49 @@ def unfinished(run: Run, ended: dict[str, Outcome] | None = None, rounds: Rounds
     ]
 
 
-def independent_values(rows: pd.DataFrame, column: str = "latency_ms") -> list[float]:
+def independent_values(rows: Columns, column: str = "latency_ms") -> list[float]:
     """List the values of `column` that an interval resamples, from rows that repeat one measurement (one per turn).
 
     Processes differ by a few percent (address layout, allocator). Where there are enough of them for an interval, the
     median of each process is one value; below that each turn is one, and the interval holds within those processes.
     """
-    if rows["process"].nunique() < MIN_PROCESSES:
-        return rows[column].to_list()
-    return rows.groupby("process")[column].median().to_list()
+    process, values = np.asarray(rows["process"]), np.asarray(rows[column])
+    found = np.unique(process)
+    if len(found) < MIN_PROCESSES:
+        return values.tolist()
+    return [float(np.median(values[process == number])) for number in found]
 
 
-def paired_ratio(above: pd.DataFrame, below: pd.DataFrame, column: str) -> Ratio | None:
+def paired_ratio(above: Columns, below: Columns, column: str) -> Ratio | None:
     """Divide `column` of `above` by that of `below` over the rounds that both have; None where they share none.
 
     Both have a row per process and round. From `MIN_PROCESSES` processes each gives one ratio, and the
     interval is over the processes.
     """
-    (first, second), process = _pairs(above, below), above["process"].to_numpy()
+    first, second = _pairs(above, below)
     if not len(first):
         return None
-    over, under = above[column].to_numpy()[first], below[column].to_numpy()[second]
-    found = np.unique(process[first])
+    over, under, process = above[column][first], below[column][second], above["process"][first]
+    found = np.unique(process)
     if len(found) < MIN_PROCESSES:
         return estimators.paired_ratio(over, under)
-    own = (process[first] == number for number in found)
-    ratios = [estimators.paired_ratio(over[turns], under[turns]).estimate for turns in own]
+    ratios = [
+        estimators.paired_ratio(over[own], under[own]).estimate for own in (process == number for number in found)
+    ]
     return estimators.paired_ratio(ratios, [1.0] * len(ratios))
 
 
-def _pairs(above: pd.DataFrame, below: pd.DataFrame) -> tuple[Ints, Ints]:
+def _pairs(above: Columns, below: Columns) -> tuple[Ints, Ints]:
     """Find the rows of both that are of the same process and round, as their places in each."""
-    keys = [rows["process"].to_numpy() * 2**32 + rows["round"].to_numpy() for rows in (above, below)]
+    keys = [rows["process"] * 2**32 + rows["round"] for rows in (above, below)]
     order = np.argsort(keys[1], kind="stable")
     left, right = (np.searchsorted(keys[1][order], keys[0], side) for side in ("left", "right"))
     lengths = right - left
     within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return np.repeat(np.arange(len(above)), lengths), order[np.repeat(left, lengths) + within]
+    return np.repeat(np.arange(len(keys[0])), lengths), order[np.repeat(left, lengths) + within]
 
 
-def paired_columns(names: list[str], above: pd.DataFrame, below: pd.DataFrame, column: str) -> dict[str, float | None]:
+def paired_columns(names: list[str], above: Columns, below: Columns, column: str) -> dict[str, float | None]:
     """Name a `paired_ratio`, its lower and its upper end, for a row of a frame; nothing where there is none."""
     ratio = paired_ratio(above, below, column)
     return {} if ratio is None else dict(zip(names, (ratio.estimate, ratio.low, ratio.high), strict=True))

@@ -125,7 +125,8 @@ def rows(summary: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return frame.astype(object).where(frame.notna(), None).to_dict("records")
+    records: list[dict[Any, Any]] = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    return records
 
 
 def data(frame: pd.DataFrame, form: Literal["csv", "json", "jsonl"]) -> str:

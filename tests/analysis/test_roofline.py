@@ -66,9 +66,9 @@ def test_a_drift_that_roof_and_case_share_cancels():
 def test_a_turn_is_set_against_the_roof_nearest_before_and_after_it_in_its_round():
     own = pd.DataFrame({"process": 0, "round": [0, 0, 1, 2], "order": [3, 6, 9, 14]})
     roof = pd.DataFrame({"process": 0, "round": [0, 0, 0, 1], "order": [1, 4, 8, 11], "per_s": [10.0, 40.0, 90.0, 7.0]})
-    found = roofline.beside(own, roof)
-    assert found["round"].to_list() == [0, 0, 1]  # the last has none in its round
-    assert found["per_s"].to_list() == pytest.approx([20.0, 60.0, 7.0])
+    found = roofline.beside(*({name: rows[name].to_numpy() for name in rows} for rows in (own, roof)))
+    assert found["round"].tolist() == [0, 0, 1]  # the last has none in its round
+    assert found["per_s"].tolist() == pytest.approx([20.0, 60.0, 7.0])
 
 
 def test_neither_roof_binds_what_takes_more_than_twice_its_floor():

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from unittest.mock import patch
 
@@ -51,9 +52,7 @@ def store(out: Path, name: str, cases: Sequence[Case], n_samples: int) -> Path:
     folder, manifest = create_run(out, manifest)
     # A million lines would be a million waits for the disk.
     with patch("os.fsync"), samples_file(folder, manifest.digest) as file:
-        for record in [make_check(case) for case in cases]:
-            file.append(record)
-        for record in _turns(cases, rounds):
+        for record in chain(map(make_check, cases), _turns(cases, rounds)):
             file.append(record)
     return folder
 

@@ -75,7 +75,7 @@ def kept(folder: Path, before: Samples) -> Samples:
     now = read_run(folder).samples
     if now[: len(before)] != before:
         raise SystemExit(f"{folder}: a stored sample changed")
-    return now
+    return list(now)
 
 
 def main() -> None:

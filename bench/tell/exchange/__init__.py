@@ -20,16 +20,25 @@ Exporter = Callable[["Tidy", "pd.DataFrame"], Documents]
 
 
 def exporter(form: ExportFormat) -> Exporter:
-    """Return what writes `form`."""
+    """Return what writes `form`; its module is imported for it alone."""
     match form:
         case "bmf":
-            from bench.tell.exchange.bmf import documents
+            from bench.tell.exchange import bmf
+
+            return bmf.documents
         case "github-action-benchmark":
-            from bench.tell.exchange.github_action import documents
+            from bench.tell.exchange import github_action
+
+            return github_action.documents
         case "llama-bench":
-            from bench.tell.exchange.llama_bench import documents
+            from bench.tell.exchange import llama_bench
+
+            return llama_bench.documents
         case "benchstat":
-            from bench.tell.exchange.benchstat import documents
+            from bench.tell.exchange import benchstat
+
+            return benchstat.documents
         case "parquet":
-            from bench.tell.exchange.parquet import documents
-    return documents
+            from bench.tell.exchange import parquet
+
+            return parquet.documents

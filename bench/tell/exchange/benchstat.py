@@ -27,7 +27,7 @@ _NAMED = (
 )
 
 
-def documents(tidy: Tidy, _summary: pd.DataFrame) -> dict[str, bytes]:
+def documents(tidy: Tidy, summary: pd.DataFrame) -> dict[str, bytes]:
     """Write the time of a forward or step in ns/op, and tokens per second, of every turn that counts."""
     machine = tidy.run.manifest.environment
     cases = {plan.case.key: plan.case for plan in tidy.run.manifest.plan}

@@ -12,7 +12,7 @@ from bench.analysis.tidy import Tidy
 from bench.tell.words import Row, missing
 
 
-def documents(_tidy: Tidy, summary: pd.DataFrame) -> dict[str, bytes]:
+def documents(tidy: Tidy, summary: pd.DataFrame) -> dict[str, bytes]:
     """Write a benchmark per case and phase: `latency` in ns and `throughput` in tokens per second, with intervals."""
     timed = summary[summary["latency_ms"].notna()].to_dict("records")
     found = {f"{row['phase']}[{row['case']}]": _measures(row) for row in timed}

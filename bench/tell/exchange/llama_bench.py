@@ -66,7 +66,7 @@ class Test(msgspec.Struct, frozen=True, kw_only=True):
     samples_ts: list[float] = []
 
 
-def documents(tidy: Tidy, _summary: pd.DataFrame) -> dict[str, bytes]:
+def documents(tidy: Tidy, summary: pd.DataFrame) -> dict[str, bytes]:
     """Write the turns that count of every case of one sequence; llama-bench knows no batch of sequences."""
     lines = [msgspec.json.encode(test) for plan in tidy.run.manifest.plan for test in _tests(tidy, plan)]
     return {"llama-bench.jsonl": b"".join(line + b"\n" for line in lines)}

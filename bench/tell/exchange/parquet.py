@@ -10,7 +10,7 @@ from bench.store.history import TYPES, parquet
 from bench.tell import tables
 
 
-def documents(_tidy: Tidy, summary: pd.DataFrame) -> dict[str, bytes]:
+def documents(tidy: Tidy, summary: pd.DataFrame) -> dict[str, bytes]:
     """Write every row and column of `summary.csv`, each column of its type.
 
     Raises:

@@ -39,9 +39,9 @@ def trends(rows: pd.DataFrame, alike: list[str]) -> Figure:
     grid = figure.subplots(len(shown), 1, sharex=True, squeeze=False)
     for own, axes in zip(shown, grid[:, 0], strict=True):
         _panel(axes, own, machines)
-    dates = AutoDateLocator(maxticks=7)
+    dates = AutoDateLocator(maxticks=7)  # type: ignore[no-untyped-call]
     grid[-1][0].xaxis.set_major_locator(dates)
-    grid[-1][0].xaxis.set_major_formatter(ConciseDateFormatter(dates))
+    grid[-1][0].xaxis.set_major_formatter(ConciseDateFormatter(dates))  # type: ignore[no-untyped-call]
     first = grid[0][0]
     for name, line in MARKED.items():
         first.plot([], [], color=GUIDE, linewidth=1, linestyle=line, label=f"another {name}")
