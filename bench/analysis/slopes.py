@@ -61,7 +61,13 @@ def slopes(steps: pd.DataFrame) -> pd.DataFrame:
         fits = _fits(curve, _parabola if bends else _line) if enough else _NO_FITS
         if enough and fits.empty:  # every pass was torn
             continue
-        slope = estimators.median_interval(independent_values(fits, "slope")) if enough else (None, None, None)
+        slope = (
+            estimators.median_interval(
+                independent_values({name: fits[name].to_numpy() for name in ("process", "slope")}, "slope")
+            )
+            if enough
+            else (None, None, None)
+        )
         at = last if bends and enough else None
         rows.append((*key, *slope, at, fits["curvature"].median(), fits["intercept"].median(), len(fits), first, last))
     types = dict.fromkeys([*_SLOPE, "curvature_ms", "intercept_ms"], "float64") | {"slope_at": "Int64"}

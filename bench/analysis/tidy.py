@@ -195,7 +195,7 @@ def independent_values(rows: Columns, column: str = "latency_ms") -> list[float]
     process, values = np.asarray(rows["process"]), np.asarray(rows[column])
     found = np.unique(process)
     if len(found) < MIN_PROCESSES:
-        return values.tolist()
+        return [float(value) for value in values]
     return [float(np.median(values[process == number])) for number in found]
 
 
