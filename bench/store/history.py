@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -97,10 +97,9 @@ class History:
         self._connection, self._columns, self._derive = connection, columns, derive
         self.notes: list[str] = []
         """What was skipped, and why: a line each."""
-        for number, folder in enumerate(folders):
-            self._attach(f"f{number}", folder)
+        names = [self._attach(f"f{number}", folder) for number, folder in enumerate(folders)]
         for table in ("runs", "rows"):
-            parts = " UNION ALL ".join(f"SELECT * FROM f{number}.{table}" for number in range(len(folders)))
+            parts = " UNION ALL ".join(f"SELECT * FROM {name}.{table}" for name in names)
             connection.execute(f"CREATE TEMP VIEW {table} AS {parts}")
         joined = "SELECT rows.*, runs.* EXCLUDE (folder, model, machine) FROM runs JOIN rows USING (folder)"
         connection.execute(f"CREATE TEMP VIEW history AS {joined}")
@@ -125,8 +124,8 @@ class History:
         except duckdb.Error as error:
             raise UsageError(f"{sql}: {str(error).splitlines()[0]}") from error
 
-    def _attach(self, name: str, folder: Path) -> None:
-        """Attach the folder's database, up to date; one in memory where none can be stored there."""
+    def _attach(self, name: str, folder: Path) -> str:
+        """Attach the folder's database, up to date; one in memory where none can be stored there. Return its name."""
         import duckdb
 
         if not folder.is_dir():
@@ -135,17 +134,20 @@ class History:
         try:
             self._open(name, str(path))
             self._update(name, folder)
-        except duckdb.IOException as error:
+        except (duckdb.IOException, duckdb.TransactionException) as error:  # the latter where it cannot be committed
             if "not a valid DuckDB database" in str(error):
                 raise DataError(f"{path}: damaged; delete it: it is made again from the runs") from error
             if "Could not set lock" in str(error):
                 raise DataError(f"{path}: another `kvbench history` uses it; run it again") from error
             self.notes.append(f"{path}: cannot be stored ({_reason(error)}); made in memory for this once")
-            self._connection.execute(f"DETACH DATABASE IF EXISTS {name}")
+            with suppress(duckdb.Error):  # none is open
+                self._connection.execute("ROLLBACK")
+            name = f"{name}_in_memory"
             self._open(name, ":memory:")
             self._update(name, folder)
         except duckdb.Error as error:
             raise DataError(f"{path}: cannot be read ({_reason(error)}); delete it: it is made again") from error
+        return name
 
     def _open(self, name: str, path: str) -> None:
         run = self._connection.execute
