@@ -18,6 +18,7 @@ from bench.commands.ab import ab
 from bench.commands.collect import collect
 from bench.commands.env import env
 from bench.commands.exchange import export, import_
+from bench.commands.fit import fit
 from bench.commands.gate import gate, promote
 from bench.commands.gate import history as baseline_history
 from bench.commands.history import history
@@ -54,7 +55,7 @@ app = typer.Typer(
 baseline = typer.Typer(help="Set a baseline, and look at its drift.", rich_markup_mode=None)
 
 app.command(epilog=flags.below_the_flags())(run)
-for command in (report, compare, history, gate, ab, job, collect, generate, trace, train, env, export):
+for command in (report, compare, history, gate, ab, job, collect, fit, generate, trace, train, env, export):
     app.command()(command)
 app.command("import")(import_)
 app.add_typer(baseline, name="baseline")

@@ -82,7 +82,7 @@ class CasePlan(msgspec.Struct, frozen=True, kw_only=True):
 
     case: Case
     prefill: Costs | None
-    """None where the architecture is unknown to costs.py."""
+    """None where nothing can be predicted."""
     decode: Costs | None
     """None also where n_gen is 1."""
     weights_bytes: int
@@ -90,6 +90,8 @@ class CasePlan(msgspec.Struct, frozen=True, kw_only=True):
     kv_bytes_allocated: dict[Phase, int] | None = None
     """What the kind of cache allocates by arithmetic, at the end of each phase; None for the user's own, and in older
     runs."""
+    unpredicted: str | None = None
+    """Why nothing is predicted, in a line; None where something is, and in older runs."""
 
 
 class TextFile(msgspec.Struct, frozen=True, kw_only=True):

@@ -61,6 +61,7 @@ def cautions(tidy: Tidy, summary: pd.DataFrame) -> list[Caution]:
         *_without_ceilings(tidy.run),
         *_quality(tidy.run),
         *_growth(tidy.run),
+        *_unpredicted(tidy.run),
     ]
 
 
@@ -219,3 +220,12 @@ def _growth(run: Run) -> Iterator[Caution]:
             "can be reached from it: kv_bytes_allocated is too small",
             "look for what it keeps in closures, globals, numpy arrays or in the model",
         )
+
+
+def _unpredicted(run: Run) -> Iterator[Caution]:
+    """Name the measured cases of which nothing could be predicted, and why."""
+    measured = {sample.case for sample in run.samples}
+    for item in run.manifest.plan:
+        if item.unpredicted is not None and item.case.key in measured:
+            text = f"no FLOPs and bytes are predicted, so it has no MFU and MBU: {item.unpredicted}"
+            yield Caution(item.case.key, text, "its times and measured bytes are right all the same")

@@ -12,17 +12,13 @@ import msgspec
 
 from bench.case import Case, Sweep
 from bench.errors import UsageError
+from bench.machine.devices import DEVICES
 from bench.manifest import CasePlan
+from bench.measure.case_costs import exact_kv_bytes, with_costs
+from bench.measure.fit import PROCESS_BYTES, need
 from kvcache import models
-from kvcache.arithmetic.architectures import UnknownGeometry, geometry
-from kvcache.arithmetic.costs import Phase, phase_costs
-from kvcache.arithmetic.kv_bytes import Fed, allocated_bytes, attended, used_bytes
 from kvcache.models.checkpoint import COPY_LIMIT_BYTES
-from kvcache.strategies.catalogue import COMPILING, LOSSY, REFEEDING, is_lossy
-
-PROCESS_BYTES = 400_000_000
-"""Resident memory of a worker before it holds anything: the interpreter, torch and transformers."""
-
+from kvcache.strategies.catalogue import COMPILING, is_lossy
 
 COMPILER_BYTES = 32_000_000
 """Room for what inductor and the C++ compiler write; a compiler that finds none says no more than that it failed."""
@@ -74,7 +70,7 @@ def plan(sweeps: Sequence[Sweep]) -> list[CasePlan]:
         model = describe(case.model, case.attn_implementation)
         settled = msgspec.structs.replace(case, attn_implementation=model.attn_implementation)
         refuse_too_long(settled, model.max_positions)
-        planned[settled] = _with_costs(settled, model, refeeds=case.strategy in REFEEDING)
+        planned[settled] = with_costs(settled, model)
     return list(planned.values())
 
 
@@ -104,6 +100,26 @@ def memory_bytes(plans: Sequence[CasePlan]) -> int:
     return max(needs, default=0)
 
 
+def in_words(item: CasePlan) -> str:
+    """Name a case with what it holds, by the arithmetic of `kvbench fit`, and say where it alone does not fit here."""
+    from kvcache.proof.rehearsal import NotRehearsable  # imports torch, which the model's description did already
+
+    case = item.case
+    try:
+        found = need(
+            describe(case.model, case.attn_implementation), case.strategy, case.dtype, case.batch_size, case.capacity
+        )
+    except NotRehearsable as reason:
+        return f"{case.key}: {reason}"
+    if found is None:
+        return case.key
+    sizes = f"{case.key}: weights {found.weights / 1e9:.3g} GB + cache {found.kv / 1e9:.3g} GB"
+    free = DEVICES[case.device].available_memory_bytes()
+    return (
+        sizes if free is None or found.total <= free else f"{sizes}: DOES NOT FIT the {free / 1e9:.3g} GB that are free"
+    )
+
+
 def temporary_bytes(plans: Sequence[CasePlan]) -> int:
     """Return the size of what a run keeps in temporary files at a time: the logits of a cell, and a compiler's work."""
     logits = []
@@ -124,13 +140,11 @@ def _case_bytes(item: CasePlan) -> int:
     model = describe(case.model, case.attn_implementation)
     # The reference keeps a cache and naive does not, so the cache of a case counts whatever its strategy.
     # It is of full width, and judging needs one beside a lossy strategy's.
-    cached = _with_costs(msgspec.structs.replace(case, strategy="dynamic"), model, refeeds=False)
-    last = cached.decode or cached.prefill
     kept = case.n_gen + (case.n_depth + case.n_prompt if case.naive_logits == "all" else 0)
     positions = 2 * kept + _judged_positions(case, model)
     logits = case.batch_size * positions * model.vocab_size * models.DTYPES[case.dtype]
     ids = 8 * case.batch_size * case.capacity
-    return 3 * (last.kv_bytes if last is not None else 0) + logits + ids
+    return 3 * exact_kv_bytes(case, model) + logits + ids
 
 
 def _judged_positions(case: Case, model: models.ModelDescription) -> int:
@@ -149,46 +163,3 @@ def refuse_too_long(case: Case, max_positions: int | None) -> None:
             f"n_depth {case.n_depth} + n_prompt {case.n_prompt} + n_gen {case.n_gen} = {case.capacity} tokens are more "
             f"than the {max_positions} positions of {case.model}; make --n-prompt, --n-depth or --n-gen smaller"
         )
-
-
-def _with_costs(case: Case, model: models.ModelDescription, *, refeeds: bool) -> CasePlan:
-    """Add the work that generation asks for, however it is done: a static cache's padding is no part of it."""
-    weights_bytes = model.weights_bytes(case.dtype)
-    try:
-        shape = geometry(model.config)
-    except UnknownGeometry:
-        return CasePlan(case=case, prefill=None, decode=None, weights_bytes=weights_bytes)
-    lengths = {name: getattr(case, name) for name in ("batch_size", "n_prompt", "n_depth")}
-    dtype_bytes = models.DTYPES[case.dtype]
-    fed = functools.partial(Fed, **lengths, capacity=case.capacity, dtype_bytes=dtype_bytes)
-
-    def stored(n_steps: int) -> int:
-        """Predict the bytes of a lossy kind that belong to tokens after so many steps of decode."""
-        size = used_bytes(case.strategy, shape, fed(n_steps=n_steps))
-        if size is None:
-            raise LookupError(f"kvcache.arithmetic.kv_bytes.ALLOCATED has no row for {case.strategy}")
-        return size
-
-    prefill, decode = (
-        phase_costs(
-            attended(case.strategy, shape),
-            phase,
-            refeeds=refeeds,
-            n_gen=case.n_gen,
-            dtype_bytes=dtype_bytes,
-            all_logits=case.naive_logits == "all",
-            kv_stored=stored if case.strategy in LOSSY else None,
-            **lengths,
-        )
-        for phase in ("prefill", "decode")
-    )
-    ends: dict[Phase, int] = {"prefill": 0, "decode": case.n_gen - 1} if case.n_gen > 1 else {"prefill": 0}
-    sizes = {phase: allocated_bytes(case.strategy, shape, fed(n_steps=n_steps)) for phase, n_steps in ends.items()}
-    allocated = {phase: size for phase, size in sizes.items() if size is not None}
-    return CasePlan(
-        case=case,
-        prefill=prefill,
-        decode=decode,
-        weights_bytes=weights_bytes,
-        kv_bytes_allocated=allocated or None,  # None for a kind that is not written down
-    )

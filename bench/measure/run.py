@@ -95,6 +95,9 @@ def plan(
     ):
         for caution in planning.describe(model, attention).cautions:
             print(f"kvbench: {model}: {caution}", file=sys.stderr, flush=True)
+    for item in planned:
+        if item.unpredicted is not None:
+            print(f"kvbench: no costs of {item.case.key}: {item.unpredicted}", file=sys.stderr, flush=True)
     created = datetime.now(UTC)
     stamp = created.strftime("%Y%m%dT%H%M%SZ")
     weights = {}
@@ -145,7 +148,7 @@ def resume(run: str, out: Path) -> Job:
 
 def estimate(job: Job) -> str:
     """Return the grid and a rough estimate of its time and memory, for `--dry-run`; and what `--budget` takes away."""
-    lines = [item.case.key for item in job.manifest.plan]
+    lines = [planning.in_words(item) for item in job.manifest.plan]
     limits, cells = job.limits, pending_cells(job.manifest.plan, job.limits, job.previous)
     reduction = _expected_reduction(job)
     if limits.budget_min is not None:

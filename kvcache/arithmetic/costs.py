@@ -28,8 +28,10 @@ LM head sees the last position only). With one, every step reads all weights: on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from fractions import Fraction
 from functools import reduce
+from math import prod
 from typing import Literal
 
 from kvcache.arithmetic.geometry import Geometry, Layer, Matrix
@@ -190,6 +192,45 @@ def phase_costs(
     steps = (forward(n_prefilled + step - 1, 1, step) for step in range(1, n_gen))
     first = next(steps, None)
     return None if first is None else reduce(Costs.__add__, steps, first)
+
+
+def interpolated(costs: Callable[[int], Costs], first: int, last: int) -> Costs | None:
+    """Add up the `costs` of the steps from `first` to `last`, where each is dear to find; None if there are none.
+
+    A long stretch is read off the parabola through three of its steps if two more lie on it within a thousandth: the
+    work of a step is a polynomial of its number, but for the lengths at which windows fill and chunks begin.
+    """
+    if last - first < 6:
+        steps = [costs(step) for step in range(first, last + 1)]
+        return reduce(Costs.__add__, steps) if steps else None
+    middle = (first + last) // 2
+    curve = _parabola({step: costs(step) for step in (first, middle, last)})
+    if all(_is_close(curve(step), costs(step)) for step in ((first + middle) // 2, (middle + last) // 2)):
+        return reduce(Costs.__add__, map(curve, range(first, last + 1)))
+    halves = interpolated(costs, first, middle), interpolated(costs, middle + 1, last)
+    return reduce(Costs.__add__, filter(None, halves))
+
+
+def _parabola(points: dict[int, Costs]) -> Callable[[int], Costs]:
+    """Return the curve through three points, in Lagrange's form; fractions, so that it is exact."""
+
+    def at(step: int) -> Costs:
+        weights = {
+            here: prod(Fraction(step - other, here - other) for other in points if other != here) for here in points
+        }
+        return Costs(
+            **{
+                field.name: round(sum(weights[here] * getattr(costs, field.name) for here, costs in points.items()))
+                for field in fields(Costs)
+            }
+        )
+
+    return at
+
+
+def _is_close(one: Costs, other: Costs) -> bool:
+    pairs = ((getattr(one, field.name), getattr(other, field.name)) for field in fields(Costs))
+    return all(abs(a - b) * 1000 <= max(a, b) for a, b in pairs)
 
 
 def parameters(geometry: Geometry) -> int:

@@ -9,11 +9,11 @@ and 32 decoded, 4-bit integers by optimum-quanto take about a fifth of float32:
 ...     num_attention_heads=9, num_key_value_heads=3, intermediate_size=1536, max_position_embeddings=8192,
 ...     tie_word_embeddings=True))
 >>> fed = Fed(batch_size=1, n_depth=0, n_prompt=512, n_steps=32, capacity=545, dtype_bytes=4)
->>> {kind: round(allocated_bytes(kind, smollm2, fed) / 2**20, 1) for kind in ("dynamic", "fp8", "quanto-int4")}
+>>> {kind: round(allocated_bytes(kind, smollm2.layers, fed) / 2**20, 1) for kind in ("dynamic", "fp8", "quanto-int4")}
 {'dynamic': 23.9, 'fp8': 6.2, 'quanto-int4': 4.9}
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from kvcache.arithmetic.geometry import Geometry, Layer
@@ -37,26 +37,31 @@ class Fed:
         return self.n_depth + self.n_prompt + self.n_steps
 
 
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """Bytes of a cache: those that belong to tokens, states included, and every one that is allocated."""
+
+    used: int
+    allocated: int
+
+
 Row = Callable[[Layer, Fed], float]
 """Bytes of the keys (or the values) of one layer."""
 
 
-def allocated_bytes(kind: str, geometry: Geometry, fed: Fed) -> int | None:
+def allocated_bytes(kind: str, layers: Sequence[Layer], fed: Fed) -> int | None:
     """Predict every byte that a cache of `kind` holds; None for a kind that is not written down (the user's own)."""
     row = ALLOCATED.get(kind)
-    return None if row is None else round(sum(2 * layer.count * row(layer, fed) for layer in geometry.layers))
+    return None if row is None else round(sum(2 * layer.count * row(layer, fed) for layer in layers))
 
 
-def used_bytes(kind: str, geometry: Geometry, fed: Fed) -> int | None:
-    """Predict the bytes of a lossy `kind` that belong to tokens: as allocated, without the padding of whole chunks.
+def used_bytes(kind: str, layers: Sequence[Layer], fed: Fed) -> int | None:
+    """Predict the bytes that belong to tokens: without a static cache's padding, and that of whole chunks.
 
     None for a kind that is not written down.
     """
-    of_head = _HEADS.get(kind)
-    if of_head is None:
-        return allocated_bytes(kind, geometry, fed)
-    tokens = fed.batch_size * fed.n_tokens
-    return round(sum(2 * layer.count * tokens * layer.kv_heads * of_head(layer, fed) for layer in geometry.layers))
+    row = _USED.get(kind) or ALLOCATED.get(kind)
+    return None if row is None else round(sum(2 * layer.count * row(layer, fed) for layer in layers))
 
 
 def attended(kind: str, geometry: Geometry) -> Geometry:
@@ -132,11 +137,32 @@ def _numbers(layer: Layer, fed: Fed) -> int:
     return fed.batch_size * layer.kv_heads * layer.head_dim
 
 
-_HEADS: dict[str, Row] = {
-    "compiled-int8": lambda layer, _fed: layer.head_dim + 2,
-    "compiled-int4": _int4_head,
+def _int8_head(layer: Layer, _fed: Fed) -> float:
+    return layer.head_dim + 2
+
+
+def _full_head(layer: Layer, fed: Fed) -> float:
+    return layer.head_dim * fed.dtype_bytes
+
+
+def _rows(bytes_of_head: Callable[[Layer, Fed], float], *, beside_own: int = 1) -> Row:
+    """Count the rows of the tokens that a layer keeps: all, or those of its window but for `beside_own` of them."""
+
+    def row(layer: Layer, fed: Fed) -> float:
+        held = fed.n_tokens if layer.window is None else min(fed.n_tokens, layer.window - beside_own)
+        return held * fed.batch_size * layer.kv_heads * bytes_of_head(layer, fed)
+
+    return row
+
+
+_USED: dict[str, Row] = {
+    **dict.fromkeys(("dynamic", "hf-generate", "offloaded"), _rows(_full_head)),
+    "static": _rows(_full_head, beside_own=0),
+    "compiled": _rows(_full_head),
+    "compiled-int8": _rows(_int8_head),
+    "compiled-int4": _rows(_int4_head),
 }
-"""Kind in chunks -> bytes of one token and head."""
+"""Kind -> its row without padding, where that differs from what is allocated."""
 
 ALLOCATED: dict[str, Row] = {
     "naive": lambda _layer, _fed: 0.0,
@@ -144,9 +170,9 @@ ALLOCATED: dict[str, Row] = {
     "hf-generate": _growing,
     "offloaded": _growing,
     "static": _static,
-    "compiled": _chunked(lambda layer, fed: layer.head_dim * fed.dtype_bytes),
-    "compiled-int8": _chunked(_HEADS["compiled-int8"]),
-    "compiled-int4": _chunked(_HEADS["compiled-int4"]),
+    "compiled": _chunked(_full_head),
+    "compiled-int8": _chunked(_int8_head),
+    "compiled-int4": _chunked(_int4_head),
     "fp8": _fp8,
     "sink-window": _sink_window,
     # optimum-quanto packs two or four rows of 64 codes into one.

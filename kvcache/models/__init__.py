@@ -10,4 +10,5 @@ from kvcache.models.spec import describe as describe
 from kvcache.models.spec import load as load
 from kvcache.models.spec import load_tokenizer as load_tokenizer
 from kvcache.models.spec import weights_digest as weights_digest
+from kvcache.models.spec import without_weights as without_weights
 from kvcache.models.weight_cache import ModelError as ModelError

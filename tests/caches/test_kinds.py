@@ -79,7 +79,7 @@ def test_allocated_bytes_are_those_predicted(name: str, n_depth: int, n_prompt: 
     strategy = prepared(name, model, capacity, token_ids(1, 2, n_depth) if n_depth else None, batch=2)
     strategy.generate(token_ids(2, 2, n_prompt), n_steps + 1, forced=token_ids(3, 2, n_steps + 1))
     fed = Fed(batch_size=2, n_depth=n_depth, n_prompt=n_prompt, n_steps=n_steps, capacity=capacity, dtype_bytes=4)
-    predicted = allocated_bytes(name, geometry(model.config), fed)
+    predicted = allocated_bytes(name, geometry(model.config).layers, fed)
     assert held_bytes(strategy.kv.layers) == pytest.approx(predicted, rel=0.01)
     assert strategy.kv.cache.get_seq_length() == n_depth + n_prompt + n_steps
 
@@ -98,7 +98,7 @@ def test_allocated_bytes_of_compiled_kinds_are_those_predicted(name: str, capaci
         strategy.prepare(2, capacity)
     fed = Fed(batch_size=2, n_depth=0, n_prompt=1, n_steps=0, capacity=capacity, dtype_bytes=4)
     held = held_bytes([slot.rows for slot in strategy._slots])
-    assert held == pytest.approx(allocated_bytes(name, geometry(model.config), fed), rel=0.01)
+    assert held == pytest.approx(allocated_bytes(name, geometry(model.config).layers, fed), rel=0.01)
 
 
 @pytest.mark.parametrize("name", ["fp8", "static", "compiled-int8"])

@@ -1,0 +1,168 @@
+"""A case with its costs and bytes: by formula where the architecture has one, else rehearsed without weights."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from bench.case import Case
+from bench.manifest import CasePlan
+from kvcache import models
+from kvcache.arithmetic.architectures import UnknownGeometry, geometry
+from kvcache.arithmetic.costs import Costs, Phase, interpolated, parameters, phase_costs
+from kvcache.arithmetic.geometry import Geometry
+from kvcache.arithmetic.kv_bytes import KEPT_TOKENS, Fed, Held, allocated_bytes, attended, used_bytes
+from kvcache.strategies.catalogue import LOSSY, REFEEDING
+
+if TYPE_CHECKING:
+    from kvcache.proof.rehearsal import Rehearsal
+
+REHEARSED = {name: name for name in ("dynamic", "static", "sink-window")} | {
+    "hf-generate": "dynamic",
+    "offloaded": "dynamic",
+}
+"""Kind -> the strategy that makes its cache on the meta device; others compute with the numbers that they store."""
+
+
+def with_costs(case: Case, model: models.ModelDescription) -> CasePlan:
+    """Add the work that generation asks for, however it is done: a static cache's padding is no part of it."""
+    from kvcache.proof.rehearsal import NotRehearsable
+
+    planned = CasePlan(case=case, prefill=None, decode=None, weights_bytes=model.weights_bytes(case.dtype))
+    ends: dict[Phase, int] = {"prefill": 0, "decode": case.n_gen - 1} if case.n_gen > 1 else {"prefill": 0}
+    try:
+        sizes = {phase: held(model, case.strategy, case.dtype, fed(case, steps)) for phase, steps in ends.items()}
+        costs = {phase: phase_costs_of(case, model, phase) for phase in ends}
+    except NotRehearsable as reason:
+        return msgspec.structs.replace(planned, unpredicted=str(reason))
+    for phase, size in sizes.items():
+        found = costs[phase]
+        if found is not None and size is not None:
+            costs[phase] = replace(found, kv_bytes=size.used)
+    allocated = {phase: size.allocated for phase, size in sizes.items() if size is not None}
+    return msgspec.structs.replace(
+        planned, prefill=costs["prefill"], decode=costs.get("decode"), kv_bytes_allocated=allocated or None
+    )
+
+
+def fed(case: Case, n_steps: int) -> Fed:
+    """Say what a case feeds a cache up to its decode step `n_steps`."""
+    lengths = {name: getattr(case, name) for name in ("batch_size", "n_prompt", "n_depth", "capacity")}
+    return Fed(**lengths, n_steps=n_steps, dtype_bytes=models.DTYPES[case.dtype])
+
+
+def held(model: models.ModelDescription, strategy: str, dtype: str, after: Fed) -> Held | None:
+    """Predict what a strategy's cache holds `after` it was fed; None for a kind that nothing is known of.
+
+    Raises:
+        NotRehearsable: the strategy refuses this model, or no shape of it is known without its weights.
+    """
+    if strategy in REFEEDING:
+        return Held(used=0, allocated=0)
+    shape = _shape(model)
+    if shape is None and strategy in REHEARSED:
+        return _rehearsal(model, dtype).held(REHEARSED[strategy], after)
+    layers = shape.layers if shape is not None else _rehearsal(model, dtype).full_layers()
+    if layers is None:
+        return None
+    used, allocated = used_bytes(strategy, layers, after), allocated_bytes(strategy, layers, after)
+    return None if used is None or allocated is None else Held(used=used, allocated=allocated)
+
+
+def exact_kv_bytes(case: Case, model: models.ModelDescription) -> int:
+    """Return the bytes of a case's keys, values and states at full width; 0 where no cache of transformers has any."""
+    from kvcache.proof.rehearsal import NotRehearsable
+
+    try:
+        size = held(model, "dynamic", case.dtype, fed(case, case.n_gen - 1))
+    except NotRehearsable:
+        return 0
+    return 0 if size is None else size.used
+
+
+def refusal(model: models.ModelDescription, strategy: str, dtype: str) -> str | None:
+    """Return why a strategy cannot run this model here, or None if it can."""
+    return _rehearsal(model, dtype).refusal(strategy)
+
+
+def extended(count: Callable[[int], float], n_tokens: int, model: models.ModelDescription, dtype: str) -> float:
+    """Return `count(n_tokens)`; where that is a long rehearsal, read off the line that it follows past all windows."""
+    far = math.inf if _shape(model) is not None else _rehearsal(model, dtype).full_windows
+    if n_tokens <= far:
+        return count(n_tokens)
+    half = int(far) // 2
+    return count(2 * half) + (count(2 * half) - count(half)) * (n_tokens - 2 * half) / half
+
+
+def phase_costs_of(case: Case, model: models.ModelDescription, phase: Phase) -> Costs | None:
+    """Count the work of a phase of a case; None where it has none.
+
+    Raises:
+        NotRehearsable: the strategy refuses this model, or no shape of it is known without its weights.
+    """
+    from kvcache.proof.rehearsal import NotRehearsable
+
+    refeeds, all_logits = case.strategy in REFEEDING, case.naive_logits == "all"
+
+    def stored(n_steps: int) -> int:
+        """Predict the bytes of a lossy kind that belong to tokens after so many steps of decode."""
+        size = held(model, case.strategy, case.dtype, fed(case, n_steps))
+        if size is None:
+            raise NotRehearsable(f"nothing is known of the bytes of {case.strategy} on this model")
+        return size.used
+
+    shape = _shape(model)
+    if shape is not None:
+        return phase_costs(
+            attended(case.strategy, shape),
+            phase,
+            refeeds=refeeds,
+            **{name: getattr(case, name) for name in ("batch_size", "n_prompt", "n_depth", "n_gen")},
+            dtype_bytes=models.DTYPES[case.dtype],
+            all_logits=all_logits,
+            kv_stored=stored if case.strategy in LOSSY else None,
+        )
+    rehearsal = _rehearsal(model, case.dtype)
+
+    def forward(n_before: int, n_new: int, n_steps: int) -> Costs:
+        return rehearsal.forward_costs(
+            batch_size=case.batch_size,
+            n_query=n_before + n_new if refeeds else n_new,
+            n_cached=0 if refeeds else n_before,
+            reads_cache=not refeeds,
+            all_logits=refeeds and all_logits,
+            kv_stored=stored(n_steps) if case.strategy in LOSSY else None,
+            strategy=case.strategy if case.strategy in KEPT_TOKENS else "dynamic",
+        )
+
+    if phase == "prefill":
+        return forward(case.n_depth, case.n_prompt, 0)
+    prefilled = case.n_depth + case.n_prompt
+    return interpolated(lambda step: forward(prefilled + step - 1, 1, step), 1, case.n_gen - 1)
+
+
+def _shape(model: models.ModelDescription) -> Geometry | None:
+    """Return the sizes that the formulas know; None where they are not those of the model."""
+    try:
+        shape = geometry(model.config)
+    except UnknownGeometry:
+        return None
+    return shape if parameters(shape) == model.n_parameters else None
+
+
+@functools.cache
+def _rehearsal_of(spec: str, attn_implementation: str, dtype: str) -> Rehearsal:
+    import torch
+
+    from kvcache.proof.rehearsal import Rehearsal
+
+    return Rehearsal(models.without_weights(spec, attn_implementation), getattr(torch, dtype))
+
+
+def _rehearsal(model: models.ModelDescription, dtype: str) -> Rehearsal:
+    return _rehearsal_of(model.spec, model.attn_implementation, dtype)

@@ -1,0 +1,204 @@
+"""What fits in a memory: weights, a cache and the workspace of a forward, by arithmetic alone."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from bench.case import Case
+from bench.machine.kernels import Rates
+from bench.measure.case_costs import extended, held, phase_costs_of, refusal
+from bench.measure.ceiling_turns import CEILINGS, survey
+from bench.protocol import ChooseCeilings
+from kvcache import models
+from kvcache.arithmetic.kv_bytes import Fed
+from kvcache.strategies.catalogue import LOSSY, REFEEDING
+
+PROCESS_BYTES = 400_000_000
+"""Resident memory of a worker before it holds anything: the interpreter, torch and transformers."""
+
+LATE_TOKENS = 127
+"""A prompt fed at once is quantised at once; so many tokens after it may be held at full width (kv_bytes.py)."""
+
+LONGEST = 1 << 30
+"""Where neither memory nor positions end a context, it is given as this many tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """Bytes that one process needs for one case; `workspace` is an estimate, the others are exact."""
+
+    weights: int
+    kv: int
+    workspace: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.kv + self.workspace
+
+
+class Fit(msgspec.Struct, frozen=True, kw_only=True):
+    """The largest context of one kind of cache; one row of `kvbench fit`."""
+
+    model: str
+    strategy: str
+    dtype: str
+    batch_size: int
+    memory_bytes: int
+    max_context: int | None
+    """Tokens of each sequence, prompt and new ones together; 0: not one fits. None where `error` says why."""
+    limited_by: str | None
+    """`memory`, `positions` (the model has no more), or `weights`, which alone do not fit."""
+    weights_bytes: int
+    kv_bytes_allocated: int | None = None
+    workspace_bytes: int | None = None
+    tokens_per_s: float | None = None
+    """Of decode at that context, if it reached the machine's ceilings; None without them."""
+    error: str | None = None
+
+
+def need(model: models.ModelDescription, strategy: str, dtype: str, batch_size: int, n_tokens: int) -> Need | None:
+    """Return what a prompt of `n_tokens` takes, fed in one forward; None for a kind that nothing is known of.
+
+    The workspace is the process, the activations of one layer, the logits, and the copy of a layer that grows.
+
+    Raises:
+        NotRehearsable: the strategy refuses this model.
+    """
+    kv = 0 if strategy in REFEEDING else _kv_bytes(model, strategy, dtype, batch_size, n_tokens)
+    if kv is None:
+        return None
+    numbers = batch_size * (n_tokens * model.activation_numbers + model.vocab_size)
+    workspace = PROCESS_BYTES + models.DTYPES[dtype] * numbers + kv // max(1, model.n_layers)
+    return Need(weights=model.weights_bytes(dtype), kv=kv, workspace=workspace)
+
+
+def fits(
+    model: models.ModelDescription,
+    strategies: Sequence[str],
+    dtype: str,
+    batch_sizes: Sequence[int],
+    memory_bytes: int,
+    rates: Rates | None,
+) -> Iterator[Fit]:
+    """Yield the largest context for each strategy and batch size, with its speed where `rates` are known."""
+    from kvcache.proof.rehearsal import NotRehearsable
+
+    weights_bytes = model.weights_bytes(dtype)
+    for strategy in strategies:
+        reason = refusal(model, strategy, dtype)
+        for batch_size in batch_sizes:
+            row = Fit(
+                model=model.spec,
+                strategy=strategy,
+                dtype=dtype,
+                batch_size=batch_size,
+                memory_bytes=memory_bytes,
+                max_context=None,
+                limited_by=None,
+                weights_bytes=weights_bytes,
+                error=reason,
+            )
+            try:
+                yield row if reason else _fitted(row, model, rates)
+            except NotRehearsable as refused:
+                yield msgspec.structs.replace(row, error=str(refused))
+
+
+def _fitted(row: Fit, model: models.ModelDescription, rates: Rates | None) -> Fit:
+    needed = functools.partial(need, model, row.strategy, row.dtype, row.batch_size)
+
+    def fitting(n_tokens: int) -> bool:
+        found = needed(n_tokens)
+        return found is not None and found.total <= row.memory_bytes
+
+    if needed(1) is None:
+        return msgspec.structs.replace(row, error="nothing is known of its bytes on this model")
+    if row.weights_bytes > row.memory_bytes or not fitting(1):
+        limit = "weights" if row.weights_bytes > row.memory_bytes else "memory"
+        return msgspec.structs.replace(row, max_context=0, limited_by=limit)
+    longest = model.max_positions or LONGEST
+    context = _largest(fitting, longest)
+    found = needed(context)
+    assert found is not None
+    return msgspec.structs.replace(
+        row,
+        max_context=context,
+        limited_by="memory" if context < longest else "positions" if model.max_positions else "nothing",
+        kv_bytes_allocated=found.kv,
+        workspace_bytes=found.workspace,
+        tokens_per_s=None if rates is None else _tokens_per_s(row, model, context, rates),
+    )
+
+
+def _largest(fitting: Callable[[int], bool], most: int) -> int:
+    """Find the largest number up to `most` that fits, where 1 does and no number after one that does not."""
+    low, high = 1, 2
+    while high <= most and fitting(high):
+        low, high = high, 2 * high
+    high = min(high, most + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fitting(middle) else (low, middle)
+    return low
+
+
+def _tokens_per_s(row: Fit, model: models.ModelDescription, context: int, rates: Rates) -> float:
+    """Predict the speed of decode at the end of a context: its products and its reads follow each other."""
+    case = Case(
+        model=row.model,
+        strategy=row.strategy,
+        device="cpu",
+        dtype=row.dtype,
+        attn_implementation=model.attn_implementation,
+        n_threads=1,
+        batch_size=row.batch_size,
+        n_prompt=1,
+        n_gen=2,
+        n_depth=0,
+        seed=0,
+    )
+
+    def seconds(n_tokens: int) -> float:
+        step = phase_costs_of(msgspec.structs.replace(case, n_prompt=max(1, n_tokens - 1)), model, "decode")
+        assert step is not None
+        return step.flops / rates.flops_per_s + step.bytes / rates.bytes_per_s
+
+    return row.batch_size / extended(seconds, context, model, row.dtype)
+
+
+def _kv_bytes(model: models.ModelDescription, strategy: str, dtype: str, batch_size: int, n_tokens: int) -> int | None:
+    """Return the most bytes that a cache takes while a context of so many tokens is fed at once, and after it."""
+
+    def allocated(late: int, length: int) -> float:
+        fed = Fed(
+            batch_size=batch_size,
+            n_depth=0,
+            n_prompt=length - late,
+            n_steps=late,
+            capacity=length,
+            dtype_bytes=models.DTYPES[dtype],
+        )
+        size = held(model, strategy, dtype, fed)
+        return math.nan if size is None else size.allocated
+
+    lates = {0, min(LATE_TOKENS, n_tokens - 1)} if strategy in LOSSY else {0}
+    most = max(extended(functools.partial(allocated, late), n_tokens, model, dtype) for late in lates)
+    return None if math.isnan(most) else math.ceil(most)
+
+
+def rates_here(dtype: str, n_threads: int, say: Callable[[str], None]) -> Rates | None:
+    """Measure this machine's GEMM rate and read bandwidth; None where they cannot be measured, and `say` says why."""
+    from bench.measure.server_process import RunServers
+
+    setting = ChooseCeilings(device="cpu", dtype=dtype, n_threads=n_threads)
+    with RunServers() as servers:
+        found = {each.ceiling: each.per_s for each in survey([setting], lambda count: servers.fork("", count), say)}
+    if set(found) != set(CEILINGS):
+        return None
+    return Rates(flops_per_s=found["gemm"], bytes_per_s=found["read_bandwidth"])

@@ -1,0 +1,250 @@
+"""What a strategy will count, known before any weights are read: its own code runs on a model without memory.
+
+On the meta device tensors have shapes and types but no numbers. A forward there makes the very tensors that it makes
+later, so latents, states, shared and sliding layers need no formula: they are what transformers makes of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import StaticLayer
+
+from kvcache.arithmetic.costs import Costs
+from kvcache.arithmetic.geometry import Layer
+from kvcache.arithmetic.kv_bytes import Fed, Held
+from kvcache.caches.contract import Unsupported
+from kvcache.caches.held_bytes import reachable_tensors
+from kvcache.proof.operations import count_operations
+from kvcache.strategies.catalogue import build
+from kvcache.strategies.strategy import last_logits
+
+
+class NotRehearsable(Exception):
+    """The model or the cache asks for numbers, or refuses; the message is the reason, in one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Forward:
+    costs: Costs
+    kv_moved: int
+    """Bytes of what a cache held before and what was written to it; a part of `costs.bytes`."""
+
+
+class Rehearsal:
+    """Runs the strategies of one model in one dtype without its weights; what was asked once is remembered."""
+
+    def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
+        """Take `model`, which lies on the meta device, for its own."""
+        self._model = model
+        self._model.to(dtype)  # type: ignore[arg-type]  # transformers' decorator hides the signature
+        self._model.eval()
+        self._model.requires_grad_(requires_grad=False)  # as loaded: torch folds other products otherwise
+        with suppress(ValueError):  # no experts
+            self._model.set_experts_implementation("batched_mm")  # the others ask which expert a token goes to
+        self._forwards: dict[tuple[int, int, int | None, bool, str], _Forward] = {}
+        self._held: dict[tuple[str, Fed], Held] = {}
+
+    def held(self, strategy: str, fed: Fed) -> Held:
+        """Say what `strategy` holds after what it was `fed`.
+
+        Raises:
+            NotRehearsable: the strategy refuses this model, or cannot run without numbers.
+        """
+        if (strategy, fed) not in self._held:
+            before, last = (fed.n_tokens - 1, 1) if fed.n_steps else (fed.n_depth, fed.n_prompt)
+            with _naming_the_reason():
+                cached = self._fed(strategy, fed.batch_size, before, fed.capacity)
+                self._feed(cached, last)
+                self._held[strategy, fed] = Held(used=cached.kv_bytes, allocated=_storage_bytes(cached.stored))
+        return self._held[strategy, fed]
+
+    def refusal(self, strategy: str) -> str | None:
+        """Return why `strategy` cannot run this model on this machine, or None if it can."""
+        try:
+            made = build(strategy, self._model)
+            if made.compile_s is None:  # `prepare` would compile
+                made.prepare(1, 2)
+        except Unsupported as reason:
+            return str(reason)
+        return None
+
+    @property
+    def full_windows(self) -> int:
+        """A power of two, in tokens, at half of which every sliding window is full."""
+        layers = DynamicCache(config=self._model.config).layers
+        longest = max((getattr(layer, "sliding_window", 0) for layer in layers), default=0)
+        return max(512, 1 << (2 * longest - 1).bit_length())
+
+    def full_layers(self) -> list[Layer] | None:
+        """Return the layers that keep keys and values of all tokens, for the formulas of kv_bytes.py.
+
+        None where any layer keeps something else, or values of another size than its keys.
+        """
+        with _naming_the_reason():
+            cached = self._fed("dynamic", 1, 1, 2)
+        kept = [layer for layer in cached.kv.layers if list(reachable_tensors(layer))]
+        if any(type(layer).__name__ != "DynamicLayer" or layer.keys.shape != layer.values.shape for layer in kept):
+            return None
+        shapes = [(layer.keys.shape[1], layer.keys.shape[3]) for layer in kept]
+        return [Layer(heads=heads, kv_heads=heads, head_dim=size, linears=(), vectors=0) for heads, size in shapes]
+
+    def forward_costs(
+        self,
+        *,
+        batch_size: int,
+        n_query: int,
+        n_cached: int,
+        reads_cache: bool,
+        all_logits: bool = False,
+        kv_stored: int | None = None,
+        strategy: str = "dynamic",
+    ) -> Costs:
+        """Count the work of a forward, in the terms of `kvcache.arithmetic.costs.forward_costs`; `kv_bytes` is left 0.
+
+        What is expanded again out of stored latents is written and read, beside what the cache holds.
+
+        Raises:
+            NotRehearsable: the model asks for numbers, or takes no cache.
+        """
+        key = (batch_size, n_query, n_cached if reads_cache else None, all_logits, strategy)
+        if key not in self._forwards:
+            with _naming_the_reason(), torch.inference_mode():
+                self._forwards[key] = self._forward(*key)
+        found = self._forwards[key]
+        if kv_stored is None:
+            return found.costs
+        return replace(found.costs, bytes=found.costs.bytes - found.kv_moved + kv_stored)
+
+    def _fed(self, strategy: str, batch_size: int, n_tokens: int, capacity: int) -> Any:
+        """Return a strategy that holds so many tokens; `Any`, since what is asked of it is `Cached`'s own."""
+        made: Any = build(strategy, self._model)
+        made.prepare(batch_size, max(capacity, n_tokens + 1))
+        if n_tokens:
+            self._feed(made, n_tokens)
+        return made
+
+    def _feed(self, cached: Any, n_tokens: int) -> None:
+        for layer in cached.kv.layers:
+            if isinstance(layer, StaticLayer):  # it counts its tokens in a tensor, which has no number here
+                layer.get_seq_length = partial(int, cached.length + n_tokens)  # type: ignore[method-assign]
+        cached.prefill(self._ids(cached.batch_size, n_tokens))
+
+    def _forward(
+        self, batch_size: int, n_query: int, n_cached: int | None, all_logits: bool, strategy: str
+    ) -> _Forward:
+        if n_cached is None:
+            # Without a cache transformers looks for positions that begin anew, which asks for their numbers.
+            no_packing = mock.patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None)
+            with no_packing, count_operations(self._model) as counted:
+                last_logits(self._model, self._ids(batch_size, n_query), keep=0 if all_logits else 1)
+            moved = 0
+        else:
+            cached = self._fed(strategy, batch_size, n_cached, n_cached + n_query + 1)
+            moved = cached.kv_bytes
+            with _watched(cached.kv.layers) as updates, count_operations(self._model) as counted:
+                self._feed(cached, n_query)
+            moved += sum(update.written for update in updates) + self._read_by_others(updates)
+        tokens, scored = counted.tokens_processed, counted.lm_head_positions
+        weights = self._weights_read(tokens, counted.expert_flops)
+        vocab_size = self._head.shape[0]
+        costs = Costs(
+            forward_calls=1,
+            tokens_processed=tokens,
+            gemm_flops=counted.gemm_flops,
+            gemv_flops=counted.gemv_flops,
+            bytes=self._model.dtype.itemsize * (weights + scored * vocab_size) + 2 * counted.expanded_bytes + moved,
+            kv_bytes=0,
+        )
+        return _Forward(costs=costs, kv_moved=moved)
+
+    def _weights_read(self, tokens: int, expert_flops: int) -> int:
+        """Count the numbers of the weights that `tokens` need: of tables a row each, of experts the most they can."""
+        tables = [module for module in self._model.modules() if isinstance(module, nn.Embedding)]
+        experts: int = sum(weight.numel() for weight in self._of_experts())
+        looked_up = {id(table.weight): table.weight.numel() for table in tables if table.weight is not self._head}
+        whole: int = sum(weight.numel() for weight in self._model.parameters()) - experts - sum(looked_up.values())
+        return whole + min(experts, expert_flops // 2) + tokens * sum(table.embedding_dim for table in tables)
+
+    def _of_experts(self) -> Iterator[Tensor]:
+        for module in self._model.modules():
+            if not isinstance(module, nn.Conv1d):
+                yield from (weight for weight in module.parameters(recurse=False) if weight.dim() == 3)
+
+    @property
+    def _head(self) -> Tensor:
+        weight: Tensor = self._model.get_output_embeddings().weight
+        return weight
+
+    def _read_by_others(self, updates: list[_Update]) -> int:
+        """Count the bytes that layers without a cache of their own read out of the last layer of their type before."""
+        config = self._model.config.get_text_config(decoder=True)
+        modes, types = getattr(config, "kv_sharing_modes", None), getattr(config, "layer_types", None)
+        if not modes or not types:
+            return 0
+        returned = [0] * len(types)
+        for update in updates:
+            returned[update.layer] += update.returned
+        own = {kind: number for number, kind in enumerate(types) if modes[number] != "reuse"}
+        return sum(returned[own[kind]] for number, kind in enumerate(types) if modes[number] == "reuse")
+
+    def _ids(self, batch_size: int, n_tokens: int) -> Tensor:
+        return torch.zeros((batch_size, n_tokens), dtype=torch.long, device="meta")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Update:
+    layer: int
+    written: int
+    returned: int
+
+
+@contextmanager
+def _watched(layers: list[Any]) -> Iterator[list[_Update]]:
+    """List what the model writes to each of a cache's layers, and what it gets back, in bytes."""
+    updates: list[_Update] = []
+
+    def watched(number: int, update: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*arguments: Any, **named: Any) -> Any:
+            result = update(*arguments, **named)
+            written = _tensor_bytes([*arguments, *named.values()])
+            updates.append(_Update(layer=number, written=written, returned=_tensor_bytes(result)))
+            return result
+
+        return noted
+
+    for number, layer in enumerate(layers):
+        for name in filter(lambda name: name.startswith("update"), dir(layer)):
+            setattr(layer, name, watched(number, getattr(layer, name)))
+    yield updates
+    for layer in layers:
+        for name in [name for name in vars(layer) if name.startswith("update")]:
+            delattr(layer, name)
+
+
+def _tensor_bytes(values: Any) -> int:
+    several = values if isinstance(values, list | tuple) else [values]
+    return sum(value.nbytes for value in several if isinstance(value, Tensor))
+
+
+def _storage_bytes(root: object) -> int:
+    """Sum the storages that `held_bytes` counts, with the sizes that those of the meta device stand for."""
+    storages = (tensor.untyped_storage() for tensor in reachable_tensors(root))
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())  # noqa: SLF001  # its identity
+
+
+@contextmanager
+def _naming_the_reason() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        message = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise NotRehearsable(message) from error

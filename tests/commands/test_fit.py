@@ -1,0 +1,64 @@
+"""`kvbench fit`: the context that it names fits, one token more does not, and what ends it is named."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from bench.measure.fit import need
+from bench.measure.plan import describe
+from tests.commandline import kvbench, refused
+
+
+@pytest.mark.parametrize("strategy", ["dynamic", "static", "fp8", "compiled"])
+def test_one_token_more_does_not_fit(strategy: str) -> None:
+    memory = 520_000_000
+    done = kvbench("fit", "-m", "random:tiny", "--memory", "520MB", "-b", "8", "--strategies", strategy, *JSON)
+    (row,) = json.loads(done.stdout)
+    assert (row["limited_by"], row["memory_bytes"]) == ("memory", memory)
+    totals = [need(describe("random:tiny", ""), strategy, "float32", 8, row["max_context"] + more) for more in (0, 1)]
+    assert totals[0] is not None
+    assert totals[1] is not None
+    assert totals[0].total <= memory < totals[1].total
+    assert totals[0].kv == row["kv_bytes_allocated"]
+
+
+JSON = ("--no-ceilings", "-o", "json")
+
+
+@pytest.mark.parametrize(
+    ("memory", "limit", "context"), [("64GiB", "positions", 4096), ("1MB", "weights", 0), ("300 MB", "memory", 0)]
+)
+def test_what_ends_a_context_is_named(memory: str, limit: str, context: int) -> None:
+    done = kvbench("fit", "-m", "random:tiny", "--memory", memory, "--strategies", "dynamic", *JSON)
+    (row,) = json.loads(done.stdout)
+    assert (row["limited_by"], row["max_context"]) == (limit, context)
+    assert row["tokens_per_s"] is None
+
+
+def test_a_kind_that_cannot_run_says_why_and_batches_have_rows() -> None:
+    arguments = ("-m", "random:tiny", "--memory", "2GiB", "-b", "1,2", "--strategies", "dynamic,offloaded")
+    printed = kvbench("fit", *arguments, "--no-ceilings").stdout
+    assert printed.count("| dynamic ") == 2
+    assert "- offloaded: offloaded moves a cache between a GPU and main memory" in printed
+
+
+def test_speed_is_predicted_from_the_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench.machine.kernels import Rates
+
+    monkeypatch.setattr("bench.measure.fit.rates_here", lambda *_: Rates(flops_per_s=math.inf, bytes_per_s=1e9))
+    done = kvbench("fit", "-m", "random:tiny", "--memory", "2GiB", "--strategies", "dynamic", "-o", "json")
+    (row,) = json.loads(done.stdout)
+    kv_bytes = row["kv_bytes_allocated"]
+    assert 1e9 / (row["weights_bytes"] + kv_bytes) < row["tokens_per_s"] < 1e9 / kv_bytes  # of tables a row is read
+
+
+@pytest.mark.parametrize("word", ["16", "0GiB", "much", "-1GB", "4XB"])
+def test_a_size_that_is_none_is_refused(word: str) -> None:
+    if word == "16":  # bytes: not even the weights fit
+        assert "weights" in kvbench("fit", "-m", "random:tiny", "--memory", word, "--no-ceilings").stdout
+    else:
+        assert "--memory" in refused("fit", "-m", "random:tiny", "--memory", word)
+    assert "--strategies" in refused("fit", "-m", "random:tiny", "--strategies", "naive")

@@ -1,0 +1,184 @@
+"""What is rehearsed on the meta device is what runs: products and bytes of caches, for families of every mechanism."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedModel
+
+from kvcache.arithmetic.architectures import geometry
+from kvcache.arithmetic.costs import forward_costs
+from kvcache.arithmetic.kv_bytes import Fed, Held
+from kvcache.models.skeleton import skeleton
+from kvcache.proof.operations import count_operations
+from kvcache.proof.rehearsal import NotRehearsable, Rehearsal
+from kvcache.strategies.catalogue import build
+from tests.families import family
+from tests.tiny import ARCHITECTURES, VOCAB_SIZE, tiny
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": False,
+}
+LATENT = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+SLIDING = {"sliding_window": 8}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+DELTA = {
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "shared_expert_intermediate_size": 16,
+}
+
+
+@cache
+def rehearsal(model: PreTrainedModel) -> Rehearsal:
+    return Rehearsal(skeleton(model.config, model.config._attn_implementation), model.dtype)
+
+
+def ids(batch_size: int, n_tokens: int) -> torch.Tensor:
+    return torch.randint(VOCAB_SIZE, (batch_size, n_tokens), generator=torch.Generator().manual_seed(1))
+
+
+def measured(model: PreTrainedModel, strategy: str, fed: Fed) -> Held:
+    cached = build(strategy, model)
+    context = ids(fed.batch_size, fed.n_depth) if fed.n_depth else None
+    cached.prepare(fed.batch_size, fed.capacity, context, prompt_length=fed.n_depth + fed.n_prompt)
+    cached.prefill(ids(fed.batch_size, fed.n_prompt))
+    for _ in range(fed.n_steps):
+        cached.decode(ids(fed.batch_size, 1))
+    return Held(used=cached.kv_bytes, allocated=cached.kv_bytes_allocated)
+
+
+DYNAMIC = [
+    "falcon_h1",
+    "zaya",
+    "qwen3_next",
+    "qwen3_5_text",
+    "bamba",
+    "jamba",
+    "granitemoehybrid",
+    "lfm2",
+    "kimi_linear",
+    "nemotron_h",
+    "mamba",
+    "gemma4_text",
+    "gemma3n_text",
+    "deepseek_v32",
+    "deepseek_v4",
+    "gpt_neo",
+    "roberta",
+    "phi3",
+]
+STATIC = [name for name in DYNAMIC if name not in {"deepseek_v4", "gpt_neo"}]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "name"), [("dynamic", name) for name in DYNAMIC] + [("static", name) for name in STATIC]
+)
+@settings(max_examples=3, deadline=None)
+@given(
+    batch_size=st.integers(1, 2),
+    n_depth=st.sampled_from([0, 3, 8]),
+    n_prompt=st.integers(1, 12),
+    n_steps=st.integers(0, 3),
+)
+def test_bytes_are_those_measured(strategy: str, name: str, **lengths: int) -> None:
+    model = family(name)
+    fed = Fed(**lengths, capacity=sum(lengths.values()) - lengths["batch_size"] + 1, dtype_bytes=4)
+    held, expected = rehearsal(model).held(strategy, fed), measured(model, strategy, fed)
+    assert held.used == expected.used
+    assert held.allocated == pytest.approx(expected.allocated, rel=0.01)
+
+
+@pytest.mark.parametrize("name", [*DYNAMIC, "rwkv", "openai-gpt", "minimax", "xlnet"])
+@settings(max_examples=3, deadline=None)
+@given(batch_size=st.integers(1, 2), n_query=st.integers(1, 12), n_cached=st.sampled_from([None, 0, 1, 3, 10]))
+def test_products_are_those_counted(name: str, batch_size: int, n_query: int, n_cached: int | None) -> None:
+    model = family(name)
+    reads_cache = n_cached is not None and name in DYNAMIC
+    before = n_cached or 0
+    strategy = build("dynamic" if reads_cache else "naive", model)
+    strategy.prepare(batch_size, before + n_query + 1, ids(batch_size, before) if before and reads_cache else None)
+    with count_operations(model) as counted:
+        strategy.prefill(ids(batch_size, n_query))
+    costs = rehearsal(model).forward_costs(
+        batch_size=batch_size, n_query=n_query, n_cached=before if reads_cache else 0, reads_cache=reads_cache
+    )
+    assert (costs.gemm_flops, costs.gemv_flops) == (counted.gemm_flops, counted.gemv_flops)
+
+
+@pytest.mark.parametrize("reads_cache", [True, False])
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "mixtral"])
+def test_a_rehearsal_and_the_formulas_agree(name: str, reads_cache: bool) -> None:
+    sizes = {**SIZES, "num_local_experts": 5, "num_experts_per_tok": 2}
+    model = tiny("mixtral", sizes) if name == "mixtral" else ARCHITECTURES[name]()
+    for batch_size, n_query, n_cached in ((2, 5, 0), (1, 1, 11), (2, 3, 9)):
+        lengths = {"batch_size": batch_size, "n_query": n_query, "n_cached": n_cached if reads_cache else 0}
+        rehearsed = rehearsal(model).forward_costs(**lengths, reads_cache=reads_cache)
+        formula = forward_costs(geometry(model.config), **lengths, reads_cache=reads_cache)
+        assert (rehearsed.gemm_flops, rehearsed.gemv_flops) == (formula.gemm_flops, formula.gemv_flops)
+        assert rehearsed.bytes == formula.bytes
+
+
+ALTERNATING = {"layer_types": ["sliding_attention", "full_attention"] * 2}
+LINEAR = {"layer_types": ["linear_attention"] * 3 + ["full_attention"]}
+PER_LAYER = {"vocab_size_per_layer_input": 97, "hidden_size_per_layer_input": 8}
+
+AFTER_39_TOKENS: dict[str, tuple[dict[str, Any], int, int]] = {
+    "llama": ({}, 79_872, 79_872),
+    "mistral": (SLIDING, 14_336, 16_384),
+    "gemma3_text": (SLIDING | ALTERNATING, 47_104, 48_128),
+    "gemma4_text": (
+        SLIDING | ALTERNATING | PER_LAYER | {"global_head_dim": 32, "num_kv_shared_layers": 2},
+        43_520,
+        44_032,
+    ),
+    "gpt_oss": (SLIDING | ALTERNATING | {"num_local_experts": 4, "num_experts_per_tok": 2}, 47_104, 48_128),
+    "deepseek_v3": (LATENT | {"num_key_value_heads": 4, "head_dim": 8, "first_k_dense_replace": 4}, 29_952, 29_952),
+    "qwen3_next": (LINEAR | DELTA | EXPERTS, *[19_968 + 24_576 + 12_288] * 2),
+    "jamba": ({"attn_layer_period": 2, "attn_layer_offset": 1}, *[39_936 + 32_768 + 8_192] * 2),
+}
+"""Model type -> its config beside `SIZES`, bytes used and allocated after 39 tokens of a batch of 2."""
+
+
+@pytest.mark.parametrize("name", AFTER_39_TOKENS)
+def test_bytes_after_39_tokens(name: str) -> None:
+    config, used, allocated = AFTER_39_TOKENS[name]
+    model = tiny(name, SIZES | config)
+    fed = Fed(batch_size=2, n_depth=0, n_prompt=24, n_steps=15, capacity=40, dtype_bytes=4)
+    for strategy in ("dynamic", "static"):
+        assert rehearsal(model).held(strategy, fed) == measured(model, strategy, fed)
+    held = rehearsal(model).held("dynamic", fed)
+    assert held.used == used
+    assert held.allocated == pytest.approx(allocated, rel=0.01)
+
+
+def test_a_window_right_after_the_prompt_keeps_the_storage_of_all_of_it() -> None:
+    fed = Fed(batch_size=2, n_depth=0, n_prompt=24, n_steps=0, capacity=40, dtype_bytes=4)
+    row = 2 * 4 * 2 * 2 * 16 * 4  # batch, layers, keys and values, heads, head_dim, float32
+    model = tiny("mistral", SIZES | SLIDING)
+    held = rehearsal(model).held("dynamic", fed)
+    assert held == measured(model, "dynamic", fed)
+    assert (held.used, held.allocated) == (7 * row, pytest.approx(24 * row, rel=0.01))
+    assert rehearsal(model).held("static", fed).used == 8 * row
+
+
+def test_what_asks_for_numbers_or_refuses_is_named() -> None:
+    fed = Fed(batch_size=1, n_depth=0, n_prompt=4, n_steps=0, capacity=8, dtype_bytes=4)
+    with pytest.raises(NotRehearsable, match="minimax keeps its states in a form of its own"):
+        rehearsal(family("minimax")).held("dynamic", fed)
+    with pytest.raises(NotRehearsable, match="StaticCache has no layer for"):
+        rehearsal(family("deepseek_v4")).held("static", fed)
