@@ -11,6 +11,7 @@ from bench.analysis.crossings import crossing
 from bench.analysis.summary import summarize
 from bench.analysis.tidy import Tidy
 from bench.tell.plots import caches
+from bench.tell.plots.over_context import pays
 from bench.tell.plots.trade import pareto
 from tests.handmade import LOST, grid, make_run, run_with_lossy_kinds, smollm2_plan
 from tests.tell.test_plots import assert_readable, legend, ticks
@@ -181,6 +182,21 @@ def test_without_intervals_and_without_a_crossing():
     assert (found.low, found.high) == (None, None)
     assert 1 < found.tokens < 2
     assert crossing([1], rows_of((0.7, 0.8, 0.9))).faster_beyond
+
+
+@pytest.mark.parametrize(
+    ("ratios", "said"),
+    [
+        (((0.5, 0.7, 0.9), (0.6, 0.8, 1.1)), "pays at 512, no difference found elsewhere; 0.8"),
+        (((0.8, 1.1, 1.3), (1.1, 1.2, 1.3)), "slower at 2,048, no difference found elsewhere; 1.2"),
+        (((0.5, 0.7, 0.9), (0.6, 0.8, 0.9)), "pays at every measured context; 0.8"),
+        (((1.1, 1.2, 1.3), (1.1, 1.2, 1.3)), "pays at no measured context; 1.2"),
+        (((0.8, 0.9, 1.3), (0.9, 1.0, 1.1)), "no difference found; 1.0"),
+    ],
+)
+def test_a_kind_pays_only_where_its_interval_says_so(ratios, said):
+    own = rows_of(*ratios).assign(strategy="fp8", context=[512, 2048])
+    assert pays(own).startswith(said)
 
 
 def test_agreement_has_a_panel_for_each_lossy_kind_and_the_mean_of_sixteen_steps():

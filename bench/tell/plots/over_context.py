@@ -81,10 +81,14 @@ def pays(own: pd.DataFrame) -> str:
     at_last = f"{ratio} of {exact}'s time at {contexts[-1]:,}"
     found = crossing(contexts, own)
     known = bool(own["latency_vs_exact_low"].notna().all())
-    if known and ((own["latency_vs_exact_low"] <= 1) & (own["latency_vs_exact_high"] >= 1)).all():
+    shown = (own["latency_vs_exact_low"] > 1) | (own["latency_vs_exact_high"] < 1)
+    if known and not shown.any():
         return f"no difference found; {at_last}"
     if found.tokens is None:
         where = "at every measured context" if found.faster_beyond else "at no measured context"
+        if known and not shown.all():  # of the other contexts nothing is known
+            at = " and ".join(f"{tokens:,}" for tokens in own.loc[shown, "context"])
+            return f"{'pays' if found.faster_beyond else 'slower'} at {at}, no difference found elsewhere; {at_last}"
         return f"pays {where}; {at_last}"
     span = f" {_span(found, contexts)}" if known else ""
     if found.faster_beyond:
