@@ -106,8 +106,6 @@ class Decoder:
     """What embeddings are multiplied by."""
     most_sequences: int | None = None
     """The largest batch that a step is written for; None: any."""
-    rounds_as_written: bool = False
-    """Compiled code rounds to the model's dtype wherever uncompiled code does: another last bit is another expert."""
 
     @property
     def head_dim(self) -> int:

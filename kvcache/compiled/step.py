@@ -147,7 +147,7 @@ class Step:
         """
         options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
         if self.backend == "inductor":
-            options |= self.options | {"emulate_precision_casts": self.model.rounds_as_written}
+            options |= self.options
         settings: dict[str, Any] = {
             "backend": self.backend,
             "fullgraph": True,

@@ -103,13 +103,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "norm_topk_prob": False,
         },
     ),
-    "qwen3_moe, normalised": (
+    "qwen3_moe, all experts": (
         "qwen3_moe",
         {
             **_SMALL,
             "head_dim": 16,
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
+            "num_experts": 3,
+            "num_experts_per_tok": 3,
             "moe_intermediate_size": 16,
             "mlp_only_layers": [0],
             "norm_topk_prob": True,
@@ -118,6 +118,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox, sequential": ("gpt_neox", {**_NEOX, "use_parallel_residual": False, "hidden_act": "relu"}),
 }
 """Name -> (model type, config)."""
+
+CHOOSING = ("mixtral", "qwen3_moe")
+"""Families that choose among experts: in bfloat16 another last bit is another expert, in correct paths too."""
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ from kvcache.compiled.strategy import Compiled
 from kvcache.proof.tokens import reference
 from kvcache.strategies.strategy import last_logits
 from kvcache.strategies.tolerance import TOLERANCE
-from tests.compiled.families import FAMILIES, family
+from tests.compiled.families import CHOOSING, FAMILIES, family
 from tests.tiny import SLIDING_WINDOW, VOCAB_SIZE, tiny
 
 N_PROMPT, N_GEN = 20, 6
@@ -65,9 +66,12 @@ def test_every_architecture_of_the_catalogue_is_among_the_families() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "path"), [(torch.float32, "eager"), (torch.float32, "as_compiled"), (torch.bfloat16, "as_compiled")]
+    ("name", "dtype", "path"),
+    [
+        *itertools.product(FAMILIES, [torch.float32], ["eager", "as_compiled"]),
+        *((name, torch.bfloat16, "as_compiled") for name in FAMILIES if name not in CHOOSING),
+    ],
 )
-@pytest.mark.parametrize("name", FAMILIES)
 def test_logits_and_tokens_are_those_of_transformers(
     name: str, dtype: torch.dtype, path: str, request: pytest.FixtureRequest
 ) -> None:

@@ -39,8 +39,7 @@ def _with_blocks(model: Any, blocks: list[Mlp | Experts]) -> Decoder:
     )
     mlp = model.model.layers[0].mlp
     activation = getattr(mlp, "experts", mlp).act_fn
-    plain = llama.with_layers(model, layers, activation)
-    return dataclasses.replace(plain, most_sequences=FEW_ROWS, rounds_as_written=True)
+    return dataclasses.replace(llama.with_layers(model, layers, activation), most_sequences=FEW_ROWS)
 
 
 def _experts(module: Any, *, normalised: bool, rounded: bool) -> Experts:
