@@ -191,6 +191,11 @@ def family(name: str) -> PreTrainedModel:
     return tiny(name, _CONFIGS[name])
 
 
+def hybrid() -> PreTrainedModel:
+    """The model of `py:tests.families:hybrid`: recurrent states beside keys and values."""
+    return family("falcon_h1")
+
+
 def dynamic_ntk() -> PreTrainedModel:
     """A Llama whose rotary table grows beyond 16 positions."""
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
