@@ -138,10 +138,7 @@ def _fitted(row: Fit, model: models.ModelDescription, rates: Rates | None) -> Fi
 
 def _largest(fitting: Callable[[int], bool], most: int) -> int:
     """Find the largest number up to `most` that fits, where 1 does and no number after one that does not."""
-    low, high = 1, 2
-    while high <= most and fitting(high):
-        low, high = high, 2 * high
-    high = min(high, most + 1)
+    low, high = 1, most + 1  # from above: what is rehearsed is short, and read off a line beyond
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fitting(middle) else (low, middle)
