@@ -74,7 +74,7 @@ def paired_ratio(a: Iterable[float], b: Iterable[float], level: float = LEVEL) -
         ranks = ((n_sums + 1) // 2, rank, n_sums - rank + 1)
         estimate, low, high = (math.exp(kth_sum(logs, logs, k, triangle=True) / 2) for k in ranks)
         return Ratio(estimate=estimate, low=low, high=high, n=n, paired=True)
-    first, second = np.triu_indices(n)
+    first, second = _pairs(n)
     walsh_averages = np.sort((logs[first] + logs[second]) / 2)
     return _ratio(walsh_averages, _critical_rank(signed_rank_distribution(n), level), n=n, paired=True)
 
@@ -103,6 +103,10 @@ def unpaired_ratio(a: Iterable[float], b: Iterable[float], level: float = LEVEL)
         ends = None if ratio.low is None or ratio.high is None else [ratio.low, ratio.high]
     low, high = (None, None) if ends is None else (min(ends[0], estimate), max(ends[1], estimate))
     return Ratio(estimate=estimate, low=low, high=high, n=min(m, n), paired=False)
+
+
+_pairs = functools.lru_cache(maxsize=8)(np.triu_indices)
+"""Each pair of `n` values, and each value with itself, by their places."""
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """How long `kvbench history` takes over 10,000 made runs: to list the newest 50, and to take in one more.
 
-`results/examples/history.md` and `.png` are what it wrote on two cores.
+Writes `history.md` and `history.png`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How long `report` and `compare` take, and how much memory, as a run grows to a million samples of 64 steps.
 
 Makes runs of 10^4, 10^5 and 10^6 samples, as six cases and as 2,000, with ceilings beside them; then times each command
-in a process of its own. `results/examples/scale.csv`, `.png` and `.md` are what it wrote on two cores.
+in a process of its own. Writes `scale.csv`, `scale.png` and `scale.md`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 from unittest.mock import patch
 
 import msgspec
@@ -94,8 +95,19 @@ def _turns(cases: Sequence[Case], rounds: int) -> Iterator[Sample | CeilingSampl
             )
 
 
-def timed(*arguments: str) -> tuple[float, float, float]:
-    """Run a command; return the seconds until its first line and until its end, and its peak memory in GiB."""
+class Used(NamedTuple):
+    """What a command took."""
+
+    table_s: float
+    """Until its first line."""
+    whole_s: float
+    cpu_s: float
+    """Of one core: what it takes on a machine that has nothing else to do."""
+    peak_gib: float
+
+
+def timed(*arguments: str) -> Used:
+    """Run a command in a process of its own."""
     start = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, "-P", "-m", "bench.cli", *arguments],
@@ -111,7 +123,7 @@ def timed(*arguments: str) -> tuple[float, float, float]:
         command.returncode = os.waitstatus_to_exitcode(status)
     if command.returncode not in {0, 3}:
         raise SystemExit(f"kvbench {' '.join(arguments)} ended with {command.returncode}")
-    return first_s, time.perf_counter() - start, used.ru_maxrss * 1024 / 2**30
+    return Used(first_s, time.perf_counter() - start, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024 / 2**30)
 
 
 def main() -> None:
@@ -130,11 +142,10 @@ def main() -> None:
                 out, name = arguments.runs or Path(scratch), f"{len(cases)}-cases-{n_samples}"
                 folder = out / name if (out / name).exists() else store(out, name, cases, n_samples)
                 for command in (["report", str(folder)], ["compare", str(folder), str(folder)]):
-                    table_s, whole_s, peak_gib = timed(*command)
-                    row = {"command": command[0], "grid": grid, "samples": n_samples}
-                    rows.append(row | {"table_s": table_s, "whole_s": whole_s, "peak_gib": peak_gib})
-                    print(f"{command[0]} of {n_samples:,} samples, {grid}: {table_s:.1f} s to the table, ", end="")
-                    print(f"{whole_s:.1f} s in all, {peak_gib:.2f} GiB", flush=True)
+                    used = timed(*command)
+                    row = {"command": command[0], "grid": grid, "samples": n_samples, **used._asdict()}
+                    rows.append(row)
+                    print(row, flush=True)
                 _write(arguments.out, rows)
 
 
@@ -142,23 +153,23 @@ def _write(out: Path, rows: Sequence[dict[str, object]]) -> None:
     frame = pd.DataFrame(rows).round(3)
     frame.to_csv(out / "scale.csv", index=False, lineterminator="\n")
     words = frame.assign(samples=frame["samples"].map("{:,}".format))
-    headers = ["command", "grid", "samples", "s to the table", "s in all", "peak GiB"]
+    headers = ["command", "grid", "samples", "s to the table", "s in all", "CPU s", "peak GiB"]
     lines = [[f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row] for row in words.to_numpy()]
-    table = markdown_table(lines, headers, ["left", "left", "right", "right", "right", "right"])
+    table = markdown_table(lines, headers, ["left", "left", *["right"] * 5])
     (out / "scale.md").write_text(f"{PAGE}\n\n{table}\n\n![Time and memory against samples](scale.png)\n", "utf-8")
     save(_figure(frame), out / "scale")[1].unlink()
 
 
 PAGE = f"""# Time and memory of `report` and `compare` as a run grows
 
-Made runs of 64 decode steps a sample, ceilings beside every round, on {usable_cores()} cores
-(`nox -s study -- scale`). Each command runs in a process of its own; `compare` reads two such runs. Every line's
-checksum is checked, as always."""
+Made runs of 64 decode steps a sample, ceilings beside every round, on {usable_cores()} cores (`nox -s study -- scale`).
+Each command runs in a process of its own; `compare` reads two such runs. Every line's checksum is checked, as always.
+CPU seconds are what a command takes on a machine that has nothing else to do; the others include what it waited for."""
 
 
 def _figure(frame: pd.DataFrame) -> Figure:
     figure = make_figure("A run that grows: time and memory", f"64 decode steps a sample, {usable_cores()} cores", 3.8)
-    for place, (column, label) in enumerate((("whole_s", "seconds"), ("peak_gib", "peak memory (GiB)"))):
+    for place, (column, label) in enumerate((("cpu_s", "CPU time (s)"), ("peak_gib", "peak memory (GiB)"))):
         axes = figure.add_subplot(1, 2, place + 1)
         for number, ((command, grid), own) in enumerate(frame.groupby(["command", "grid"], sort=False)):
             axes.plot(own["samples"], own[column], label=f"{command}, {grid}", linewidth=1.4, **look(number))
