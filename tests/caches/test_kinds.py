@@ -56,23 +56,24 @@ def prepared(name: str, model: PreTrainedModel, capacity: int, context: Tensor |
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("n_depth", [0, 5, 300])
-def test_second_round_equals_the_first(name: str, n_depth: int) -> None:
-    model, prompt = model_of(), token_ids(2, 2, 9)
+@pytest.mark.parametrize(("n_depth", "n_prompt", "n_gen"), [(0, 9, 140), (5, 120, 20), (300, 120, 20)])
+def test_second_round_equals_the_first(name: str, n_depth: int, n_prompt: int, n_gen: int) -> None:
+    """Each generates past the 128 recent tokens that the quantised kinds keep exact."""
+    model, prompt, forced = model_of(), token_ids(2, 2, n_prompt), token_ids(3, 2, n_gen)
     context = token_ids(1, 2, n_depth) if n_depth else None
-    strategy = prepared(name, model, n_depth + 9 + 140, context, batch=2)
+    strategy = prepared(name, model, n_depth + n_prompt + n_gen, context, batch=2)
     rounds = []
     for _ in range(2):
         logits: list[Tensor] = []
         strategy.reset()
-        strategy.generate(prompt, 140, lambda _, step, to=logits: to.append(step.clone()), forced=token_ids(3, 2, 140))
+        strategy.generate(prompt, n_gen, lambda _, step, to=logits: to.append(step.clone()), forced=forced)
         rounds.append(torch.stack(logits))
     assert rounds[0].isfinite().all()
     assert torch.equal(*rounds)
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize(("n_depth", "n_prompt", "n_steps"), [(0, 300, 5), (70, 30, 120), (0, 9, 260), (200, 150, 0)])
+@pytest.mark.parametrize(("n_depth", "n_prompt", "n_steps"), [(0, 300, 5), (70, 120, 20), (0, 9, 260), (200, 150, 0)])
 def test_allocated_bytes_are_those_predicted(name: str, n_depth: int, n_prompt: int, n_steps: int) -> None:
     model = model_of()
     capacity = n_depth + n_prompt + n_steps + 1
