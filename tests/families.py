@@ -112,6 +112,7 @@ _CONFIGS: dict[str, dict[str, Any]] = {
         "use_mamba_kernels": False,
     },
     # No keys and values at all.
+    "falcon_mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "time_step_rank": 4},
     "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "time_step_rank": 4},
     # Layers that read what others keep.
     "gemma4_text": {**_SMALL, **_SHARED, "global_head_dim": 16},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 from transformers import Cache, PreTrainedModel
 
@@ -114,3 +114,12 @@ class KVCache(ABC):
     @abstractmethod
     def used_bytes(self) -> int:
         """Bytes of keys, values and other states that belong to tokens, padding left out."""
+
+
+class Kind(Protocol):
+    """Makes an empty cache of one kind; a subclass of `KVCache` is one."""
+
+    promise: Promise
+
+    def __call__(self, model: PreTrainedModel, capacity: int, prompt_length: int | None, /) -> KVCache:
+        """Make one for up to `capacity` tokens, of which `prompt_length` come before the first generated one."""

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvcache.caches.contract import CacheNotRead, KVCache, Promise
+from kvcache.caches.contract import CacheNotRead, Kind
 from kvcache.caches.dynamic import DynamicKV
 from kvcache.caches.static import StaticKV
 from kvcache.strategies.padding import check_mask, check_model, moved_before
 from kvcache.strategies.strategy import Strategy, cache_argument, last_logits
-
-
-class Kind(Protocol):
-    """Makes an empty cache of one kind; a subclass of `KVCache` is one."""
-
-    promise: Promise
-
-    def __call__(self, model: PreTrainedModel, capacity: int, prompt_length: int | None, /) -> KVCache:
-        """Make one for up to `capacity` tokens, of which `prompt_length` come before the first generated one."""
 
 
 class Cached(Strategy):
@@ -63,7 +52,7 @@ class Cached(Strategy):
     def prefill(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         if attention_mask is not None:
             ids, attention_mask = self._padded(ids, attention_mask)
-            check_model(self.model, ids, attention_mask)
+            check_model(self.model, ids, attention_mask, self.kind)
         self.attention_mask = attention_mask
         logits = self._forward(ids)
         self._check_read()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from kvcache.strategies.cached import Kind
+    from kvcache.caches.contract import Kind
     from kvcache.strategies.strategy import Strategy
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kvcache.caches.contract import Kind
 from kvcache.strategies.strategy import last_logits
 from kvcache.strategies.tolerance import difference, largest, tolerance
 
@@ -33,11 +34,16 @@ def check_mask(mask: Tensor, ids: Tensor) -> None:
             )
 
 
+COMPARED_POSITIONS = 32
+"""Of a padded row so many positions are compared, its last ones."""
+
+
 @torch.inference_mode()
-def check_model(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> None:
+def check_model(model: PreTrainedModel, ids: Tensor, mask: Tensor, kind: Kind | None = None) -> None:
     """Compare the row of `ids [batch, q]` that has the most padding with what it gives alone.
 
     Some models of transformers do not leave out what a mask marks: it runs through a recurrent state, or is counted.
+    Others do, and lose it where a cache holds the padding: with `kind`, the last token is fed to such a cache.
 
     Raises:
         ValueError: its logits are others.
@@ -46,13 +52,27 @@ def check_model(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> None:
     start = int(mask.shape[1] - mask[row].sum())
     if not start:
         return
-    padded = last_logits(model, ids, attention_mask=mask)[row, -1]
-    alone = last_logits(model, ids[row : row + 1, start:])[0, -1]
-    if not difference(alone, padded, largest(alone)) <= tolerance(model):
-        raise ValueError(
-            f"{model.config.model_type} gives other logits for a prompt that is padded than for the prompt alone "
-            "(transformers): feed prompts of equal length, without an attention_mask"
-        )
+    keep = min(ids.shape[1] - start, COMPARED_POSITIONS)
+    alone = last_logits(model, ids[row : row + 1, start:], keep=keep)[0]
+    found = [last_logits(model, ids, attention_mask=mask, keep=keep)[row]]
+    if kind is not None and kind.promise == "exact":
+        found.append(_stepped(model, ids, mask, kind)[row])
+    for logits in found:
+        if not difference(alone[-logits.shape[0] :], logits, largest(alone)) <= tolerance(model):
+            raise ValueError(
+                f"{model.config.model_type} gives other logits for a prompt that is padded than for the prompt alone "
+                "(transformers): feed prompts of equal length, without an attention_mask"
+            )
+
+
+def _stepped(model: PreTrainedModel, ids: Tensor, mask: Tensor, kind: Kind) -> Tensor:
+    """Feed all tokens but the last to a cache, then the last one; its logits, `[batch, 1, vocab]`."""
+    n = ids.shape[1]
+    kv = kind(model, n, n)
+    last_logits(model, ids[:, :-1], cache=kv.cache, attention_mask=mask[:, :-1], mask_length=kv.padded_length)
+    return last_logits(
+        model, ids[:, -1:], cache=kv.cache, attention_mask=mask, mask_length=kv.padded_length, n_past=n - 1
+    )
 
 
 def moved_before(context: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from kvcache.strategies.catalogue import STRATEGIES, build
 from kvcache.strategies.padding import moved_before
+from tests.families import family
 from tests.tiny import ARCHITECTURES, EVERYWHERE, VOCAB_SIZE
 
 PADDED = [name for name in EVERYWHERE if not STRATEGIES[name].compiles]
@@ -82,3 +83,12 @@ def test_a_model_that_does_not_leave_padding_out_is_refused(name: str, monkeypat
         ValueError, match="llama gives other logits for a prompt that is padded than for the prompt alone"
     ):
         strategy.generate(token_ids(2, 2, 9), 5, attention_mask=padding([0] * 4 + [1] * 5, [1] * 9))
+
+
+@pytest.mark.parametrize("name", ["dynamic", "static"])
+def test_padding_that_a_cache_does_not_leave_out_is_refused(name: str) -> None:
+    strategy = build(name, family("falcon_mamba"))
+    strategy.prepare(2, 14)
+    mask = padding([0] * 4 + [1] * 5, [1] * 9)
+    with pytest.raises(ValueError, match="falcon_mamba gives other logits for a prompt that is padded"):
+        strategy.generate(token_ids(2, 2, 9), 3, attention_mask=mask)

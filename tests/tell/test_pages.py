@@ -9,7 +9,7 @@ import pytest
 from bench.tell import pages
 from tests.handmade import run_with_lossy_kinds
 
-PAGES = [pages.ROOT / "README.md"]
+PAGES = [pages.ROOT / name for name in ("README.md", "docs/caches.md")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
