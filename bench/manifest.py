@@ -105,13 +105,17 @@ class TextFile(msgspec.Struct, frozen=True, kw_only=True):
     """Its first tokens, as many as the run needs, by model spec."""
 
 
+JOB_MINUTES = 120
+"""Minutes that a job of a cluster may take unless the user says otherwise."""
+
+
 class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     """How the jobs of a run are started (`--cluster`); the fields after the first are Slurm's."""
 
     kind: Literal["slurm", "local"]
     partition: str | None = None
     constraint: str | None = None
-    time_min: int = 120
+    time_min: int = JOB_MINUTES
     """Minutes that a job may take."""
     parallel: int | None = None
     """The most jobs that run at a time; None: as many as there are nodes."""

@@ -253,6 +253,12 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         return self.manifest.environment if start is None else start.environment
 
     @property
+    def environments(self) -> list[Environment]:
+        """The machines that measured the run, each once and by name; of a run without jobs the command's own."""
+        machines = {start.environment.machine: start.environment for start in self.starts.values()}
+        return sorted(machines.values(), key=lambda each: each.hostname) or [self.manifest.environment]
+
+    @property
     def name(self) -> str:
         """The run folder's name."""
         return self.path.rstrip("/").rsplit("/", 1)[-1]

@@ -18,7 +18,7 @@ from bench import cli
 from bench.case import Sweep
 from bench.machine.environment import TorchFacts, read_environment
 from bench.manifest import CasePlan
-from bench.measure import jobs, plan, run, server_process
+from bench.measure import cluster, jobs, plan, run, server_process
 from bench.tell import report
 from kvcache import models
 from tests.handmade import make_plan
@@ -66,6 +66,7 @@ def _replace(put: Callable[[Any, str, Any], None]) -> None:
     """Replace what would import torch; and the plots, which take longer than all the rest."""
     facts = TorchFacts(isa="stub", gpu=None, gpu_driver=None)
     put(server_process, "PROGRAM", STUB)
+    put(cluster, "PROGRAM", [sys.executable, "-m", "tests.stub_run"])
     put(plan, "plan", _plan)
     put(plan, "describe", lambda model, attention: SimpleNamespace(cautions=()))
     put(plan, "memory_bytes", lambda plans: 0)

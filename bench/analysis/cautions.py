@@ -10,7 +10,7 @@ import pandas as pd
 from bench.analysis import frames
 from bench.analysis.disturbance import CLOCK_TICK_NS
 from bench.analysis.tidy import MIN_PROCESSES, Tidy
-from bench.case import HOST_DEVICES
+from bench.case import HOST_DEVICES, Group
 from bench.record import Run
 
 FIRST_STEP_FACTOR = 10.0
@@ -91,6 +91,7 @@ def _whole_run(tidy: Tidy) -> Iterator[Caution]:
     if 0 < n_processes < MIN_PROCESSES:
         text = f"the intervals hold {scope(n_processes)}; processes differ by a few percent"
         yield Caution(None, text, f"for intervals over processes measure with --processes {MIN_PROCESSES}")
+    yield from _machines(tidy)
     yield from _threads(tidy.run)
     if any(item.case.naive_logits == "all" for item in plan):
         text = "naive computes the logits of every position, so it pays for the LM head many times over"
@@ -101,17 +102,46 @@ def _whole_run(tidy: Tidy) -> Iterator[Caution]:
         yield Caution(None, text, "judge quality on a trained model, as --model smollm2-135m")
 
 
+def _machines(tidy: Tidy) -> Iterator[Caution]:
+    """Say which machines measured a run of several, and how they differ: their times are no comparison."""
+    if len(tidy.run.environments) < 2:
+        return
+    prints = [environment.fingerprint for environment in tidy.run.environments]
+    differing = [name for name in prints[0] if len({each[name] for each in prints}) > 1]
+    names = ", ".join(dict.fromkeys(environment.hostname for environment in tidy.run.environments))
+    unlike = f", which differ in {', '.join(differing)}" if differing else ", alike by what is stored of them"
+    yield Caution(
+        None,
+        f"the run was measured on {names}{unlike}",
+        "compare times only between rows of one machine (the column machine); ratios never cross machines",
+    )
+    groups: dict[Group, dict[str, None]] = {}
+    for case in (plan.case for plan in tidy.run.manifest.plan if tidy.outcomes[plan.case.key].measured):
+        groups.setdefault(case.group, {})[tidy.run.environment(case).hostname] = None
+    for group, hosts in groups.items():
+        if len(hosts) > 1:
+            yield Caution(
+                None,
+                f"{group.model}, {group.dtype}, {_listed([group.n_threads])} was measured on {', '.join(hosts)}, since "
+                "its job was resumed: a slope or a line over several prompts joins times of both",
+                "measure this group again on one machine where such a line matters",
+            )
+
+
 def _threads(run: Run) -> Iterator[Caution]:
     """More threads than a container's quota keeps busy, or than the cores that the user's variables bind them to."""
-    machine = run.manifest.environment
-    counts = sorted({item.case.n_threads for item in run.manifest.plan if item.case.device in HOST_DEVICES})
-    quota, bound = machine.cpu_quota, machine.bound_cores
-    if quota is not None and (over := [count for count in counts if count > quota]):
-        text = f"{_listed(over)} on a CPU quota of {quota:g} cores are stopped once it is used up"
-        yield Caution(None, text, f"measure with --threads {machine.cores}, or raise the limit of the container")
-    if bound is not None and (over := [count for count in counts if count > len(bound)]):
-        text = f"{_listed(over)} with the main thread bound to core {_numbers(bound)} ({machine.bound_by})"
-        yield Caution(None, text, "unset that variable, or compare only with runs under the same binding")
+    counts: dict[tuple[float | None, tuple[int, ...], str | None, int], set[int]] = {}
+    for case in (item.case for item in run.manifest.plan if item.case.device in HOST_DEVICES):
+        machine = run.environment(case)
+        limits = machine.cpu_quota, tuple(machine.bound_cores or ()), machine.bound_by, machine.cores
+        counts.setdefault(limits, set()).add(case.n_threads)
+    for (quota, bound, bound_by, cores), numbers in counts.items():
+        if quota is not None and (over := sorted(count for count in numbers if count > quota)):
+            text = f"{_listed(over)} on a CPU quota of {quota:g} cores are stopped once it is used up"
+            yield Caution(None, text, f"measure with --threads {cores}, or raise the limit of the container")
+        if bound and (over := sorted(count for count in numbers if count > len(bound))):
+            text = f"{_listed(over)} with the main thread bound to core {_numbers(bound)} ({bound_by})"
+            yield Caution(None, text, "unset that variable, or compare only with runs under the same binding")
 
 
 def _listed(counts: Collection[int]) -> str:

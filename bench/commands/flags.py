@@ -191,15 +191,22 @@ def _parameter(flag: GridFlag, default: str | None) -> inspect.Parameter:
     return inspect.Parameter(flag.field, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def sweeps(preset: str, grid: Grid) -> tuple[Sweep, ...]:
+def sweeps(preset: str, grid: Grid, *, here: bool = True) -> tuple[Sweep, ...]:
     """Return the sweeps of a preset with the values of `grid` in place of their own.
 
+    They are measured `here`, or on machines of which nothing is known.
+
     Raises:
-        UsageError: this machine has no such device, or fewer cores than threads; or no strategy
-            supports --prefill-quantized.
+        UsageError: this machine has no such device, or fewer cores than threads; the threads of another machine are
+            not given; or no strategy supports --prefill-quantized.
     """
-    available_device(grid.get("device", "cpu"))
-    chosen = grid | {"n_threads": tuple(map(thread_count, grid.get("n_threads", (None,))))}
+    if here:
+        available_device(grid.get("device", "cpu"))
+        chosen = grid | {"n_threads": tuple(map(thread_count, grid.get("n_threads", (None,))))}
+    elif "n_threads" in grid:
+        chosen = grid
+    else:
+        raise UsageError("--threads: give it with --cluster slurm, since the cores of its nodes are not known here")
     made = tuple(dict.fromkeys(msgspec.structs.replace(sweep, **chosen) for sweep in PRESETS[preset]))
     if grid.get("prefill_quantized") and not any(PREFILLING_AS_STORED.intersection(sweep.strategies) for sweep in made):
         known = " or ".join(sorted(PREFILLING_AS_STORED))

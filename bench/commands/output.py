@@ -45,6 +45,16 @@ def note(*lines: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+def ask(question: str) -> bool:
+    """Ask on the terminal; no, where there is none or the answer is Ctrl-C."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    try:
+        return typer.confirm(question, err=True)
+    except typer.Abort:
+        return False
+
+
 def print_summary(run: Run, form: Format) -> None:
     """Print the summary of a run, then write its tables and draw its plots; files that cannot be written are named.
 

@@ -7,14 +7,15 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from bench.commands import config, flags
-from bench.commands.output import note, print_plan, print_summary
-from bench.errors import UsageError
+from bench.commands import cluster_flags, config, flags
+from bench.commands.output import ask, note, print_plan, print_summary
+from bench.errors import FailedRun, UsageError
+from bench.manifest import JOB_MINUTES
 from bench.measure.plan import Limits
 
 BUDGET_MIN = {"default": 8.0}
 """Minutes that a preset may take unless --budget is given; others, `smoke` above all, are measured whole."""
-WITH_RESUME = {"resume", "out", "output_format", "dry_run"}
+WITH_RESUME = {"resume", "out", "output_format", "dry_run", *cluster_flags.PARAMETERS}
 """The flags that make sense beside --resume: the others were settled when the run began."""
 
 
@@ -59,6 +60,12 @@ def run(
     resume: Annotated[
         str | None, Option(metavar="RUN", help="Continue an interrupted run: measure only what it lacks.")
     ] = None,
+    cluster: cluster_flags.Kind = None,
+    slurm_partition: cluster_flags.Partition = None,
+    slurm_constraint: cluster_flags.Constraint = None,
+    slurm_time: cluster_flags.Time = JOB_MINUTES,
+    slurm_parallel: cluster_flags.Parallel = None,
+    slurm_options: cluster_flags.Options = None,
     config_file: config.ConfigFile = None,
     output_format: flags.TableFormat = "md",
     dry_run: Annotated[
@@ -78,6 +85,7 @@ def run(
       kvbench run --dry-run -o csv                      the cases, nothing measured
       kvbench run --config ci.toml                      a grid from a file
       kvbench run --resume RUN                          go on after Ctrl-C
+      kvbench run --cluster slurm -t 8                  each group a job in Slurm
 
     \b
     A TOML file (--config), or [tool.kvbench] in ./pyproject.toml, holds long flags:
@@ -85,28 +93,42 @@ def run(
       n-prompt = [64, 256]
       repetitions = 12
     """
+    from bench.measure import cluster_run
     from bench.measure import run as measuring
+    from bench.measure.cluster import refuse_unavailable
     from bench.measure.plan import within_positions
     from bench.measure.server_process import RunServers
 
+    missing: list[str] = []
+    stored = cluster_run.stored_cluster(resume, out) if resume is not None else None
+    jobs = cluster_flags.cluster_of(context, stored, resumed=resume is not None)
+    if jobs is not None and not dry_run:
+        refuse_unavailable(jobs.kind)
     with RunServers() as servers:
         if resume is not None:
             if given := config.given(context) - WITH_RESUME:
                 named = ", ".join(config.flag_of(context, parameter) for parameter in sorted(given))
                 raise UsageError(f"--resume continues the run as it was planned: leave out {named}")
-            job = measuring.resume(resume, out)
+            if jobs is not None and stored is None:
+                raise UsageError(f"--cluster: {resume} was begun without jobs, so it is resumed without them")
+            job = measuring.resume(resume, out) if jobs is None else cluster_run.resume(resume, out, jobs)
         else:
-            sweeps = flags.sweeps(preset, grid)
-            if not dry_run:
+            sweeps = flags.sweeps(preset, grid, here=jobs is None or jobs.kind == "local")
+            if jobs is None and not dry_run:
                 servers.start(sweeps[0].models[0], sweeps[0].n_threads[0])  # it imports torch while this process plans
             if "n_prompt" not in grid:
                 sweeps = within_positions(sweeps, note)
             budget_min = BUDGET_MIN.get(preset) if budget is None else budget
             limits = Limits(repetitions=repetitions, processes=processes, timeout_s=timeout, budget_min=budget_min)
-            job = replace(measuring.plan(sweeps, limits, out, name, text), ceilings=ceilings)
+            job = replace(measuring.plan(sweeps, limits, out, name, text, jobs), ceilings=ceilings)
         if dry_run:
             print_plan(job, output_format)
             return
-        finished = measuring.measure(job, servers)
+        if jobs is None:
+            finished = measuring.measure(job, servers)
+        else:
+            finished, missing = cluster_run.measure(job, ask)
     with measuring.noting(f"what was measured is kept in {finished.path}"):
         print_summary(finished, output_format)
+    if missing:
+        raise FailedRun(f"not finished: {', '.join(missing)}; go on with: kvbench run --resume {finished.path}")

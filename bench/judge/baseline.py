@@ -28,9 +28,12 @@ def session_of(tidy: Tidy) -> Session:
     """Boil a run down. Cases that did not end well, or are unsupported here, are left out.
 
     Raises:
-        DataError: the counters of a case differ between its processes.
+        DataError: the counters of a case differ between its processes, or several machines measured the run.
     """
     run, ended = tidy.run, tidy.outcomes
+    if len(run.environments) > 1:
+        names = ", ".join(dict.fromkeys(environment.hostname for environment in run.environments))
+        raise DataError(f"{run.path}: was measured on several machines ({names}); a session is of one")
     rows = {(row["case"], row["phase"]): row for row in summarize(tidy).to_dict("records")}
     figures = []
     for case in (plan.case for plan in run.manifest.plan if ended[plan.case.key].status == "ok"):
@@ -56,7 +59,7 @@ def session_of(tidy: Tidy) -> Session:
         run_id=run.manifest.run_id,
         created_utc=run.manifest.created_utc,
         promoted_utc=datetime.now(UTC).isoformat(timespec="microseconds"),
-        environment=run.manifest.environment,
+        environment=run.environments[0],
         weights=run.manifest.weights,
         figures=figures,
     )

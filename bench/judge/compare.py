@@ -92,7 +92,7 @@ def compare(a: Run, b: Run) -> Comparison:
         not_comparable=not_comparable,
         in_neither=in_neither,
         differences=_differences(a, b),
-        same_machine=a.manifest.environment.fingerprint == b.manifest.environment.fingerprint,
+        same_machine=_kinds(a) == _kinds(b),
         fields_apart=_fields_apart(cases_a, cases_b),
     )
 
@@ -164,11 +164,29 @@ def _row(case: Case, phase: Phase, tidy_a: Tidy, tidy_b: Tidy) -> dict[str, Any]
 
 
 def _differences(a: Run, b: Run) -> list[str]:
-    """List the fields of the environments, and the weights, that differ; the load of the moment always does."""
+    """List the fields of the environments, and the weights, that differ; the load of the moment always does.
+
+    Of a run of several machines, also how many cases the other run has of another machine than this one.
+    """
     facts_a, facts_b = (
-        msgspec.structs.asdict(run.manifest.environment)
-        | {f"weights of {model}": digest for model, digest in run.manifest.weights.items()}
+        _facts(run) | {f"weights of {model}": digest for model, digest in run.manifest.weights.items()}
         for run in (a, b)
     )
     both = [name for name in facts_a if name in facts_b and name != "load_1min"]
-    return [f"{name}: {facts_a[name]} -> {facts_b[name]}" for name in both if facts_a[name] != facts_b[name]]
+    lines = [f"{name}: {facts_a[name]} -> {facts_b[name]}" for name in both if facts_a[name] != facts_b[name]]
+    if len(a.environments) > 1 or len(b.environments) > 1:
+        cases = [item.case for item in a.manifest.plan if item in b.manifest.plan]
+        moved = sum(a.environment(case).machine != b.environment(case).machine for case in cases)
+        lines += [f"machine: another one for {moved} of {len(cases)} cases that both plan"] if moved else []
+    return lines
+
+
+def _kinds(run: Run) -> set[tuple[str | int | None, ...]]:
+    """Return what decides times on the machines that measured a run: the values of their fingerprints."""
+    return {tuple(environment.fingerprint.values()) for environment in run.environments}
+
+
+def _facts(run: Run) -> dict[str, str]:
+    """Write each field of the environments that measured a run, the values of several machines with commas."""
+    all_of_them = [msgspec.structs.asdict(environment) for environment in run.environments]
+    return {name: ", ".join(dict.fromkeys(str(facts[name]) for facts in all_of_them)) for name in all_of_them[0]}

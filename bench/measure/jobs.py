@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench.analysis.tidy import outcomes
+from bench.analysis.rounds import Rounds
 from bench.errors import DataError, FailedRun, UsageError
 from bench.machine.affinity import allowed_cores, notice, user_variables
 from bench.machine.devices import DEVICES
@@ -43,10 +43,11 @@ def measure_job(path: Path, servers: RunServers, say: Callable[[str], None]) -> 
         FailedRun: the samples were lost: the folder is gone.
     """
     job, folder = job_files.read(path)
-    manifest = job.manifest
+    manifest, group = job.manifest, job.manifest.plan[0].case.group
+    servers.start(group.model, group.n_threads)  # it imports torch while this process does
     _refuse_unfit(job, path, folder)
     environment = read_environment()
-    about_threads = notice({manifest.plan[0].case.n_threads}, user_variables())
+    about_threads = notice({group.n_threads}, user_variables())
     if about_threads is not None:
         say(f"kvbench: {about_threads}")
     kept = f"what was measured is kept, go on with: kvbench run --resume {folder}"
@@ -92,8 +93,10 @@ def unfinished(folder: Path, jobs: Sequence[JobFile]) -> list[JobFile]:
 
 
 def has_failed(run: Run) -> bool:
-    """Return whether a case of a run failed: exit code 5."""
-    return any(outcome.status in FAULTS for outcome in outcomes(run).values())
+    """Return whether a case of a job failed: exit code 5. One whose dead worker was replaced did not."""
+    timed = Rounds(run).measured
+    lost = [each for each in run.failures if not (each.worker_died and (each.case, each.process) in timed)]
+    return any(failure.status in FAULTS for failure in lost)
 
 
 def _pending(folder: Path, manifest: Manifest, files: Sequence[SamplesFile]) -> set[str]:

@@ -17,7 +17,8 @@ SCHEMA = "5.3.1"
 
 def benchmark_json(tidy: Tidy) -> str:
     """Write a benchmark per case and phase, a round per usable turn, in seconds: TTFT for prefill, TPOT for decode."""
-    environment = tidy.run.manifest.environment
+    environment = tidy.run.environments[0]
+    machines = {plan.case.key: tidy.run.environment(plan.case).hostname for plan in tidy.run.manifest.plan}
     cases = {plan.case.key: msgspec.structs.asdict(plan.case) for plan in tidy.run.manifest.plan}
     benchmarks = [
         {
@@ -26,7 +27,7 @@ def benchmark_json(tidy: Tidy) -> str:
             "fullname": f"kvbench::{phase}[{case}]",
             "params": cases[str(case)] | {"phase": phase},
             "param": case,
-            "extra_info": {},
+            "extra_info": {"machine": machines[str(case)]} if len(tidy.run.environments) > 1 else {},
             "options": {"disable_gc": True, "timer": "perf_counter", "warmup": True},
             "stats": _stats((rows["latency_ms"] / 1e3).tolist()),
         }
@@ -35,7 +36,7 @@ def benchmark_json(tidy: Tidy) -> str:
     commit = environment.git_commit or ""
     document = {
         "machine_info": {
-            "node": environment.hostname,
+            "node": ", ".join(dict.fromkeys(each.hostname for each in tidy.run.environments)),
             "system": environment.os,
             "python_version": environment.python,
             "cpu": {"brand_raw": environment.cpu_model, "count": environment.cores},

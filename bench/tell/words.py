@@ -85,9 +85,15 @@ def setting(row: Row, also: Sequence[str] = (), only: Sequence[str] = tuple(SETT
 
 
 def by_setting(frame: pd.DataFrame, also: Sequence[str] = ()) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Group the rows that agree in `SETTING_COLUMNS` and `also`, under their title and in the order of the frame."""
-    for _, rows in frame.groupby([*SETTING_COLUMNS, *also], sort=False):
-        yield setting(rows.iloc[0].to_dict(), also), rows
+    """Group the rows that agree in `SETTING_COLUMNS` and `also`, under their title and in the order of the frame.
+
+    Rows of different machines are separate, under titles that name them.
+    """
+    several = "machine" in frame and len(set(frame["machine"])) > 1
+    columns = [*SETTING_COLUMNS, *also, *(["machine"] if several else [])]
+    for _, rows in frame.groupby(columns, sort=False):
+        row = rows.iloc[0].to_dict()
+        yield setting(row, also) + (f", on {row['machine']}" if several else ""), rows
 
 
 def context(row: Row) -> str:

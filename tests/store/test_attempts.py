@@ -9,8 +9,11 @@ import pytest
 from bench.analysis.summary import summarize
 from bench.analysis.tidy import Tidy
 from bench.errors import DataError
+from bench.judge.baseline import session_of
+from bench.judge.compare import compare
 from bench.record import Run, Sample
 from bench.store.run_folder import read_run
+from bench.tell.report import Report, document
 from tests.cluster import make_cluster_run, node, write_attempt
 
 
@@ -92,3 +95,34 @@ def test_an_attempt_killed_before_its_first_record_counts_for_nothing(tmp_path: 
     assert read_run(folder).samples == []
     write_attempt(folder, node("node1"), "a")
     assert len(timed(read_run(folder), 8)) == 2 * 3
+
+
+def test_several_machines_are_named_and_never_one_table(tmp_path: Path) -> None:
+    folder, _ = make_cluster_run(tmp_path)
+    write_attempt(folder, node("node1"), "a", rounds=3, cells=(8,))
+    write_attempt(folder, node("node2", cores=4), "b", rounds=3, cells=(16,))
+    write_attempt(folder, node("node2", cores=4), "c", job=1)
+    report = Report.of(read_run(folder))
+    first, second = (caution.text for caution in report.cautions if "node1" in caution.text)
+    assert first == "the run was measured on node1, node2, which differ in cores"
+    assert "2 threads was measured on node1, node2, since its job was resumed" in second
+    titles = [line for line in document(report).splitlines() if line.startswith("smollm2-135m")]
+    assert [title.rpartition(", ")[2] for title in titles[:3]] == ["on node1", "on node2", "on node2"]
+    with pytest.raises(DataError, match=r"was measured on several machines \(node1, node2\)"):
+        session_of(report.tidy)
+
+
+def test_runs_of_a_cluster_are_compared_by_what_measured_them(tmp_path: Path) -> None:
+    def measured(out: Path, *names: str) -> Run:
+        folder, _ = make_cluster_run(out)
+        for job, name in enumerate(names):
+            write_attempt(folder, node(name), name, job=job)
+        return read_run(folder)
+
+    a = measured(tmp_path / "a", "node1", "node2")
+    assert compare(a, measured(tmp_path / "b", "node1", "node2")).differences == []
+    swapped = compare(a, measured(tmp_path / "c", "node2", "node1"))
+    assert swapped.differences == ["machine: another one for 8 of 8 cases that both plan"]
+    assert swapped.same_machine  # in all that decides times
+    others = compare(a, measured(tmp_path / "d", "node3", "node4")).differences
+    assert "hostname: node1, node2 -> node3, node4" in others

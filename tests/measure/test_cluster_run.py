@@ -1,0 +1,203 @@
+"""A run of jobs: submitted, watched and resumed, by a scheduler in this process."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from bench.manifest import Cluster
+from bench.measure import cluster, cluster_run
+from bench.measure.cluster import SilentSchedulerError, State
+from bench.store.run_folder import read_run
+from tests import stub_run
+from tests.cluster import node, write_attempt
+
+RUN = ["run", "--cluster", "slurm", "-m", "random:tiny", "-p", "8", "-n", "4", "-r", "1", "-t", "1,2"]
+RUN += ["--strategies", "naive,dynamic", "--dtype", "float32,bfloat16", "--no-ceilings"]
+"""Four jobs of one cell."""
+
+
+class InProcess:
+    """A job ends at each look, with samples made by hand; `loses` end without any, `queued` were found in the queue."""
+
+    submitted: ClassVar[list[list[str]]]
+    loses: ClassVar[set[str]] = set()
+    queued: ClassVar[set[str]] = set()
+    silent = 0
+    """The first looks that are not answered."""
+    interrupts = vanishes = False
+    cancelled = False
+
+    def __init__(self, folder: Path, options: Cluster) -> None:
+        self.folder, self.options, self.left, self.ended = folder, options, [*sorted(self.queued)], list[str]()
+
+    def attach(self) -> set[str]:
+        return set(self.queued)
+
+    def submit(self, jobs: Sequence[str]) -> None:
+        type(self).submitted.append(list(jobs))
+        self.left += jobs
+
+    def states(self) -> dict[str, State]:
+        if self.silent > 0:
+            type(self).silent -= 1
+            raise SilentSchedulerError("squeue: no answer")
+        if self.interrupts and self.ended:
+            signal.raise_signal(signal.SIGINT)
+        if self.vanishes:
+            shutil.rmtree(self.folder)
+            self.vanishes = False
+        job = self.left.pop(0)
+        if job not in self.loses and self.folder.exists():
+            number = int(job.removeprefix("job-"))
+            write_attempt(self.folder, node("node1"), job, job=number, rounds=1, cells=(8,))
+        self.ended.append(job)
+        return dict.fromkeys(self.ended, "ended") | dict.fromkeys(self.left, "waiting")
+
+    def cancel(self) -> None:
+        type(self).cancelled = True
+
+    def left_alone(self) -> str:
+        return "the jobs go on in Slurm (cancel them with: scancel 7)"
+
+    def reason(self, job: str) -> str:
+        return "slurmstepd: error: *** JOB 7 ON node2 CANCELLED ***"
+
+
+@pytest.fixture
+def scheduler(monkeypatch: pytest.MonkeyPatch) -> type[InProcess]:
+    class Scheduler(InProcess):
+        submitted: ClassVar[list[list[str]]] = []
+
+    monkeypatch.setattr(cluster_run, "scheduler", Scheduler)
+    monkeypatch.setattr(cluster_run, "SHORTEST_PAUSE_S", 0.0)
+    monkeypatch.setattr("bench.commands.run.refuse_unavailable", lambda kind: None, raising=False)
+    monkeypatch.setattr(cluster, "refuse_unavailable", lambda kind: None)
+    return Scheduler
+
+
+def run(arguments: Sequence[str], out: Path, code: int = 0) -> tuple[str, str]:
+    ended, stdout, stderr = stub_run.finish([*arguments, "--out", str(out)], out)
+    assert ended == code, stderr
+    assert "Traceback" not in stderr
+    return stdout, stderr
+
+
+def only(out: Path) -> Path:
+    (folder,) = out.iterdir()
+    return folder
+
+
+def test_every_group_is_a_job_and_the_table_is_that_of_a_run(tmp_path: Path, scheduler: Any) -> None:
+    stdout, stderr = run([*RUN, "--slurm-parallel", "3", "--slurm-options", "account=physics gres=gpu:1"], tmp_path)
+    folder = only(tmp_path)
+    assert stdout.splitlines()[-1] == str(folder)
+    assert scheduler.submitted == [["job-0", "job-1", "job-2", "job-3"]]
+    assert "4 of 4 jobs to measure" in stderr
+    assert "1 done, 0 running, 3 waiting, 0 failed" in stderr
+    stored = read_run(folder).manifest.cluster
+    assert stored == Cluster(kind="slurm", parallel=3, options={"account": "physics", "gres": "gpu:1"})
+    for dtype in ("float32", "bfloat16"):
+        assert f"random:tiny, {dtype}, cpu, 1 thread, " in stdout
+        assert f"random:tiny, {dtype}, cpu, 2 threads, " in stdout
+
+
+def test_resume_submits_what_is_missing_and_not_what_still_waits(tmp_path: Path, scheduler: Any) -> None:
+    scheduler.loses = {"job-1", "job-3"}
+    _, stderr = run(RUN, tmp_path, code=5)
+    folder = only(tmp_path)
+    assert "job-1 failed: slurmstepd: error: *** JOB 7 ON node2 CANCELLED ***" in stderr
+    assert stderr.splitlines()[-1] == f"kvbench: not finished: job-1, job-3; go on with: kvbench run --resume {folder}"
+    before = read_run(folder).samples
+    scheduler.loses, scheduler.queued = set(), {"job-3"}
+    resume = ["run", "--resume", folder.name, "--slurm-time", "240"]
+    _, stderr = run(resume, tmp_path)
+    assert scheduler.submitted[1:] == [["job-1"]]
+    assert "2 of 4 jobs to measure" in stderr
+    after = read_run(folder)
+    assert len(after.samples) == 2 * len(before)
+    assert all(sample in after.samples for sample in before)
+    run(resume, tmp_path)
+    assert scheduler.submitted[2:] == [[]]  # there is nothing left
+
+
+@pytest.mark.parametrize("cancels", [True, False])
+def test_ctrl_c_asks_whether_to_cancel(
+    tmp_path: Path, scheduler: Any, monkeypatch: pytest.MonkeyPatch, *, cancels: bool
+) -> None:
+    scheduler.interrupts = True
+    if cancels:
+        monkeypatch.setattr("bench.commands.run.ask", lambda question: True)
+    _, stderr = run(RUN, tmp_path, code=130)
+    assert scheduler.cancelled == cancels
+    last = stderr.splitlines()[-1]
+    assert ("the jobs are cancelled" if cancels else "cancel them with: scancel 7") in last
+    assert f"kvbench run --resume {only(tmp_path)}" in last
+
+
+def test_a_scheduler_that_is_silent_for_a_while_is_asked_again(tmp_path: Path, scheduler: Any) -> None:
+    scheduler.silent = 2
+    _, stderr = run(RUN, tmp_path)
+    assert stderr.count("squeue: no answer; asking again") == 1
+
+
+def test_a_shared_folder_that_vanishes_is_one_line(tmp_path: Path, scheduler: Any) -> None:
+    scheduler.vanishes = True
+    _, stderr = run(RUN, tmp_path, code=3)
+    assert stderr.splitlines()[-1].endswith("manifest.json: No such file or directory")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--slurm-time", "5"], "--slurm-time: is for jobs in Slurm; add --cluster slurm"),
+        (["--cluster", "local", "--slurm-partition", "x"], "--slurm-partition: is for jobs in Slurm"),
+        (["--cluster", "slurm"], "--threads: give it with --cluster slurm"),
+        (["--cluster", "slurm", "-t", "1", "--slurm-options", "gpu"], "--slurm-options gpu: give NAME=VALUE"),
+        (["--cluster", "k8s"], "--cluster k8s: unknown (valid: slurm, local)"),
+    ],
+)
+def test_flags_that_make_no_sense_are_refused(tmp_path: Path, arguments: list[str], says: str, scheduler: Any) -> None:
+    _, stderr = run(["run", "-m", "random:tiny", *arguments], tmp_path, code=2)
+    assert says in stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_submitit_or_sbatch_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert "there is no sbatch here" in run(RUN, tmp_path, code=2)[1]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "needs submitit: pip install 'kvbench[cluster]'" in run(RUN, tmp_path, code=2)[1]
+
+
+def test_what_slurm_refuses_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sbatch, srun and squeue are scripts here."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("sbatch", "srun", "squeue"):
+        refusal = "echo 'sbatch: error: invalid partition' >&2; exit 1" if name == "sbatch" else ":"
+        (programs / name).write_text(f"#!/bin/sh\n{refusal}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    out = tmp_path / "out"
+    _, stderr = run(RUN, out, code=2)
+    assert stderr.splitlines()[-1] == "kvbench: --cluster slurm: sbatch: error: invalid partition"
+    assert not list(out.iterdir())
+
+
+def test_local_jobs_run_one_after_another(tmp_path: Path) -> None:
+    """By submitit, in processes of their own."""
+    arguments = [word.replace("slurm", "local") for word in RUN] + ["--dtype", "float32", "--strategies", "dynamic"]
+    stdout, stderr = run(arguments, tmp_path)
+    assert "0 done, 1 running, 1 waiting, 0 failed" in stderr
+    assert "2 running" not in stderr
+    assert ", cpu, 1 thread, " in stdout
+    assert ", cpu, 2 threads, " in stdout
+    assert sorted(path.name for path in only(tmp_path).glob("samples*")) == [f"samples-job-{n}.jsonl" for n in (0, 1)]
