@@ -200,7 +200,7 @@ class History:
             "run": folder.name,
             "measured_utc": manifest.created_utc.removesuffix("Z").removesuffix("+00:00"),
             "model": ", ".join(dict.fromkeys(plan.case.model for plan in manifest.plan)),
-            "machine": machine.hostname,
+            "machine": ", ".join(dict.fromkeys(row["machine"] for row in rows)) or machine.hostname,
             "commit": machine.git_commit,
             "torch": machine.torch,
             "transformers": machine.transformers,

@@ -29,13 +29,16 @@ _NAMED = (
 
 def documents(tidy: Tidy, summary: pd.DataFrame) -> dict[str, bytes]:
     """Write the time of a forward or step in ns/op, and tokens per second, of every turn that counts."""
-    machine = tidy.run.manifest.environment
+    several, machine = len(tidy.run.environments) > 1, None
     cases = {plan.case.key: plan.case for plan in tidy.run.manifest.plan}
-    lines = ["Unit tok/s better=higher", f"cpu: {machine.cpu_model}", f"torch: {machine.torch}"]
-    lines += [f"transformers: {machine.transformers}", f"run: {tidy.run.name}"]
+    lines = ["Unit tok/s better=higher", f"run: {tidy.run.name}"]
     turns = tidy.turns[["case", "phase", "latency_ms"]]
     for key, phase, latency_ms in turns.itertuples(index=False, name=None):
         case = cases[key]
+        if machine != tidy.run.environment(case):  # what stands in such a line holds from there on
+            machine = tidy.run.environment(case)
+            lines += [f"cpu: {machine.cpu_model}", f"torch: {machine.torch}", f"transformers: {machine.transformers}"]
+            lines += [f"machine: {machine.hostname}"] if several else []
         tokens = case.batch_size * (case.n_prompt if phase == "prefill" else 1)
         figures = f"{latency_ms * NS_PER_MS:.0f} ns/op {tokens / latency_ms * 1000:.6g} tok/s"
         lines.append(f"Benchmark{phase.capitalize()}/{_name(case)} 1 {figures}")

@@ -16,12 +16,16 @@ from bench.tell.words import Row, missing, number
 
 def documents(tidy: Tidy, summary: pd.DataFrame) -> dict[str, bytes]:
     """Write latencies in ms for customSmallerIsBetter, and tokens per second for customBiggerIsBetter."""
-    machine = tidy.run.manifest.environment
-    extra = f"{machine.cpu_model}, torch {machine.torch}, transformers {machine.transformers}"
+    machines = {plan.case.key: tidy.run.environment(plan.case) for plan in tidy.run.manifest.plan}
+    extra = {
+        case: f"{machine.cpu_model}, torch {machine.torch}, transformers {machine.transformers}"
+        for case, machine in machines.items()
+    }
     timed = summary[summary["latency_ms"].notna()].to_dict("records")
-    smaller = [_entry(row, "ms", row["latency_ms"], extra, 1.0) for row in timed]
+    smaller = [_entry(row, "ms", row["latency_ms"], extra[row["case"]], 1.0) for row in timed]
     bigger = [
-        _entry(row, "tokens/s", row["tokens_per_s"], extra, row["tokens_per_s"] * row["latency_ms"]) for row in timed
+        _entry(row, "tokens/s", row["tokens_per_s"], extra[row["case"]], row["tokens_per_s"] * row["latency_ms"])
+        for row in timed
     ]
     return {
         f"github-{name}-is-better.json": f"{json.dumps(entries, indent=1, allow_nan=False)}\n".encode()

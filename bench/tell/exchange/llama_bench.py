@@ -14,7 +14,8 @@ import msgspec
 import pandas as pd
 
 from bench.analysis.tidy import Tidy
-from bench.manifest import CasePlan, Manifest
+from bench.manifest import CasePlan
+from bench.record import Run
 from kvcache.strategies.catalogue import is_lossy
 
 GGML_TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
@@ -85,7 +86,7 @@ def _tests(tidy: Tidy, plan: CasePlan) -> Iterator[Test]:
         if turns is not None and case.batch_size == 1:
             times_ns = [round(total_ms * 1e6) for total_ms in turns["total_ms"]]
             yield Test(
-                **_setting(tidy.run.manifest, plan),
+                **_setting(tidy.run, plan),
                 n_prompt=n_prompt,
                 n_gen=n_gen,
                 n_depth=n_depth,
@@ -106,9 +107,9 @@ def _figures(times_ns: Sequence[int], tokens: int) -> dict[str, Any]:
     }
 
 
-def _setting(manifest: Manifest, plan: CasePlan) -> dict[str, Any]:
+def _setting(run: Run, plan: CasePlan) -> dict[str, Any]:
     """Fill the fields that say what was measured; the strategy stands in `model_type`, as a quantisation does."""
-    case, machine = plan.case, manifest.environment
+    case, machine = plan.case, run.environment(plan.case)
     kind = case.strategy if is_lossy(case.strategy) else GGML_TYPES[case.dtype]
     return {
         "build_commit": machine.git_commit or "",
@@ -126,5 +127,5 @@ def _setting(manifest: Manifest, plan: CasePlan) -> dict[str, Any]:
         "type_v": kind,
         "n_gpu_layers": 99 if case.device == "cuda" else 0,
         "flash_attn": "flash" in case.attn_implementation,
-        "test_time": manifest.created_utc,
+        "test_time": run.manifest.created_utc,
     }
