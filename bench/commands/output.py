@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from bench.errors import FailedRun
+from bench.errors import FailedRun, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,18 +55,19 @@ def ask(question: str) -> bool:
         return False
 
 
-def print_summary(run: Run, form: Format) -> None:
-    """Print the summary of a run, then write its tables and draw its plots; files that cannot be written are named.
+def print_summary(run: Run, form: Format, html: Path | None = None) -> None:
+    """Print the summary of a run, then write its tables, draw its plots and write its page, also to `html`.
 
-    The path of the run folder is the last line: of stdout with `md`, of stderr with the other formats.
+    Files that cannot be written are named. The path of the run folder is the last line: of stdout with `md`, of stderr
+    with the other formats.
 
     Raises:
-        typer.Exit: a case failed, or every case is unsupported (exit code 5).
+        typer.Exit: a case failed, or every case is unsupported (exit code 5); `html` cannot be written (2).
     """
     from bench.record import FAULTS
     from bench.store.derived import Derived
     from bench.tell import notes, tables
-    from bench.tell.report import Report, write_plots, write_tables
+    from bench.tell.report import Report, write_page, write_plots, write_tables
 
     report = Report.of(run)
     summary = report.summary
@@ -84,11 +85,17 @@ def print_summary(run: Run, form: Format) -> None:
     write_tables(report, derived)  # after the table is printed: it takes as long again
     if form == "md":  # what weakens the figures must be seen beside them
         print(derived.text("cautions", lambda: report.caution_lines), end="", file=sys.stderr, flush=True)
-    write_plots(report, derived)  # they take seconds: the table is read meanwhile
-    note(*derived.lines())
+    pictures = write_plots(report, derived)  # they take seconds: the table is read meanwhile
+    write_page(report, pictures, report.folder / "report.html", derived)
+    wanted = Derived()
+    if html is not None:
+        write_page(report, pictures, html, wanted)
+    note(*derived.lines(), *wanted.lines())
     failed = summary["status"].isin(FAULTS).any()
     if failed or (summary["status"] == "unsupported").all():
         raise typer.Exit(FailedRun.exit_code)
+    if wanted.lines():
+        raise typer.Exit(UsageError.exit_code)
 
 
 def print_plan(job: Job, form: Format) -> None:

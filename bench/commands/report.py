@@ -1,5 +1,6 @@
 """`kvbench report` and `kvbench compare`: stored runs, drawn again and side by side."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -17,58 +18,87 @@ def report(
     ],
     out: flags.Out = flags.RESULTS,
     output_format: flags.TableFormat = "md",
+    html: Annotated[Path | None, Option(metavar="FILE", help="Write the page here, too: one file for offline.")] = None,
 ) -> None:
     """Redraw a stored run and print its table.
 
-    Tables and plots are made anew from the samples. For an A/B, also an interrupted one, the verdicts are printed
-    (--format md or json) and the exit code is theirs. Works without torch and transformers.
+    Tables, plots and the page report.html are made anew from the samples. For an A/B, also an interrupted one, the
+    verdicts are printed (--format md or json) and the exit code is theirs. Works without torch and transformers.
 
     \b
     Examples:
       kvbench report results/runs/20261123T040000Z-mine
       kvbench report 20261123T040000Z-mine -o csv > mine.csv
+      kvbench report 20261123T040000Z-mine --html mine.html
     """
     from bench.store.run_folder import find, read_run
 
     folder, kind = find(run, out)
     if kind == "run":
-        print_summary(read_run(folder), output_format)
+        print_summary(read_run(folder), output_format, html)
         return
+    if html is not None:
+        raise UsageError(f"--html: {run} is an A/B; only a run has a page")
     if output_format not in ("md", "json"):
         raise UsageError(f"--format {output_format}: {run} is an A/B, whose verdicts are printed as md or json")
     print_ab(folder, output_format, in_step_summary=False)
 
 
 def compare(
-    a: Annotated[str, Argument(metavar="A", help="Run to compare with: a run folder, or its name under --out.")],
-    b: Annotated[str, Argument(metavar="B", help="Run to judge.")],
+    runs: Annotated[
+        list[str],
+        Argument(
+            metavar="A B [C ...]", help="Runs: folders, or names under --out. A is what the others are compared with."
+        ),
+    ],
     out: flags.Out = flags.RESULTS,
     output_format: flags.TableFormat = "md",
-    plots: Annotated[Path | None, Option(metavar="DIR", help="Folder for the plots [default: in B's folder].")] = None,
+    plots: Annotated[
+        Path | None, Option(metavar="DIR", help="Folder for the plots [default: in the last run's folder].")
+    ] = None,
+    html: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="Write a page that compares the runs, with a switch of the baseline."),
+    ] = None,
 ) -> None:
-    """Compare two runs: what got faster or slower.
+    """Compare runs: what got faster or slower.
 
-    Prints the ratio and its interval for each case and phase, and draws both runs. The runs are different sessions, so
+    Prints the ratio and its interval for each case and phase, and draws the runs. The runs are different sessions, so
     a ratio also contains whatever else changed between them: use it as a first look, and `kvbench ab` for a verdict.
+    Three and more runs are ranked, also runs of different models: grouped by what they share.
 
     \b
-    Example:
+    Examples:
       kvbench compare 20261123T040000Z-before 20261123T050000Z-after
+      kvbench compare gpt2 smollm2 qwen3 --html models.html
     """
-    from bench.judge.compare import compare as compare_runs
+    from bench.judge.compare import compare as compare_two
+    from bench.judge.ranking import Ranking
     from bench.store.derived import Derived
     from bench.store.run_folder import find_run, read_run
-    from bench.tell.comparison import render
+    from bench.tell import comparison, ranking
+    from bench.tell.ranking_files import write_comparison_page, write_ranking
     from bench.tell.report import write_comparison
 
-    run_a, run_b = (read_run(find_run(run, out)) for run in (a, b))
-    comparison = compare_runs(run_a, run_b)
-    emit(render(comparison, output_format))
+    if len(runs) < 2:
+        raise UsageError(f"compare: {' '.join(runs)} alone; give two runs or more, as in `kvbench compare A B`")
+    found = [read_run(find_run(run, out)) for run in runs]
+    if len(found) == 2:
+        two = compare_two(*found)
+        code, render = two.exit_code, partial(comparison.render, two)
+        draw = partial(write_comparison, two, found[1])
+    else:
+        ranked = Ranking.of(found)
+        code, render, draw = ranked.exit_code, partial(ranking.render, ranked), partial(write_ranking, ranked)
+    emit(render(output_format))
     if output_format != "md":  # the rows alone are on stdout: the verdict, and what is not compared, must not be lost
-        note(render(comparison, "md"))
-    derived = Derived()
-    folder = write_comparison(comparison, run_b, plots, derived)
-    lost = derived.lines()
-    note(*(lost or ["plots: none, nothing was compared" if folder is None else f"plots: {folder}"]))
-    if code := comparison.exit_code or (UsageError.exit_code if lost and plots is not None else 0):
+        note(render("md"))
+    derived, wanted = Derived(), Derived()
+    folder = draw(plots, derived)
+    note(*(derived.lines() or ["plots: none, nothing was compared" if folder is None else f"plots: {folder}"]))
+    if html is not None:
+        write_comparison_page(Ranking.of(found), html, wanted)
+        note(*(wanted.lines() or [f"page: {html}"]))
+    lost = wanted.lines() or (derived.lines() if plots is not None else [])
+    if code := code or (UsageError.exit_code if lost else 0):
         raise typer.Exit(code)

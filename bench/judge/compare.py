@@ -69,7 +69,7 @@ def compare(a: Run, b: Run) -> Comparison:
     its interval covers only what varies within them. `kvbench ab` measures in pairs.
     """
     tidy_a, tidy_b = Tidy.of(a), Tidy.of(b)
-    cases_a, cases_b = _cases(tidy_a), _cases(tidy_b)
+    cases_a, cases_b = measured_cases(tidy_a), measured_cases(tidy_b)
     other_weights = {model for model, digest in a.manifest.weights.items() if b.manifest.weights.get(model) != digest}
     not_comparable: list[Excluded] = []
     in_neither: list[Excluded] = []
@@ -91,8 +91,8 @@ def compare(a: Run, b: Run) -> Comparison:
         only_in_b=_only_in(cases_b, cases_a, tidy_a, other="A"),
         not_comparable=not_comparable,
         in_neither=in_neither,
-        differences=_differences(a, b),
-        same_machine=_kinds(a) == _kinds(b),
+        differences=differences(a, b),
+        same_machine=kinds(a) == kinds(b),
         fields_apart=_fields_apart(cases_a, cases_b),
     )
 
@@ -113,7 +113,7 @@ def judged(ratio: Ratio, *runs: Run) -> tuple[Ratio, Difference]:
     return ratio, difference(ratio)
 
 
-def _cases(tidy: Tidy) -> dict[str, Case]:
+def measured_cases(tidy: Tidy) -> dict[str, Case]:
     """List the cases that a run has a result of, by key."""
     return {plan.case.key: plan.case for plan in tidy.run.manifest.plan if tidy.outcomes[plan.case.key].measured}
 
@@ -163,7 +163,7 @@ def _row(case: Case, phase: Phase, tidy_a: Tidy, tidy_b: Tidy) -> dict[str, Any]
     return {**msgspec.structs.asdict(case), **figures, **found}
 
 
-def _differences(a: Run, b: Run) -> list[str]:
+def differences(a: Run, b: Run) -> list[str]:
     """List the fields of the environments, and the weights, that differ; the load of the moment always does.
 
     Of a run of several machines, also how many cases the other run has of another machine than this one.
@@ -181,7 +181,7 @@ def _differences(a: Run, b: Run) -> list[str]:
     return lines
 
 
-def _kinds(run: Run) -> set[tuple[str | int | None, ...]]:
+def kinds(run: Run) -> set[tuple[str | int | None, ...]]:
     """Return what decides times on the machines that measured a run: the values of their fingerprints."""
     return {tuple(environment.fingerprint.values()) for environment in run.environments}
 

@@ -17,13 +17,17 @@ from bench.tell.words import NOTHING, number
 
 def render(environment: Environment, form: DocumentFormat, ceilings: Sequence[Ceiling] = ()) -> str:
     """Write the fields of an environment and the ceilings measured on it, as tables or as one JSON object."""
-    fields = msgspec.structs.asdict(environment)
     if form == "json":
+        fields = msgspec.structs.asdict(environment)
         found = [msgspec.structs.asdict(ceiling) for ceiling in ceilings]
         return json.dumps(fields | ({"ceilings": found} if found else {}), indent=2) + "\n"
-    lines = [_environment_line(name, value) for name, value in fields.items()]
-    text = f"{markdown_table(lines, ['field', 'value'])}\n"
+    text = f"{markdown_table(facts(environment), ['field', 'value'])}\n"
     return f"{text}\n{_ceilings(ceilings)}" if ceilings else text
+
+
+def facts(environment: Environment) -> list[list[str]]:
+    """Write each field of an environment and its value for a reader."""
+    return [_environment_line(name, value) for name, value in msgspec.structs.asdict(environment).items()]
 
 
 def _environment_line(name: str, value: Any) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,8 @@ from bench.tell.words import case_labels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from bench.tell.page.svg import Picture
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,15 +88,31 @@ def write_tables(report: Report, derived: Derived) -> None:
             write_atomically(report.folder / name, text().encode())
 
 
-def write_plots(report: Report, derived: Derived) -> None:
-    """Draw every plot of the run into its folder `plots`, as .png and .svg; `derived` collects what fails."""
+def write_plots(report: Report, derived: Derived) -> dict[str, Picture]:
+    """Draw every plot of the run into its folder `plots`, as .png and .svg; `derived` collects what fails.
+
+    Returns them as `write_page` shows them, by name.
+    """
+    pictures: dict[str, Picture] = {}
     with derived.trying("plots"):
+        from bench.tell.page.svg import picture
         from bench.tell.plots import caches, run
 
         of_run = run.groups(report.summary, report.tidy.steps, report.slopes)
         for figures in [*of_run, *caches.groups(report.summary, agreement(report.tidy.run))]:
             with derived.trying("plots"):
-                _save_all(figures, report.folder / "plots", derived)
+                for name, figure in save_all(figures, report.folder / "plots", derived).items():
+                    with derived.trying(f"plots/{name}"):
+                        pictures[name] = picture(figure, name)
+    return pictures
+
+
+def write_page(report: Report, pictures: Mapping[str, Picture], file: Path, derived: Derived) -> None:
+    """Write the run as one HTML file; `derived` collects what fails."""
+    with derived.trying(file.name if file.parent == report.folder else str(file)):
+        from bench.tell.page.run import run_page
+
+        write_atomically(file, run_page(report, pictures).encode())
 
 
 def document(report: Report) -> str:
@@ -122,7 +140,7 @@ def write_comparison(comparison: Comparison, b: Run, folder: Path | None, derive
     with derived.trying(f"plots in {folder}"):
         from bench.tell.plots.comparison import comparison_figures
 
-        _save_all(lambda: comparison_figures(comparison.rows, comparison.a, comparison.b), folder, derived)
+        save_all(lambda: comparison_figures(comparison.rows, comparison.a, comparison.b), folder, derived)
     return folder
 
 
@@ -143,8 +161,8 @@ def _at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 
-def _save_all(draw: Callable[[], dict[str, Figure]], folder: Path, derived: Derived) -> None:
-    """Draw with matplotlib's own settings, and save each figure; one that fails does not cost the others."""
+def save_all(draw: Callable[[], dict[str, Figure]], folder: Path, derived: Derived) -> dict[str, Figure]:
+    """Draw with matplotlib's own settings, save and return each figure; one that fails costs no other."""
     from bench.tell.plots.style import own_settings, save
 
     with own_settings():
@@ -153,3 +171,4 @@ def _save_all(draw: Callable[[], dict[str, Figure]], folder: Path, derived: Deri
         for name, figure in figures.items():
             with derived.trying(f"{folder.name}/{name}"):
                 save(figure, folder / name)
+    return figures

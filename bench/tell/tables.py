@@ -105,7 +105,8 @@ COMPARISON: Cells = _CASE | {
     "verdict": lambda row, _: row["verdict"],
 }
 
-_LEFT = frozenset({"strategy", "tokens\nmatch", "phase", "verdict", "decode\nbound by"})
+LEFT = frozenset({"strategy", "tokens\nmatch", "phase", "verdict", "decode\nbound by"})
+"""Headers of the columns of words, which are aligned to the left."""
 
 
 class _Table(NamedTuple):
@@ -171,14 +172,14 @@ def comparison_markdown(rows: pd.DataFrame) -> str:
 
 def _times(summary: pd.DataFrame) -> Iterator[_Table]:
     for title, rows in by_setting(summary, also=["n_gen"]):
-        yield _table(title, TIMES, _cases(rows))
+        yield _table(title, TIMES, cases(rows))
 
 
 def _roofs(summary: pd.DataFrame) -> Iterator[_Table]:
     """Yield a table for each setting that has such figures; a case without any has no line."""
     for title, rows in by_setting(summary, also=["n_gen"]):
         yardstick = "hf-generate and " if rows["speedup_vs_hf"].notna().any() else ""
-        table = _table(f"Against {yardstick}the machine's roofs: {title}", ROOFS, _cases(rows))
+        table = _table(f"Against {yardstick}the machine's roofs: {title}", ROOFS, cases(rows))
         if lines := [line for line in table.lines if set(line[2:]) != {NOTHING}]:
             yield table._replace(lines=lines)
 
@@ -188,7 +189,7 @@ def _caches(summary: pd.DataFrame) -> Iterator[_Table]:
     for title, rows in by_setting(summary, also=["n_gen"]):
         if rows["logit_kl"].notna().any():
             held = rows[(rows["kv_bytes_allocated"] > 0).groupby(rows["case"]).transform("any")]
-            yield _table(f"Caches compared with dynamic (compiled kinds with compiled): {title}", CACHES, _cases(held))
+            yield _table(f"Caches compared with dynamic (compiled kinds with compiled): {title}", CACHES, cases(held))
 
 
 def _memory(summary: pd.DataFrame) -> Iterator[_Table]:
@@ -196,11 +197,11 @@ def _memory(summary: pd.DataFrame) -> Iterator[_Table]:
     known = summary[summary["peak_beyond_weights_bytes"].notna()]
     for title, rows in by_setting(known, also=["n_gen"]):
         weights = number(rows["weights_bytes"].iloc[0] / 1e6)
-        yield _table(f"Memory, beside the weights' {weights} MB: {title}", MEMORY, _cases(rows))
+        yield _table(f"Memory, beside the weights' {weights} MB: {title}", MEMORY, cases(rows))
 
 
-def _cases(rows: pd.DataFrame) -> Iterator[tuple[Row, Row]]:
-    """Each case's rows: a prefill row opens a case, and its decode row, if it has one, follows."""
+def cases(rows: pd.DataFrame) -> Iterator[tuple[Row, Row]]:
+    """Yield each case's rows: a prefill row opens a case, and its decode row, if it has one, follows."""
     records = rows.to_dict("records")
     for row, following in zip(records, [*records[1:], {}], strict=True):
         if row["phase"] == "prefill":
@@ -222,11 +223,11 @@ def _failures(summary: pd.DataFrame) -> str:
 def _markdown(tables: Iterable[_Table]) -> str:
     parts = []
     for title, headers, lines in tables:
-        align = ["left" if header in _LEFT else "right" for header in headers]
+        align = ["left" if header in LEFT else "right" for header in headers]
         written = markdown_table(lines, [header.replace("\n", " ") for header in headers], align)
         parts.append(f"{title}\n\n{written}\n")
     return "\n".join(parts)
 
 
 def _terminal(tables: Iterable[_Table]) -> list[Fitted]:
-    return [Fitted(title, headers, lines, _LEFT, names=2, sections=True) for title, headers, lines in tables]
+    return [Fitted(title, headers, lines, LEFT, names=2, sections=True) for title, headers, lines in tables]

@@ -51,6 +51,8 @@ WRITERS = {
     "bench.tell.plots.run.across.figures": "plots",
     "bench.tell.plots.run.against_roofs": "plots",
     "bench.tell.plots.style.save": "plots/step_latency",
+    "bench.tell.page.svg.picture": "plots/step_latency",
+    "bench.tell.page.run.document": "report.html",
 }
 
 

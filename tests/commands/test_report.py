@@ -66,3 +66,36 @@ def test_an_ab_is_reported_by_name_in_its_own_forms(tmp_path: Path, monkeypatch:
     assert not (tmp_path / "summary").exists()  # the A/B itself has told it
     assert "csv" in refused("report", "mine", "--out", str(tmp_path), "-o", "csv")
     assert "the record of an A/B" in refused("compare", "mine", "mine", "--out", str(tmp_path), code=3)
+
+
+@pytest.mark.usefixtures("unsaved")
+def test_the_page_is_written_beside_the_run_and_where_a_flag_says(run_folder: Path, tmp_path: Path) -> None:
+    kvbench("report", str(run_folder), "--html", str(tmp_path / "mine.html"))
+    page = (tmp_path / "mine.html").read_text()
+    assert page == (run_folder / "report.html").read_text()
+    assert page.startswith("<!doctype html>")
+    printed = kvbench("report", str(run_folder), "--html", str(tmp_path / "none" / "mine.html"), code=2)
+    assert printed.stdout.endswith(f"{run_folder}\n")  # the table, all the same
+    assert "mine.html (No such file or directory)" in printed.stderr
+    store_ab(tmp_path / "mine")
+    assert "only a run has a page" in refused("report", str(tmp_path / "mine"), "--html", str(tmp_path / "x.html"))
+
+
+@pytest.mark.usefixtures("unsaved")
+def test_any_number_of_runs_is_compared(run_folder: Path, tmp_path: Path) -> None:
+    run, plots = str(run_folder), ["--plots", str(tmp_path / "plots")]
+    printed = kvbench("compare", run, run, run, *plots, "--html", str(tmp_path / "three.html"))
+    assert printed.stdout.startswith("Ranked by time / time of A, ")
+    assert printed.stderr.splitlines() == [f"plots: {tmp_path / 'plots'}", f"page: {tmp_path / 'three.html'}"]
+    assert (tmp_path / "three.html").read_text().count('role="radio"') == 3
+    rows = json.loads(kvbench("compare", run, run, run, *plots, "-o", "json").stdout)
+    assert len(rows) == 3 * 16
+    two = kvbench("compare", run, run, *plots).stdout
+    assert kvbench("compare", run, run, *plots, "--html", str(tmp_path / "two.html")).stdout == two
+    assert (tmp_path / "two.html").read_text().count('role="radio"') == 2
+    lost = kvbench("compare", run, run, run, *plots, "--html", str(tmp_path), code=2)
+    assert f"not written: {tmp_path} (Is a directory)" in lost.stderr
+
+
+def test_a_run_alone_is_not_compared(run_folder: Path) -> None:
+    assert "give two runs or more" in refused("compare", str(run_folder))

@@ -134,7 +134,7 @@ def own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str,
     """Write the module of a tiny model whose forward is changed, into the current folder; its name as a model."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr("bench.tell.report.write_plots", lambda report, derived: None)
+    monkeypatch.setattr("bench.tell.report.write_plots", lambda report, derived: {})
 
     def write(name: str, forward: str) -> str:
         monkeypatch.delitem(sys.modules, name, raising=False)

@@ -74,7 +74,7 @@ def test_killed_run_resumes_to_the_same_cases(n_lines: int, victim: str, tmp_pat
 
 def test_a_real_run_that_is_killed_resumes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inline.use(monkeypatch)  # to resume: what was killed had real workers
-    monkeypatch.setattr("bench.tell.report.write_plots", lambda report, derived: None)
+    monkeypatch.setattr("bench.tell.report.write_plots", lambda report, derived: {})
     few = ["-r", "6", "--no-ceilings"]
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.cli", "run", *GRID, *few, "--name", "killed", "--out", str(tmp_path)],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -49,7 +50,7 @@ def forest(rows: pd.DataFrame, a: str, b: str) -> Figure:
         axes.plot(own["ratio"][~certain], own.index[~certain], marker, color=color, markerfacecolor="white")
     axes.set_yticks(range(len(rows)), [row_name(row) for row in rows.to_dict("records")])
     axes.set_ylim(-0.7, len(rows) - 0.3)
-    _ratio_axis(figure, rows)
+    ratio_axis(axes, rows, "B is faster   <   time of B / time of A (ratio)   >   B is slower")
     drawing.legend_below(figure, axes, columns=2)
     return figure
 
@@ -98,9 +99,8 @@ def _subtitle(rows: pd.DataFrame, a: str, b: str) -> str:
     return f"{setting}\nA: {a}   B: {b}"
 
 
-def _ratio_axis(figure: Figure, rows: pd.DataFrame) -> None:
-    """Make the axis logarithmic, with 1 in view and as much room for faster as for slower."""
-    axes = figure.axes[0]
+def ratio_axis(axes: Axes, rows: pd.DataFrame, label: str) -> None:
+    """Make the x axis logarithmic, with 1 in view and as much room for faster as for slower."""
     known = pd.concat([rows["ratio"], rows["ratio_low"], rows["ratio_high"]]).dropna()
     reach = max(1.05, *(math.exp(abs(math.log(value))) for value in known)) ** 1.1
     axes.set_xscale("log")
@@ -108,7 +108,7 @@ def _ratio_axis(figure: Figure, rows: pd.DataFrame) -> None:
     axes.xaxis.set_major_locator(FixedLocator(_ratio_ticks(reach)))
     axes.xaxis.set_major_formatter(drawing.THOUSANDS)
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("B is faster   <   time of B / time of A (ratio)   >   B is slower")
+    axes.set_xlabel(label)
     drawing.open_frame(axes, "x")
 
 

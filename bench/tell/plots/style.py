@@ -99,8 +99,10 @@ def make_figure(title: str, subtitle: str, height_in: float) -> Figure:
     """Make an empty figure of the common width whose title says what is shown, and for which setting."""
     figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
     FigureCanvasAgg(figure)
-    lines = [textwrap.fill(line, TITLE_COLUMNS) for line in (title, *subtitle.splitlines())]
-    figure.suptitle("\n".join(lines), fontsize=11, parse_math=False)  # a folder's name may have two $
+    lines = [title, *subtitle.splitlines()]
+    figure.set_label("\n".join([" ".join(title.split()), *lines[1:]]))  # what a page writes above it
+    wrapped = "\n".join(textwrap.fill(line, TITLE_COLUMNS) for line in lines)
+    figure.suptitle(wrapped, fontsize=11, parse_math=False)  # a folder's name may have two $
     return figure
 
 

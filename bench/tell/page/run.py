@@ -1,0 +1,130 @@
+"""The page of one run: its closing sentence, cautions, one table, plots, environment, and how each number is made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from bench.analysis import columns
+from bench.record import Run
+from bench.tell import notes, tables
+from bench.tell.environment import facts
+from bench.tell.page.render import document
+from bench.tell.page.svg import Picture
+from bench.tell.page.table import Column, Line, Table, names, separated
+from bench.tell.representative import representative_line
+from bench.tell.words import NOTHING, SETTING_COLUMNS, Row, case_labels, number, plural, setting
+
+if TYPE_CHECKING:
+    from bench.tell.report import Report
+
+GROUPS: dict[str, tables.Cells] = {
+    "Times": tables.TIMES,
+    "Caches": tables.CACHES,
+    "Machine's roofs": tables.ROOFS,
+    "Memory": tables.MEMORY,
+}
+_SETTINGS = [*SETTING_COLUMNS, "n_gen"]
+_HEADERS = {"n_threads": "threads", "attn_implementation": "attention", "batch_size": "batch", "n_gen": "new\ntokens"}
+
+
+def run_page(report: Report, pictures: Mapping[str, Picture]) -> str:
+    """Write the page of a run; `pictures` are its plots, by a name that is unique in the page."""
+    run, summary = report.tidy.run, report.summary
+    timed = summary[summary["latency_ms"].notna()]
+    return document(
+        "run.html",
+        title=f"What the cache gains: {', '.join(dict.fromkeys(summary['model']))}",
+        name=run.name,
+        created=run.manifest.created_utc.partition("T")[0],
+        machine=run.manifest.environment.hostname,
+        closing=report.closing or _closing(summary),
+        failures=list(_failures(summary)),
+        n_cases=summary["case"].nunique(),
+        cautions=report.caution_lines,
+        setting=_shared_setting(summary),
+        reading=notes.reading_line(summary),
+        table=results(summary),
+        pictures=pictures,
+        represented=representative_line(timed),
+        notes="\n".join(filter(None, [notes.slope_lines(report.slopes), notes.prediction_lines(summary)])),
+        environment=_environment(run),
+        turns=_turns(report),
+        columns=[(f"`{column.name}`", column.unit, column.meaning) for column in columns.COLUMNS],
+        summary=_every_column(summary),
+    )
+
+
+def results(summary: pd.DataFrame) -> Table:
+    """Make the one table of a run: a row per case, the columns of all of its tables."""
+    varying = [name for name in _SETTINGS if len(set(summary[name])) > 1]
+    heads = [Column(_HEADERS.get(name, name), "Setting", left=summary[name].dtype == "string") for name in varying]
+    cells: list[tuple[Column, Any]] = [
+        (Column("prompt"), tables.TIMES["prompt"]),
+        (Column("strategy", left=True, heads_row=True), tables.TIMES["strategy"]),
+    ]
+    shown_first = {"Times", "Caches"} if summary["logit_kl"].notna().any() else {"Times"}
+    for group, own in GROUPS.items():
+        shown = group in shown_first
+        cells += [
+            (Column(title, group, left=title in tables.LEFT, hidden=not shown), cell)
+            for title, cell in own.items()
+            if title not in ("prompt", "strategy")
+        ]
+    lines = []
+    found = list(tables.cases(summary))
+    opens = separated([prefill[name] for name in (*varying, "n_prompt", "n_depth")] for prefill, _ in found)
+    for (prefill, decode), opening in zip(found, opens, strict=True):
+        settings = [str(prefill[name]) for name in varying]
+        written = [cell(prefill, decode) for _, cell in cells]
+        named = names(*settings, "prompt", *written[:2], prefill["status"])
+        lines.append(Line([*settings, *written], named, opening))
+    return Table.of("Results", [*heads, *(column for column, _ in cells)], lines)
+
+
+def _closing(summary: pd.DataFrame) -> str:
+    """Say what was measured where there is no sentence about naive and a cache."""
+    timed = summary.loc[summary["latency_ms"].notna(), "case"].nunique()
+    return f"Measured {timed} of {plural(summary['case'].nunique(), 'case')}."
+
+
+def _failures(summary: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
+    labels = case_labels(summary)
+    for row in summary[(summary["status"] != "ok") & (summary["phase"] == "prefill")].to_dict("records"):
+        yield labels[row["case"]], row["status"], row["error"]
+
+
+def _shared_setting(summary: pd.DataFrame) -> str:
+    """Write what all cases have in common, as the title of a table does."""
+    shared = [name for name in SETTING_COLUMNS if len(set(summary[name])) == 1]
+    first: Row = summary.iloc[0].to_dict()
+    return setting(first, also=["n_gen"] if len(set(summary["n_gen"])) == 1 else [], only=shared)
+
+
+def _environment(run: Run) -> list[tuple[str, str]]:
+    manifest = run.manifest
+    rows = [("command", f"`{' '.join(manifest.command)}`"), ("measured (UTC)", manifest.created_utc)]
+    rows += [(name.replace("_", " "), value) for name, value in facts(manifest.environment) if value != NOTHING]
+    for name, per_s in manifest.ceilings.items():
+        unit, size = ("GB/s", 1e9) if name.startswith("read_bandwidth") else ("TFLOP/s", 1e12)
+        what = name.replace("_bytes_per_s", "").replace("_flop_per_s", "").replace("_", " ")
+        rows.append((f"{what}, at the start", f"{number(per_s / size)} {unit}"))
+    return rows + [(f"weights of {model}", f"`{digest}`") for model, digest in manifest.weights.items()]
+
+
+def _turns(report: Report) -> str:
+    """Say how often each case was measured, and how many turns do not count."""
+    manifest, measured = report.tidy.run.manifest, report.tidy.measured
+    lost = int(measured.drop_duplicates(["case", "process", "round"])["disturbed"].sum())
+    turns = len(measured.drop_duplicates(["case", "process", "round"]))
+    rounds = f"{plural(manifest.repetitions, 'round')} in {plural(manifest.processes, 'process', 'processes')} planned"
+    return f"{rounds}, {plural(turns, 'turn')} timed, {lost} of them disturbed."
+
+
+def _every_column(summary: pd.DataFrame) -> dict[str, Any]:
+    """Take every column and row of summary.csv, for the script of the page."""
+    frame = summary[columns.NAMES]
+    rows = frame.astype(object).where(frame.notna(), None).to_numpy().tolist()
+    return {"columns": [column._asdict() for column in columns.COLUMNS], "rows": rows}

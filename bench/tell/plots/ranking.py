@@ -1,0 +1,94 @@
+"""Frames -> figures of a ranking: a line per case, a marker per run."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+
+from bench.judge.ranking import BASELINE, RATIO_COLUMNS, TIME_COLUMNS, Ranking
+from bench.tell.plots import style as drawing
+from bench.tell.plots.comparison import ratio_axis
+from bench.tell.plots.steps import file_suffix, intervals
+from bench.tell.ranking import by_shared_setting
+from bench.tell.words import SETTING_COLUMNS, Row, context
+
+LINE_IN = 0.13
+"""Height of a marker. A case has one for each run, and half of one between it and the next."""
+
+
+class _Look(NamedTuple):
+    color: str
+    marker: str
+
+
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5D3A9B", "#222222")
+_LOOKS = [_Look(color, marker) for color, marker in zip(_COLORS, "osD^vPX*", strict=True)]
+
+
+def ranking_figures(ranking: Ranking, rows: pd.DataFrame, baseline: int = 0) -> dict[str, Figure]:
+    """Draw one picture of each setting that the runs share, by file name; `rows` as `Ranking.against` makes them."""
+    columns = [name for name in SETTING_COLUMNS if name not in ranking.apart]
+    return {
+        "ranking" + file_suffix(own, rows, [*columns, "n_gen"]): picture_of(ranking, title, own, baseline)
+        for title, own in by_shared_setting(ranking, rows)
+    }
+
+
+def picture_of(ranking: Ranking, title: str, rows: pd.DataFrame, baseline: int = 0) -> Figure:
+    """Draw a panel per phase, in it a line per case, and on it a marker per run with its 95 % interval.
+
+    Ratios to the baseline where every row has one; else, since some have no counterpart in it, the times themselves.
+    `rows` are of one setting.
+    """
+    own = ranking.letters[baseline]
+    by_ratio = bool(rows["ratio"].notna().all())
+    columns = RATIO_COLUMNS if by_ratio else TIME_COLUMNS
+    drawn = rows[rows["verdict"] != BASELINE] if by_ratio else rows
+    runs = [letter for letter in ranking.letters if (drawn["run"] == letter).any()]
+    what = f"Time of each run / time of {own}, unpaired," if by_ratio else "Time of each run, median"
+    names = (f"{letter}: {tidy.run.name}" for letter, tidy in zip(ranking.letters, ranking.tidies, strict=True))
+    cases = {row["group"]: _label(ranking, row) for row in rows.to_dict("records")}
+    height = 1.9 + LINE_IN * (len(runs) + 0.6) * len(cases)
+    figure = drawing.make_figure(f"{what} {intervals(drawn[columns[1]])}", f"{title}\n{'   '.join(names)}", height)
+    for panel, phase, axes, shown in drawing.panels(figure, drawn):
+        for place, run in enumerate(runs):
+            of_run = shown[shown["run"] == run]
+            # The markers of a case stand within 0.7 of its height, around its label.
+            heights = of_run["group"].map(list(cases).index) + 0.7 * ((place + 0.5) / len(runs) - 0.5)
+            _markers(axes, of_run, heights, columns, _LOOKS[ranking.letters.index(run) % len(_LOOKS)])
+        axes.set_yticks(range(len(cases)), list(cases.values()) if panel == 0 else [""] * len(cases))
+        axes.set_ylim(len(cases) - 0.4, -0.6)
+        if by_ratio:
+            axes.axvline(1, color=drawing.GUIDE, linewidth=1.2, zorder=1)
+            ratio_axis(axes, shown, f"faster  <  {phase}, time / {own}'s  >  slower")
+        else:
+            _time_axis(axes, shown, f"{phase} (ms), log scale")
+    drawing.legend_below(figure, figure.axes[0], columns=8)
+    return figure
+
+
+def _label(ranking: Ranking, row: Row) -> str:
+    """Name a case by what it has in every run."""
+    return " ".join(([] if "strategy" in ranking.apart else [f"{row['strategy']},"]) + [f"prompt {context(row)}"])
+
+
+def _markers(axes: Axes, rows: pd.DataFrame, heights: pd.Series[float], columns: list[str], look: _Look) -> None:
+    value, low, high = columns
+    axes.hlines(heights, rows[low], rows[high], color=look.color, linewidth=1.4)
+    label = rows["run"].iloc[0] if len(rows) else None
+    axes.plot(rows[value], heights, look.marker, color=look.color, markersize=4.5, label=label)
+
+
+def _time_axis(axes: Axes, rows: pd.DataFrame, label: str) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(
+        LogLocator(subs=(1.0, 2.0, 5.0) if rows["ms"].max() / rows["ms"].min() < 50 else (1.0,))
+    )
+    axes.xaxis.set_major_formatter(drawing.THOUSANDS)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel(label)
+    drawing.open_frame(axes, "x")
