@@ -159,8 +159,7 @@ class Ranking:
         counterpart = alike if len(alike) == 1 else others
         if len(counterpart) != 1:
             return {"verdict": NO_COUNTERPART}
-        times = [self._values(one) for one in (row, counterpart[0])]
-        ratio = estimators.unpaired_ratio(*times)
+        ratio = estimators.unpaired_ratio(self._values(row), self._values(counterpart[0]))
         ratio, verdict = judged(ratio, *(self._tidy(one).run for one in (row, counterpart[0])))
         figures = dict(zip(RATIO_COLUMNS, (ratio.estimate, ratio.low, ratio.high), strict=True))
         return {**figures, "interval": "unpaired", "verdict": verdict}

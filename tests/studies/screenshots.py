@@ -33,8 +33,8 @@ def main() -> None:
                 taken = Image.open(io.BytesIO(page.screenshot(full_page=True)))
                 if wrong:
                     sys.exit("; ".join(wrong))
-            # 64 colours: the page has few, and the file becomes a third.
-            taken.convert("RGB").quantize(64).save(file.with_name(f"report-{width}.png"), optimize=True)
+            # The page has few colours: the file becomes a third.
+            taken.convert("RGB").quantize(256).save(file.with_name(f"report-{width}.png"), optimize=True)
 
 
 if __name__ == "__main__":

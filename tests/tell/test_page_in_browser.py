@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from bench.judge.ranking import Ranking
 from bench.tell.page.comparison import comparison_page
@@ -77,6 +79,26 @@ def test_a_page_loads_without_an_error_or_a_request(browser, run_file, compariso
             paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
             assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
             assert wrong == []
+
+
+def test_a_narrow_page_draws_each_panel_below_the_other(browser, tmp_path):
+    with own_settings():
+        figure = make_figure("Two panels", "of a setting", 3)
+        for number in (1, 2):
+            figure.add_subplot(1, 2, number).fill_between([0, 1], 0, 1, color="#D55E00", label="one")
+        figure.legend(*figure.axes[0].get_legend_handles_labels())
+        file = tmp_path / "narrow.html"
+        file.write_text(run_page(Report.of(run_with_lossy_kinds()), {"two": picture(figure, "two")}))
+    with opened(browser, file, width=390) as (page, wrong):
+        panels = page.locator(".narrow .panel")
+        assert panels.count() == 2
+        assert page.locator(".narrow .legend svg").count() == 1
+        for number in (0, 1):  # the coloured area is drawn, not clipped away
+            png = panels.nth(number).screenshot()
+            assert (0xD5, 0x5E, 0x00) in {
+                color for _, color in Image.open(io.BytesIO(png)).convert("RGB").getcolors(1 << 20)
+            }
+        assert wrong == []
 
 
 def test_a_table_sorts_by_its_figures_with_the_keyboard(browser, run_file):
