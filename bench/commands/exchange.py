@@ -29,7 +29,7 @@ def export(
 
     \b
     Examples:
-      kvbench export 20261123T040000Z-mine --to bmf --out - | bencher run --adapter json ...
+      kvbench export 20261123T040000Z-mine --to bmf --out mine.json
       kvbench export 20261123T040000Z-mine --to llama-bench --out mine.jsonl
     """
     from bench.analysis.summary import summarize
@@ -75,7 +75,8 @@ def import_(
 
     \b
     Example:
-      llama-bench -m model.gguf -p 512 -n 128 -d 0,512 -o jsonl > llama.jsonl && kvbench import llama.jsonl
+      llama-bench -m model.gguf -p 512 -n 128 -d 0,512 -o jsonl > llama.jsonl
+      kvbench import llama.jsonl
     """
     from bench.tell.exchange.imported import store
 

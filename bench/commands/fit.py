@@ -50,11 +50,11 @@ def fit(
     ] = True,
     output_format: flags.TableFormat = "md",
 ) -> None:
-    """Find the largest context that fits a memory, for each kind of cache.
+    """Find the largest context that fits a memory.
 
-    Adds up the weights, every byte that the cache allocates for a prompt fed in one forward, and an estimate of the
-    workspace. Nothing is loaded or run. Tokens per second are those of decode at that context if it reached the
-    machine's ceilings: an upper limit.
+    For each kind of cache: adds up the weights, every byte that the cache allocates for a prompt fed in one forward,
+    and an estimate of the workspace. Nothing is loaded or run. Tokens per second are those of decode at that context
+    if it reached the machine's ceilings: an upper limit.
 
     \b
     Examples:

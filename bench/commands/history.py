@@ -14,7 +14,7 @@ HistoryFormat = Literal["md", "csv", "json", "parquet"]
 
 def history(
     folders: Annotated[
-        list[Path] | None, Argument(metavar="[FOLDER]...", help="Folders of run folders [default: results/runs].")
+        list[Path] | None, Argument(metavar="FOLDER", help="Folders of run folders [default: results/runs].")
     ] = None,
     where: Annotated[
         str | None, Option(metavar="SQL", help="Condition on the columns of summary.csv and of the list.")
@@ -38,7 +38,7 @@ def history(
     Examples:
       kvbench history --model smollm2-135m --strategy compiled --plot trend.png
       kvbench history --where "n_prompt >= 512 and speedup_vs_naive < 10"
-      kvbench history -o csv --sql "SELECT run, latency_ms FROM runs JOIN rows USING (folder) WHERE phase = 'decode'"
+      kvbench history -o csv --sql "SELECT run, mbu FROM runs JOIN rows USING (folder)"
     """
     from bench.analysis import columns
     from bench.store.history import TYPES, History, connect, parquet

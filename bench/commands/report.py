@@ -48,7 +48,8 @@ def compare(
     runs: Annotated[
         list[str],
         Argument(
-            metavar="A B [C ...]", help="Runs: folders, or names under --out. A is what the others are compared with."
+            metavar="FOLDER",
+            help="Two runs or more: folders, or names under --out. The first is what the others are compared with.",
         ),
     ],
     out: flags.Out = flags.RESULTS,

@@ -14,6 +14,7 @@ import msgspec
 import pandas as pd
 
 from bench.analysis.tidy import Tidy
+from bench.case import HOST_DEVICES
 from bench.manifest import CasePlan
 from bench.record import Run
 from kvcache.strategies.catalogue import is_lossy
@@ -125,7 +126,7 @@ def _setting(run: Run, plan: CasePlan) -> dict[str, Any]:
         "n_threads": case.n_threads,
         "type_k": kind,
         "type_v": kind,
-        "n_gpu_layers": 99 if case.device == "cuda" else 0,
+        "n_gpu_layers": 0 if case.device in HOST_DEVICES else 99,
         "flash_attn": "flash" in case.attn_implementation,
         "test_time": run.manifest.created_utc,
     }
