@@ -52,7 +52,7 @@ _ROUTED = {
 }
 _LATENT = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
 
-_CONFIGS: dict[str, dict[str, Any]] = {
+CONFIGS: dict[str, dict[str, Any]] = {
     # Recurrent states and convolutions beside keys and values, in one layer.
     "falcon_h1": {**_SMALL, **_MAMBA, "mamba_d_ssm": 64},
     "zaya": {
@@ -189,7 +189,7 @@ _CONFIGS: dict[str, dict[str, Any]] = {
 @functools.cache
 def family(name: str) -> PreTrainedModel:
     """The tiny model of a family; the same object for equal names."""
-    return tiny(name, _CONFIGS[name])
+    return tiny(name, CONFIGS[name])
 
 
 def hybrid() -> PreTrainedModel:

@@ -28,8 +28,15 @@ _NO_SPECIAL_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_i
 # The architectures' defaults lie outside so small a vocabulary.
 
 
-def tiny(model_type: str, geometry: dict[str, Any], seed: int = 0, **overrides: Any) -> PreTrainedModel:
-    """A random float32 causal model of `model_type` on the CPU, in eval mode; equal for equal arguments.
+def tiny(
+    model_type: str,
+    geometry: dict[str, Any],
+    seed: int = 0,
+    *,
+    dtype: torch.dtype = torch.float32,
+    **overrides: Any,
+) -> PreTrainedModel:
+    """A random causal model of `model_type` on the CPU, in eval mode; equal for equal arguments.
 
     `overrides` replace entries of `geometry`, under the names of the architecture's own config class.
     """
@@ -37,7 +44,7 @@ def tiny(model_type: str, geometry: dict[str, Any], seed: int = 0, **overrides: 
     config: PretrainedConfig = AutoConfig.for_model(model_type, **arguments)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
         _spread(model)
     model.eval().requires_grad_(False)
     return model
