@@ -60,7 +60,7 @@ _SIZES: dict[str, Any] = {
     "linear_num_key_heads": 2,
     **dict.fromkeys(["conv_kernel", "conv_kernel_size", "mamba_d_conv"], 4),
     # Which layer is what.
-    **dict.fromkeys(["attn_layer_period", "expert_layer_period"], 2),
+    **dict.fromkeys(["attn_layer_period", "expert_layer_period", "layer_group_size"], 2),
     **dict.fromkeys(["attn_layer_offset", "expert_layer_offset"], 1),
     "max_window_layers": 0,
     "use_sliding_window": True,
@@ -124,6 +124,8 @@ def _geometry(config: type[PretrainedConfig]) -> dict[str, Any]:
     types = {field.name: str(field.type) for field in fields(config)}
     named = {name: size for name, size in _SIZES.items() if name in types or name in other_names}
     sizes = {name: size for name, size in named.items() if other_names.get(name) not in named}
+    if "kv_lora_rank" in sizes and "num_key_value_heads" in sizes:  # latents are expanded to one head per query head
+        sizes["num_key_value_heads"] = _HEADS
     for token in _SPECIAL_TOKENS:
         if token in types:
             sizes[token] = 0 if types[token] in {"int", "<class 'int'>"} else None

@@ -42,8 +42,8 @@ N_PROMPT, N_GEN, N_DEPTH = 12, 6, 8
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BATCH_SIZES = (1, 3)
 NAMES = [name for name, entry in STRATEGIES.items() if not entry.cache and not entry.lossy]
-REFUSALS = (Unsupported, ValueError, NotRepeatable)
-"""How a strategy says that it does not take a model, or a way of feeding it."""
+REFUSALS = (Unsupported, NotRepeatable)
+"""How a strategy says that it does not take a model; a padded prompt is refused by a ValueError."""
 LONGEST_S = 600
 """For all of one type."""
 CELL_S = 60
@@ -165,7 +165,8 @@ def _padded(model: PreTrainedModel, model_type: str, dtype: str) -> Iterator[Cel
                     expected = _logits(single, alone, None)
                     worst = max(worst, difference(expected[0], found[row], largest(expected)))
         except Exception as error:  # noqa: BLE001  # it becomes the cell
-            yield Cell(*where, "padding", _kind(error), reason=_line(error))
+            outcome: Outcome = "refused" if isinstance(error, ValueError) else _kind(error)
+            yield Cell(*where, "padding", outcome, reason=_line(error))
             continue
         yield Cell(*where, "padding", "right" if worst <= tolerance(model) else "silent", worst)
 
@@ -194,7 +195,7 @@ def _kind(error: Exception) -> Outcome:
 def _line(error: Exception) -> str:
     """The error in one line; of those that are no sentence for users, its class too."""
     text = " ".join(str(error).split())[:300]
-    own = isinstance(error, (*REFUSALS, NonFiniteLogits, WrongShape, _Slow))
+    own = isinstance(error, (*REFUSALS, NonFiniteLogits, WrongShape, _Slow, ValueError))
     return text if own and text else f"{type(error).__name__}: {text}"
 
 
