@@ -177,7 +177,7 @@ def _logits(strategy: Strategy, prompt: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _build(name: str, model: PreTrainedModel) -> Strategy:
-    """As the catalogue does; `compiled` without its compiler, which would take ten seconds each time."""
+    """As the catalogue does; `compiled` without its compiler, which takes seconds each time."""
     return STRATEGIES[name].load()(model, backend="eager") if STRATEGIES[name].compiles else build(name, model)
 
 
@@ -212,6 +212,7 @@ class _limit:  # noqa: N801  # a context manager
 
 def _child(model_type: str, out: Connection) -> None:
     warnings.simplefilter("ignore")
+    torch.compiler.set_stance("force_eager")  # `compiled` runs its code as it is: a trace takes seconds
     for cell in cells(model_type):
         out.send(cell)
     out.send(None)
