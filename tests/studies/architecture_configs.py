@@ -67,6 +67,9 @@ _SIZES: dict[str, Any] = {
     "num_kv_shared_layers": 2,
     "num_nextn_predict_layers": 0,
     # The rest.
+    "is_decoder": True,
+    "hidden_size_global": _WIDTH,
+    "encoder_hash_byte_group_vocab": 97,
     "vocab_size_per_layer_input": 97,
     "hidden_size_per_layer_input": _HEAD_DIM,
     "global_head_dim": 16,
@@ -76,7 +79,9 @@ _SIZES: dict[str, Any] = {
 }
 _KIN = {"gemma4_unified_text": "gemma4_text"}
 """Types that take another one's row in tests/families.py."""
+_ROBERTA = ("camembert", "data2vec-text", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod")
 _ROWS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(_ROBERTA, {"pad_token_id": 1}),  # positions are counted from it
     "blt": {"patcher_config": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}},
     "cohere_compass_text": {
         "rope_parameters": {

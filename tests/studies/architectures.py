@@ -13,7 +13,7 @@ import multiprocessing
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
@@ -84,10 +84,14 @@ def cells(model_type: str) -> Iterator[Cell]:
         except Exception as error:  # noqa: BLE001  # whatever transformers raises where it cannot make one
             yield Cell(model_type, dtype, 0, "", "", "refused", reason=_line(error))
             return
+        wrong: set[str] = set()
         for batch_size in BATCH_SIZES:
             for scenario, n_depth in (("whole", 0), ("context", N_DEPTH)):
-                yield from _generated(model, model_type, dtype, batch_size, scenario, n_depth)  # type: ignore[arg-type]
-        yield from _padded(model, model_type, dtype)
+                for cell in _generated(model, model_type, dtype, batch_size, scenario, n_depth):  # type: ignore[arg-type]
+                    if cell.outcome == "false":
+                        wrong.add(cell.strategy)
+                    yield cell
+        yield from _padded(model, model_type, dtype, wrong)
 
 
 def _generated(
@@ -142,8 +146,8 @@ def _in_chunks(strategy: Strategy, where: tuple[str, str, int, str], prompt: Ten
     return Cell(*where, "chunks", outcome, apart, expected.prefix_stable)
 
 
-def _padded(model: PreTrainedModel, model_type: str, dtype: str) -> Iterator[Cell]:
-    """Rows of 5 and 9 tokens, padded on the left: each as alone, or refused."""
+def _padded(model: PreTrainedModel, model_type: str, dtype: str, wrong: Collection[str]) -> Iterator[Cell]:
+    """Rows of 5 and 9 tokens, padded on the left: each as alone, or refused; what is `wrong` without padding is known."""
     short, long = _ids(3, 1, 5), _ids(4, 1, 9)
     ids = torch.cat([torch.nn.functional.pad(short, (4, 0)), long])
     mask = torch.ones_like(ids)
@@ -165,7 +169,8 @@ def _padded(model: PreTrainedModel, model_type: str, dtype: str) -> Iterator[Cel
             outcome: Outcome = "refused" if isinstance(error, ValueError) else _kind(error)
             yield Cell(*where, "padding", outcome, reason=_line(error))
             continue
-        yield Cell(*where, "padding", "right" if worst <= tolerance(model) else "silent", worst)
+        equal = worst <= tolerance(model)
+        yield Cell(*where, "padding", "right" if equal else "false" if name in wrong else "silent", worst)
 
 
 def _logits(strategy: Strategy, prompt: Tensor, mask: Tensor | None) -> Tensor:
