@@ -13,7 +13,7 @@ import multiprocessing
 import signal
 import sys
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
@@ -73,9 +73,9 @@ class _Slow(Exception):
     """A cell took longer than `CELL_S`."""
 
 
-def cells(model_type: str) -> Iterator[Cell]:
+def cells(model_type: str, dtypes: Sequence[str]) -> Iterator[Cell]:
     """Try everything with one type."""
-    for dtype in DTYPES:
+    for dtype in dtypes:
         try:
             with _limit():
                 model = shrunken(model_type, DTYPES[dtype])
@@ -215,18 +215,18 @@ class _limit:  # noqa: N801  # a context manager
         signal.alarm(0)
 
 
-def _child(model_type: str, out: Connection) -> None:
+def _child(model_type: str, dtypes: Sequence[str], out: Connection) -> None:
     warnings.simplefilter("ignore")
     torch.compiler.set_stance("force_eager")  # `compiled` runs its code as it is: a trace takes seconds
-    for cell in cells(model_type):
+    for cell in cells(model_type, dtypes):
         out.send(cell)
     out.send(None)
 
 
-def tried(model_type: str) -> list[Cell]:
+def tried(model_type: str, dtypes: Sequence[str]) -> list[Cell]:
     """All cells of one type, from a process of its own; what it had said when it died or was stopped, and that."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=_child, args=(model_type, sender), daemon=True)
+    process = multiprocessing.get_context("fork").Process(target=_child, args=(model_type, dtypes, sender), daemon=True)
     process.start()
     sender.close()
     found: list[Cell] = []
@@ -251,6 +251,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="nox -s study -- architectures", description=__doc__)
     parser.add_argument("--only", action="append", metavar="TYPE", help="Try this one again (repeatable; *, ?).")
     parser.add_argument("--jobs", type=int, default=2, help="Types at a time.")
+    parser.add_argument("--missing", action="store_true", help="Try those alone that the stored table lacks.")
+    parser.add_argument("--dtypes", default=",".join(DTYPES), help="Which, separated by commas.")
     parser.add_argument("--page", action="store_true", help="Write docs/architectures.md from the stored table alone.")
     asked = parser.parse_args()
     types = [] if asked.page else [
@@ -262,8 +264,12 @@ def main() -> None:
     logging.set_verbosity_error()
     warnings.simplefilter("ignore")
     stored = pd.read_csv(TABLE, keep_default_na=False) if TABLE.exists() else pd.DataFrame(columns=["model_type"])
+    if asked.missing:
+        types = [each for each in types if each not in set(stored["model_type"])]
+    dtypes = asked.dtypes.split(",")
     with ThreadPoolExecutor(asked.jobs) as pool:
-        for done, (model_type, found) in enumerate(zip(types, pool.map(tried, types), strict=True), 1):
+        answers = pool.map(lambda each: tried(each, dtypes), types)
+        for done, (model_type, found) in enumerate(zip(types, answers, strict=True), 1):
             new = pd.DataFrame([asdict(cell) for cell in found])
             stored = pd.concat([stored[stored["model_type"] != model_type], new.astype(object).fillna("")])
             outcomes = new["outcome"].value_counts()
