@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from kvcache.caches.contract import CacheNotRead, Unsupported
+from kvcache.caches.dynamic import DynamicKV
 from kvcache.caches.states import row_bytes
 from kvcache.strategies.cached import Dynamic
 from kvcache.strategies.padding import check_mask, check_model, moved_before
@@ -116,7 +117,10 @@ class HfGenerate(Strategy):
         if not attention_mask.all():
             self.cache = None  # the padding goes before the context, which is fed again
         self.sequence, self.attention_mask = moved_before(self.sequence, ids, attention_mask)
-        check_model(self.model, self.sequence, self.attention_mask)
+        try:
+            check_model(self.model, self.sequence, self.attention_mask, DynamicKV)
+        except Unsupported as reason:
+            raise ValueError(f"padding in a cache of its own cannot be checked: {reason}") from None
 
     def _generate(self, n_gen: int, on_step: OnStep | None, forced: Tensor | None) -> _Steps:
         steps = _Steps(on_step, forced)

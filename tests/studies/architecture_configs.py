@@ -105,6 +105,7 @@ _ROWS: dict[str, dict[str, Any]] = {
         **dict.fromkeys(["swa_q_lora_rank", "swa_kv_lora_rank", "swa_head_dim"], 16),
         **dict.fromkeys(["swa_qk_nope_head_dim", "swa_v_head_dim"], 8),
     },
+    "prophetnet": {"pad_token_id": 0},
     "qwen4_exp_text": {
         "layer_types": ["linear_attention", "full_attention"] * 2,
         **{"hc_count": 2, "hc_lowrank": 8, "ngram_vocab_size_base": 97, "split_ngram_parts": 2},

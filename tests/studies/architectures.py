@@ -84,11 +84,11 @@ def cells(model_type: str, dtypes: Sequence[str]) -> Iterator[Cell]:
         except Exception as error:  # noqa: BLE001  # whatever transformers raises where it cannot make one
             yield Cell(model_type, dtype, 0, "", "", "refused", reason=_line(error))
             return
-        wrong: set[str] = set()
+        wrong: set[str] = set()  # and said to be so
         for batch_size in BATCH_SIZES:
             for scenario, n_depth in (("whole", 0), ("context", N_DEPTH)):
                 for cell in _generated(model, model_type, dtype, batch_size, scenario, n_depth):  # type: ignore[arg-type]
-                    if cell.outcome == "false":
+                    if cell.outcome == "false" or cell.prefix_stable is False:
                         wrong.add(cell.strategy)
                     yield cell
         yield from _padded(model, model_type, dtype, wrong)
@@ -169,8 +169,16 @@ def _padded(model: PreTrainedModel, model_type: str, dtype: str, wrong: Collecti
             outcome: Outcome = "refused" if isinstance(error, ValueError) else _kind(error)
             yield Cell(*where, "padding", outcome, reason=_line(error))
             continue
-        equal = worst <= tolerance(model)
-        yield Cell(*where, "padding", "right" if equal else "false" if name in wrong else "silent", worst)
+        yield Cell(*where, "padding", _padding_outcome(worst, model, known=name in wrong), worst)
+
+
+def _padding_outcome(worst: float, model: PreTrainedModel, *, known: bool) -> Outcome:
+    """Judge a padded row; twice the tolerance is still rounding: both rows have it, and padding adds in another order."""
+    if worst <= tolerance(model):
+        return "right"
+    if worst <= 2 * tolerance(model):
+        return "tie"
+    return "false" if known else "silent"
 
 
 def _logits(strategy: Strategy, prompt: Tensor, mask: Tensor | None) -> Tensor:

@@ -59,13 +59,24 @@ def _all_right(cells: pd.DataFrame) -> str:
     return f"{len(whole)} types: {', '.join(whole)}."
 
 
-def _table(cells: pd.DataFrame) -> str:
-    """A row per type and strategy that is not right everywhere; a column per way of feeding, worst dtype and batch."""
-    rows = []
+def explained(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return the cells that are not right (of `compiled`, which says itself what it takes, none), with their `cause`."""
+    where = ["model_type", "batch_size", "strategy", "scenario"]
+    fine = cells[(cells["dtype"] == "float32") & cells["outcome"].isin(MEASURED)]
+    right = set(fine[where].itertuples(index=False, name=None))
     odd = cells[~cells["outcome"].isin(MEASURED) & (cells["strategy"] != "compiled")]
-    for name, of_type in odd.groupby("model_type"):
+    keys = odd[where].itertuples(index=False, name=None)
+    return odd.assign(
+        cause=[cause_of(row, key in right) for row, key in zip(odd.to_dict("records"), keys, strict=True)]
+    )
+
+
+def _table(cells: pd.DataFrame) -> str:
+    """A row per type and strategy that is not right everywhere, a column per way of feeding."""
+    rows = []
+    for name, of_type in explained(cells).groupby("model_type"):
         for strategy, found in of_type.groupby("strategy", sort=False):
-            causes = list(dict.fromkeys(cause.key for cause in map(cause_of, found.to_dict("records"))))
+            causes = dict.fromkeys(cause.key for cause in found["cause"])
             row = {"type": name, "strategy": strategy or "all"}
             for scenario in ORDER:
                 row[scenario] = _worst(found[found["scenario"] == scenario], cells, str(name), str(strategy), scenario)
@@ -76,8 +87,9 @@ def _table(cells: pd.DataFrame) -> str:
 
 def _worst(odd: pd.DataFrame, cells: pd.DataFrame, name: str, strategy: str, scenario: str) -> str:
     """Say `false`, `refused` or `failed`, with the part of dtypes and batch sizes it holds for; `right` where none is."""
-    asked = cells[(cells["model_type"] == name) & (cells["strategy"] == strategy) & (cells["scenario"] == scenario)]
-    if not len(odd):
+    here = (cells["model_type"] == name) & (cells["strategy"] == strategy) & (cells["scenario"] == scenario)
+    asked = cells[here]
+    if odd.empty:
         return "right" if len(asked) else ""
     words = []
     for outcome, found in odd.groupby("outcome", sort=False):
@@ -88,12 +100,11 @@ def _worst(odd: pd.DataFrame, cells: pd.DataFrame, name: str, strategy: str, sce
 
 def _causes(cells: pd.DataFrame) -> str:
     """A paragraph per cause: whose it is, the mechanism and its place, and the types it concerns."""
-    odd = cells[~cells["outcome"].isin(MEASURED) & (cells["strategy"] != "compiled")]
     concerned: dict[Cause, dict[str, None]] = {}
-    for row in odd.to_dict("records"):
-        concerned.setdefault(cause_of(row), {})[str(row["model_type"])] = None
-    paragraphs = []
-    for cause in [each for each in CAUSES if each in concerned]:
-        names = ", ".join(concerned[cause])
-        paragraphs.append(f"### {cause.key}\n\n{cause.whose}. {cause.words} ({names})")
-    return "\n\n".join(paragraphs)
+    for row in explained(cells).to_dict("records"):
+        concerned.setdefault(row["cause"], {})[str(row["model_type"])] = None
+    return "\n\n".join(
+        f"### {cause.key}\n\n{cause.whose}. {cause.words} Types: {', '.join(concerned[cause])}."
+        for cause in CAUSES
+        if cause in concerned
+    )
