@@ -26,8 +26,10 @@ ENCODER = Cause("encoder", "kvbench's choice", "An encoder and a decoder: kvbenc
 PADDING = Cause(
     "padding",
     "Transformers', refused by kvbench",
-    "A padded row gives other logits than the row alone: the padding runs through a recurrent state or a convolution, is "
-    "counted by learned positions, or is seen by a sparse selection. kvbench compares the row that has the most padding "
+    "A padded row gives other logits than the row alone: the padding runs through a recurrent state "
+    "or a convolution, is "
+    "counted by learned positions, or is seen by a sparse selection. kvbench compares the row that "
+    "has the most padding "
     "before it takes a mask.",
 )
 OWN_CACHE = Cause(
@@ -37,25 +39,31 @@ OWN_CACHE = Cause(
     "hf-generate where the model brings a cache of its own, are measured.",
 )
 STATIC_LAYER = Cause(
-    "no-static-layer", "Transformers'", "StaticCache has no layer for this layer type (cache_utils, the table of static layers)."
+    "no-static-layer",
+    "Transformers'",
+    "StaticCache has no layer for this layer type (cache_utils, the table of static layers).",
 )
 CAPACITY = Cause(
     "window-by-capacity",
     "Transformers'",
-    "Local attention cuts its own mask by the number of keys (the model's attention module), which in a static cache is "
+    "Local attention cuts its own mask by the number of keys (the model's attention module), which "
+    "in a static cache is "
     "its whole capacity.",
 )
 SEVERAL = Cause(
     "several-after-a-cache",
     "Transformers'",
-    "Where several tokens follow those in a cache, the scan begins from an empty state: the mixer reads the cached state "
+    "Where several tokens follow those in a cache, the scan begins from an empty state: the mixer "
+    "reads the cached state "
     "for single tokens only. One prompt and single steps are right; a context (`-d`) or a prompt in chunks is not.",
 )
 TOP_K = Cause(
     "top-k-ties",
     "Transformers'",
-    "The indexer's scores pass a ReLU, so several are exactly 0, and topk takes others of these equals when the matrix has "
-    "more columns (findings/dsa_topk_ties.sh). A position's logits change with the tokens after it once more are visible "
+    "The indexer's scores pass a ReLU, so several are exactly 0, and topk takes others of these "
+    "equals when the matrix has "
+    "more columns (findings/dsa_topk_ties.sh). A position's logits change with the tokens after it "
+    "once more are visible "
     "than are selected; naive is its own reference, and a cached step is `false`.",
 )
 POSITIONS = Cause(
@@ -67,29 +75,37 @@ POSITIONS = Cause(
 LONGROPE = Cause(
     "rope-switch",
     "Transformers'",
-    "Longrope changes all rotary angles at a length, and the keys in the cache have the old ones; the model replaces the "
+    "Longrope changes all rotary angles at a length, and the keys in the cache have the old ones; "
+    "the model replaces the "
     "cache it was given there (modeling_phi3, prepare_inputs_for_generation).",
 )
 REPEATS = Cause("not-repeatable", "The model's", "It gives other logits for the same tokens: nothing can be proved.")
 PREFIX = Cause(
     "not-prefix-stable",
     "The model's",
-    "The logits of a position depend on the tokens after it (attention both ways, or pooling over blocks): naive re-feed "
+    "The logits of a position depend on the tokens after it (attention both ways, or pooling over "
+    "blocks): naive re-feed "
     "is its own reference, and a cache, whose entries are made once, cannot give the same.",
 )
 ROUNDING = Cause(
     "rounding",
     "Nobody's",
-    "In float32 the same is right: bfloat16 rounds these random weights (standard deviation 0.25) beyond the tolerance, or "
+    "In float32 the same is right: bfloat16 rounds these random weights (standard deviation 0.25) "
+    "beyond the tolerance, or "
     "turns the choice of an expert.",
 )
 OWN_TOKENS = Cause(
     "prompt-tokens",
     "Transformers'",
-    "The model puts tokens of its own before the prompt and keeps them in the cache, so that its masks and positions do "
+    "The model puts tokens of its own before the prompt and keeps them in the cache, so that its "
+    "masks and positions do "
     "not fit what was fed.",
 )
-FAILS = Cause("fails", "Transformers'", "Its own code raises at a valid input; the table has the error, and `kvbench run` stores it.")
+FAILS = Cause(
+    "fails",
+    "Transformers'",
+    "Its own code raises at a valid input; the table has the error, and `kvbench run` stores it.",
+)
 UNEXPLAINED = Cause("unexplained", "Not found out", "Seen, said by the proof, and not looked into.")
 
 CAUSES = (
@@ -111,9 +127,18 @@ _BY_WORDS = {
 _BY_TYPE = {
     TOP_K: {"axk2", "deepseek_v32", "dots3_note_text", "glm_moe_dsa", "hy_v4", "qwen4_exp", "qwen4_exp_text"},
     SEVERAL: {"falcon_mamba", "jamba", "mamba", "mamba2", "recurrent_gemma", "zamba"},
-    POSITIONS: {"camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"},
+    POSITIONS: {
+        "camembert",
+        "data2vec-text",
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
+    },
     LONGROPE: {"phi3", "phimoe", "phi4_multimodal"},
     OWN_TOKENS: {"cpmant"},
+    PREFIX: {"prophetnet", "xlnet"},
 }
 
 

@@ -25,7 +25,9 @@ LARGEST = 20_000_000
 _SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _LAYERS, _HEADS, _WIDTH, _HEAD_DIM, _STATE, _WINDOW, _POSITIONS = 4, 4, 32, 8, 8, 8, 256
 _SIZES: dict[str, Any] = {
-    **dict.fromkeys(["num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "num_blocks"], _LAYERS),
+    **dict.fromkeys(
+        ["num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "num_blocks"], _LAYERS
+    ),
     **dict.fromkeys(["num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"], _HEADS),
     **dict.fromkeys(["num_key_value_heads", "num_global_key_value_heads", "swa_num_key_value_heads"], 2),
     **dict.fromkeys(["hidden_size", "n_embd", "d_model", "dim", "embedding_dim", "embedding_size"], _WIDTH),
@@ -83,9 +85,11 @@ _KIN = {"gemma4_unified_text": "gemma4_text"}
 """Types that take another one's row in tests/families.py."""
 _ROBERTA = ("camembert", "data2vec-text", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl")
 _ROWS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(_ROBERTA, {"pad_token_id": 1}),  # positions are counted from it
+    **{name: {"pad_token_id": 1} for name in _ROBERTA},  # positions are counted from it
     "xmod": {"pad_token_id": 1, "default_language": "en_XX"},
-    "blt": {"patcher_config": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}},
+    "blt": {
+        "patcher_config": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    },
     "cohere_compass_text": {
         "rope_parameters": {
             kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("full_attention", "sliding_attention")
@@ -108,9 +112,15 @@ _ROWS: dict[str, dict[str, Any]] = {
     "prophetnet": {"pad_token_id": 0},
     "qwen4_exp_text": {
         "layer_types": ["linear_attention", "full_attention"] * 2,
-        **{"hc_count": 2, "hc_lowrank": 8, "ngram_vocab_size_base": 97, "split_ngram_parts": 2},
-        **{"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8},
-        **{"indexer_budget": 8, "indexer_compress_ratio": 4},
+        "hc_count": 2,
+        "hc_lowrank": 8,
+        "ngram_vocab_size_base": 97,
+        "split_ngram_parts": 2,
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 4,
     },
     "reformer": {"is_decoder": True, "axial_pos_shape": [16, 16], "axial_pos_embds_dim": [16, 16]},
     "zamba2": {"layers_block_type": ["mamba", "hybrid"] * 2, "use_mamba_kernels": False, "num_key_value_heads": 4},

@@ -1,8 +1,8 @@
 """Runs every causal language model of transformers, shrunken, by every strategy, and says which is right (an hour).
 
-Each is measured as kvbench does it: against the parallel forward, or naive re-feed where a forward is not prefix-stable;
-in float32 and bfloat16, at batch 1 and 3, with a whole prompt, after a context, in three chunks, and left-padded. Writes
-results/examples/architectures.csv and docs/architectures.md.
+Each is measured as kvbench does it: against the parallel forward, or naive re-feed where a forward is not
+prefix-stable; in float32 and bfloat16, at batch 1 and 3, with a whole prompt, after a context, in three chunks, and
+left-padded. Writes results/examples/architectures.csv and docs/architectures.md.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ Outcome = Literal["right", "tie", "false", "refused", "failed", "silent"]
 
 @dataclass(frozen=True)
 class Cell:
-    """What one strategy did with one model, fed in one way; `scenario` is empty where no model or reference came about."""
+    """What one strategy did with one model, fed in one way; `scenario` is empty where no model came about."""
 
     model_type: str
     dtype: str
@@ -80,7 +80,7 @@ def cells(model_type: str, dtypes: Sequence[str]) -> Iterator[Cell]:
             with _limit():
                 model = shrunken(model_type, DTYPES[dtype])
             if model.config.is_encoder_decoder:
-                raise Unsupported("an encoder and a decoder: kvbench takes decoders")
+                raise Unsupported("an encoder and a decoder: kvbench takes decoders")  # noqa: TRY301  # becomes a cell
         except Exception as error:  # noqa: BLE001  # whatever transformers raises where it cannot make one
             yield Cell(model_type, dtype, 0, "", "", "refused", reason=_line(error))
             return
@@ -136,9 +136,8 @@ def _in_chunks(strategy: Strategy, where: tuple[str, str, int, str], prompt: Ten
     try:
         with _limit():
             strategy.reset()
-            for chunk in prompt.chunk(3, dim=1):
-                logits = strategy.prefill(chunk)
-            steps = [logits, *(strategy.decode(expected.tokens[:, at : at + 1]) for at in range(N_GEN - 1))]
+            first = [strategy.prefill(chunk) for chunk in prompt.chunk(3, dim=1)]
+            steps = [first[-1], *(strategy.decode(expected.tokens[:, at : at + 1]) for at in range(N_GEN - 1))]
     except Exception as error:  # noqa: BLE001  # it becomes the cell
         return Cell(*where, "chunks", _kind(error), None, expected.prefix_stable, _line(error))
     apart = difference(expected.logits, torch.stack(steps, dim=1), largest(expected.logits))
@@ -147,7 +146,7 @@ def _in_chunks(strategy: Strategy, where: tuple[str, str, int, str], prompt: Ten
 
 
 def _padded(model: PreTrainedModel, model_type: str, dtype: str, wrong: Collection[str]) -> Iterator[Cell]:
-    """Rows of 5 and 9 tokens, padded on the left: each as alone, or refused; what is `wrong` without padding is known."""
+    """Rows of 5 and 9 tokens, padded on the left: each as alone, or refused; what else is `wrong` is known."""
     short, long = _ids(3, 1, 5), _ids(4, 1, 9)
     ids = torch.cat([torch.nn.functional.pad(short, (4, 0)), long])
     mask = torch.ones_like(ids)
@@ -173,7 +172,7 @@ def _padded(model: PreTrainedModel, model_type: str, dtype: str, wrong: Collecti
 
 
 def _padding_outcome(worst: float, model: PreTrainedModel, *, known: bool) -> Outcome:
-    """Judge a padded row; twice the tolerance is still rounding: both rows have it, and padding adds in another order."""
+    """Judge a padded row; twice the tolerance is still rounding: both rows have it, and add in another order."""
     if worst <= tolerance(model):
         return "right"
     if worst <= 2 * tolerance(model):
@@ -263,9 +262,11 @@ def main() -> None:
     parser.add_argument("--dtypes", default=",".join(DTYPES), help="Which, separated by commas.")
     parser.add_argument("--page", action="store_true", help="Write docs/architectures.md from the stored table alone.")
     asked = parser.parse_args()
-    types = [] if asked.page else [
-        each for each in TYPES if any(fnmatch.fnmatch(each, name) for name in asked.only or ["*"])
-    ]
+    types = (
+        []
+        if asked.page
+        else [each for each in TYPES if any(fnmatch.fnmatch(each, name) for name in asked.only or ["*"])]
+    )
     if not types and not asked.page:
         parser.error(f"--only {' '.join(asked.only)}: valid: {', '.join(TYPES)}")
     torch.set_num_threads(1)

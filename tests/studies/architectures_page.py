@@ -19,14 +19,22 @@ def write(cells: pd.DataFrame) -> str:
     counts = _counts(cells)
     parts = [
         "# Every architecture of transformers",
-        f"`nox -s study -- architectures`, transformers {version('transformers')}, torch {version('torch')}, CPU. Tiny "
-        "random models, shrunken so that a dozen tokens cross windows, top-k, convolutions and rope switches; each in "
-        "float32 and bfloat16, at batch 1 and 3, with a whole prompt, after a context of 8 tokens (`-d 8`), with the "
-        "prompt in three chunks, and left-padded. Every cell is in "
-        "[architectures.csv](../results/examples/architectures.csv).",
+        (
+            f"`nox -s study -- architectures`, transformers {version('transformers')}, torch "
+            f"{version('torch')}, CPU. Tiny "
+            "random models, shrunken so that a dozen tokens cross windows, top-k, convolutions and rope "
+            "switches; each in "
+            "float32 and bfloat16, at batch 1 and 3, with a whole prompt, after a context of 8 tokens (`-d "
+            "8`), with the "
+            "prompt in three chunks, and left-padded. Every cell is in "
+            "[architectures.csv](../results/examples/architectures.csv)."
+        ),
         counts,
-        "**right**: logits equal the reference's within the dtype's tolerance, and two more rounds give the same tokens. "
-        "**false**: they do not, and `kvbench run` says so (exit 5). **refused**: not measured, with the reason.",
+        (
+            "**right**: logits equal the reference's within the dtype's tolerance, and another round gives "
+            "the same tokens. "
+            "**false**: they do not, and `kvbench run` says so (exit 5). **refused**: not measured, with the reason."
+        ),
         "## Where all is right",
         _all_right(cells),
         "## Where something is not",
@@ -46,29 +54,29 @@ def _counts(cells: pd.DataFrame) -> str:
     both = sum("naive" in names and len(names) > 1 for names in right)
     silent = int((cells["outcome"] == "silent").sum())
     return (
-        f"Of {known} model types that AutoModelForCausalLM knows, {built} could be built. {both} of them have naive and at "
-        f"least one cached strategy measured and equal in float32; every other has the reason below. Cells that are wrong "
-        f"without saying so: {silent}."
+        f"Of {known} model types that AutoModelForCausalLM knows, {built} could be built. {both} of them "
+        f"have naive and "
+        f"at least one cached strategy measured and equal in float32; every other has the reason below. Cells that are "
+        f"wrong without saying so: {silent}."
     )
 
 
 def _all_right(cells: pd.DataFrame) -> str:
     """Name the types whose every cell is right, a tie, or `compiled` refused."""
     fine = cells[cells["outcome"].isin(MEASURED) | (cells["strategy"] == "compiled") & (cells["outcome"] == "refused")]
-    whole = [name for name, rows in cells.groupby("model_type") if len(rows) == (fine["model_type"] == name).sum()]
+    whole = [str(name) for name, rows in cells.groupby("model_type") if len(rows) == (fine["model_type"] == name).sum()]
     return f"{len(whole)} types: {', '.join(whole)}."
 
 
 def explained(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return the cells that are not right (of `compiled`, which says itself what it takes, none), with their `cause`."""
+    """Return the cells that are not right, with their `cause`; none of `compiled`, which says itself what it takes."""
     where = ["model_type", "batch_size", "strategy", "scenario"]
     fine = cells[(cells["dtype"] == "float32") & cells["outcome"].isin(MEASURED)]
     right = set(fine[where].itertuples(index=False, name=None))
     odd = cells[~cells["outcome"].isin(MEASURED) & (cells["strategy"] != "compiled")]
     keys = odd[where].itertuples(index=False, name=None)
-    return odd.assign(
-        cause=[cause_of(row, key in right) for row, key in zip(odd.to_dict("records"), keys, strict=True)]
-    )
+    causes = [cause_of(row, key in right) for row, key in zip(odd.to_dict("records"), keys, strict=True)]
+    return odd.assign(cause=pd.Series(causes, index=odd.index, dtype=object))
 
 
 def _table(cells: pd.DataFrame) -> str:
@@ -86,7 +94,7 @@ def _table(cells: pd.DataFrame) -> str:
 
 
 def _worst(odd: pd.DataFrame, cells: pd.DataFrame, name: str, strategy: str, scenario: str) -> str:
-    """Say `false`, `refused` or `failed`, with the part of dtypes and batch sizes it holds for; `right` where none is."""
+    """Say `false`, `refused` or `failed`, with the part of dtypes and batch sizes it holds for; else `right`."""
     here = (cells["model_type"] == name) & (cells["strategy"] == strategy) & (cells["scenario"] == scenario)
     asked = cells[here]
     if odd.empty:
