@@ -24,7 +24,7 @@ def write(cells: pd.DataFrame) -> str:
             f"{version('torch')}, CPU. Tiny "
             "random models, shrunken so that a dozen tokens cross windows, top-k, convolutions and rope "
             "switches; each in "
-            "float32 and bfloat16, at batch 1 and 3, with a whole prompt, after a context of 8 tokens (`-d "
+            "float32, many also in bfloat16, at batch 1 and 3, with a whole prompt, after a context of 8 tokens (`-d "
             "8`), with the "
             "prompt in three chunks, and left-padded. Every cell is in "
             "[architectures.csv](../results/examples/architectures.csv)."
@@ -52,12 +52,12 @@ def _counts(cells: pd.DataFrame) -> str:
     whole = tried[(tried["scenario"] == "whole") & (tried["dtype"] == "float32")]
     right = whole[whole["outcome"].isin(MEASURED)].groupby("model_type")["strategy"].agg(set)
     both = sum("naive" in names and len(names) > 1 for names in right)
+    narrow = tried[tried["dtype"] == "bfloat16"]["model_type"].nunique()
     silent = int((cells["outcome"] == "silent").sum())
     return (
-        f"Of {known} model types that AutoModelForCausalLM knows, {built} could be built. {both} of them "
-        f"have naive and "
-        f"at least one cached strategy measured and equal in float32; every other has the reason below. Cells that are "
-        f"wrong without saying so: {silent}."
+        f"Of {known} model types that AutoModelForCausalLM knows, {built} could be built. {both} of them have naive and "
+        f"at least one cached strategy measured and equal in float32; every other has the reason below. {narrow} were "
+        f"tried in bfloat16 too. Cells that are wrong without saying so: {silent}."
     )
 
 
