@@ -20,13 +20,10 @@ def write(cells: pd.DataFrame) -> str:
     parts = [
         "# Every architecture of transformers",
         (
-            f"`nox -s study -- architectures`, transformers {version('transformers')}, torch "
-            f"{version('torch')}, CPU. Tiny "
-            "random models, shrunken so that a dozen tokens cross windows, top-k, convolutions and rope "
-            "switches; each in "
-            "float32, many also in bfloat16, at batch 1 and 3, with a whole prompt, after a context of 8 tokens (`-d "
-            "8`), with the "
-            "prompt in three chunks, and left-padded. Every cell is in "
+            f"`nox -s study -- architectures`, transformers {version('transformers')}, torch {version('torch')}, CPU. "
+            "Tiny random models, shrunken so that a dozen tokens cross windows, top-k, convolutions and rope switches; "
+            "each in float32, many also in bfloat16, at batch 1 and 3, with a whole prompt, after a context of 8 tokens "
+            "(`-d 8`), with the prompt in three chunks, and left-padded. Every cell is in "
             "[architectures.csv](../results/examples/architectures.csv)."
         ),
         counts,
