@@ -22,8 +22,8 @@ def write(cells: pd.DataFrame) -> str:
         (
             f"`nox -s study -- architectures`, transformers {version('transformers')}, torch {version('torch')}, CPU. "
             "Tiny random models, shrunken so that a dozen tokens cross windows, top-k, convolutions and rope switches; "
-            "each in float32, many also in bfloat16, at batch 1 and 3, with a whole prompt, after a context of 8 tokens "
-            "(`-d 8`), with the prompt in three chunks, and left-padded. Every cell is in "
+            "each in float32, many also in bfloat16, at batch 1 and 3, with a whole prompt, after a context of 8 "
+            "tokens (`-d 8`), in three chunks, and left-padded. Every cell is in "
             "[architectures.csv](../results/examples/architectures.csv)."
         ),
         counts,
@@ -53,8 +53,8 @@ def _counts(cells: pd.DataFrame) -> str:
     silent = int((cells["outcome"] == "silent").sum())
     return (
         f"Of {known} model types that AutoModelForCausalLM knows, {built} could be built. {both} of them have naive and "
-        f"at least one cached strategy measured and equal in float32; every other has the reason below. {narrow} were "
-        f"tried in bfloat16 too. Cells that are wrong without saying so: {silent}."
+        f"at least one cached strategy measured and equal in float32; every other has the reason below. {narrow} "
+        f"were tried in bfloat16 too. Cells that are wrong without saying so: {silent}."
     )
 
 
