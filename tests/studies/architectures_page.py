@@ -52,7 +52,7 @@ def _counts(cells: pd.DataFrame) -> str:
     narrow = tried[tried["dtype"] == "bfloat16"]["model_type"].nunique()
     silent = int((cells["outcome"] == "silent").sum())
     return (
-        f"Of {known} model types that AutoModelForCausalLM knows, {built} could be built. {both} of them have naive and "
+        f"Of {known} model types that AutoModelForCausalLM knows, {built} could be built. {both} have naive and "
         f"at least one cached strategy measured and equal in float32; every other has the reason below. {narrow} "
         f"were tried in bfloat16 too. Cells that are wrong without saying so: {silent}."
     )
