@@ -99,6 +99,9 @@ def run(
     from bench.measure.plan import within_positions
     from bench.measure.server_process import RunServers
 
+    if resume is not None and (given := config.given(context) - WITH_RESUME):
+        named = ", ".join(config.flag_of(context, parameter) for parameter in sorted(given))
+        raise UsageError(f"--resume continues the run as it was planned: leave out {named}")
     missing: list[str] = []
     stored = cluster_run.stored_cluster(resume, out) if resume is not None else None
     jobs = cluster_flags.cluster_of(context, stored, resumed=resume is not None)
@@ -106,9 +109,6 @@ def run(
         refuse_unavailable(jobs.kind)
     with RunServers() as servers:
         if resume is not None:
-            if given := config.given(context) - WITH_RESUME:
-                named = ", ".join(config.flag_of(context, parameter) for parameter in sorted(given))
-                raise UsageError(f"--resume continues the run as it was planned: leave out {named}")
             if jobs is not None and stored is None:
                 raise UsageError(f"--cluster: {resume} was begun without jobs, so it is resumed without them")
             job = measuring.resume(resume, out) if jobs is None else cluster_run.resume(resume, out, jobs)
