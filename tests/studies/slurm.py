@@ -15,9 +15,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
+import psutil
 
 from bench.analysis.summary import summarize
 from bench.analysis.tidy import Tidy
@@ -34,7 +37,7 @@ EXACT = ["model", "strategy", "phase", "device", "dtype", "attn_implementation",
 EXACT += ["n_prompt", "n_gen", "n_depth", "samples", "flops", "bytes", "gemm_flops", "gemv_flops", "forward_calls"]
 EXACT += ["tokens_processed", "kv_bytes_predicted", "kv_bytes_measured", "exact", "tokens_match", "status"]
 """Columns of the summary that no machine and no moment may change."""
-WAIT_S, WAITING_JOBS = 15.0, 12
+WAIT_S, WAITING_JOBS = 40.0, 12
 WAITING_GRID = ["-m", "random:tiny,random:gpt2", "--dtype", "float32,bfloat16,float16", "-t", "1,2"]
 WAITING_GRID += ["-p", "8", "-n", "4", "-r", "1", "--strategies", "dynamic"]
 LEAST_SPEEDUP = 2.2
@@ -49,7 +52,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the daemons end, too
     with tempfile.TemporaryDirectory(prefix="kvbench-slurm-") as scratch:
         folder = Path(scratch)
-        with SmallSlurm(folder / "slurm", NODES) as slurm:
+        with SmallSlurm(folder / "slurm", NODES) as slurm, ended_commands():
             lines = [*disturbed_grid(slurm, folder), "", *waiting_jobs(slurm, folder)]
     text = "\n".join(["# A grid on Slurm", "", *lines, ""])
     print(text)
@@ -57,12 +60,24 @@ def main() -> None:
         arguments.write.write_text(text, encoding="utf-8")
 
 
+@contextmanager
+def ended_commands() -> Iterator[None]:
+    """End the commands of kvbench that still run when the block ends, however it ends."""
+    before = psutil.Process().children()
+    try:
+        yield
+    finally:
+        for process in psutil.Process().children():
+            if process not in before:
+                process.terminate()
+
+
 def disturbed_grid(slurm: SmallSlurm, folder: Path) -> list[str]:
     """Measure the grid on three nodes, kill one and cancel a job meanwhile, resume, and compare with one process."""
     out = folder / "runs"
     command = ["run", *GRID, "--cluster", "slurm", "--slurm-time", "30", "--out", str(out), "--name", "slurm"]
     first = start(slurm, command)
-    killed, cancelled = disturb(slurm, first)
+    killed, cancelled = disturb(slurm, first, out)
     code, ended = first.wait(), first.communicate()[1]
     (run_folder,) = out.glob("*-slurm")
     missing = Tidy.of(read_run(run_folder)).unfinished
@@ -100,13 +115,15 @@ def disturbed_grid(slurm: SmallSlurm, folder: Path) -> list[str]:
     ]
 
 
-def disturb(slurm: SmallSlurm, run: subprocess.Popen[str]) -> tuple[str, str]:
-    """Cancel a job and kill another's node once all nodes are busy; return the node and the cancelled job."""
-    while len(busy := slurm.running()) < len(NODES):
-        check(run.poll() is None, "the run ended before all nodes were busy")
+def disturb(slurm: SmallSlurm, run: subprocess.Popen[str], out: Path) -> tuple[str, str]:
+    """Cancel a job and kill another's node once all have measured one; return the node and the cancelled job."""
+    while True:
+        check(run.poll() is None, "the run ended before all nodes had measured")
+        busy, folders = slurm.running(), list(out.glob("*-slurm"))
+        if len(busy) == len(NODES) and folders and set(machines(read_run(folders[0]))) == set(NODES):
+            break
         time.sleep(0.5)
     slurm.command("scancel", busy[NODES[0]])
-    time.sleep(2)
     slurm.down(NODES[1])
     return NODES[1], busy[NODES[0]]
 
