@@ -37,7 +37,7 @@ EXACT = ["model", "strategy", "phase", "device", "dtype", "attn_implementation",
 EXACT += ["n_prompt", "n_gen", "n_depth", "samples", "flops", "bytes", "gemm_flops", "gemv_flops", "forward_calls"]
 EXACT += ["tokens_processed", "kv_bytes_predicted", "kv_bytes_measured", "exact", "tokens_match", "status"]
 """Columns of the summary that no machine and no moment may change."""
-WAIT_S, WAITING_JOBS = 40.0, 12
+WAIT_S, WAITING_JOBS = 25.0, 12
 WAITING_GRID = ["-m", "random:tiny,random:gpt2", "--dtype", "float32,bfloat16,float16", "-t", "1,2"]
 WAITING_GRID += ["-p", "8", "-n", "4", "-r", "1", "--strategies", "dynamic"]
 LEAST_SPEEDUP = 2.2
@@ -120,12 +120,18 @@ def disturb(slurm: SmallSlurm, run: subprocess.Popen[str], out: Path) -> tuple[s
     while True:
         check(run.poll() is None, "the run ended before all nodes had measured")
         busy, folders = slurm.running(), list(out.glob("*-slurm"))
-        if len(busy) == len(NODES) and folders and set(machines(read_run(folders[0]))) == set(NODES):
+        if len(busy) == len(NODES) and folders and have_finished(read_run(folders[0])) == set(NODES):
             break
         time.sleep(0.5)
     slurm.command("scancel", busy[NODES[0]])
     slurm.down(NODES[1])
     return NODES[1], busy[NODES[0]]
+
+
+def have_finished(run: Run) -> set[str]:
+    """Return the nodes that have measured a case to its end."""
+    torn = Tidy.of(run).unfinished
+    return {run.environment(item.case).hostname for item in run.manifest.plan if item.case.key not in torn}
 
 
 def waiting_jobs(slurm: SmallSlurm, folder: Path) -> list[str]:
