@@ -123,9 +123,12 @@ def disturb(slurm: SmallSlurm, run: subprocess.Popen[str], out: Path) -> tuple[s
         if len(busy) == len(NODES) and folders and have_finished(read_run(folders[0])) == set(NODES):
             break
         time.sleep(0.5)
-    slurm.command("scancel", busy[NODES[0]])
+    while (begun := slurm.running().get(NODES[0], busy[NODES[0]])) == busy[NODES[0]]:
+        check(run.poll() is None, "the run ended before another job began")
+        time.sleep(0.2)
+    slurm.command("scancel", begun)  # which imports torch now, and has measured nothing
     slurm.down(NODES[1])
-    return NODES[1], busy[NODES[0]]
+    return NODES[1], begun
 
 
 def have_finished(run: Run) -> set[str]:
