@@ -186,6 +186,24 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
+WHOLE = [
+    "falcon_h1",
+    "zaya",
+    "qwen3_next",
+    "qwen3_5_text",
+    "bamba",
+    "jamba",
+    "granitemoehybrid",
+    "lfm2",
+    "kimi_linear",
+    "nemotron_h",
+    "mamba",
+    "gemma4_text",
+    "gemma3n_text",
+]
+"""Families that all four strategies measure, token for token."""
+
+
 @functools.cache
 def family(name: str) -> PreTrainedModel:
     """The tiny model of a family; the same object for equal names."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from kvcache.caches.contract import Unsupported
@@ -48,6 +49,11 @@ def tiny(
         _spread(model)
     model.eval().requires_grad_(False)
     return model
+
+
+def token_ids(seed: int, *shape: int) -> Tensor:
+    """Random token ids of these models; equal for equal arguments."""
+    return torch.randint(VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _spread(model: PreTrainedModel) -> None:

@@ -18,7 +18,7 @@ LIBRARIES_READ = ("HF_", "PYTORCH_", "SAFETENSORS_", "TORCH", "TRANSFORMERS_")
 
 
 def keep_docstrings() -> None:
-    """Restart this program if Python was told to remove docstrings: help texts and transformers are made from them."""
+    """Restart this program without -OO, which removes docstrings: help texts and transformers are made from them."""
     if sys.flags.optimize < STRIPPED:
         return
     words = [word for word in sys.orig_argv[1:] if word != "-OO"]

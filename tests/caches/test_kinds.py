@@ -17,7 +17,7 @@ from kvcache.caches.held_bytes import held_bytes
 from kvcache.proof.tokens import agreement, reference
 from kvcache.strategies.cached import Cached
 from kvcache.strategies.catalogue import STRATEGIES, build
-from tests.tiny import ARCHITECTURES, VOCAB_SIZE
+from tests.tiny import ARCHITECTURES, token_ids
 
 PACKAGES = {"quanto": "optimum-quanto", "hqq": "hqq"}
 
@@ -42,10 +42,6 @@ KINDS = [*LOSSY, "dynamic", "static"]
 def model_of(**overrides: object) -> PreTrainedModel:
     """A Llama whose heads fill the groups of 64 of the quantised kinds."""
     return ARCHITECTURES["llama"](head_dim=64, max_position_embeddings=1024, **overrides)
-
-
-def token_ids(seed: int, *shape: int) -> Tensor:
-    return torch.randint(VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(seed))
 
 
 def prepared(name: str, model: PreTrainedModel, capacity: int, context: Tensor | None = None, batch: int = 1) -> Cached:

@@ -8,15 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from torch import Tensor
 
 from kvcache.caches.contract import UnfitCache
 from kvcache.models import ModelError
 from kvcache.proof.tokens import agreement, reference
 from kvcache.strategies.cached import Cached
 from kvcache.strategies.catalogue import build
-from tests.tiny import ARCHITECTURES, VOCAB_SIZE
+from tests.tiny import ARCHITECTURES, token_ids
 
 FACTORIES = """
 from transformers import Cache, DynamicCache, StaticCache
@@ -73,10 +71,6 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(sys, "path", [*sys.path])
     importlib.invalidate_caches()
     return name
-
-
-def token_ids(seed: int, *shape: int) -> Tensor:
-    return torch.randint(VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(seed))
 
 
 def cached(module: str, factory: str) -> Cached:

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor
 
 from kvcache.caches.contract import UnfitCache, layers_of
 from kvcache.caches.untouched import Surroundings
@@ -18,7 +17,7 @@ from kvcache.proof.tokens import agreement, reference
 from kvcache.strategies.cached import Cached
 from kvcache.strategies.catalogue import build
 from tests.families import family
-from tests.tiny import ARCHITECTURES, VOCAB_SIZE
+from tests.tiny import ARCHITECTURES, token_ids
 from tests.unfit_caches import growing
 
 PER_TOKEN = 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, head_dim, bytes of a float32
@@ -29,10 +28,6 @@ def torch_as_it_was() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-
-
-def token_ids(seed: int, *shape: int) -> Tensor:
-    return torch.randint(VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(seed))
 
 
 def cached(factory: str) -> Cached:

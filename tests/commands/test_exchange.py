@@ -65,9 +65,9 @@ def test_an_import_stands_beside_a_run_of_ours_without_an_interval(run, tmp_path
     printed = kvbench("import", str(path), "--out", str(tmp_path / "runs"))
     folder = Path(printed.stdout.strip())
     assert printed.stderr == "left out: 1 of 3 tests (prompt and generation timed together)\n"
-    told = kvbench("report", str(folder))
-    assert "llama.cpp" in told.stdout
-    assert f"imported from llama-bench ({path}): measured elsewhere, its tokens were not checked" in told.stderr
+    shown = kvbench("report", str(folder))
+    assert "llama.cpp" in shown.stdout
+    assert f"imported from llama-bench ({path}): measured elsewhere, its tokens were not checked" in shown.stderr
     compared = json.loads(kvbench("compare", str(folder), str(folder), "-o", "json").stdout)
     assert {row["verdict"] for row in compared} == {"measured elsewhere"}
     assert {row["ratio_low"] for row in compared} == {None}

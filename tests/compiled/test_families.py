@@ -23,17 +23,13 @@ from kvcache.proof.tokens import reference
 from kvcache.strategies.strategy import last_logits
 from kvcache.strategies.tolerance import TOLERANCE
 from tests.compiled.families import CHOOSING, FAMILIES, family
-from tests.tiny import SLIDING_WINDOW, VOCAB_SIZE, tiny
+from tests.tiny import SLIDING_WINDOW, tiny, token_ids
 
 N_PROMPT, N_GEN = 20, 6
 N_DEPTH = CHUNK - N_PROMPT - N_GEN // 2
 """A context up to which a prompt and half of the steps fill the first chunk of the cache."""
 
 pytestmark = pytest.mark.usefixtures("untraced")
-
-
-def token_ids(seed: int, *shape: int) -> Tensor:
-    return torch.randint(VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(seed))
 
 
 def forced_logits(strategy: Compiled, prompt: Tensor, tokens: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from kvcache.proof.tokens import agreement, reference
 from kvcache.strategies.strategy import last_logits
 from kvcache.strategies.tolerance import TOLERANCE
 from tests.compiled.families import CHOOSING, FAMILIES, family
-from tests.tiny import ARCHITECTURES, COMPILED, MAX_POSITIONS, SLIDING_WINDOW, VOCAB_SIZE
+from tests.tiny import ARCHITECTURES, COMPILED, MAX_POSITIONS, SLIDING_WINDOW, token_ids
 
 SUPPORTED = ["gpt2", "llama", "qwen3", "mistral", "gemma3", "gpt_neox"]
 AT_ONCE = [(architecture, 1, torch.float32) for architecture in COMPILED]
@@ -32,10 +32,6 @@ VARIANTS = [
         *itertools.product(("gpt2", "llama"), [FEW_ROWS], (torch.float32, torch.bfloat16)),
     ]
 ]
-
-
-def token_ids(seed: int, *shape: int) -> Tensor:
-    return torch.randint(VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize(("name", "batch_size", "dtype"), VARIANTS)

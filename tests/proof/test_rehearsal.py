@@ -18,8 +18,8 @@ from kvcache.models.skeleton import skeleton
 from kvcache.proof.operations import count_operations
 from kvcache.proof.rehearsal import NotRehearsable, Rehearsal
 from kvcache.strategies.catalogue import build
-from tests.families import family
-from tests.tiny import ARCHITECTURES, VOCAB_SIZE, tiny
+from tests.families import WHOLE, family
+from tests.tiny import ARCHITECTURES, tiny, token_ids
 
 SIZES: dict[str, Any] = {
     "hidden_size": 64,
@@ -49,7 +49,7 @@ def rehearsal(model: PreTrainedModel) -> Rehearsal:
 
 
 def ids(batch_size: int, n_tokens: int) -> torch.Tensor:
-    return torch.randint(VOCAB_SIZE, (batch_size, n_tokens), generator=torch.Generator().manual_seed(1))
+    return token_ids(1, batch_size, n_tokens)
 
 
 def measured(model: PreTrainedModel, strategy: str, fed: Fed) -> Held:
@@ -62,26 +62,7 @@ def measured(model: PreTrainedModel, strategy: str, fed: Fed) -> Held:
     return Held(used=cached.kv_bytes, allocated=cached.kv_bytes_allocated)
 
 
-DYNAMIC = [
-    "falcon_h1",
-    "zaya",
-    "qwen3_next",
-    "qwen3_5_text",
-    "bamba",
-    "jamba",
-    "granitemoehybrid",
-    "lfm2",
-    "kimi_linear",
-    "nemotron_h",
-    "mamba",
-    "gemma4_text",
-    "gemma3n_text",
-    "deepseek_v32",
-    "deepseek_v4",
-    "gpt_neo",
-    "roberta",
-    "phi3",
-]
+DYNAMIC = [*WHOLE, "deepseek_v32", "deepseek_v4", "gpt_neo", "roberta", "phi3"]
 STATIC = [name for name in DYNAMIC if name not in {"deepseek_v4", "gpt_neo"}]
 
 

@@ -18,7 +18,7 @@ from kvcache.strategies.catalogue import STRATEGIES, build
 from kvcache.strategies.naive import Naive
 from kvcache.strategies.strategy import Strategy, last_logits
 from kvcache.strategies.tolerance import TOLERANCE
-from tests.tiny import ARCHITECTURES, COMPILED, EVERYWHERE, VOCAB_SIZE, build_without_compiler
+from tests.tiny import ARCHITECTURES, COMPILED, EVERYWHERE, VOCAB_SIZE, build_without_compiler, token_ids
 
 MODELS = sorted(ARCHITECTURES)
 TRACED = [
@@ -34,10 +34,6 @@ TRACED = [
 @cache
 def model_of(architecture: str) -> PreTrainedModel:
     return ARCHITECTURES[architecture]()
-
-
-def token_ids(seed: int, *shape: int) -> Tensor:
-    return torch.randint(VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("name", EVERYWHERE)

@@ -19,36 +19,14 @@ from kvcache.strategies.hf_generate import HfGenerate
 from kvcache.strategies.naive import Naive
 from kvcache.strategies.strategy import Strategy
 from kvcache.strategies.tolerance import tolerance
-from tests.families import dynamic_ntk, family, seeing_the_future, unrepeatable
-from tests.tiny import ARCHITECTURES, VOCAB_SIZE
+from tests.families import WHOLE, dynamic_ntk, family, seeing_the_future, unrepeatable
+from tests.tiny import ARCHITECTURES, token_ids
 
 STRATEGIES = ["naive", "dynamic", "static", "hf-generate"]
 
 
-def token_ids(seed: int, *shape: int) -> Tensor:
-    return torch.randint(VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(seed))
-
-
 def context_of(n_depth: int, batch_size: int = 2) -> Tensor | None:
     return token_ids(1, batch_size, n_depth) if n_depth else None
-
-
-WHOLE = [
-    "falcon_h1",
-    "zaya",
-    "qwen3_next",
-    "qwen3_5_text",
-    "bamba",
-    "jamba",
-    "granitemoehybrid",
-    "lfm2",
-    "kimi_linear",
-    "nemotron_h",
-    "mamba",
-    "gemma4_text",
-    "gemma3n_text",
-]
-"""Families that all four strategies measure, token for token."""
 
 
 FORGETFUL = ["jamba", "mamba"]

@@ -9,13 +9,9 @@ from torch import Tensor, nn
 from kvcache.strategies.catalogue import STRATEGIES, build
 from kvcache.strategies.padding import moved_before
 from tests.families import family
-from tests.tiny import ARCHITECTURES, EVERYWHERE, VOCAB_SIZE
+from tests.tiny import ARCHITECTURES, EVERYWHERE, token_ids
 
 PADDED = [name for name in EVERYWHERE if not STRATEGIES[name].compiles]
-
-
-def token_ids(seed: int, *shape: int) -> Tensor:
-    return torch.randint(VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(seed))
 
 
 def padding(*rows: list[int]) -> Tensor:

@@ -33,7 +33,7 @@ from kvcache.strategies.strategy import Strategy
 from kvcache.strategies.tolerance import difference, largest, tolerance
 from tests.studies.architecture_configs import TYPES, shrunken
 from tests.studies.architectures_page import write
-from tests.tiny import VOCAB_SIZE
+from tests.tiny import token_ids
 
 TREE = Path(__file__).resolve().parents[2]
 TABLE = TREE / "results" / "examples" / "architectures.csv"
@@ -97,8 +97,8 @@ def cells(model_type: str, dtypes: Sequence[str]) -> Iterator[Cell]:
 def _generated(
     model: PreTrainedModel, model_type: str, dtype: str, batch_size: int, scenario: Scenario, n_depth: int
 ) -> Iterator[Cell]:
-    context = _ids(1, batch_size, n_depth) if n_depth else None
-    prompt = _ids(2, batch_size, N_PROMPT)
+    context = token_ids(1, batch_size, n_depth) if n_depth else None
+    prompt = token_ids(2, batch_size, N_PROMPT)
     try:
         with _limit():
             expected = reference(model, prompt, N_GEN, context)
@@ -147,7 +147,7 @@ def _in_chunks(strategy: Strategy, where: tuple[str, str, int, str], prompt: Ten
 
 def _padded(model: PreTrainedModel, model_type: str, dtype: str, wrong: Collection[str]) -> Iterator[Cell]:
     """Rows of 5 and 9 tokens, padded on the left: each as alone, or refused; what else is `wrong` is known."""
-    short, long = _ids(3, 1, 5), _ids(4, 1, 9)
+    short, long = token_ids(3, 1, 5), token_ids(4, 1, 9)
     ids = torch.cat([torch.nn.functional.pad(short, (4, 0)), long])
     mask = torch.ones_like(ids)
     mask[0, :4] = 0
@@ -183,7 +183,7 @@ def _padding_outcome(worst: float, model: PreTrainedModel, *, known: bool) -> Ou
 def _logits(strategy: Strategy, prompt: Tensor, mask: Tensor | None) -> Tensor:
     """Logits `[batch, N_GEN, vocab]` of the same fed tokens, whatever the strategy chooses."""
     steps: list[Tensor] = []
-    forced = _ids(5, 1, N_GEN).expand(prompt.shape[0], -1)
+    forced = token_ids(5, 1, N_GEN).expand(prompt.shape[0], -1)
     strategy.generate(prompt, N_GEN, lambda _, logits: steps.append(logits), forced=forced, attention_mask=mask)
     return torch.stack(steps, dim=1)
 
@@ -191,10 +191,6 @@ def _logits(strategy: Strategy, prompt: Tensor, mask: Tensor | None) -> Tensor:
 def _build(name: str, model: PreTrainedModel) -> Strategy:
     """As the catalogue does; `compiled` without its compiler, which takes seconds each time."""
     return STRATEGIES[name].load()(model, backend="eager") if STRATEGIES[name].compiles else build(name, model)
-
-
-def _ids(seed: int, *shape: int) -> Tensor:
-    return torch.randint(VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _kind(error: Exception) -> Outcome:
