@@ -11,17 +11,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from tests.tiny import tiny
+from tests.tiny import llama_like, tiny
 
-_SMALL: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "tie_word_embeddings": False,
-}
+_SMALL = llama_like(num_hidden_layers=4)
 _LINEAR = {"layer_types": ["linear_attention", "full_attention"] * 2}
 _SHARED = {
     "num_hidden_layers": 6,

@@ -65,7 +65,7 @@ def _spread(model: PreTrainedModel) -> None:
             torch.nn.init.normal_(weight, std=0.1)
 
 
-def _llama_like(**extra: Any) -> dict[str, Any]:
+def llama_like(**extra: Any) -> dict[str, Any]:
     """The names that llama and its descendants share: 4 query heads on 2 key heads, 2 layers."""
     shared = {
         "hidden_size": 32,
@@ -81,12 +81,12 @@ def _llama_like(**extra: Any) -> dict[str, Any]:
 
 _GEOMETRIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": MAX_POSITIONS}),
-    "llama": ("llama", _llama_like()),
-    "qwen3": ("qwen3", _llama_like(head_dim=16)),
-    "mistral": ("mistral", _llama_like(sliding_window=SLIDING_WINDOW)),
+    "llama": ("llama", llama_like()),
+    "qwen3": ("qwen3", llama_like(head_dim=16)),
+    "mistral": ("mistral", llama_like(sliding_window=SLIDING_WINDOW)),
     "gemma3": (
         "gemma3_text",
-        _llama_like(
+        llama_like(
             head_dim=8,
             query_pre_attn_scalar=8,
             num_hidden_layers=4,
@@ -167,12 +167,17 @@ def traced_for(architecture: str) -> AbstractContextManager[object]:
     return nullcontext() if architecture in COMPILED else torch.compiler.set_stance("force_eager")
 
 
+def build_eagerly(name: str, model: PreTrainedModel) -> Strategy:
+    """A strategy as the catalogue builds it, but `compiled` without its compiler, which takes seconds each time."""
+    return STRATEGIES[name].load()(model, backend="eager") if STRATEGIES[name].compiles else build(name, model)
+
+
 def build_without_compiler(name: str, model: PreTrainedModel) -> Strategy:
     """A strategy as the catalogue builds it, but `compiled` without its compiler (tests/compiled/ has it with).
 
     The test is skipped where the strategy does not take the model's architecture.
     """
     try:
-        return STRATEGIES[name].load()(model, backend="eager") if STRATEGIES[name].compiles else build(name, model)
+        return build_eagerly(name, model)
     except Unsupported as reason:
         pytest.skip(str(reason))

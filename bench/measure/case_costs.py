@@ -67,7 +67,7 @@ def held(model: models.ModelDescription, strategy: str, dtype: str, after: Fed) 
     shape = _shape(model)
     if shape is None and strategy in REHEARSED:
         return _rehearsal(model, dtype).held(REHEARSED[strategy], after)
-    layers = shape.layers if shape is not None else _rehearsal(model, dtype).full_layers()
+    layers = shape.layers if shape is not None else _rehearsal(model, dtype).full_layers
     if layers is None:
         return None
     used, allocated = used_bytes(strategy, layers, after), allocated_bytes(strategy, layers, after)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 from unittest import mock
 
@@ -23,6 +23,7 @@ from kvcache.arithmetic.geometry import Layer
 from kvcache.arithmetic.kv_bytes import Fed, Held
 from kvcache.caches.contract import Unsupported
 from kvcache.caches.held_bytes import reachable_tensors
+from kvcache.models.skeleton import count_parameters
 from kvcache.proof.operations import count_operations
 from kvcache.strategies.catalogue import build
 from kvcache.strategies.strategy import last_logits
@@ -84,6 +85,7 @@ class Rehearsal:
         longest = max((getattr(layer, "sliding_window", 0) for layer in layers), default=0)
         return max(512, 1 << (2 * longest - 1).bit_length())
 
+    @cached_property
     def full_layers(self) -> list[Layer] | None:
         """Return the layers that keep keys and values of all tokens, for the formulas of kv_bytes.py.
 
@@ -171,7 +173,7 @@ class Rehearsal:
         tables = [module for module in self._model.modules() if isinstance(module, nn.Embedding)]
         experts: int = sum(weight.numel() for weight in self._of_experts())
         looked_up = {id(table.weight): table.weight.numel() for table in tables if table.weight is not self._head}
-        whole: int = sum(weight.numel() for weight in self._model.parameters()) - experts - sum(looked_up.values())
+        whole = count_parameters(self._model) - experts - sum(looked_up.values())
         return whole + min(experts, expert_flops // 2) + tokens * sum(table.embedding_dim for table in tables)
 
     def _of_experts(self) -> Iterator[Tensor]:

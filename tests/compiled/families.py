@@ -13,17 +13,9 @@ import torch
 from transformers import PreTrainedModel
 
 from kvcache.models.random_weights import cast_parameters
-from tests.tiny import MAX_POSITIONS, SLIDING_WINDOW, tiny
+from tests.tiny import MAX_POSITIONS, SLIDING_WINDOW, llama_like, tiny
 
-_SMALL: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": MAX_POSITIONS,
-    "tie_word_embeddings": False,
-}
+_SMALL = llama_like(num_hidden_layers=4)
 _HALF_WINDOWED = {"sliding_window": SLIDING_WINDOW, "layer_types": ["sliding_attention", "full_attention"] * 2}
 _GEMMA = {**_SMALL, **_HALF_WINDOWED, "head_dim": 16, "query_pre_attn_scalar": 4, "final_logit_softcapping": 3.0}
 _STABLELM = {**_SMALL, "use_qkv_bias": True}

@@ -28,12 +28,11 @@ from transformers.utils import logging
 
 from kvcache.caches.contract import Unsupported
 from kvcache.proof.tokens import NonFiniteLogits, NotRepeatable, Reference, WrongShape, agreement, reference
-from kvcache.strategies.catalogue import STRATEGIES, build
 from kvcache.strategies.strategy import Strategy
 from kvcache.strategies.tolerance import difference, largest, tolerance
 from tests.studies.architecture_configs import TYPES, shrunken
 from tests.studies.architectures_page import write
-from tests.tiny import token_ids
+from tests.tiny import EVERYWHERE, build_eagerly, token_ids
 
 TREE = Path(__file__).resolve().parents[2]
 TABLE = TREE / "results" / "examples" / "architectures.csv"
@@ -41,11 +40,10 @@ N_PROMPT, N_GEN, N_DEPTH = 12, 5, 8
 """Prompt and context cross the windows, chunks and top-k of 8, the convolutions of 4 and the longrope switch at 16."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BATCH_SIZES = (1, 3)
-NAMES = [name for name, entry in STRATEGIES.items() if not entry.cache and not entry.lossy]
 REFUSALS = (Unsupported, NotRepeatable)
 """How a strategy says that it does not take a model; a padded prompt is refused by a ValueError."""
 LONGEST_S = 600
-"""For all of one type."""
+"""Between two cells of one type."""
 CELL_S = 60
 
 Scenario = Literal["whole", "context", "chunks", "padding"]
@@ -105,11 +103,11 @@ def _generated(
     except Exception as error:  # noqa: BLE001  # it becomes the cell
         yield Cell(model_type, dtype, batch_size, "", scenario, _kind(error), reason=_line(error))
         return
-    for name in NAMES:
+    for name in EVERYWHERE:
         where = (model_type, dtype, batch_size, name)
         try:
             with _limit():
-                strategy = _build(name, model)
+                strategy = build_eagerly(name, model)
                 strategy.prepare(batch_size, n_depth + N_PROMPT + N_GEN, context, prompt_length=n_depth + N_PROMPT)
                 found = agreement(strategy, prompt, expected)
                 strategy.check_length(n_depth + N_PROMPT + N_GEN - 1)
@@ -151,16 +149,16 @@ def _padded(model: PreTrainedModel, model_type: str, dtype: str, wrong: Collecti
     ids = torch.cat([torch.nn.functional.pad(short, (4, 0)), long])
     mask = torch.ones_like(ids)
     mask[0, :4] = 0
-    for name in NAMES:
+    for name in EVERYWHERE:
         where = (model_type, dtype, 2, name)
         try:
             with _limit():
-                together = _build(name, model)
+                together = build_eagerly(name, model)
                 together.prepare(2, 9 + N_GEN, prompt_length=9)
                 found = _logits(together, ids, mask)
                 worst = 0.0
                 for row, alone in enumerate((short, long)):
-                    single = _build(name, model)
+                    single = build_eagerly(name, model)
                     single.prepare(1, 9 + N_GEN, prompt_length=alone.shape[1])
                     expected = _logits(single, alone, None)
                     worst = max(worst, difference(expected[0], found[row], largest(expected)))
@@ -186,11 +184,6 @@ def _logits(strategy: Strategy, prompt: Tensor, mask: Tensor | None) -> Tensor:
     forced = token_ids(5, 1, N_GEN).expand(prompt.shape[0], -1)
     strategy.generate(prompt, N_GEN, lambda _, logits: steps.append(logits), forced=forced, attention_mask=mask)
     return torch.stack(steps, dim=1)
-
-
-def _build(name: str, model: PreTrainedModel) -> Strategy:
-    """As the catalogue does; `compiled` without its compiler, which takes seconds each time."""
-    return STRATEGIES[name].load()(model, backend="eager") if STRATEGIES[name].compiles else build(name, model)
 
 
 def _kind(error: Exception) -> Outcome:
@@ -240,7 +233,7 @@ def tried(model_type: str, dtypes: Sequence[str]) -> list[Cell]:
                 break
             found.append(cell)
         else:
-            found.append(Cell(model_type, "", 0, "", "", "failed", reason=f"no end within {LONGEST_S} s"))
+            found.append(Cell(model_type, "", 0, "", "", "failed", reason=f"no cell within {LONGEST_S} s"))
     except EOFError:
         process.join()
         found.append(Cell(model_type, "", 0, "", "", "failed", reason=f"the process ended with {process.exitcode}"))

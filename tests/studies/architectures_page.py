@@ -16,7 +16,7 @@ ORDER = ("whole", "context", "chunks", "padding")
 
 def write(cells: pd.DataFrame) -> str:
     """Write the page from the study's `cells`, one row each; return its first lines, the counts."""
-    counts = _counts(cells)
+    counts, odd = _counts(cells), explained(cells)
     parts = [
         "# Every architecture of transformers",
         (
@@ -35,9 +35,9 @@ def write(cells: pd.DataFrame) -> str:
         "## Where all is right",
         _all_right(cells),
         "## Where something is not",
-        _table(cells),
+        _table(cells, odd),
         "## Why",
-        _causes(cells),
+        _causes(odd),
     ]
     PAGE.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return counts
@@ -76,10 +76,10 @@ def explained(cells: pd.DataFrame) -> pd.DataFrame:
     return odd.assign(cause=pd.Series(causes, index=odd.index, dtype=object))
 
 
-def _table(cells: pd.DataFrame) -> str:
+def _table(cells: pd.DataFrame, odd: pd.DataFrame) -> str:
     """A row per type and strategy that is not right everywhere, a column per way of feeding."""
     rows = []
-    for name, of_type in explained(cells).groupby("model_type"):
+    for name, of_type in odd.groupby("model_type"):
         for strategy, found in of_type.groupby("strategy", sort=False):
             causes = dict.fromkeys(cause.key for cause in found["cause"])
             row = {"type": name, "strategy": strategy or "all"}
@@ -103,10 +103,10 @@ def _worst(odd: pd.DataFrame, cells: pd.DataFrame, name: str, strategy: str, sce
     return ", ".join(words)
 
 
-def _causes(cells: pd.DataFrame) -> str:
+def _causes(odd: pd.DataFrame) -> str:
     """A paragraph per cause: whose it is, the mechanism and its place, and the types it concerns."""
     concerned: dict[Cause, dict[str, None]] = {}
-    for row in explained(cells).to_dict("records"):
+    for row in odd.to_dict("records"):
         concerned.setdefault(row["cause"], {})[str(row["model_type"])] = None
     return "\n\n".join(
         f"### {cause.key}\n\n{cause.whose}. {cause.words} Types: {', '.join(concerned[cause])}."

@@ -11,7 +11,6 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,9 +22,11 @@ from bench.machine.affinity import usable_cores
 from bench.measure.server_process import worker_environment
 from kvcache.compiled.strategy import Compiled
 from kvcache.models.random_weights import seeded
+from kvcache.models.skeleton import count_parameters
 from kvcache.proof.tokens import agreement, reference
 from kvcache.strategies.hf_generate import HfGenerate
 from kvcache.strategies.strategy import Strategy
+from tests.studies.overhead import turns
 
 _LLAMA: dict[str, Any] = {
     "hidden_size": 576,
@@ -117,8 +118,7 @@ def arm(family: str, arguments: argparse.Namespace) -> Arm:
     for strategy in (compiled, yardstick):
         strategy.prepare(len(prompt), prompt.shape[1] + arguments.n_gen)
         matches.append(agreement(strategy, prompt, expected).tokens_match)
-    count = sum(weight.numel() for weight in model.parameters())
-    return Arm(family, count, compiled, yardstick, tokens=" / ".join(matches))
+    return Arm(family, count_parameters(model), compiled, yardstick, tokens=" / ".join(matches))
 
 
 def prompt_of(arguments: argparse.Namespace) -> torch.Tensor:
@@ -133,13 +133,6 @@ def decode_ms(strategy: Strategy, prompt: torch.Tensor, n_gen: int) -> float:
     stamps: list[int] = []
     strategy.generate(prompt, n_gen, lambda *_: stamps.append(time.perf_counter_ns()))
     return (stamps[-1] - stamps[0]) / 1e6 / (n_gen - 1)
-
-
-def turns(arms: list[Arm], number: int) -> Iterator[Arm]:
-    """Yield the arms in the order of a round: another begins each time, in alternating directions."""
-    start = number // 2 % len(arms)
-    order = arms[start:] + arms[:start]
-    yield from order if number % 2 == 0 else order[::-1]
 
 
 def with_interval(ratio: Ratio) -> str:
@@ -169,8 +162,8 @@ def main() -> None:
     torch.set_num_threads(n_threads)
     arms = []
     for name in names:
-        print(f"{name}: loaded, compiled and checked", file=sys.stderr, flush=True)
         arms.append(arm(name, arguments))
+        print(f"{name}: loaded, compiled and checked", file=sys.stderr, flush=True)
     prompt = prompt_of(arguments)
     for number in range(-WARMUPS, arguments.rounds):
         for each in turns(arms, number):

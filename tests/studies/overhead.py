@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import torch
@@ -25,6 +26,8 @@ from bench.machine.affinity import usable_cores
 from bench.measure.server_process import worker_environment
 from bench.protocol import CheckCase, Checked, Load, Loaded, MakeReference, TakeTurn, TurnTaken
 from bench.worker import Worker
+
+T = TypeVar("T")
 
 Times = tuple[float, float]
 """TTFT and TPOT of one turn, in ms."""
@@ -103,7 +106,7 @@ def main() -> None:
     }
     times: dict[str, list[Times]] = {name: [] for name in arms}
     for number in range(-3, arguments.rounds):
-        for name in _turns(list(arms), number):
+        for name in turns(list(arms), number):
             taken = arms[name]()
             if number >= 0:
                 times[name].append(taken)
@@ -115,7 +118,7 @@ def main() -> None:
             print(f"{name} of dynamic / {other}: {ratio.estimate:.4f} {interval}")
 
 
-def _turns(names: list[str], number: int) -> list[str]:
+def turns(names: list[T], number: int) -> list[T]:
     """The order of a round: everyone is first, middle and last equally often, in both directions."""
     start = number // 2 % len(names)
     order = names[start:] + names[:start]

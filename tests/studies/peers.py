@@ -37,7 +37,7 @@ from bench.protocol import CheckCase, Checked, Load, MakeReference, TakeTurn, Tu
 from kvcache import models
 from kvcache.models import ModelError
 from tests.studies import peer_worker
-from tests.studies.overhead import Times, _turns
+from tests.studies.overhead import Times, turns
 from tests.studies.peer_weights import converted
 from tests.studies.peer_worker import ENGINES, Failure, Generate, Generated, Loaded, check_installed
 
@@ -215,7 +215,7 @@ def measure(case: Case, rounds: int, versions: dict[str, str]) -> list[Competito
 def one_round(competitors: list[Competitor], number: int) -> None:
     """A turn each; one that fails is left out from here on."""
     by_name = {competitor.name: competitor for competitor in competitors}
-    for name in _turns(list(by_name), number):
+    for name in turns(list(by_name), number):
         others = [competitor for competitor in competitors if competitor.name != name]
         before = [competitor.cpu_ns() for competitor in others]
         try:

@@ -78,7 +78,7 @@ def disturbed_grid(slurm: SmallSlurm, folder: Path) -> list[str]:
     command = ["run", *GRID, "--cluster", "slurm", "--slurm-time", "30", "--out", str(out), "--name", "slurm"]
     first = start(slurm, command)
     killed, cancelled = disturb(slurm, first, out)
-    code, ended = first.wait(), first.communicate()[1]
+    ended, code = first.communicate()[1], first.returncode
     (run_folder,) = out.glob("*-slurm")
     missing = Tidy.of(read_run(run_folder)).unfinished
     before = read_run(run_folder).samples
@@ -92,7 +92,8 @@ def disturbed_grid(slurm: SmallSlurm, folder: Path) -> list[str]:
     once = Counter((sample.case, sample.process, sample.round) for sample in run.samples if not sample.warmup)
     check(set(once.values()) == {1}, "a round counts twice")
     alone = start(slurm, ["run", *GRID, "--out", str(out), "--name", "alone"])
-    check(alone.wait() == 0, "the run without a cluster failed")
+    alone_said = alone.communicate()[1]
+    check(alone.returncode == 0, f"the run without a cluster failed: {alone_said}")
     (alone_folder,) = out.glob("*-alone")
     differing = differences(exact_columns(run), exact_columns(read_run(alone_folder)))
     check(not differing, f"columns differ from those without a cluster: {differing}")

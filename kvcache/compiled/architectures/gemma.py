@@ -37,7 +37,7 @@ def _layers(model: Any) -> list[Layer]:
         layers.append(
             Layer(
                 attention_norm=_norm(block.input_layernorm),
-                qkv=tuple(reading.linear(part) for part in (attention.q_proj, attention.k_proj, attention.v_proj)),
+                qkv=reading.projections(attention),
                 split=reading.separate,
                 o=reading.linear(attention.o_proj),
                 attention_output_norm=_norm(block.post_attention_layernorm),

@@ -35,7 +35,7 @@ def layer(block: Any, config: Any, mlp: Mlp | Experts | None = None) -> Layer:
     has_norms = hasattr(attention, "q_norm")
     return Layer(
         attention_norm=reading.rms_norm(block.input_layernorm),
-        qkv=tuple(reading.linear(part) for part in (attention.q_proj, attention.k_proj, attention.v_proj)),
+        qkv=reading.projections(attention),
         split=reading.separate,
         q_norm=reading.rms_norm(attention.q_norm) if has_norms else None,
         k_norm=reading.rms_norm(attention.k_norm) if has_norms else None,

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-from kvcache.compiled.architectures import reading
-from kvcache.compiled.decoder import Decoder, Head, Layer, Norm
+from kvcache.compiled.architectures import llama, reading
+from kvcache.compiled.decoder import Decoder, Layer, Norm
 
 
 def describe(model: Any) -> Decoder:
     """Describe OLMo 2."""
-    body = model.model
-    return Decoder(
-        tokens=body.embed_tokens.weight,
-        layers=tuple(_layer(block, model.config) for block in body.layers),
-        head=Head(_norm(body.norm), reading.linear(model.lm_head)),
-        activation=reading.activation(body.layers[0].mlp.act_fn),
-        rotaries=(reading.rotary_table(body.rotary_emb),),
-    )
+    plain = llama.with_layers(model, tuple(_layer(block, model.config) for block in model.model.layers))
+    return dataclasses.replace(plain, head=plain.head._replace(norm=_norm(model.model.norm)))
 
 
 def _layer(block: Any, config: Any) -> Layer:
     attention = block.self_attn
     return Layer(
-        qkv=tuple(reading.linear(part) for part in (attention.q_proj, attention.k_proj, attention.v_proj)),
+        qkv=reading.projections(attention),
         split=reading.separate,
         q_norm=_over_heads(attention.q_norm, attention.head_dim),
         k_norm=_over_heads(attention.k_norm, attention.head_dim),

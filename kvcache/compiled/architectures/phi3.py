@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvcache.compiled.architectures import reading
-from kvcache.compiled.decoder import Decoder, Head, Layer
+from kvcache.compiled.architectures import llama, reading
+from kvcache.compiled.decoder import Decoder, Layer
 from kvcache.compiled.mlp import Mlp
 
 
 def describe(model: Any) -> Decoder:
     """Describe Phi-3."""
-    config, body = model.config, model.model
-    return Decoder(
-        tokens=body.embed_tokens.weight,
-        layers=tuple(_layer(block, config) for block in body.layers),
-        head=Head(reading.rms_norm(body.norm), reading.linear(model.lm_head)),
-        activation=reading.activation(body.layers[0].mlp.activation_fn),
-        rotaries=(reading.rotary_table(body.rotary_emb),),
-    )
+    layers = tuple(_layer(block, model.config) for block in model.model.layers)
+    return llama.with_layers(model, layers, model.model.layers[0].mlp.activation_fn)
 
 
 def _layer(block: Any, config: Any) -> Layer:

@@ -37,6 +37,11 @@ def gated(mlp: Any) -> Mlp:
     return Mlp(gate=linear(mlp.gate_proj), up=linear(mlp.up_proj), down=linear(mlp.down_proj))
 
 
+def projections(attention: Any) -> tuple[Linear, ...]:
+    """Read those of queries, keys and values under Llama's names."""
+    return tuple(linear(part) for part in (attention.q_proj, attention.k_proj, attention.v_proj))
+
+
 def separate(products: tuple[Tensor, ...], head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """Cut queries, keys and values, each a product of its own, into heads."""
     q, k, v = (part.unflatten(-1, (-1, head_dim)).transpose(1, 2) for part in products)

@@ -28,7 +28,7 @@ def _layer(block: Any) -> Layer:
     has_norms = attention.qk_layernorm
     return Layer(
         attention_norm=attention_norm,
-        qkv=tuple(reading.linear(part) for part in (attention.q_proj, attention.k_proj, attention.v_proj)),
+        qkv=reading.projections(attention),
         split=reading.separate,
         q_norm=_by_head(attention.q_layernorm) if has_norms else None,
         k_norm=_by_head(attention.k_layernorm) if has_norms else None,
