@@ -77,7 +77,11 @@ def cluster_of(context: typer.Context, stored: Cluster | None, *, resumed: bool)
 def _options(text: str) -> dict[str, str]:
     """Return the options of sbatch that `text` lists, by their long names."""
     options = {}
-    for word in shlex.split(text):
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"--slurm-options {text}: {error}") from error
+    for word in words:
         name, _, value = word.removeprefix("--").partition("=")
         if not name or not value:
             raise UsageError(f'--slurm-options {word}: give NAME=VALUE, as in "account=physics gres=gpu:1"')

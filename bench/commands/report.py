@@ -84,12 +84,12 @@ def compare(
     if len(runs) < 2:
         raise UsageError(f"compare: {' '.join(runs)} alone; give two runs or more, as in `kvbench compare A B`")
     found = [read_run(find_run(run, out)) for run in runs]
-    if len(found) == 2:
+    ranked = Ranking.of(found) if len(found) > 2 else None
+    if ranked is None:
         two = compare_two(*found)
         code, render = two.exit_code, partial(comparison.render, two)
         draw = partial(write_comparison, two, found[1])
     else:
-        ranked = Ranking.of(found)
         code, render, draw = ranked.exit_code, partial(ranking.render, ranked), partial(write_ranking, ranked)
     emit(render(output_format))
     if output_format != "md":  # the rows alone are on stdout: the verdict, and what is not compared, must not be lost
@@ -98,7 +98,7 @@ def compare(
     folder = draw(plots, derived)
     note(*(derived.lines() or ["plots: none, nothing was compared" if folder is None else f"plots: {folder}"]))
     if html is not None:
-        write_comparison_page(Ranking.of(found), html, wanted)
+        write_comparison_page(ranked or Ranking.of(found), html, wanted)
         note(*(wanted.lines() or [f"page: {html}"]))
     lost = wanted.lines() or (derived.lines() if plots is not None else [])
     if code := code or (UsageError.exit_code if lost else 0):

@@ -180,11 +180,12 @@ class Local:
         self._left.clear()
         for one in self._started.values():
             if not one.done():
-                processes = psutil.Process(int(one.job_id)).children(recursive=True)
-                for process in processes:
-                    with suppress(psutil.NoSuchProcess):
-                        process.terminate()
-                psutil.wait_procs(processes, timeout=10)
+                with suppress(psutil.NoSuchProcess):  # it may end meanwhile
+                    processes = psutil.Process(int(one.job_id)).children(recursive=True)
+                    for process in processes:
+                        with suppress(psutil.NoSuchProcess):
+                            process.terminate()
+                    psutil.wait_procs(processes, timeout=10)
 
     def left_alone(self) -> str:
         running = [job for job, one in self._started.items() if not one.done()]

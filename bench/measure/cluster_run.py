@@ -12,15 +12,15 @@ from pathlib import Path
 import msgspec
 
 from bench.errors import DataError, UsageError
-from bench.manifest import SCHEMA_VERSION, Cluster, Manifest
+from bench.manifest import Cluster
 from bench.measure.cluster import Scheduler, SilentSchedulerError, scheduler
 from bench.measure.jobs import unfinished
 from bench.measure.progress import ProgressBar
 from bench.measure.run import Job, noting
 from bench.record import Run
-from bench.store import job_files, sealed
+from bench.store import job_files
 from bench.store.job_files import JobFile
-from bench.store.run_folder import find_run, locked, make_folder, read_run, write_manifest
+from bench.store.run_folder import find_run, locked, make_folder, read_manifest, read_run, write_manifest
 
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 """Between two questions to the scheduler: a twentieth of what the run has taken, within these."""
@@ -28,7 +28,7 @@ SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 
 def stored_cluster(run: str, out: Path) -> Cluster | None:
     """Return how the jobs of a stored run are started; None where the run has none. Raises DataError."""
-    return sealed.read(find_run(run, out) / "manifest.json", Manifest, SCHEMA_VERSION).cluster
+    return read_manifest(find_run(run, out)).cluster
 
 
 def resume(run: str, out: Path, cluster: Cluster) -> Job:
@@ -69,7 +69,8 @@ def measure(job: Job, ask: Callable[[str], bool]) -> tuple[Run, list[str]]:
             raise UsageError(f"--cluster slurm: {error}") from None
         if missing:
             with _asking(started, folder, ask):
-                _watch(folder, jobs, len(missing), started)
+                # What is complete may still wait for its end there: it is counted when it ends.
+                _watch(folder, jobs, len({*found, *(one.job for one in missing)}), started)
     return read_run(folder), [one.job for one in unfinished(folder, jobs)]
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from bench.analysis.rounds import Rounds
+from bench.analysis.tidy import outcomes
 from bench.errors import DataError, FailedRun, UsageError
 from bench.machine.affinity import allowed_cores, notice, user_variables
 from bench.machine.devices import DEVICES
 from bench.machine.environment import read_environment
-from bench.manifest import SCHEMA_VERSION, Manifest
+from bench.manifest import Manifest
 from bench.measure.plan import Limits
 from bench.measure.progress import ProgressBar
 from bench.measure.resume import pending_cells
@@ -23,10 +24,10 @@ from bench.measure.run import measure_ceilings, noting, refuse_too_large
 from bench.measure.schedule import measure as measure_cases
 from bench.measure.server_process import RunServers
 from bench.record import FAULTS, JobStart, Record, Run, Text
-from bench.store import job_files, samples_files, sealed
+from bench.store import job_files, samples_files
 from bench.store.attempts import counted
 from bench.store.job_files import JobFile
-from bench.store.run_folder import locked, run_of, samples_file
+from bench.store.run_folder import locked, read_manifest, run_of, samples_file
 from bench.store.samples_files import SamplesFile, subject
 from kvcache import models
 
@@ -55,7 +56,7 @@ def measure_job(path: Path, servers: RunServers, say: Callable[[str], None]) -> 
         files = samples_files.read(folder, manifest, job.job)
         mine = [file for file in files if file.start and file.start.environment.machine == environment.machine]
         previous = _previous(folder, manifest, files, mine)
-        if not pending_cells(manifest.plan, limits_of(manifest), previous):
+        if not pending_cells(manifest.plan, Limits.of(manifest), previous):
             say(f"{job.job} is measured already")
             return previous
         ceilings = measure_ceilings(manifest.plan, servers) if job.ceilings else {}
@@ -69,22 +70,11 @@ def measure_job(path: Path, servers: RunServers, say: Callable[[str], None]) -> 
         )
         with samples_file(folder, manifest.digest, job.job) as writer:
             writer.append(start)
-            limits = limits_of(manifest, ceilings=bool(ceilings))
+            limits = replace(Limits.of(manifest), ceilings=bool(ceilings))
             with ProgressBar(f"{job.job} of {manifest.run_id}", f"{job.job} measured in") as progress:
                 fork = lambda group, process: servers.fork(group.model, group.n_threads, process)  # noqa: E731
                 measure_cases(manifest.plan, limits, writer, progress, fork, previous, manifest.text)
         return _stored(folder, manifest, start)
-
-
-def limits_of(manifest: Manifest, *, ceilings: bool = False) -> Limits:
-    """Return how much a job measures."""
-    return Limits(
-        repetitions=manifest.repetitions,
-        processes=manifest.processes,
-        timeout_s=manifest.timeout_s,
-        budget_min=manifest.budget_min,
-        ceilings=ceilings,
-    )
 
 
 def unfinished(folder: Path, jobs: Sequence[JobFile]) -> list[JobFile]:
@@ -94,21 +84,19 @@ def unfinished(folder: Path, jobs: Sequence[JobFile]) -> list[JobFile]:
 
 def has_failed(run: Run) -> bool:
     """Return whether a case of a job failed: exit code 5. One whose dead worker was replaced did not."""
-    timed = Rounds(run).measured
-    lost = [each for each in run.failures if not (each.worker_died and (each.case, each.process) in timed)]
-    return any(failure.status in FAULTS for failure in lost)
+    return any(ended.status in FAULTS for ended in outcomes(run).values())
 
 
 def _pending(folder: Path, manifest: Manifest, files: Sequence[SamplesFile]) -> set[str]:
     """Return the keys of the cells that lack rounds, whoever measured the others."""
     run = run_of(folder, manifest, *counted(files, manifest))
-    return {cell[0].case.cell.key for cell in pending_cells(manifest.plan, limits_of(manifest), run)}
+    return {cell[0].case.cell.key for cell in pending_cells(manifest.plan, Limits.of(manifest), run)}
 
 
 def _previous(folder: Path, manifest: Manifest, files: Sequence[SamplesFile], mine: Sequence[SamplesFile]) -> Run:
     """Return what stands: the cells that are complete, from any machine, and the torn ones of this machine alone."""
     torn = _pending(folder, manifest, files)
-    cells = {key: item.case.cell.key for item in manifest.plan for key in (item.case.key, item.case.cell.key)}
+    cells = samples_files.planned(manifest)
 
     def is_torn(record: Record) -> bool:
         return cells[subject(record)] in torn
@@ -123,7 +111,7 @@ def _previous(folder: Path, manifest: Manifest, files: Sequence[SamplesFile], mi
 def _refuse_unfit(job: JobFile, path: Path, folder: Path) -> None:
     """Refuse a job that does not belong here, or that this machine cannot run."""
     case, manifest = job.manifest.plan[0].case, folder / "manifest.json"
-    if manifest.exists() and sealed.read(manifest, Manifest, SCHEMA_VERSION).digest != job.manifest.digest:
+    if manifest.exists() and read_manifest(folder).digest != job.manifest.digest:
         raise DataError(f"{path}: is a job of the run {job.manifest.run_id}, but {folder} holds another one")
     reason = DEVICES[case.device].why_unusable()
     if reason is not None:

@@ -13,7 +13,7 @@ import msgspec
 from bench.case import Case, Sweep
 from bench.errors import UsageError
 from bench.machine.devices import DEVICES
-from bench.manifest import CasePlan
+from bench.manifest import CasePlan, Manifest
 from bench.measure.case_costs import exact_kv_bytes, with_costs
 from bench.measure.fit import PROCESS_BYTES, need
 from kvcache import models
@@ -37,6 +37,17 @@ class Limits:
     ceilings: bool = False
     budget_min: float | None = None
     """Minutes that the run may take; the plan is reduced to fit. None: measured whole."""
+
+    @classmethod
+    def of(cls, run: Manifest) -> Limits:
+        """Return how much a run measures; one that began without ceilings goes on without them."""
+        return cls(
+            repetitions=run.repetitions,
+            processes=run.processes,
+            timeout_s=run.timeout_s,
+            budget_min=run.budget_min,
+            ceilings=bool(run.ceilings),
+        )
 
 
 def within_positions(sweeps: Sequence[Sweep], say: Callable[[str], None]) -> tuple[Sweep, ...]:

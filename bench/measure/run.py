@@ -47,14 +47,7 @@ class Job:
     @property
     def limits(self) -> Limits:
         """How much is measured."""
-        run = self.manifest
-        return Limits(
-            repetitions=run.repetitions,
-            processes=run.processes,
-            timeout_s=run.timeout_s,
-            budget_min=run.budget_min,
-            ceilings=bool(run.ceilings),  # a run that began without them goes on without them
-        )
+        return Limits.of(self.manifest)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from bench.errors import DataError
 from bench.manifest import Manifest
 from bench.record import CellPlan, Failure, JobStart, Record, Sample, Text
-from bench.store.samples_files import SamplesFile, subject
+from bench.store.samples_files import SamplesFile, planned, subject
 
 
 def counted(files: Sequence[SamplesFile], manifest: Manifest) -> tuple[list[Record], dict[str, JobStart]]:
@@ -30,7 +30,7 @@ def counted(files: Sequence[SamplesFile], manifest: Manifest) -> tuple[list[Reco
     for file in files:
         if file.job is None and file.records:
             raise DataError(f"{file.path}: holds records of no job, although the run has jobs")
-    cells = {key: item.case.cell.key for item in manifest.plan for key in (item.case.key, item.case.cell.key)}
+    cells = planned(manifest)
     amounts = {name: _amounts(file.records, cells, manifest.repetitions) for name, file in attempts.items()}
     chains = {name: _chain(file, attempts) for name, file in attempts.items()}
     best: dict[str, tuple[int, str]] = {}

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.errors import DataError
-from bench.manifest import SCHEMA_VERSION, Manifest
+from bench.manifest import Manifest
 from bench.store import samples_files, sealed
-from bench.store.run_folder import find_run, writing
+from bench.store.run_folder import find_run, read_manifest, writing
 from bench.store.samples_files import SamplesFile
 
 
@@ -42,9 +42,8 @@ def collect(folder: Path, out: Path) -> Iterator[Collected]:
         if run_id is None:
             continue  # killed before its first record
         target = find_run(run_id, out)
-        manifest = sealed.read(target / "manifest.json", Manifest, SCHEMA_VERSION)
-        planned = {key for item in manifest.plan for key in (item.case.key, item.case.cell.key)}
-        yield _copy(samples_files.read_one(path, manifest, planned), target, manifest)
+        manifest = read_manifest(target)
+        yield _copy(samples_files.read_one(path, manifest, samples_files.planned(manifest)), target, manifest)
 
 
 def _copy(file: SamplesFile, target: Path, manifest: Manifest) -> Collected:

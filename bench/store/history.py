@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.errors import DataError, KvbenchError, UsageError
-from bench.manifest import SCHEMA_VERSION, Manifest
-from bench.store import sealed
+from bench.store.run_folder import read_manifest
 from bench.store.summary_file import fitting_rows
 
 if TYPE_CHECKING:
@@ -187,7 +186,7 @@ class History:
     def _read(self, folder: Path, stamp: str) -> tuple[dict[str, Any], Rows] | None:
         """Return a run's entry and its summary's rows; None, with a note, where it is damaged."""
         try:
-            manifest = sealed.read(folder / "manifest.json", Manifest, SCHEMA_VERSION)
+            manifest = read_manifest(folder)
             rows = fitting_rows(folder)
             if rows is None:
                 rows = self._derive(folder)

@@ -113,13 +113,18 @@ def locked(folder: Path, job: str | None = None) -> Iterator[None]:
         lock.release()
 
 
+def read_manifest(folder: Path) -> Manifest:
+    """Read a run's manifest. Raises DataError."""
+    return sealed.read(folder / _MANIFESTS["run"], Manifest, SCHEMA_VERSION)
+
+
 def read_run(folder: Path) -> Run:
     """Read a run folder back, every record checked.
 
     Raises:
         DataError: it is missing, damaged (the file and line are named), or of a newer schema.
     """
-    manifest = sealed.read(folder / _MANIFESTS["run"], Manifest, SCHEMA_VERSION)
+    manifest = read_manifest(folder)
     files = samples_files.listed(folder)
     if any(file.job for file in files):
         return run_of(folder, manifest, *counted(samples_files.read(folder, manifest), manifest))

@@ -43,7 +43,6 @@ class SamplesFile(NamedTuple):
     path: Path
     job: str | None
     records: list[Record]
-    finished: bool
 
     @property
     def start(self) -> JobStart | None:
@@ -89,12 +88,13 @@ def read(folder: Path, manifest: Manifest, job: str | None = None) -> list[Sampl
     Raises:
         DataError: one is missing or damaged (the file and line are named), or holds what the manifest does not plan.
     """
-    return [read_one(file.path, manifest, planned(manifest)) for file in listed(folder, job)]
+    keys = planned(manifest)
+    return [read_one(file.path, manifest, keys) for file in listed(folder, job)]
 
 
-def planned(manifest: Manifest) -> set[str]:
-    """Return the keys of the cases and cells that records may be about."""
-    return {key for item in manifest.plan for key in (item.case.key, item.case.cell.key)}
+def planned(manifest: Manifest) -> dict[str, str]:
+    """Return the cell's key of each case and cell that records may be about, by its own key."""
+    return {key: item.case.cell.key for item in manifest.plan for key in (item.case.key, item.case.cell.key)}
 
 
 def listed(folder: Path, job: str | None = None) -> list[NamedFile]:
@@ -115,8 +115,8 @@ def listed(folder: Path, job: str | None = None) -> list[NamedFile]:
     return found
 
 
-def read_one(path: Path, manifest: Manifest, planned: Collection[str]) -> SamplesFile:
-    """Read and check one samples file; `planned` are the keys of the cases and cells that it may hold.
+def read_one(path: Path, manifest: Manifest, keys: Collection[str]) -> SamplesFile:
+    """Read and check one samples file; `keys` are those of the cases and cells that it may hold.
 
     Raises:
         DataError: it is damaged, or holds what the manifest does not plan.
@@ -124,11 +124,11 @@ def read_one(path: Path, manifest: Manifest, planned: Collection[str]) -> Sample
     content = checked_lines.read(path, manifest.digest, decode_record)
     for number, record in enumerate(content.records, start=1):
         about = subject(record)
-        if about and about not in planned:
+        if about and about not in keys:
             raise DataError(f"{path}: holds a case that the manifest does not plan: {about}")
         refuse_impossible(record, path, number)
     match = NAME.fullmatch(path.name)
-    file = SamplesFile(path, match["job"] if match else None, content.records, content.finished)
+    file = SamplesFile(path, match["job"] if match else None, content.records)
     if file.records and file.job != (None if file.start is None else file.start.job):
         raise DataError(f"{path}: does not begin as a samples file of {file.job or 'a run without jobs'}")
     return file

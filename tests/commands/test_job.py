@@ -16,6 +16,7 @@ from bench.store.run_folder import locked, read_run
 from tests import stub_run
 from tests.cluster import make_cluster_run
 from tests.commandline import refused
+from tests.handmade import fail, grid, make_run
 
 
 def measure(folder: Path, job: int = 0, script: dict[str, Any] | None = None, code: int = 0) -> str:
@@ -132,3 +133,11 @@ def test_a_shared_folder_that_vanishes_is_one_line(tmp_path: Path, monkeypatch: 
     message = measure(folder, code=5).splitlines()
     assert "gone while job-0 was measured, and its samples with it" in message[-1]
     assert "Traceback" not in "".join(message)
+
+
+@pytest.mark.parametrize(("rounds", "failed"), [(3, True), (6, False)])
+def test_a_dead_worker_is_forgiven_only_if_another_did_all_the_rounds(rounds: int, failed: bool) -> None:
+    (case,) = grid(["dynamic"], [128])
+    died = msgspec.structs.replace(fail(case, "oom", "killed"), worker_died=True)
+    run = msgspec.structs.replace(make_run([case], rounds=rounds, repetitions=6), failures=[died])
+    assert jobs.has_failed(run) is failed

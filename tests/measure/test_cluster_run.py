@@ -161,6 +161,7 @@ def test_a_shared_folder_that_vanishes_is_one_line(tmp_path: Path, scheduler: An
         (["--cluster", "local", "--slurm-partition", "x"], "--slurm-partition: is for jobs in Slurm"),
         (["--cluster", "slurm"], "--threads: give it with --cluster slurm"),
         (["--cluster", "slurm", "-t", "1", "--slurm-options", "gpu"], "--slurm-options gpu: give NAME=VALUE"),
+        (["--cluster", "slurm", "-t", "1", "--slurm-options", "comment='x"], "--slurm-options comment='x: No closing"),
         (["--cluster", "k8s"], "--cluster k8s: unknown (valid: slurm, local)"),
     ],
 )
