@@ -259,6 +259,11 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         return sorted(machines.values(), key=lambda each: each.hostname) or [self.manifest.environment]
 
     @property
+    def machine_names(self) -> str:
+        """The names of the machines that measured the run, separated by commas."""
+        return ", ".join(dict.fromkeys(each.hostname for each in self.environments))
+
+    @property
     def name(self) -> str:
         """The run folder's name."""
         return self.path.rstrip("/").rsplit("/", 1)[-1]

@@ -11,7 +11,8 @@ from bench.analysis import frames
 from bench.analysis.disturbance import CLOCK_TICK_NS
 from bench.analysis.tidy import MIN_PROCESSES, Tidy
 from bench.case import HOST_DEVICES, Group
-from bench.record import Run
+from bench.record import CeilingSample, Run, Sample
+from bench.turns import Turns
 
 FIRST_STEP_FACTOR = 10.0
 """A first decode step that takes this many times the median step is no cold cache: something was compiled or set up."""
@@ -108,11 +109,10 @@ def _machines(tidy: Tidy) -> Iterator[Caution]:
         return
     prints = [environment.fingerprint for environment in tidy.run.environments]
     differing = [name for name in prints[0] if len({each[name] for each in prints}) > 1]
-    names = ", ".join(dict.fromkeys(environment.hostname for environment in tidy.run.environments))
     unlike = f", which differ in {', '.join(differing)}" if differing else ", alike by what is stored of them"
     yield Caution(
         None,
-        f"the run was measured on {names}{unlike}",
+        f"the run was measured on {tidy.run.machine_names}{unlike}",
         "compare times only between rows of one machine (the column machine); ratios never cross machines",
     )
     groups: dict[Group, dict[str, None]] = {}
@@ -208,8 +208,8 @@ def _above_the_roof(summary: pd.DataFrame) -> Iterator[Caution]:
 
 def _without_ceilings(run: Run) -> Iterator[Caution]:
     """Ceilings were measured at the start, but not beside these cases: their worker failed on the way."""
-    beside = {taken.cell for taken in run.ceilings}
-    measured = {sample.case for sample in run.samples}
+    beside = Turns.of(CeilingSample, run.ceilings).coded("cell").distinct
+    measured = _measured(run)
     for plan in run.manifest.plan:
         if run.manifest.ceilings and plan.case.key in measured and plan.case.cell.key not in beside:
             text = "no ceilings were measured beside it, so it has no MFU, MBU or prediction"
@@ -254,8 +254,13 @@ def _growth(run: Run) -> Iterator[Caution]:
 
 def _unpredicted(run: Run) -> Iterator[Caution]:
     """Name the measured cases of which nothing could be predicted, and why."""
-    measured = {sample.case for sample in run.samples}
+    measured = _measured(run)
     for item in run.manifest.plan:
         if item.unpredicted is not None and item.case.key in measured:
             text = f"no FLOPs and bytes are predicted, so it has no MFU and MBU: {item.unpredicted}"
             yield Caution(item.case.key, text, "its times and measured bytes are right all the same")
+
+
+def _measured(run: Run) -> set[str]:
+    """Return the keys of the cases that have a turn, from the columns of the turns: there may be a million."""
+    return set(Turns.of(Sample, run.samples).coded("case").distinct)

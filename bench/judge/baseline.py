@@ -32,8 +32,7 @@ def session_of(tidy: Tidy) -> Session:
     """
     run, ended = tidy.run, tidy.outcomes
     if len(run.environments) > 1:
-        names = ", ".join(dict.fromkeys(environment.hostname for environment in run.environments))
-        raise DataError(f"{run.path}: was measured on several machines ({names}); a session is of one")
+        raise DataError(f"{run.path}: was measured on several machines ({run.machine_names}); a session is of one")
     rows = {(row["case"], row["phase"]): row for row in summarize(tidy).to_dict("records")}
     figures = []
     for case in (plan.case for plan in run.manifest.plan if ended[plan.case.key].status == "ok"):

@@ -36,7 +36,7 @@ def benchmark_json(tidy: Tidy) -> str:
     commit = environment.git_commit or ""
     document = {
         "machine_info": {
-            "node": ", ".join(dict.fromkeys(each.hostname for each in tidy.run.environments)),
+            "node": tidy.run.machine_names,
             "system": environment.os,
             "python_version": environment.python,
             "cpu": {"brand_raw": environment.cpu_model, "count": environment.cores},

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
-from bench.judge.compare import Comparison, Difference, Excluded
+from bench.judge.compare import Comparison, Difference
 from bench.tell import tables, words
 from bench.tell.formats import Format
 
@@ -44,21 +45,25 @@ def render(comparison: Comparison, form: Format) -> str:
     }
     for title, cases in excluded.items():
         if cases:
-            parts.append(f"{title}:\n\n{_excluded(cases)}")
+            parts.append(f"{title}:\n\n{excluded_lines(('', one.case, one.reason) for one in cases)}")
     if comparison.differences:
         parts.append("Differences, A -> B:\n\n" + "".join(f"- {line}\n" for line in comparison.differences))
     return "\n".join(parts)
 
 
-def _excluded(cases: list[Excluded]) -> str:
-    """Write a line per reason: the case that has it, or how many have it and one of them as an example."""
-    names = words.short_names(case.case for case in cases)
-    reasons: dict[str, list[str]] = {}
-    for case in cases:
-        reasons.setdefault(case.reason, []).append(names[case.case])
+def excluded_lines(excluded: Iterable[tuple[str, str, str]]) -> str:
+    """Write a line per lead and reason, of triples of lead, case and reason.
+
+    It names the case that has it, or says how many have it and names one of them as an example.
+    """
+    found = list(excluded)
+    names = words.short_names(case for _, case, _ in found)
+    alike: dict[tuple[str, str], list[str]] = {}
+    for lead, case, reason in found:
+        alike.setdefault((lead, reason), []).append(names[case])
     return "".join(
-        f"- {f'{len(alike)} cases, such as ' if len(alike) > 1 else ''}{alike[0]}: {reason}\n"
-        for reason, alike in reasons.items()
+        f"- {lead}{f'{len(cases)} cases, such as ' if len(cases) > 1 else ''}{cases[0]}: {reason}\n"
+        for (lead, reason), cases in alike.items()
     )
 
 

@@ -22,7 +22,7 @@ _HEADERS = ("strategy", "batch", "largest context", "limited by", "cache GB", "w
 def render(rows: Sequence[Fit], form: Format) -> str:
     """Write a line per kind and batch size, and below the table why a kind has none; or every field of each row."""
     if form != "md":
-        return tables.data(pd.DataFrame(map(msgspec.structs.asdict, rows)), form)
+        return tables.data(pd.DataFrame(map(msgspec.structs.asdict, rows), dtype=object), form)
     first = rows[0]
     weights, memory = _gigabytes(first.weights_bytes), _gigabytes(first.memory_bytes)
     title = f"{first.model}, {first.dtype}: {weights} GB of weights in {memory} GB of memory"

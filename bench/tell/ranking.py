@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 
 import pandas as pd
 
-from bench.judge.ranking import BASELINE, COLUMNS, Lacking, Ranking
+from bench.judge.ranking import BASELINE, COLUMNS, Ranking
 from bench.tell import tables, words
-from bench.tell.comparison import HOW
+from bench.tell.comparison import HOW, excluded_lines
 from bench.tell.formats import Format
 from bench.tell.layout import markdown_table
 from bench.tell.words import NOTHING, SETTING_COLUMNS, Row, context, missing, setting, time_ratio, with_interval
@@ -82,13 +82,13 @@ def render(ranking: Ranking, form: Format, baseline: int = 0) -> str:
     if form != "md":
         return tables.data(rows[COLUMNS], form)
     parts = [f"{sentence(ranking, baseline)}\n", "".join(run_lines(ranking, baseline))]
+    columns = cells(ranking, baseline)
+    align = ["left" if header in LEFT else "right" for header in columns]
     for title, own in by_shared_setting(ranking, rows):
-        columns = cells(ranking, baseline)
         lines = [[cell(row) for cell in columns.values()] for row in own.to_dict("records")]
-        align = ["left" if header in LEFT else "right" for header in columns]
         parts.append(f"{title}\n\n{markdown_table(lines, list(columns), align)}\n")
     parts += [f"{HOW}\n"] if len(rows) else []
-    parts += [exclusions(ranking)] if exclusions(ranking) else []
+    parts += filter(None, [exclusions(ranking)])
     if changed := difference_lines(ranking, baseline):
         parts.append(f"Differences from {ranking.letters[baseline]}:\n\n{changed}")
     return "\n".join(parts)
@@ -109,7 +109,7 @@ def verdict(row: Row) -> str:
 def exclusions(ranking: Ranking) -> str:
     """Write a line per run and reason: which cases have no time there; empty if every run has all."""
     parts = [
-        f"{title}:\n\n{_lacking(lacking)}"
+        f"{title}:\n\n{excluded_lines((f'{one.run}: ' if one.run else '', one.case, one.reason) for one in lacking)}"
         for title, lacking in (("Not in every run", ranking.lacking), ("Without a time in any run", ranking.nowhere))
         if lacking
     ]
@@ -124,20 +124,5 @@ def difference_lines(ranking: Ranking, baseline: int = 0) -> str:
     )
 
 
-def _lacking(lacking: list[Lacking]) -> str:
-    names = words.short_names(one.case for one in lacking)
-    alike: dict[tuple[str, str], list[str]] = {}
-    for one in lacking:
-        alike.setdefault((one.run, one.reason), []).append(names[one.case])
-    return "".join(
-        f"- {f'{run}: ' if run else ''}{_counted(cases)}: {reason}\n" for (run, reason), cases in alike.items()
-    )
-
-
 def _value_of(column: str) -> Callable[[Row], str]:
     return lambda row: str(row[column])
-
-
-def _counted(cases: list[str]) -> str:
-    """Name one case, and how many are like it."""
-    return f"{len(cases)} cases, such as {cases[0]}" if len(cases) > 1 else cases[0]

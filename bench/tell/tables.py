@@ -212,11 +212,16 @@ def _table(title: str, cells: Cells, cases: Iterable[tuple[Row, Row]]) -> _Table
     return _Table(title, list(cells), [[cell(*case) for cell in cells.values()] for case in cases])
 
 
-def _failures(summary: pd.DataFrame) -> str:
-    """Write a line per case that did not end well."""
+def failures(summary: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """List the cases that did not end well: label, status and error of each."""
     labels = case_labels(summary)
     failed = summary[(summary["status"] != "ok") & (summary["phase"] == "prefill")].to_dict("records")
-    lines = [f"- {labels[row['case']]}: {row['status']}: {row['error']}\n" for row in failed]
+    return [(labels[row["case"]], row["status"], row["error"]) for row in failed]
+
+
+def _failures(summary: pd.DataFrame) -> str:
+    """Write a line per case that did not end well."""
+    lines = [f"- {case}: {status}: {error}\n" for case, status, error in failures(summary)]
     return "".join(["\n", *lines]) if lines else ""
 
 

@@ -225,6 +225,14 @@ def test_our_own_rows_come_back(tmp_path):
     assert prefill["latency_ms"].to_list() == pytest.approx(expected)
 
 
+def test_a_quantised_import_goes_out_again(tmp_path):
+    tidy, _ = store(tmp_path, PP | {"model_type": "llama 135M Q4_K - Medium"})
+    (document,) = documents("llama-bench", tidy, summarize(tidy)).values()
+    row = json.loads(document.splitlines()[0])
+    assert "Q4_K" in row["model_type"]
+    assert row["model_n_params"] == 0  # not known of quantised weights
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -12,7 +12,7 @@ import pytest
 
 from bench.analysis import columns
 from bench.judge.ranking import Ranking
-from bench.record import Run
+from bench.record import JobStart, Run
 from bench.tell import tables
 from bench.tell.page import run as run_pages
 from bench.tell.page.comparison import comparison_page
@@ -106,6 +106,17 @@ def test_the_sentence_comes_first_and_everything_is_explained() -> None:
     assert places == sorted(places)
     for text in ("the machine is too small", "AMD EPYC 9B45", *(column.meaning[:30] for column in columns.COLUMNS)):
         assert text.replace("`", "") in shown, text
+
+
+def test_pages_name_the_machine_that_measured_and_not_the_one_that_submitted() -> None:
+    submitted, measured = (msgspec.structs.replace(ENVIRONMENT, hostname=name) for name in ("login-1", "node-7"))
+    start = JobStart(run_id="r", job="job-0", attempt="a", continues=[], environment=measured, ceilings={})
+    run = make_run(CASES, environment=submitted)
+    run = msgspec.structs.replace(run, starts={case.cell.key: start for case in CASES})
+    compared = comparison_page(Ranking.of([run] * 3), [{f"one-{n}": drawn("m")} for n in range(3)])
+    for page in (run_page(Report.of(run), {}), compared):
+        assert "node-7" in page
+        assert "login-1" not in page
 
 
 def test_names_hosts_and_errors_are_escaped_wherever_they_stand() -> None:

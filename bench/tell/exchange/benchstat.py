@@ -30,18 +30,20 @@ _NAMED = (
 def documents(tidy: Tidy, summary: pd.DataFrame) -> dict[str, bytes]:
     """Write the time of a forward or step in ns/op, and tokens per second, of every turn that counts."""
     several, machine = len(tidy.run.environments) > 1, None
-    cases = {plan.case.key: plan.case for plan in tidy.run.manifest.plan}
+    cases = {
+        plan.case.key: (plan.case, _name(plan.case), tidy.run.environment(plan.case)) for plan in tidy.run.manifest.plan
+    }
     lines = ["Unit tok/s better=higher", f"run: {tidy.run.name}"]
     turns = tidy.turns[["case", "phase", "latency_ms"]]
     for key, phase, latency_ms in turns.itertuples(index=False, name=None):
-        case = cases[key]
-        if machine != tidy.run.environment(case):  # what stands in such a line holds from there on
-            machine = tidy.run.environment(case)
+        case, name, measured_on = cases[key]
+        if machine != measured_on:  # what stands in such a line holds from there on
+            machine = measured_on
             lines += [f"cpu: {machine.cpu_model}", f"torch: {machine.torch}", f"transformers: {machine.transformers}"]
             lines += [f"machine: {machine.hostname}"] if several else []
         tokens = case.batch_size * (case.n_prompt if phase == "prefill" else 1)
         figures = f"{latency_ms * NS_PER_MS:.0f} ns/op {tokens / latency_ms * 1000:.6g} tok/s"
-        lines.append(f"Benchmark{phase.capitalize()}/{_name(case)} 1 {figures}")
+        lines.append(f"Benchmark{phase.capitalize()}/{name} 1 {figures}")
     return {"benchstat.txt": "".join(f"{line}\n" for line in lines).encode()}
 
 

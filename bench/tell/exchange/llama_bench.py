@@ -111,16 +111,17 @@ def _figures(times_ns: Sequence[int], tokens: int) -> dict[str, Any]:
 def _setting(run: Run, plan: CasePlan) -> dict[str, Any]:
     """Fill the fields that say what was measured; the strategy stands in `model_type`, as a quantisation does."""
     case, machine = plan.case, run.environment(plan.case)
-    kind = case.strategy if is_lossy(case.strategy) else GGML_TYPES[case.dtype]
+    stored = GGML_TYPES.get(case.dtype, case.dtype)  # what was imported may be quantised
+    kind = case.strategy if is_lossy(case.strategy) else stored
     return {
         "build_commit": machine.git_commit or "",
         "cpu_info": machine.cpu_model,
         "gpu_info": machine.gpu or "",
         "backends": case.device.upper(),
         "model_filename": case.model,
-        "model_type": f"{case.model} {GGML_TYPES[case.dtype].upper()} {case.strategy}",
+        "model_type": f"{case.model} {stored.upper()} {case.strategy}",
         "model_size": plan.weights_bytes,
-        "model_n_params": plan.weights_bytes // BYTES[case.dtype],
+        "model_n_params": plan.weights_bytes // BYTES[case.dtype] if case.dtype in BYTES else 0,
         "n_batch": case.n_prompt,
         "n_ubatch": case.n_prompt,
         "n_threads": case.n_threads,

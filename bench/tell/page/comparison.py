@@ -71,14 +71,15 @@ def _runs(ranking: Ranking) -> list[dict[str, str]]:
     """Describe each run: its letter, its name, what it has of its own, when and where it was measured."""
     described = []
     for letter, name, tidy in zip(ranking.letters, text.run_names(ranking), ranking.tidies, strict=True):
-        manifest, machine = tidy.run.manifest, tidy.run.manifest.environment
+        machine = tidy.run.environments[0]
+        made_of = f"{machine.gpu or machine.cpu_model}, {plural(machine.cores, 'core')}"
         described.append(
             {
                 "letter": letter,
                 "name": tidy.run.name,
                 "run": name,
-                "measured": manifest.created_utc.partition("T")[0],
-                "machine": f"{machine.hostname}, {machine.gpu or machine.cpu_model}, {plural(machine.cores, 'core')}",
+                "measured": tidy.run.manifest.created_utc.partition("T")[0],
+                "machine": f"{tidy.run.machine_names}, {made_of}",
                 "torch": machine.torch,
                 "transformers": machine.transformers,
                 "commit": (machine.git_commit or NOTHING)[:10],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -15,7 +15,7 @@ from bench.tell.page.render import document
 from bench.tell.page.svg import Picture
 from bench.tell.page.table import Column, Line, Table, names, separated
 from bench.tell.representative import representative_line
-from bench.tell.words import NOTHING, SETTING_COLUMNS, Row, case_labels, number, plural, setting
+from bench.tell.words import NOTHING, SETTING_COLUMNS, Row, number, plural, setting
 
 if TYPE_CHECKING:
     from bench.tell.report import Report
@@ -39,9 +39,9 @@ def run_page(report: Report, pictures: Mapping[str, Picture]) -> str:
         title=f"What the cache gains: {', '.join(dict.fromkeys(summary['model']))}",
         name=run.name,
         created=run.manifest.created_utc.partition("T")[0],
-        machine=run.manifest.environment.hostname,
+        machine=run.machine_names,
         closing=report.closing or _closing(summary),
-        failures=list(_failures(summary)),
+        failures=tables.failures(summary),
         n_cases=summary["case"].nunique(),
         cautions=report.caution_lines,
         setting=_shared_setting(summary),
@@ -90,12 +90,6 @@ def _closing(summary: pd.DataFrame) -> str:
     return f"Measured {timed} of {plural(summary['case'].nunique(), 'case')}."
 
 
-def _failures(summary: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
-    labels = case_labels(summary)
-    for row in summary[(summary["status"] != "ok") & (summary["phase"] == "prefill")].to_dict("records"):
-        yield labels[row["case"]], row["status"], row["error"]
-
-
 def _shared_setting(summary: pd.DataFrame) -> str:
     """Write what all cases have in common, as the title of a table does."""
     shared = [name for name in SETTING_COLUMNS if len(set(summary[name])) == 1]
@@ -106,7 +100,8 @@ def _shared_setting(summary: pd.DataFrame) -> str:
 def _environment(run: Run) -> list[tuple[str, str]]:
     manifest = run.manifest
     rows = [("command", f"`{' '.join(manifest.command)}`"), ("measured (UTC)", manifest.created_utc)]
-    rows += [(name.replace("_", " "), value) for name, value in facts(manifest.environment) if value != NOTHING]
+    for machine in run.environments:
+        rows += [(name.replace("_", " "), value) for name, value in facts(machine) if value != NOTHING]
     for name, per_s in manifest.ceilings.items():
         unit, size = ("GB/s", 1e9) if name.startswith("read_bandwidth") else ("TFLOP/s", 1e12)
         what = name.replace("_bytes_per_s", "").replace("_flop_per_s", "").replace("_", " ")
@@ -117,10 +112,9 @@ def _environment(run: Run) -> list[tuple[str, str]]:
 def _turns(report: Report) -> str:
     """Say how often each case was measured, and how many turns do not count."""
     manifest, measured = report.tidy.run.manifest, report.tidy.measured
-    lost = int(measured.drop_duplicates(["case", "process", "round"])["disturbed"].sum())
-    turns = len(measured.drop_duplicates(["case", "process", "round"]))
+    turns = measured.drop_duplicates(["case", "process", "round"])
     rounds = f"{plural(manifest.repetitions, 'round')} in {plural(manifest.processes, 'process', 'processes')} planned"
-    return f"{rounds}, {plural(turns, 'turn')} timed, {lost} of them disturbed."
+    return f"{rounds}, {plural(len(turns), 'turn')} timed, {turns['disturbed'].sum()} of them disturbed."
 
 
 def _every_column(summary: pd.DataFrame) -> dict[str, Any]:
