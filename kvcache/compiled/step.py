@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import functools
-import os
-import shutil
-import sysconfig
 from collections.abc import Callable, Hashable, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from kvcache.caches.contract import Unsupported
 from kvcache.compiled.cache import Slot, attend_to_cache
+from kvcache.compiled.compiler import require_compiler
 from kvcache.compiled.decoder import Decoder, Layer, Rotary
 from kvcache.compiled.kernels import Activation, block, logits
 from kvcache.compiled.rows import CHUNK
@@ -113,12 +109,7 @@ class Step:
 
     def _require_compiler(self) -> None:
         """Refuse where inductor could not compile on this CPU, before it tries."""
-        compiler = os.environ.get("CXX") or "g++"
-        if shutil.which(compiler) is None:
-            raise Unsupported(f"compiled needs a C++ compiler: {compiler} is not on the PATH (CXX names another)")
-        header = Path(sysconfig.get_path("include"), "Python.h")
-        if not header.exists():
-            raise Unsupported(f"compiled needs Python's headers, as in the package python3-dev: there is no {header}")
+        require_compiler()
 
     def _key(self) -> Hashable:
         """Return what the compiled code is made for; another key compiles anew."""

@@ -1,0 +1,105 @@
+"""Try inductor's own way to a loaded C++ library before a model depends on it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import shutil
+import sysconfig
+import tempfile
+from pathlib import Path
+
+import torch
+
+from kvcache.caches.contract import Unsupported
+
+TRIAL = '#include <Python.h>\n#include <omp.h>\nextern "C" int threads() { return omp_get_max_threads(); }\n'
+"""What any kernel needs: Python's headers and OpenMP."""
+
+
+def require_compiler() -> None:
+    """Prepare inductor for the compiler that CXX names, and compile and load a few lines where it will put kernels.
+
+    CXX may be a program, with spaces in its path, or a command with a prefix and arguments (`ccache g++ -m64`).
+    The trial takes half a second where it is new; inductor keeps its library as it keeps kernels.
+
+    Raises:
+        Unsupported: there is no compiler, or the trial fails; with the reason of whoever refused it.
+    """
+    command = _command()
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.exists():
+        raise Unsupported(f"compiled needs Python's headers, as in the package python3-dev: there is no {header}")
+    from torch._inductor import config  # here: a second of imports, for the CPU alone
+    from torch._inductor.codecache import CppCodeCache
+
+    # Headers are hashed by openssl and precompiled in the temporary folder; without, kernels compile a little slower.
+    if shutil.which("openssl") is None or not _is_plain(tempfile.gettempdir()):
+        config.cpp_cache_precompile_headers = False
+    try:
+        config.cpp.cxx = (None, _program(command))
+        CppCodeCache.load(TRIAL, needs_vec_isa=False)
+    except Exception as error:
+        raise Unsupported(f"inductor cannot compile here with {shlex.join(command)}: {_reason(error)}") from error
+
+
+def _command() -> list[str]:
+    """Return the words of the compiler's command.
+
+    Raises:
+        Unsupported: its first word is no program.
+    """
+    named = os.environ.get("CXX") or "g++"
+    if shutil.which(named):  # perhaps with spaces in its path
+        return [named]
+    try:
+        words = shlex.split(named)
+    except ValueError as error:
+        raise Unsupported(f"compiled needs a C++ compiler: CXX is {named!r}: {error}") from error
+    if not words or shutil.which(words[0]) is None:
+        first = words[0] if words else repr(named)
+        raise Unsupported(f"compiled needs a C++ compiler: {first} is not on the PATH (CXX names another)")
+    return words
+
+
+def _program(command: list[str]) -> str:
+    """Return one program that runs `command`: inductor takes no arguments with it, nor spaces in its path.
+
+    It lies in inductor's cache folder under the names of the command's programs, by which inductor knows compilers.
+    """
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    if len(command) == 1 and _is_plain(command[0]):
+        return command[0]
+    script = f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n'
+    name = "-".join(Path(word).name.replace(" ", "_") for word in command if not word.startswith("-"))
+    program = Path(cache_dir(), f"kvbench-{hashlib.sha256(script.encode()).hexdigest()[:16]}", name)
+    if not program.exists():
+        program.parent.mkdir(parents=True, exist_ok=True)
+        written = program.with_name(f"{os.getpid()}.part")
+        written.write_text(script)
+        written.chmod(0o755)
+        written.replace(program)
+    return str(program)
+
+
+def _is_plain(path: str) -> bool:
+    """Return whether `path` is one word of a command line without quotes, as which inductor writes it."""
+    try:
+        return shlex.split(path) == [path]
+    except ValueError:  # half a pair of quotes
+        return False
+
+
+def _reason(error: Exception) -> str:
+    """Return one line: a folder that cannot work, or what the compiler or the system said first."""
+    from torch._inductor.exc import CppCompileError
+
+    if not _is_plain(folder := os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")):  # which inductor sets, if nobody did
+        return f"it cannot use the folder {folder!r}: set TORCHINDUCTOR_CACHE_DIR to a path without spaces and quotes"
+    if not _is_plain(folder := str(Path(torch.__file__).parent)):
+        return f"it cannot use torch from {folder!r}: install it in a path without spaces and quotes"
+    output = error.output if isinstance(error, CppCompileError) else str(error) or type(error).__name__
+    lines = [line for line in output.splitlines() if line.strip()] or ["it failed without a word"]
+    return next((line for line in lines if "error" in line.lower()), lines[0])
