@@ -95,7 +95,7 @@ def test_an_empty_cxx_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     ("script", "reason"),
     [
         (
-            f"{SAYS_WHO}echo In file included from k.cpp:2:\necho k.cpp:2:10: fatal error: no omp.h\nexit 1\n",
+            f"{SAYS_WHO}echo Included from k.cpp:2:\necho k.cpp:2:10: fatal error: no omp.h\nexit 1\n",
             "fatal error: no omp.h$",
         ),
         (f"{SAYS_WHO}kill -9 $$\n", "without a word"),
