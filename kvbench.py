@@ -4,8 +4,6 @@ The folders of PYTHONPATH are searched before those of installed packages and of
 comes before any search.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from importlib.machinery import ModuleSpec, PathFinder

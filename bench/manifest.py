@@ -1,7 +1,5 @@
 """Defines `manifest.json`: what was asked for, where it ran, and the plan. Frozen and versioned."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import msgspec

@@ -1,7 +1,5 @@
 """What the driver and a worker say to each other: one JSON document a line, requests down, replies up."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import msgspec

@@ -4,8 +4,6 @@ Samples are the only truth: every table, plot and verdict is derived from these 
 Times are integers in nanoseconds, sizes integers in bytes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

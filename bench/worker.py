@@ -4,8 +4,6 @@ Forked by fork_server.py; reads requests and answers them, a line each (protocol
 dies with its parent.
 """
 
-from __future__ import annotations
-
 import gc
 import time
 from collections.abc import Callable, Iterator

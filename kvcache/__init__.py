@@ -9,8 +9,6 @@ Importing this package costs nothing: a name brings its module, and with it torc
 the arithmetic (`Costs`) works where torch cannot be imported.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING
 

@@ -1,7 +1,5 @@
 """A cluster run made by hand: a manifest with two groups of two cells, its job files, and jobs that write samples."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import msgspec

@@ -1,7 +1,5 @@
 """The command line in a test: in this process, or in one of its own where that is what is tested."""
 
-from __future__ import annotations
-
 import io
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """What every test runs under: no hub, examples that CI repeats exactly, and skips that say why."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A clock that tests set: time passes only at stamps, and the order of calls is kept."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from itertools import repeat
 

@@ -3,8 +3,6 @@
 A prompt of a dozen tokens crosses what decides: windows and top-k of 8, chunks of 8, convolutions of 4.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

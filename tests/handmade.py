@@ -1,7 +1,5 @@
 """Small runs made by hand, with seeded times: what the tests of frames, tables and plots read instead of real ones."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any

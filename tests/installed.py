@@ -4,8 +4,6 @@
 in the checkout, where every import would succeed.
 """
 
-from __future__ import annotations
-
 import importlib
 import subprocess
 import sys

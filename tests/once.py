@@ -1,7 +1,5 @@
 """What is made once for all processes of pytest-xdist."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Extra work planted into the dynamic strategy, and the gate's decision on what was counted of it."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import msgspec

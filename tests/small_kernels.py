@@ -1,7 +1,5 @@
 """The ceilings' kernels at sizes that take no time, on one thread of a CPU that emulates bfloat16."""
 
-from __future__ import annotations
-
 import pytest
 
 from bench.machine import cpu, kernels

@@ -1,7 +1,5 @@
 """Writes the folder of a hand-made run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from bench.manifest import Manifest

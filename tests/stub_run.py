@@ -3,8 +3,6 @@
 Run it to its end in this process (`finish`), or in one of its own that can be killed (`start`).
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -13,8 +13,6 @@ bench/protocol.py):
 folder STUB_FOLDER). Times are of no clock: a prefill takes a nanosecond per token and a step one.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

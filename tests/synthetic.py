@@ -4,8 +4,6 @@ Noise as seen on shared machines: an effect of each process (address layout) tha
 turns, which only ever adds to them, bursts that hit one turn, pairs that are off for no reason, a machine that drifts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """What must work where torch and transformers cannot be imported; import-linter checks the layers themselves."""
 
-from __future__ import annotations
-
 import pkgutil
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Versions that stand in several files are the same in all of them, and nothing in CI follows a moving name."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A stored run or A/B is read, summarised, drawn and compared where torch and transformers cannot be imported."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Turns in columns are the turns that were put in."""
 
-from __future__ import annotations
-
 import msgspec
 import pytest
 

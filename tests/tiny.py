@@ -4,8 +4,6 @@ They differ in what a cache can get wrong: position embeddings (learned, rotary,
 single key heads, sliding windows (all layers, or alternate ones), offsets of the position ids (OPT).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

@@ -1,7 +1,5 @@
 """Kills writers and damages stored data: a little in tests/store/test_torture.py, a lot in the study store_torture."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal

@@ -1,7 +1,5 @@
 """Factories that do what a user's own cache must not, and some that look odd and are right."""
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Run -> frame: at which positions of the judged text a lossy strategy names the exact run's most likely token."""
 
-from __future__ import annotations
-
 import msgspec
 import pandas as pd
 

@@ -1,7 +1,5 @@
 """What a reader should know before believing a run: cautions as values, each with what to do about it."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
 
 import msgspec

@@ -4,8 +4,6 @@ The table of results/README.md is made of it: after a change run `python -m benc
 which writes the table between its two marks.
 """
 
-from __future__ import annotations
-
 import csv
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Where does a kind of cache begin to pay: the context from which on its decode step is faster than the exact one's."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The one rule for turns that the machine, not the code, disturbed. Works on numbers and on columns of them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

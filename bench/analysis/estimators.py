@@ -3,8 +3,6 @@
 Tables, compare, gate and ab all use these and no others. Values are times (any one unit) or other positive figures.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Iterable

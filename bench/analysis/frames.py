@@ -1,7 +1,5 @@
 """Run -> tidy frames: a row per turn and phase, a row per timed decode step. Nothing is dropped, warm-ups flagged."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ Johnson & Mizoguchi (1978, SIAM J. Comput. 7, 147-153) narrow the sums down by c
 bound: in sorted samples the sums of each row below it are a prefix. Here the bounds are interpolated, not drawn.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -1,7 +1,5 @@
 """Which rounds of a run were measured, which of them are whole, and how many are still missing."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Tidy -> the summary frame: one row per case and phase, the columns of `summary.csv` and what plots need besides."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Iterable
 from typing import Any

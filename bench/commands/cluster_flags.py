@@ -1,7 +1,5 @@
 """The flags of `kvbench run` that have its groups measured by jobs of a cluster."""
 
-from __future__ import annotations
-
 import shlex
 from typing import Annotated, Literal
 

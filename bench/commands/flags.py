@@ -4,8 +4,6 @@ A mistake is one line that names the flag and what is valid: a parser here says 
 `bench.cli` puts the flag before it.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 import textwrap

@@ -1,7 +1,5 @@
 """Settings of Python itself, and signals, under which libraries cannot work: put right before a command begins."""
 
-from __future__ import annotations
-
 import locale
 import os
 import signal

@@ -1,7 +1,5 @@
 """Defines a verdict, what `gate` or `ab` decides about one quantity, and the exit code of several."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Literal, get_args
 

@@ -3,8 +3,6 @@
 Times are rough at first (a middling machine), and then scaled by the speed that checks and warm-ups show.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType

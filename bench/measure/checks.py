@@ -1,7 +1,5 @@
 """Proves the tokens of a cell's cases before any of their times, and stores each check with its framework's time."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Slurm, and one whole node for a job: neighbours on a node change its bandwidth, 
 not do. What a job measured is read from its samples, never from the scheduler, which forgets and requeues.
 """
 
-from __future__ import annotations
-
 import getpass
 import importlib.util
 import os

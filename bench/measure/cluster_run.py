@@ -1,7 +1,5 @@
 """A run whose groups are measured by jobs: written, submitted, watched to its end, and resumed."""
 
-from __future__ import annotations
-
 import shutil
 import signal
 import time

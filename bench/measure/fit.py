@@ -1,7 +1,5 @@
 """What fits in a memory: weights, a cache and the workspace of a forward, by arithmetic alone."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence

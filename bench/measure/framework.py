@@ -1,7 +1,5 @@
 """What a decode step costs before any arithmetic: Python, transformers, and torch's dispatch of its kernels."""
 
-from __future__ import annotations
-
 import torch
 
 from bench.case import HOST_DEVICES, Case

@@ -4,8 +4,6 @@ A job that is started again (its node died, it ran out of time) measures only wh
 cell only on the machine that measured the others.
 """
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import replace

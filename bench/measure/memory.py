@@ -5,8 +5,6 @@ of the weights' file, a compiler's tables. So this is a later pass, in which not
 context is fed as a part of the prompt, since a state to come back to would be a second cache.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The user's own text: read, and cut into the tokens of each model that judges lossy strategies by it."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a case is checked against, in files: one worker makes them from the model, the others read them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

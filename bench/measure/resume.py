@@ -1,7 +1,5 @@
 """What an interrupted run holds already, and so what is left to measure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from bench.analysis.rounds import Rounds, planned_rounds

@@ -1,7 +1,5 @@
 """A job is one run, from its plan to its last sample, new or resumed."""
 
-from __future__ import annotations
-
 import math
 import shutil
 import sys

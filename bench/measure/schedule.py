@@ -5,8 +5,6 @@ the worker that has the turn is active. The machine's ceilings have turns of the
 the disk before the next turn starts.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 

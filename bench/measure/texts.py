@@ -1,7 +1,5 @@
 """The texts that judge lossy strategies: the user's own, or one that the model writes, once for all of its cells."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from bench.case import Case

@@ -5,8 +5,6 @@ dies, the job is measured again, perhaps on another one, and what the first atte
 paired with the second's rounds nor be counted beside them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 from bench.errors import DataError

@@ -1,7 +1,5 @@
 """Merges what jobs wrote elsewhere into the folders of their runs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple

@@ -4,8 +4,6 @@ They lie in the run folder's subfolder `jobs`. A job is a part of the run's mani
 digest of that manifest, so it can be merged into the run folder from wherever it was written.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

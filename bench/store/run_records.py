@@ -1,7 +1,5 @@
 """The records of a run, read from its samples files and checked: turns into columns, the others as they are."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path

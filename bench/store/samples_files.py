@@ -4,8 +4,6 @@ A run that one process measured has `samples.jsonl`, and one more for each time 
 has files of its own, `samples-job-3.jsonl`, `samples-job-3-2.jsonl`, ..., each begun by a `JobStart`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """`summary.json`: the rows of the summary, under a head that names their form and the samples they were made of."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """A run as `benchmark.json`, in the schema of pytest-benchmark: read by its `compare` and by the common CI actions."""
 
-from __future__ import annotations
-
 import json
 import statistics
 from typing import Any

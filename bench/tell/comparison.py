@@ -1,7 +1,5 @@
 """A comparison of two runs as text: one sentence, a table, what could not be compared, and what differs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """The drift of a baseline as a table."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from bench.tell.layout import markdown_table

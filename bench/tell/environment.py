@@ -1,7 +1,5 @@
 """An environment and the ceilings measured on it, as tables or JSON."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from typing import Any

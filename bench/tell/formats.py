@@ -1,7 +1,5 @@
 """The formats of what a command prints. Types alone, so that the command line knows them without importing pandas."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 Format = Literal["md", "csv", "json", "jsonl"]

@@ -1,7 +1,5 @@
 """How every table is laid out: Markdown with pipes, and a terminal's table that never cuts a number."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """What stands below a table: a closing sentence, the fitted slopes, and the cautions. Values -> lines of Markdown."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import pandas as pd

@@ -4,8 +4,6 @@
 says what comes after it (`PARTS`) and of which run: `<!-- caches of results/examples/caches-2-cores, depth 2048 -->`.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """What the history is asked: the list of runs as text or a file, and the trend of their latencies as a plot."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """A ranking of several runs as text: one sentence, the runs, one table, and what could not be compared."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """The files of a ranking: its picture, and the page on which any of its runs can be the baseline."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from bench.judge.ranking import Ranking

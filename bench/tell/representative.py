@@ -1,7 +1,5 @@
 """Which rows of a run its plots against context length draw, where a setting varies that has a plot across it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd

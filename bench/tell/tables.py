@@ -1,7 +1,5 @@
 """Frames -> text: the table of a run as Markdown, for a terminal, as CSV or JSON. No file access."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Literal, NamedTuple, get_args

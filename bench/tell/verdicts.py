@@ -1,7 +1,5 @@
 """Verdicts -> a table with the worst first, Markdown, JSON, one sentence that says what to do, and an exit code."""
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence

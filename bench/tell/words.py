@@ -1,7 +1,5 @@
 """How figures and cases are written in tables and plots: three digits, intervals in brackets, settings in words."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal

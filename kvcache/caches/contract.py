@@ -4,8 +4,6 @@ Marking happens once, untimed, after the context has been fed; `restore` comes b
 it comes back to an empty cache.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Protocol

@@ -1,7 +1,5 @@
 """transformers' default cache: it grows by concatenation, one row a step."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

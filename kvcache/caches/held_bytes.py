@@ -4,8 +4,6 @@ It counts what is there, not what a cache reports of itself: scales, zero points
 and copies kept beside. It cannot see globals, or what a class or a library keeps.
 """
 
-from __future__ import annotations
-
 import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping

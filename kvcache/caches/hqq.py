@@ -1,7 +1,5 @@
 """transformers' QuantizedCache with HQQ's integers (half-quadratic quantization)."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from kvcache.caches.quantized import QuantizedKV

@@ -1,7 +1,5 @@
 """transformers' offloaded cache: keys and values wait in main memory, and only the layer at work is on the GPU."""
 
-from __future__ import annotations
-
 from transformers import Cache, DynamicCache
 
 from kvcache.caches.contract import Unsupported

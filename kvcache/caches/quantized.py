@@ -4,8 +4,6 @@ A first prompt attends to its exact keys and is quantised whole. Later tokens st
 everything is unpacked, joined and quantised anew (KIVI, arXiv:2402.02750, with groups of 64 along the flattened axis).
 """
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from transformers import Cache, QuantizedCache

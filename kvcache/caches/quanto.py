@@ -1,7 +1,5 @@
 """transformers' QuantizedCache with optimum-quanto's integers."""
 
-from __future__ import annotations
-
 import functools
 import os
 import tempfile

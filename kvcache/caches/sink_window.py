@@ -3,8 +3,6 @@
 Rows keep the position that they were computed at. A prompt attends to all of its own tokens; eviction comes after it.
 """
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 import torch

@@ -5,8 +5,6 @@ compressed entries. Two habits of theirs are relied on: an attribute that holds 
 and written in place in a static one; containers (one state for each convolution, say) are always changed in place.
 """
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

@@ -1,7 +1,5 @@
 """transformers' static cache: allocated once for the whole capacity, and written in place."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

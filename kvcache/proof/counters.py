@@ -1,7 +1,5 @@
 """The exact counts of one phase, as they are stored and compared. Needs no torch."""
 
-from __future__ import annotations
-
 import msgspec
 
 

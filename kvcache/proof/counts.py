@@ -1,7 +1,5 @@
 """Exact counts of a case's two phases, taken while it is checked: what the gate compares first. No clock."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager

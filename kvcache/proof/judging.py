@@ -3,8 +3,6 @@
 Axes: `batch` sequences of `n` tokens; the last `positions` of them go through decode and are compared.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

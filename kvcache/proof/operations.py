@@ -4,8 +4,6 @@ The counts are checked against the formulas of costs.py, for every architecture.
 it has no formula for attention on the CPU (it counts 0), and does not tell GEMM from GEMV.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache

@@ -5,8 +5,6 @@ the rest goes through decode, and the logits after each step are compared with t
 dtype. Axes: `batch` sequences of `n` tokens, of which `n_context` are prefilled.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -3,8 +3,6 @@
 Axes: `batch` sequences of `n` tokens, of which the first `n_context` are not compared.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext

@@ -9,8 +9,6 @@ The induction holds where the logits of a position do not depend on the tokens a
 over the beginning alone; for them the reference is naive re-feed itself, step by step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass

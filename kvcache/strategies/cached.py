@@ -1,7 +1,5 @@
 """KV-cached: the prompt is fed once, then every step feeds one token. The twin of naive.py."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel

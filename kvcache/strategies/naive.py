@@ -1,7 +1,5 @@
 """Naive re-feed: every step feeds the whole sequence again and keeps nothing. The twin of cached.py."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import torch

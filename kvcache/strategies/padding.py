@@ -1,7 +1,5 @@
 """Left padding: which masks are taken, and where the padding of a prompt goes that follows a context."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel

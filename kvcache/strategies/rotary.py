@@ -5,8 +5,6 @@ modeling_rope_utils.py, dynamic_frequency_update). So that every repetition begi
 puts the tables back to what they were when the model was made.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from transformers import PreTrainedModel

@@ -4,8 +4,6 @@ Nothing here knows a clock. A measurer passes `on_step` to `generate` and stamps
 Tensor axes: `batch` sequences, `q` query positions of one forward, `vocab` entries of the vocabulary.
 """
 
-from __future__ import annotations
-
 import inspect
 import weakref
 from abc import ABC, abstractmethod

@@ -1,7 +1,5 @@
 """How far apart the logits of two correct paths may lie: they add the same numbers in another order."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """One process pair: the order of its turns, equal terms, correctness first, and the one figure that it counts for."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import os

@@ -1,7 +1,5 @@
 """`kvbench ab` end to end on random:tiny, and what it refuses before or while it starts."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import shutil

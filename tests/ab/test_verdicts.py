@@ -1,7 +1,5 @@
 """An A/B from pair to pair: what is measured next, when it ends, and what it says. Synthetic pairs, a fake clock."""
 
-from __future__ import annotations
-
 import math
 
 import msgspec

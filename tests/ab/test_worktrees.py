@@ -1,7 +1,5 @@
 """Revisions in worktrees of their own, gone afterwards, whatever happens."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """The arithmetic: against models' own counts, hand-made examples, and itself."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The walk over what an object holds finds all of its memory once, and ends quickly at what is no container."""
 
-from __future__ import annotations
-
 import array
 import functools
 from collections import deque

@@ -1,7 +1,5 @@
 """Every kind of cache: it comes back to its mark, holds the bytes predicted, and loses what it must."""
 
-from __future__ import annotations
-
 import importlib.metadata
 from typing import Any
 

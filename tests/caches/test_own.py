@@ -1,7 +1,5 @@
 """The user's own cache: made as its factory wants, made anew for every round, and refused with the true reason."""
 
-from __future__ import annotations
-
 import importlib
 import re
 import sys

@@ -1,7 +1,5 @@
 """quanto's extension: a lock that a killed compiler left behind holds nobody up."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from types import SimpleNamespace

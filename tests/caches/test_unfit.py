@@ -1,7 +1,5 @@
 """Caches that do what they must not are refused with the true reason; odd ones that are right are measured."""
 
-from __future__ import annotations
-
 import gc
 import weakref
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What the tests of several commands share: one real run, one made by hand, and plots that are not written."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

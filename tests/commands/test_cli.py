@@ -1,7 +1,5 @@
 """The command itself: its help, its errors, its completion."""
 
-from __future__ import annotations
-
 import signal
 from importlib.metadata import version
 from pathlib import Path

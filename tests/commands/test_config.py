@@ -1,7 +1,5 @@
 """A grid from a file: what it may hold, what wins, and one line for each mistake."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

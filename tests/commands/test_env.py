@@ -1,7 +1,5 @@
 """`kvbench env`: the machine in human units, or as plain numbers."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """The commands export and import: where files go, what is said, and that an import stands beside a run of ours."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

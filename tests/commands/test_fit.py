@@ -1,7 +1,5 @@
 """`kvbench fit`: the context that it names fits, one token more does not, and what ends it is named."""
 
-from __future__ import annotations
-
 import json
 import math
 

@@ -1,7 +1,5 @@
 """The help says what the tables hold: the flags of a preset, read back, make that preset."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Every exit code of gate and baseline by the command line, on stored runs made by hand."""
 
-from __future__ import annotations
-
 import json
 import re
 import zlib

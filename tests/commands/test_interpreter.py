@@ -1,7 +1,5 @@
 """Settings of Python under which a library cannot work: each in a process of its own, since Python reads them once."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

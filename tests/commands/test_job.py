@@ -1,7 +1,5 @@
 """`kvbench job`: one group, measured by stub workers into a samples file of its own."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What cannot be written, drawn or printed costs nothing else: neither the table, nor the exit code, nor a sample."""
 
-from __future__ import annotations
-
 import errno
 import io
 import json

@@ -1,7 +1,5 @@
 """`kvbench report` and `kvbench compare`: stored runs and A/Bs, without torch."""
 
-from __future__ import annotations
-
 import io
 import json
 from contextlib import redirect_stdout

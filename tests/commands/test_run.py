@@ -1,7 +1,5 @@
 """`kvbench run`: a real run of a tiny model, what it refuses, and what a failed case does."""
 
-from __future__ import annotations
-
 import shlex
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The program `kvbench` where PYTHONPATH has other modules of the names that it needs."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """`kvbench generate`: the continuation alone, and what is refused."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

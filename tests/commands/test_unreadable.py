@@ -1,7 +1,5 @@
 """Folders that this user may not search, as root's after `sudo -u`. Root may search all, so here `os.stat` refuses."""
 
-from __future__ import annotations
-
 import errno
 import os
 import subprocess

@@ -1,6 +1,4 @@
 # ruff: noqa: E501  what tables look like stands here as it is printed
-from __future__ import annotations
-
 from pathlib import Path
 
 import msgspec

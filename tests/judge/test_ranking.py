@@ -1,7 +1,5 @@
 """Several runs ranked: the order, the ratios, what is comparable, and how it is written."""
 
-from __future__ import annotations
-
 import json
 
 import msgspec

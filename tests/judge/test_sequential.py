@@ -1,7 +1,5 @@
 """The decisions of an A/B on figures alone: levels, looks, Holm, and the error rates of the whole procedure."""
 
-from __future__ import annotations
-
 import math
 
 import hypothesis

@@ -1,7 +1,5 @@
 """Texts in one static shape: cut, padded, shifted by one; tokenizers that give back what they took; the entropy."""
 
-from __future__ import annotations
-
 from collections import Counter
 from math import log
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Training: one static shape, the loss by the definition, and a killed training that ends as an undisturbed one."""
 
-from __future__ import annotations
-
 import multiprocessing
 import signal
 import time

@@ -4,8 +4,6 @@ Over every architecture of the list: texts padded on the right for the parallel 
 prompt fed at once or in any pieces.
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 import pytest

@@ -1,7 +1,5 @@
 """Kernel files that a test writes, in place of this machine's."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

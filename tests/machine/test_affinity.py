@@ -1,7 +1,5 @@
 """Which cores a process may use: read and set, on a child of this process."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Cores and memory, within the limits of control groups."""
 
-from __future__ import annotations
-
 import math
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """What the machine did to a turn."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

@@ -1,7 +1,5 @@
 """Caches and memory of the CPU."""
 
-from __future__ import annotations
-
 import os
 import sys
 

@@ -1,7 +1,5 @@
 """What devices have in common, and that importing them costs no torch."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

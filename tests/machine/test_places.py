@@ -1,7 +1,5 @@
 """Temporary folders and caches, whatever the environment names as one: they work, or one line names the variable."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """--budget: what goes first, what never goes, and what a resumed run keeps. Times are made up; no clock is read."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

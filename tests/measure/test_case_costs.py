@@ -1,7 +1,5 @@
 """Costs and bytes of a case whose architecture no formula describes."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """A run of jobs: submitted, watched and resumed, by a scheduler in this process."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import shutil

@@ -1,7 +1,5 @@
 """What a worker does wrong -> what is stored, said, and left with; the workers are stubs that do it on purpose."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

@@ -1,7 +1,5 @@
 """Steps without arithmetic: the same modules, with nothing to multiply."""
 
-from __future__ import annotations
-
 import importlib
 from pathlib import Path
 from typing import Any

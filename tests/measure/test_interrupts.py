@@ -1,7 +1,5 @@
 """A run that is killed or interrupted, at any moment: what was measured is kept, and resumed."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

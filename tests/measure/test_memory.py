@@ -1,7 +1,5 @@
 """What a strategy takes beyond the weights: its cache, its workspace, and what it hides."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from transformers import DynamicCache

@@ -1,7 +1,5 @@
 """The user's own text: as many tokens as the grid needs by each model's tokenizer, and what is wrong with it."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """The room that a plan needs: what a compiler writes, and the logits that judge a lossy strategy."""
 
-from __future__ import annotations
-
 import pytest
 
 from bench.manifest import CasePlan

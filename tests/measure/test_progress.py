@@ -1,7 +1,5 @@
 """Progress: the share that is done never falls, and the time left comes from the pace so far."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

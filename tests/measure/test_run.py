@@ -1,7 +1,5 @@
 """A run's plan and its folder: what is refused in one line, what is read again, what is left behind. No worker."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import msgspec

@@ -1,7 +1,5 @@
 """The worker's answers, in process: what it times, what it refuses, and how it reads errors."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A cache folder of its own for every test, and folders to load from."""
 
-from __future__ import annotations
-
 import huggingface_hub
 import pytest
 

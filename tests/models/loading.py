@@ -1,7 +1,5 @@
 """What the tests of models share: a refusal's message, logits, where weights are mapped from, a tiny GGUF file."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Callable

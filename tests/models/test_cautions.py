@@ -1,7 +1,5 @@
 """Checkpoints that lack their large files, or that compute something else than their author meant."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

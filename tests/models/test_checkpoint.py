@@ -1,7 +1,5 @@
 """Checkpoint folders and GGUF files: read as they are, or converted once and mapped."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 

@@ -1,7 +1,5 @@
 """Folders that are refused: damaged, pickled, with code of their own, with any configuration."""
 
-from __future__ import annotations
-
 import json
 from contextlib import suppress
 from pathlib import Path

@@ -1,7 +1,5 @@
 """random:NAME: published sizes, weights that follow the seed alone, and no file of large ones."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from safetensors.torch import load_file

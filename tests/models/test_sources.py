@@ -1,7 +1,5 @@
 """The hub, the bundled wheel, and the user's own code."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import sys

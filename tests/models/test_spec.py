@@ -1,7 +1,5 @@
 """A spec names a model, or is refused in one line; arguments are checked."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 
 import pytest

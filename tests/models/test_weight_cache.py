@@ -1,7 +1,5 @@
 """The cache folder: made once by processes at the same time, whole or not at all."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """What the worker counts while it checks: whole phases where they are short, and nothing that the check itself does."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The text that judges the lossy strategies of a cell."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

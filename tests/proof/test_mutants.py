@@ -1,7 +1,5 @@
 """The proof of the proof: a quantised cache broken in one place shows in `logit_kl`; what loses nothing reads 0."""
 
-from __future__ import annotations
-
 import functools
 import importlib.metadata
 from collections.abc import Callable

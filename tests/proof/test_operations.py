@@ -1,7 +1,5 @@
 """Operations counted while models run equal the formulas of costs.py, and each kind of extra work shows."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any

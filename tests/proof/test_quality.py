@@ -1,7 +1,5 @@
 """Quality of a lossy cache: nothing lost reads as nothing, and planted mutants show."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What is rehearsed on the meta device is what runs: products and bytes of caches, for families of every mechanism."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Each cell of a cluster run is of one machine, and no round counts twice, however often its job was started."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """What jobs wrote elsewhere is merged once, checked, and never over what lies there."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The history is made of the runs, follows them, and loses nothing when it cannot."""
 
-from __future__ import annotations
-
 import json
 import resource
 import shutil

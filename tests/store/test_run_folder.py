@@ -1,7 +1,5 @@
 """A store survives a kill, and accepts nothing damaged as another value."""
 
-from __future__ import annotations
-
 import contextlib
 from pathlib import Path
 from unittest.mock import Mock

@@ -1,7 +1,5 @@
 """A sealed document: what is written is read, an optional field may come later, and nothing else passes."""
 
-from __future__ import annotations
-
 import os
 import stat
 

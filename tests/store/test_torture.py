@@ -1,7 +1,5 @@
 """No kill loses stored data, no damage is read as another value. The study store_torture does far more."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal

@@ -1,7 +1,5 @@
 """Every strategy emits naive's tokens, for any prompt, batch, depth and length; planted mutants are found out."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 

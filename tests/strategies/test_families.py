@@ -1,7 +1,5 @@
 """Architectures beyond keys and values: measured right, or refused with the true reason, one strategy at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Padded prompts: each row gives what it gives alone, or the mask is refused."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn

@@ -3,8 +3,6 @@
 They take turns, twice. The table shows suite / run per strategy and phase: the ratio of the medians over both turns.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import subprocess

@@ -4,8 +4,6 @@ Windows, chunks and top-k are 8, convolutions 4, the longrope switch 16. Most ty
 the names that configs use; the others have a row of their own here or in tests/families.py.
 """
 
-from __future__ import annotations
-
 from dataclasses import fields
 from typing import Any
 

@@ -5,8 +5,6 @@ prefix-stable; in float32 and bfloat16, at batch 1 and 3, with a whole prompt, a
 left-padded. Writes results/examples/architectures.csv and docs/architectures.md.
 """
 
-from __future__ import annotations
-
 import argparse
 import fnmatch
 import multiprocessing

@@ -1,7 +1,5 @@
 """docs/architectures.md: which architecture is measured right, which is refused, and why, from the study's table."""
 
-from __future__ import annotations
-
 from importlib.metadata import version
 from pathlib import Path
 

@@ -5,8 +5,6 @@ same rounds, so the speed-up of each family is compared with Llama's round by ro
 one parallel forward first. Prints a table; no time is asserted.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

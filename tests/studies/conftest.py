@@ -1,7 +1,5 @@
 """Options of the pytest-benchmark suite."""
 
-from __future__ import annotations
-
 import pytest
 
 

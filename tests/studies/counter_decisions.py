@@ -1,7 +1,5 @@
 """Counts the counter gate's false alarms on an unchanged tree, and whether it finds planted extra work (minutes)."""
 
-from __future__ import annotations
-
 import argparse
 import time
 from functools import partial

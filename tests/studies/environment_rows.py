@@ -1,7 +1,5 @@
 """The environments of the study `environments`: each is a few variables, limits or places that somebody really has."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

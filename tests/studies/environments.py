@@ -4,8 +4,6 @@ Each must work, or be refused by the exit code of the README and one line that n
 sample lost, no wrong repository, no file left behind. Writes results/examples/environments.csv and .md.
 """
 
-from __future__ import annotations
-
 import argparse
 import fnmatch
 import os

@@ -5,8 +5,6 @@ Packages are pinned in foreign_caches.py and installed into folders of their own
 Writes results/examples/foreign.csv and .md.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import platform

@@ -4,8 +4,6 @@ Settings are those that a package's own documentation recommends, nothing tuned.
 own (five of them call their module `turboquant`), which its factory puts on the path of the worker that runs it.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import sys

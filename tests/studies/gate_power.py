@@ -5,8 +5,6 @@ spread over several sessions: `nox -s study -- gate_power --part aa --runs 20`, 
 table and the plot are drawn from what is stored. No time is asserted.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -3,8 +3,6 @@
 Writes `history.md` and `history.png`.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import subprocess

@@ -3,8 +3,6 @@
 Prints the ratio of the two TPOTs with its 95 % interval. No time is asserted.
 """
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 import time

@@ -4,8 +4,6 @@ Both run in one process on the same weights and take turns in the same rounds, i
 hf-generate as a third. Prints paired ratios with their 95 % intervals. No time is asserted.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

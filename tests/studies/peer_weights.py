@@ -4,8 +4,6 @@ Both come from the float32 model as transformers holds it, so a difference in sp
 ids are all that the engines are given and asked for: the vocabulary that they must have is made of the ids themselves.
 """
 
-from __future__ import annotations
-
 import hashlib
 from importlib.metadata import version
 from pathlib import Path

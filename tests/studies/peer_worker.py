@@ -5,8 +5,6 @@ standard input and answers on standard output: first `Load`, answered by the eng
 each answered by `Generated`; `Failure` where it cannot.
 """
 
-from __future__ import annotations
-
 import ctypes
 import importlib.util
 import json

@@ -4,8 +4,6 @@
 do to a decode step by mistake. The tokens stay the same, the weights too, and `busy:0` is what they are compared with.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable

@@ -4,8 +4,6 @@ Makes runs of 10^4, 10^5 and 10^6 samples, as six cases and as 2,000, with ceili
 in a process of its own. Writes `scale.csv`, `scale.png` and `scale.md`.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import subprocess

@@ -4,8 +4,6 @@
 folder, beside the report.html that `kvbench report` has made there.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import sys

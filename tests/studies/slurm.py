@@ -5,8 +5,6 @@ say nothing here; what is shown is that nothing is lost, counted twice or measur
 that three nodes do the work of three.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import signal

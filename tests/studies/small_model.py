@@ -1,7 +1,5 @@
 """A user's own small model, as `py:tests.studies.small_model:build`."""
 
-from __future__ import annotations
-
 from transformers import LlamaConfig, LlamaForCausalLM
 
 

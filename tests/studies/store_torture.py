@@ -1,7 +1,5 @@
 """Kills writers and runs, and damages stored files, at random: no record is lost, no damaged one believed (an hour)."""
 
-from __future__ import annotations
-
 import argparse
 import random
 import signal

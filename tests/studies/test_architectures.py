@@ -1,7 +1,5 @@
 """The matrix of architectures: what its committed table must say, and a sample of it."""
 
-from __future__ import annotations
-
 import pandas as pd
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """The table of the study `foreign`, from a run made by hand."""
 
-from __future__ import annotations
-
 import msgspec
 import pytest
 

@@ -7,8 +7,6 @@
 run calls it once for all of them.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """The counters' gate catches each planted extra and nothing else; The study counter_decisions does it 1,000 times."""
 
-from __future__ import annotations
-
 import pytest
 
 from bench.analysis.tidy import Tidy

@@ -1,7 +1,5 @@
 """What a trace says is what ran: fed, cached and the largest product against counters; its table, JSON and pictures."""
 
-from __future__ import annotations
-
 import dataclasses
 import errno
 import io

@@ -1,7 +1,5 @@
 """`kvbench train` by the command line: the note's sentence comes out of what it trained, and bad input is refused."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Every block of the tutorial runs in order and prints what stands below it; its figures are what its commands draw."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import re

@@ -1,7 +1,5 @@
 """A run's benchmark.json is read by the real pytest-benchmark."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """What other tools read: each document in the form that its reader publishes; and llama-bench's results, read."""
 
-from __future__ import annotations
-
 import json
 import re
 import sqlite3

@@ -1,7 +1,5 @@
 """The pages: whole, quiet, escaped; what a browser makes of them is in test_page_in_browser.py."""
 
-from __future__ import annotations
-
 import json
 import re
 from html.parser import HTMLParser

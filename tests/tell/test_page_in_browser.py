@@ -1,7 +1,5 @@
 """The pages in a real browser: one can sort, filter, hide columns and switch the baseline, and the page is quiet."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

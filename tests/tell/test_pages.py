@@ -1,7 +1,5 @@
 """The figures of the documentation are those of the committed runs, and are made anew where a mark stands."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

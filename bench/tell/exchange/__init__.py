@@ -1,7 +1,5 @@
 """The formats of other tools, one file each: what `kvbench export` writes, and llama-bench's, which `import` reads."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 

@@ -3,8 +3,6 @@
 https://go.googlesource.com/proposal/+/master/design/14313-benchmark-format.md
 """
 
-from __future__ import annotations
-
 import re
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """Bencher Metric Format, which `bencher run --adapter json` reads (https://bencher.dev/bmf.json)."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

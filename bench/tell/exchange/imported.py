@@ -4,8 +4,6 @@ A `pp` test is the prefill of a case, a `tg` test a case with a prompt of one to
 depth. llama-bench times a whole test, so every token of a `tg` has its share of the time.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -4,8 +4,6 @@ The fields are those of tools/llama-bench/README.md in llama.cpp. A decode of ou
 a case with a prompt of 128 stands at `n_depth` 128, as llama-bench measures it with `-d 128`.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The summary as Apache Parquet, written by DuckDB (extra `history`)."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from bench.analysis import columns

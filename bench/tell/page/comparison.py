@@ -1,7 +1,5 @@
 """The page of a comparison: any of its runs can be made the baseline."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import pandas as pd

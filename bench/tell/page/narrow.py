@@ -1,7 +1,5 @@
 """Where a figure can be cut for a narrow page: into its panels, one below the other, and the entries of its legend."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Values -> one HTML document by a template beside this file. What is not markup of this package is escaped."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import re

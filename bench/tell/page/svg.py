@@ -1,7 +1,5 @@
 """A figure -> SVG inside a page: its words as text, its colours by the page's variables, its ids its own."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Sequence

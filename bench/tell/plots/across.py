@@ -1,7 +1,5 @@
 """Frames -> figures across a setting that a run varies: dtypes, batch sizes or models side by side in one figure."""
 
-from __future__ import annotations
-
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure

@@ -1,7 +1,5 @@
 """Frame -> figure: does a lossy kind of cache get worse the further it decodes from what was prefilled?"""
 
-from __future__ import annotations
-
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure

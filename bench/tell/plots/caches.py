@@ -1,7 +1,5 @@
 """The list of the plots that compare kinds of cache: drawn where the run judged a lossy one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """Frames -> figures of a comparison: a forest of ratios, and the latencies of both runs one over the other."""
 
-from __future__ import annotations
-
 import math
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """The drift of a baseline as a figure."""
 
-from __future__ import annotations
-
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator

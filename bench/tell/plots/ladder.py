@@ -1,7 +1,5 @@
 """Frames -> figures of steps: down the strategies to the machine's limit, and up the threads. Pure functions."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Frame -> figure: latency over months, a panel for each of the cases measured most often, a line per machine."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd

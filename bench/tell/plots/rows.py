@@ -1,7 +1,5 @@
 """Frames -> figure: the time of a forward over the rows it is fed, where GEMV becomes GEMM, under the roofs."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure

@@ -1,7 +1,5 @@
 """The one list of a run's plots: which are drawn, and the names of their files."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """Frame -> figure: bytes against speed against quality of every kind of cache at one length, and the Pareto front."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

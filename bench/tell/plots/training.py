@@ -1,7 +1,5 @@
 """The loss of a training as a figure."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure

@@ -1,7 +1,5 @@
 """Frames -> figure: why a cached token is not as many times cheaper as it feeds fewer tokens; where its time goes."""
 
-from __future__ import annotations
-
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
