@@ -175,7 +175,8 @@ def differences(a: Run, b: Run) -> list[str]:
     both = [name for name in facts_a if name in facts_b and name != "load_1min"]
     lines = [f"{name}: {facts_a[name]} -> {facts_b[name]}" for name in both if facts_a[name] != facts_b[name]]
     if len(a.environments) > 1 or len(b.environments) > 1:
-        cases = [item.case for item in a.manifest.plan if item in b.manifest.plan]
+        planned = {item.case for item in b.manifest.plan}
+        cases = [item.case for item in a.manifest.plan if item.case in planned]
         moved = sum(a.environment(case).machine != b.environment(case).machine for case in cases)
         lines += [f"machine: another one for {moved} of {len(cases)} cases that both plan"] if moved else []
     return lines

@@ -77,7 +77,7 @@ def measure_job(path: Path, servers: RunServers, say: Callable[[str], None]) -> 
 
 def unfinished(folder: Path, jobs: Sequence[JobFile]) -> list[JobFile]:
     """Return the jobs whose samples in the run folder are not all that they should be. Raises DataError."""
-    return [job for job in jobs if _pending(folder, job.manifest, samples_files.read(folder, job.manifest, job.job))]
+    return [job for job in jobs if _pending(_counted(folder, job.manifest, job.job))]
 
 
 def has_failed(run: Run) -> bool:
@@ -85,21 +85,25 @@ def has_failed(run: Run) -> bool:
     return any(ended.status in FAULTS for ended in outcomes(run).values())
 
 
-def _pending(folder: Path, manifest: Manifest, files: Sequence[SamplesFile]) -> set[str]:
-    """Return the keys of the cells that lack rounds, whoever measured the others."""
-    run = run_of(folder, manifest, *counted(files, manifest))
-    return {cell[0].case.cell.key for cell in pending_cells(manifest.plan, Limits.of(manifest), run)}
+def _counted(folder: Path, manifest: Manifest, job: str) -> Run:
+    """Read what all machines have measured of a job."""
+    return run_of(folder, manifest, *counted(samples_files.read(folder, manifest, job), manifest))
+
+
+def _pending(run: Run) -> set[str]:
+    """Return the keys of the cells that lack rounds."""
+    return {cell[0].case.cell.key for cell in pending_cells(run.manifest.plan, Limits.of(run.manifest), run)}
 
 
 def _previous(folder: Path, manifest: Manifest, files: Sequence[SamplesFile], mine: Sequence[SamplesFile]) -> Run:
     """Return what stands: the cells that are complete, from any machine, and the torn ones of this machine alone."""
-    torn = _pending(folder, manifest, files)
+    (everywhere, starts), (here, own_starts) = counted(files, manifest), counted(mine, manifest)
+    torn = _pending(run_of(folder, manifest, everywhere, starts))
     cells = samples_files.planned(manifest)
 
     def is_torn(record: Record) -> bool:
         return cells[subject(record)] in torn
 
-    (everywhere, starts), (here, own_starts) = counted(files, manifest), counted(mine, manifest)
     records = [record for record in everywhere if isinstance(record, Text) or not is_torn(record)]
     records += [record for record in here if not isinstance(record, Text) and is_torn(record)]
     complete = {cell: start for cell, start in starts.items() if cell not in torn}

@@ -106,11 +106,17 @@ FAILS = Cause(
     "Transformers'",
     "Its own code raises at a valid input; the table has the error, and `kvbench run` stores it.",
 )
+BATCH_STATE = Cause(
+    "batch-mixed-by-state",
+    "Transformers'",
+    "A step of one token broadcasts against the state of the token shift, which mixes the sequences of a batch "
+    "(findings/rwkv_batch_state.sh). A batch of one is right.",
+)
 UNEXPLAINED = Cause("unexplained", "Not found out", "Seen, said by the proof, and not looked into.")
 
 CAUSES = (
     *(TOP_K, SEVERAL, POSITIONS, LONGROPE, PREFIX, REPEATS, OWN_CACHE, OWN_TOKENS, STATIC_LAYER, CAPACITY, PADDING),
-    *(FAILS, ROUNDING, ENCODER, NOT_BUILT, UNEXPLAINED),
+    *(BATCH_STATE, FAILS, ROUNDING, ENCODER, NOT_BUILT, UNEXPLAINED),
 )
 
 _BY_WORDS = {
@@ -138,6 +144,7 @@ _BY_TYPE = {
     },
     LONGROPE: {"phi3", "phimoe", "phi4_multimodal"},
     OWN_TOKENS: {"cpmant"},
+    BATCH_STATE: {"rwkv"},
     PREFIX: {"prophetnet", "xlnet"},
 }
 

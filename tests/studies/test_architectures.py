@@ -21,7 +21,7 @@ def test_no_cell_is_wrong_without_saying_so(stored: pd.DataFrame) -> None:
 def test_every_cell_that_is_not_right_has_its_cause(stored: pd.DataFrame) -> None:
     odd = explained(stored)
     # generate() with RWKV's own state differs from its forward; why is not known.
-    assert set(odd[odd["cause"] == UNEXPLAINED]["model_type"]) <= {"rwkv"}
+    assert not (odd["cause"] == UNEXPLAINED).any()
 
 
 @pytest.mark.parametrize(("model_type", "outcomes"), [("llama", {"right"}), ("gpt_neo", {"right", "refused"})])
