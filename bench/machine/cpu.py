@@ -125,7 +125,7 @@ class Cpu:
         """
         import torch
 
-        from kvcache.compiled.kernels import onednn_linear
+        from kvcache.compiled.products import onednn_linear
 
         numbers = data.view(torch.float32)
         first, second = numbers.chunk(2)
@@ -142,7 +142,7 @@ class Cpu:
         """Make products of activations with square weights that lie one after the other in `data`, in its dtype."""
         import torch
 
-        from kvcache.compiled.kernels import onednn_linear
+        from kvcache.compiled.products import onednn_linear
 
         for operands in products(data, GEMM_SHAPES):
             yield operands.rotating("mm", torch.mm)
@@ -154,7 +154,7 @@ def _packed(operands: Products) -> Kernel:
     """Make a kernel of oneDNN's products on weights in its own layout, into which the first pass brings them all."""
     import torch
 
-    from kvcache.compiled.kernels import onednn_linear
+    from kvcache.compiled.products import onednn_linear
 
     x = operands.x
     packed: list[Tensor] = []

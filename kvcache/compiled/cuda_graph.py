@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from kvcache.compiled.cache import Slot
-from kvcache.compiled.decoder import Rotary
+from kvcache.compiled.decoder import Decoder, Rotary
 from kvcache.compiled.step import Step
 
 
@@ -20,8 +20,15 @@ class GraphStep(Step):
     options: ClassVar[dict[str, Any]] = {}
 
     @torch.inference_mode()
-    def prepare(self, slots: Sequence[Slot], positions: Tensor, rotaries: tuple[Rotary, ...], length: int) -> None:
-        super().prepare(slots, positions, rotaries, length)
+    def prepare(
+        self,
+        model: Decoder,
+        slots: Sequence[Slot],
+        positions: Tensor,
+        rotaries: tuple[Rotary, ...],
+        length: int,
+    ) -> None:
+        super().prepare(model, slots, positions, rotaries, length)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._logits = self.run(self.ids, self.at, self.in_use(length))

@@ -8,16 +8,17 @@ the model. Axes: `batch` sequences, `q` positions of one forward, `in` and `out`
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from kvcache.compiled.experts import Experts
-from kvcache.compiled.kernels import Activation, Linear
+from kvcache.compiled.kernels import Activation
 from kvcache.compiled.mlp import Mlp
+from kvcache.compiled.products import Linear
 
 Rotary = tuple[Tensor, Tensor]
 """Cosine and sine of some positions, `[positions, rotated features]` each; the sine's first half has its sign turned.
@@ -123,6 +124,24 @@ class Decoder:
         if self.embedding != 1:
             x = x * self.embedding
         return x if self.positions is None else x + self.positions[at]
+
+    def with_kernels(self, step: Callable[[Linear], str], prompt: Callable[[Linear | Mlp], str]) -> Self:
+        """Return the same model with the kernels that `step` and `prompt` say of its products.
+
+        `prompt` is asked about feed-forward blocks as a whole. The head sees one position of a prompt, in a step.
+        """
+
+        def chosen(linear: Linear) -> Linear:
+            return linear._replace(step=step(linear), prompt=prompt(linear))
+
+        layers = tuple(
+            layer._replace(
+                qkv=tuple(map(chosen, layer.qkv)), o=chosen(layer.o), mlp=layer.mlp.with_kernels(step, prompt)
+            )
+            for layer in self.layers
+        )
+        head = self.head._replace(linear=self.head.linear._replace(step=step(self.head.linear)))
+        return replace(self, layers=layers, head=head)
 
     def rotary(self, at: Tensor) -> tuple[Rotary, ...]:
         """Compute every table for the positions `at [positions]`."""

@@ -5,14 +5,15 @@ Axes: `rows` are all positions of one forward, `slots` the experts that are read
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from kvcache.compiled.kernels import Activation, Linear, product
+from kvcache.compiled.kernels import Activation
 from kvcache.compiled.mlp import Mlp
+from kvcache.compiled.products import Linear, product
 
 DEALT = (0, 4, 2, 6, 1, 5, 3, 7)
 """A thread takes slots that are neighbours. In this order of eighths 2, 4 or 8 threads have as many needed ones."""
@@ -32,6 +33,18 @@ class Experts(NamedTuple):
     """The weights of a position's experts are divided by their sum."""
     rounded: bool
     """The weights are rounded to the model's dtype, and with them each expert's share (Qwen3)."""
+    prompt: str = "weight-first"
+    """Which candidate computes the products of an expert over a prompt. A step has no choice, nor has the router."""
+
+    def block(self, expert: int) -> Mlp:
+        """Return one expert as a block of its own."""
+        gate, up = self.gate_up[expert].chunk(2)
+        return Mlp(*(Linear(part, prompt=self.prompt) for part in (gate, up, self.down[expert])))
+
+    def with_kernels(self, step: Callable[[Linear], str], prompt: Callable[[Linear | Mlp], str]) -> Self:
+        """Return the same experts with the kernel that `prompt` says of the first."""
+        del step
+        return self._replace(prompt=prompt(self.block(0)))
 
     def feed(self, x: Tensor, activation: Activation) -> Tensor:
         """Compute the block over `x [batch, q, hidden]`."""
@@ -52,9 +65,7 @@ class Experts(NamedTuple):
         total = torch.zeros_like(rows, dtype=torch.float32)
         for expert in chosen.unique().tolist():
             row, rank = (chosen == expert).nonzero(as_tuple=True)
-            gate, up = self.gate_up[expert].chunk(2)
-            block = Mlp(Linear(gate), Linear(up), Linear(self.down[expert]))
-            fed = block.feed(rows[row].unsqueeze(0), activation)[0]
+            fed = self.block(expert).feed(rows[row].unsqueeze(0), activation)[0]
             total.index_add_(0, row, (fed * weights[row, rank].unsqueeze(1)).float())
         return total.to(rows.dtype)
 

@@ -1,26 +1,22 @@
 """The arithmetic of `compiled`: plain functions of tensors, run eagerly over a prompt and compiled for a step.
 
-Axes: `batch` sequences, `q` positions of one forward, `in` and `out` features.
+Axes: `batch` sequences, `q` positions of one forward.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-if TYPE_CHECKING:  # a ceiling takes oneDNN's product from here and needs no transformers
-    from kvcache.compiled.decoder import Head, Layer, Norm, Rotary
+from kvcache.compiled.products import product
 from kvcache.compiled.rows import Rows
 
-FEW_ROWS = 8
-"""Up to here a compiled product is a multiply-and-sum, above it a GEMM."""
-
-STREAMS = 2
-"""Places at which a product reads its weight at once; more than one keeps more of the memory's channels busy (5 %)."""
+if TYPE_CHECKING:
+    from kvcache.compiled.decoder import Head, Layer, Norm, Rotary
 
 Activation = Callable[[Tensor], Tensor]
 """It may write its result over its argument."""
@@ -29,17 +25,10 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """`q [batch, heads, q, head_dim]`, `k` and `v [batch, kv_heads, q, head_dim]` -> `[batch, heads, q, head_dim]`."""
 
 
-class Linear(NamedTuple):
-    """`weight [out, in]`, `bias [out]` or None."""
-
-    weight: Tensor
-    bias: Tensor | None = None
-
-
 def block(x: Tensor, layer: Layer, rotaries: tuple[Rotary, ...], attend: Attend, activation: Activation) -> Tensor:
     """One layer over `x [batch, q, hidden]`; `rotaries` are the model's tables at its q positions."""
     h = normalise(x, layer.attention_norm)
-    q, k, v = layer.split(tuple(product(h, part) for part in layer.qkv), layer.head_dim)
+    q, k, v = layer.split(tuple(product(h, part).contiguous() for part in layer.qkv), layer.head_dim)
     q, k = normalise(q, layer.q_norm), normalise(k, layer.k_norm)
     if layer.rotary is not None:
         q, k = (_rotate(part, rotaries[layer.rotary]) for part in (q, k))
@@ -79,59 +68,6 @@ def times(x: Tensor, factor: float) -> Tensor:
 def capped(x: Tensor, softcap: float | None) -> Tensor:
     """`softcap * tanh(x / softcap)`: within the cap either way; None: no bound."""
     return x if softcap is None else torch.tanh(x / softcap) * softcap
-
-
-def product(x: Tensor, linear: Linear) -> Tensor:
-    """`x [batch, q, in]` times a linear's weight: `[batch, q, out]`.
-
-    Few rows are bound by reading the weight, and inductor turns this multiply-and-sum, one reduction per row over the
-    same loop, into one pass over it at the speed of memory (`F.linear`: a quarter of that). For many rows oneDNN on
-    the plain weight has 0.9 of its speed on a packed one, and 1.2 to 1.8 times that of `F.linear` in float32, so no
-    second layout is kept.
-    """
-    if x.device.type != "cpu" or (torch.compiler.is_compiling() and not is_few_rows(x)):
-        return functional.linear(x, *linear)  # inductor takes oneDNN's for constant weights only
-    if not torch.compiler.is_compiling():
-        return _product_of_many(x, *linear)
-    rows = x.shape[0] * x.shape[1]
-    out_features = linear.weight.shape[0]
-    streams = STREAMS if out_features % STREAMS == 0 else 1
-    parts = linear.weight.float().unflatten(0, (streams, -1)).unbind(0)
-    sums = torch.stack([(part * row).sum(-1) for row in x.flatten(0, 1).float().unbind(0) for part in parts])
-    sums = sums.view(rows, out_features)
-    if linear.bias is not None:
-        sums = sums + linear.bias
-    return sums.to(x.dtype).view(*x.shape[:2], -1)
-
-
-def is_few_rows(x: Tensor) -> bool:
-    """Return whether `x [batch, q, in]` has few enough positions to multiply and sum."""
-    return x.shape[0] * x.shape[1] <= FEW_ROWS
-
-
-def product_by_feature(rows: Tensor, linear: Linear) -> Tensor:
-    """`rows [rows, in]` times a linear's weight, a row for each feature: `[out, rows]`.
-
-    oneDNN lays its second factor out anew at every call. With the weight as the first factor that is the prompt's few
-    rows and not the weight: 200 against 186 GFLOP/s at 128 rows (packed weights: 206), float32; 380 against 353 in
-    bfloat16. What stands between two such products (a gate) does not care which axis comes first.
-    """
-    result = _product_of_many(linear.weight, rows)
-    return result if linear.bias is None else result.add_(linear.bias.unsqueeze(1))
-
-
-def _product_of_many(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`x @ weight.T + bias`; in float32 where oneDNN has no product of bfloat16 (an x86 CPU without AVX-512)."""
-    if x.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001  # no public name
-        wide = onednn_linear(x.float(), weight.float(), None if bias is None else bias.float())
-        return wide.to(x.dtype)
-    return onednn_linear(x, weight, bias)
-
-
-def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`x @ weight.T + bias` by oneDNN, on a weight that is not packed."""
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # noqa: SLF001  # no public name
-    return result
 
 
 def attend_to_rows(q: Tensor, rows: Rows, seen: Tensor, scale: float, softcap: float | None = None) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -29,6 +29,17 @@ EXPECTED_CHUNKS = 64
 """Chunks in use for which inductor decides what threads share: by the FEWEST that it sees, loops over all scores would
 be too short for it to share, and with a long context one thread would run them."""
 
+CPU_OPTIONS: dict[str, Any] = {
+    # A normalised row is stored once, not computed anew for every row of the weight that it meets.
+    "realize_reads_threshold": 1,
+    # a * b + c in one instruction; it matters from four rows on, where arithmetic and not memory is the limit.
+    "cpp.enable_floating_point_contract_flag": "fast",
+    # Checks of shapes on every call, which `prepare` has fixed.
+    "size_asserts": False,
+    "alignment_asserts": False,
+}
+"""All of inductor's settings on the CPU that differ from its defaults."""
+
 
 class Step:
     """Compiled pairs of layers, which run as often as the model has pairs; they share the compiled code.
@@ -36,37 +47,37 @@ class Step:
     Compiling takes as long as for one pair and serves any capacity; inductor keeps its results on disk.
     """
 
-    options: ClassVar[dict[str, Any]] = {
-        # A normalised row is stored once, not computed anew for every row of the weight that it meets.
-        "realize_reads_threshold": 1,
-        # a * b + c in one instruction; it matters from four rows on, where arithmetic and not memory is the limit.
-        "cpp.enable_floating_point_contract_flag": "fast",
-        # Checks of shapes on every call, which `prepare` has fixed.
-        "size_asserts": False,
-        "alignment_asserts": False,
-    }
-    """All of inductor's settings that differ from its defaults."""
+    options: ClassVar[dict[str, Any]] = CPU_OPTIONS
 
-    def __init__(self, model: Decoder, backend: Backend) -> None:
+    def __init__(self, backend: Backend) -> None:
         """Compile nothing yet.
 
         Raises:
             Unsupported: there is nothing to compile with on this machine.
         """
-        self.model, self.backend = model, backend
+        self.backend = backend
         if backend == "inductor":
             self._require_compiler()
         self._compiled_for: Hashable = None
 
+    model: Decoder
     slots: Sequence[Slot]
 
     @torch.inference_mode()
-    def prepare(self, slots: Sequence[Slot], positions: Tensor, rotaries: tuple[Rotary, ...], length: int) -> None:
+    def prepare(
+        self,
+        model: Decoder,
+        slots: Sequence[Slot],
+        positions: Tensor,
+        rotaries: tuple[Rotary, ...],
+        length: int,
+    ) -> None:
         """Compile what the shapes of `slots` need, by taking one step at position `length`, whose row is written again.
 
-        `positions [chunks * CHUNK]` are those of the cache, `rotaries` the model's tables of their cosines and sines.
+        `slots` are the layers of `model` with their caches, `positions [chunks * CHUNK]` those of the caches, and
+        `rotaries` the model's tables of their cosines and sines.
         """
-        self.slots, self.positions, self.rotaries = slots, positions, rotaries
+        self.model, self.slots, self.positions, self.rotaries = model, slots, positions, rotaries
         # 32 bits: a vector compares as many as it holds scores.
         self.chunks = positions.view(-1, CHUNK).int()
         self.at = positions[length : length + 1].clone()
@@ -132,22 +143,26 @@ class Step:
                 torch._dynamo.mark_dynamic(tensor, axis, hint_override=expected)  # noqa: SLF001
 
     def _compiled(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Put `function` under torch.compile without guards: `prepare` fixes the shapes and compiles anew for others.
+        return compiled(function, self.backend, self.options)
 
-        Looking guards up for 30 layers would take a millisecond.
-        """
-        options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-        if self.backend == "inductor":
-            options |= self.options
-        settings: dict[str, Any] = {
-            "backend": self.backend,
-            "fullgraph": True,
-            "dynamic": False,  # but for what is marked
-            "isolate_recompiles": True,  # or the shapes of all instances together count against one limit
-            "options": options,
-        }
-        compiled: Callable[..., Tensor] = torch.compile(function, **settings)
-        return compiled
+
+def compiled(
+    function: Callable[..., Tensor], backend: Backend = "inductor", options: Mapping[str, Any] = CPU_OPTIONS
+) -> Callable[..., Tensor]:
+    """Put `function` under torch.compile without guards: whoever calls it with other shapes compiles anew.
+
+    Looking guards up for 30 layers would take a millisecond.
+    """
+    settings: dict[str, Any] = {
+        "backend": backend,
+        "fullgraph": True,
+        "dynamic": False,  # but for what is marked
+        "isolate_recompiles": True,  # or the shapes of all instances together count against one limit
+        "options": {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+        | (dict(options) if backend == "inductor" else {}),
+    }
+    result: Callable[..., Tensor] = torch.compile(function, **settings)
+    return result
 
 
 def _several(

@@ -13,8 +13,10 @@ from transformers import PreTrainedModel
 from kvcache.caches.contract import Unsupported
 from kvcache.compiled.architectures.catalogue import describe
 from kvcache.compiled.cache import Slot, attend_to_prefix, seen
+from kvcache.compiled.candidates import DEFAULT, Kernels
+from kvcache.compiled.choice import Choice
 from kvcache.compiled.cuda_graph import GraphStep
-from kvcache.compiled.kernels import FEW_ROWS, block, logits
+from kvcache.compiled.kernels import block
 from kvcache.compiled.rows import CHUNK, ExactRows, Rows
 from kvcache.compiled.step import FEWEST_CHUNKS, Backend, Step
 from kvcache.strategies.strategy import Strategy
@@ -23,7 +25,7 @@ from kvcache.strategies.strategy import Strategy
 class Compiled(Strategy):
     """Static cache, and a compiled pair of layers that runs as often as the model has pairs.
 
-    Prefill's layers run uncompiled, for any length: products are oneDNN's, attention is torch's. Decode runs layers
+    Prefill's layers run uncompiled, for any length, by oneDNN's or torch's products and attention. Decode runs layers
     compiled by inductor, which makes of them a single C++ kernel that reads each weight once, from where transformers
     keeps it, and attends to the chunks in use, not to the whole capacity (`step.py`; on CUDA a recorded graph,
     `cuda_graph.py`).
@@ -36,7 +38,12 @@ class Compiled(Strategy):
     """How keys and values are stored."""
 
     def __init__(
-        self, model: PreTrainedModel, *, backend: Backend = "inductor", prefill_as_stored: bool = False
+        self,
+        model: PreTrainedModel,
+        *,
+        backend: Backend = "inductor",
+        prefill_as_stored: bool = False,
+        kernels: Kernels | None = None,
     ) -> None:
         """Take `model`, whose weights stay where they are (GPT-2's are laid out anew in place).
 
@@ -48,28 +55,34 @@ class Compiled(Strategy):
                 no C++ compiler.
         """
         super().__init__(model)
-        self.decoder = describe(model)
-        self._step = (GraphStep if model.device.type == "cuda" else Step)(self.decoder, backend)
+        described = describe(model)
+        self._step = (GraphStep if model.device.type == "cuda" else Step)(backend)
+        is_timed = model.device.type == "cpu" and backend == "inductor"
+        self._choice = Choice(described, kernels if is_timed or kernels is not None else DEFAULT)
+        self.decoder = described
         self._slots: list[Slot] = []
         self._compile_ns = 0
+        self._kernels: Kernels | None = None
         self._prefill_as_stored = prefill_as_stored
 
     def prepare(
         self, batch_size: int, capacity: int, context: Tensor | None = None, *, prompt_length: int | None = None
     ) -> None:
         super().prepare(batch_size, capacity, context, prompt_length=prompt_length)
-        model = self.decoder
+        model = self._choice.model
         if model.most_sequences is not None and batch_size > model.most_sequences:
             raise Unsupported(f"compiled feeds experts at most {model.most_sequences} sequences; this is {batch_size}")
         if model.positions is not None and capacity > len(model.positions):
             raise ValueError(f"the model has {len(model.positions)} positions, a capacity of {capacity} is more")
+        self.decoder, self._kernels = self._choice.of_batch(batch_size)
+        model = self.decoder
         chunks = max(FEWEST_CHUNKS + 1, -(-capacity // CHUNK))
         shape = (batch_size, model.kv_heads, chunks, model.head_dim)
         self._slots = [Slot(layer, self.rows.empty(model.tokens, *shape)) for layer in model.layers]
         self._positions = torch.arange(chunks * CHUNK, device=model.tokens.device)
         self._rotaries = model.rotary(self._positions)
         start = time.perf_counter_ns()
-        self._step.prepare(self._slots, self._positions, self._rotaries, self.n_depth)
+        self._step.prepare(model, self._slots, self._positions, self._rotaries, self.n_depth)
         self._compile_ns += time.perf_counter_ns() - start
         self.length = 0
         if context is not None:
@@ -101,9 +114,7 @@ class Compiled(Strategy):
             attend = functools.partial(attend_to_prefix, slot, at, start, mask, as_stored=self._prefill_as_stored)
             x = block(x, slot.layer, rotaries, attend, model.activation)
         self.length = end
-        last = x[:, -1:].contiguous()
-        # Compiled it reads a weight at memory speed; for more rows it is the GEMM that oneDNN is better at.
-        return (self._step.logits if len(last) <= FEW_ROWS else logits)(last, model.head)
+        return self._step.logits(x[:, -1:].contiguous(), model.head)
 
     @torch.inference_mode()
     def decode(self, ids: Tensor) -> Tensor:
@@ -131,6 +142,10 @@ class Compiled(Strategy):
     @property
     def compile_s(self) -> float:
         return self._compile_ns / 1e9
+
+    @property
+    def kernels(self) -> Kernels | None:
+        return self._kernels
 
     def _refuse_more_than_capacity(self, q: int) -> None:
         """Raise for `q` tokens too many: the compiled code checks nothing, and would write the row somewhere else."""

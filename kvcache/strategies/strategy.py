@@ -7,7 +7,7 @@ Tensor axes: `batch` sequences, `q` query positions of one forward, `vocab` entr
 import inspect
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -123,6 +123,11 @@ class Strategy(ABC):
     @property
     def compile_s(self) -> float | None:
         """Seconds spent compiling so far; None for a strategy that compiles nothing."""
+        return None
+
+    @property
+    def kernels(self) -> Mapping[str, str] | None:
+        """Return which kernel computes each product since the last `prepare`; None for a strategy without a choice."""
         return None
 
     @torch.inference_mode()

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from kvcache.caches.contract import Unsupported
 from kvcache.compiled.experts import Experts
-from kvcache.compiled.kernels import FEW_ROWS, Linear
+from kvcache.compiled.products import FEW_ROWS, Linear
 from kvcache.compiled.strategy import Compiled
 from tests.compiled.families import family
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kvcache.caches.contract import Unsupported
 from kvcache.compiled.architectures.catalogue import describe
-from kvcache.compiled.kernels import FEW_ROWS
+from kvcache.compiled.products import FEW_ROWS
 from kvcache.compiled.rows import CHUNK
 from kvcache.compiled.strategy import Compiled
 from kvcache.proof.tokens import agreement, reference

@@ -9,9 +9,9 @@ from transformers.pytorch_utils import Conv1D
 from kvcache.caches.contract import Unsupported
 from kvcache.compiled.architectures import reading
 from kvcache.compiled.decoder import Decoder, Head, Layer
-from kvcache.compiled.kernels import Linear
 from kvcache.compiled.mlp import Mlp
 from kvcache.compiled.pages import leave_pages
+from kvcache.compiled.products import Linear
 
 
 def describe(model: Any) -> Decoder:

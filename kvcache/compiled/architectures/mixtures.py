@@ -9,8 +9,8 @@ from kvcache.caches.contract import Unsupported
 from kvcache.compiled.architectures import llama, reading
 from kvcache.compiled.decoder import Decoder
 from kvcache.compiled.experts import Experts
-from kvcache.compiled.kernels import FEW_ROWS, Linear
 from kvcache.compiled.mlp import Mlp
+from kvcache.compiled.products import FEW_ROWS, Linear
 
 
 def mixtral(model: Any) -> Decoder:

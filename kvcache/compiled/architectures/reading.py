@@ -11,8 +11,9 @@ from transformers.activations import GELUTanh, NewGELUActivation, SiLUActivation
 
 from kvcache.caches.contract import Unsupported
 from kvcache.compiled.decoder import Norm, RotaryTable
-from kvcache.compiled.kernels import Activation, Linear
+from kvcache.compiled.kernels import Activation
 from kvcache.compiled.mlp import Mlp
+from kvcache.compiled.products import Linear
 
 
 def linear(module: nn.Linear) -> Linear:

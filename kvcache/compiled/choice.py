@@ -1,0 +1,223 @@
+"""Chooses the kernel of each product on the processor at hand: times the candidates on the model's own weights.
+
+Steps and prompts are timed separately. Candidates take turns, and so do the products, in the order of a forward: with
+all weights between two passes over the same one, the last-level cache holds none of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kvcache.compiled import choices_file
+from kvcache.compiled.candidates import Kernels
+from kvcache.compiled.decoder import Decoder
+from kvcache.compiled.mlp import Mlp
+from kvcache.compiled.products import PROMPT, STEP, SUMS, Linear, Product, default_step
+from kvcache.compiled.step import compiled
+
+CLEAR_GAIN = 0.05
+"""Share of the default's time by which another candidate must be faster, so that noise changes nothing."""
+
+LEAST_BYTES = 1 << 18
+"""A smaller weight has its default: its product takes a few microseconds, and most of them are the call's."""
+
+PROMPT_ROWS = 128
+"""Positions of the prompt for which candidates are timed."""
+
+MOST_SUMS = 32
+"""Rows times places up to which a multiply-and-sum is a candidate: each is a sum of its own in the compiled code."""
+
+ROUNDS, LEAST_ROUNDS, SECONDS = 7, 3, 8.0
+"""Passes of each candidate in one phase after the first, which warms up; past SECONDS no round beyond LEAST_ROUNDS."""
+
+STEP_BYTES, PROMPT_BYTES = 1 << 27, 1 << 24
+"""How many bytes of equal weights a pass covers, one weight at least."""
+
+HOPELESS = 3.0
+"""A candidate whose first pass takes so many times the default's gets no second one."""
+
+Times = dict[str, list[float]]
+"""Seconds of each pass by candidate; passes of one index were taken one after the other."""
+
+
+class Products(NamedTuple):
+    """A product, or a feed-forward block, of a model: its weights of equal shape, and its default candidate."""
+
+    default: str
+    parts: list[Linear | Mlp]
+
+    @property
+    def weight(self) -> Tensor:
+        """The first of its weights."""
+        return self.parts[0].weight
+
+
+class Pass(NamedTuple):
+    """One candidate's pass over some weights of equal shape."""
+
+    run: Sequence[Callable[[], object]]
+    """A call for each weight."""
+    call_s: float = 0.0
+    """What each call takes that it does not take within a step."""
+
+    def seconds(self) -> float:
+        """Take the pass; return what one product took."""
+        start = time.perf_counter()
+        for call in self.run:
+            call()
+        return (time.perf_counter() - start) / len(self.run) - self.call_s
+
+
+@dataclass
+class Choice:
+    """The kernels of one model, for a prompt and for steps of some batch sizes."""
+
+    model: Decoder
+    pinned: Kernels | None = None
+    """Kernels to use, the default where a product is not in it; None: those that are fastest here."""
+    _chosen: dict[str, str] = field(default_factory=dict)
+
+    def of_batch(self, rows: int) -> tuple[Decoder, dict[str, str]]:
+        """Return the model with kernels for a prompt and for steps over `rows`; and those kernels by product.
+
+        Where they have to be found out, that takes some seconds, once on a processor.
+        """
+        found = products(self.model, rows)
+        known = self._chosen if self.pinned is None else self.pinned
+        if self.pinned is None:
+            large = {name: own for name, own in found.items() if own.weight.nbytes >= LEAST_BYTES}
+            if not large.keys() <= known.keys():
+                self._chosen |= choices_file.completed(large, lambda missing: choose(missing, rows))
+        kernels = {name: known.get(name, own.default) for name, own in found.items()}
+        model = self.model.with_kernels(
+            lambda linear: kernels[step_name(linear, rows)], lambda part: kernels[prompt_name(part)]
+        )
+        return model, kernels
+
+
+def step_name(linear: Linear, rows: int) -> str:
+    """Name a product of a step over so many rows."""
+    return f"{linear.shape}, step of {rows}"
+
+
+def prompt_name(part: Linear | Mlp) -> str:
+    """Name a product, or a feed-forward block, of a prompt."""
+    return f"{part.shape}, prompt"
+
+
+def products(model: Decoder, rows: int) -> dict[str, Products]:
+    """List all products of a model by name: those of a step over `rows` and those of a prompt, mixed."""
+    found: dict[str, Products] = {}
+
+    def noted(name: str, default: str, part: Linear | Mlp) -> str:
+        found.setdefault(name, Products(default, [])).parts.append(part)
+        return default
+
+    model.with_kernels(
+        lambda linear: noted(step_name(linear, rows), default_step(rows, len(linear.weight)), linear),
+        lambda part: noted(prompt_name(part), part.default_prompt, part),
+    )
+    return found
+
+
+@torch.inference_mode()
+def choose(found: Mapping[str, Products], rows: int) -> dict[str, tuple[str, Times]]:
+    """Time the candidates of every product; return the fastest one's name, and all times."""
+    step = {name: own for name, own in found.items() if not name.endswith(", prompt")}
+    prompt = {name: own for name, own in found.items() if name not in step}
+    passes = [step_passes(step, rows), {name: prompt_passes(own) for name, own in prompt.items()}]
+    times = {name: own for phase in passes for name, own in interleaved(phase, found).items()}
+    return {name: (fastest(own, found[name].default), own) for name, own in times.items()}
+
+
+def fastest(times: Times, default: str) -> str:
+    """Return the candidate with the shortest pass, or the default where that is not clearly slower."""
+    best = min(times, key=lambda name: min(times[name]))
+    ratio = statistics.median(map(operator.truediv, times[best], times[default]))
+    limit = 1 - CLEAR_GAIN
+    return best if ratio < limit and min(times[best]) < limit * min(times[default]) else default
+
+
+def step_passes(found: Mapping[str, Products], rows: int) -> dict[str, dict[str, Pass]]:
+    """Make the passes over the weights of a step: every sum is compiled once, for all shapes."""
+    passes: dict[str, dict[str, Pass]] = {name: {} for name in found}
+    for kernel, product in STEP.items():
+        places = SUMS.get(kernel)
+        if places is None:
+            timed, call_s = product, 0.0
+        elif places * rows <= MOST_SUMS and found:
+            largest = max((own.weight for own in found.values()), key=Tensor.nelement)
+            timed = _compiled_for_all(product, largest, rows)
+            tiny = _pass(timed, [Linear(largest.new_zeros(places, 16))], rows)
+            call_s = min(tiny.seconds() for _ in range(20))
+        else:
+            continue
+        for name, own in found.items():
+            if len(own.weight) % (places or 1) == 0:
+                passes[name][kernel] = _pass(timed, _some(own, STEP_BYTES), rows)._replace(call_s=call_s)
+    return passes
+
+
+def prompt_passes(own: Products) -> dict[str, Pass]:
+    """Make the passes over the weights of a prompt's product."""
+    x = torch.ones(1, PROMPT_ROWS, own.weight.shape[1], dtype=own.weight.dtype)
+    parts = _some(own, PROMPT_BYTES)
+    names = [name for name in PROMPT if x.dtype == torch.bfloat16 or not name.endswith("-wide")]
+    return {name: Pass([functools.partial(part.over_prompt, x, name) for part in parts]) for name in names}
+
+
+def interleaved(passes: Mapping[str, Mapping[str, Pass]], found: Mapping[str, Products]) -> dict[str, Times]:
+    """Take all passes in rounds, every second round in the opposite order; a candidate that does not run has none."""
+    left = {name: dict(own) for name, own in passes.items()}
+    names = list(dict.fromkeys(kernel for own in passes.values() for kernel in own))
+    first = {name: {kernel: _first(own[kernel]) for kernel in own} for name, own in passes.items()}
+    for name, own in left.items():
+        limit = HOPELESS * first[name][found[name].default]
+        left[name] = {kernel: taken for kernel, taken in own.items() if first[name][kernel] <= limit}
+    times: dict[str, Times] = {name: {kernel: [] for kernel in own} for name, own in left.items()}
+    start = time.monotonic()
+    for number in range(ROUNDS):
+        if number >= LEAST_ROUNDS and time.monotonic() - start > SECONDS:
+            break
+        for kernel in names[:: 1 if number % 2 else -1]:
+            for name, own in left.items():
+                if kernel in own:
+                    times[name][kernel].append(own[kernel].seconds())
+    return times
+
+
+def _first(taken: Pass) -> float:
+    try:
+        return taken.seconds()
+    except RuntimeError:  # oneDNN has no such product on this processor
+        return math.inf
+
+
+def _some(own: Products, most_bytes: int) -> list[Any]:
+    return own.parts[: max(1, most_bytes // own.weight.nbytes)]
+
+
+def _pass(product: Product, linears: Sequence[Linear], rows: int) -> Pass:
+    weight = linears[0].weight
+    x = torch.ones(rows, 1, weight.shape[1], dtype=weight.dtype)
+    return Pass([functools.partial(product, x, linear.weight, None) for linear in linears])
+
+
+def _compiled_for_all(product: Product, like: Tensor, rows: int) -> Product:
+    """Compile a product of so many rows once, for weights of all shapes."""
+    function = compiled(product)
+    weight, x = torch.zeros_like(like), torch.zeros(rows, 1, like.shape[1], dtype=like.dtype)
+    for tensor, axis in ((weight, 0), (weight, 1), (x, 2)):  # SLF001: documented, if not by its name
+        torch._dynamo.mark_dynamic(tensor, axis)  # noqa: SLF001
+    function(x, weight, None)
+    return function

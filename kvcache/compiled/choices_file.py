@@ -1,0 +1,105 @@
+"""The file in the cache folder that holds which kernels are the fastest: one for a processor, torch and its threads."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from filelock import FileLock
+
+from kvcache.compiled import candidates
+from kvcache.models.weight_cache import ModelError, cache_folder
+
+Wanted = TypeVar("Wanted")
+
+VERSION = 1
+"""Of the file; raised where the candidates of a name become others."""
+
+
+def completed(
+    wanted: Mapping[str, Wanted],
+    choose: Callable[[dict[str, Wanted]], dict[str, tuple[str, dict[str, list[float]]]]],
+) -> dict[str, str]:
+    """Return the kernel of each product in `wanted`; `choose` finds those that the file lacks, which are then stored.
+
+    `choose` returns the kernel of each, and the seconds of its candidates' passes. One process chooses at a time, and
+    others wait for what it finds. A damaged file is made anew. Where it cannot be written, what was chosen is for this
+    process alone, which stderr says.
+    """
+    path = None
+    try:
+        path = cache_folder() / f"kernels-{_platform_name()}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            return _completed(path, wanted, choose)
+    except (OSError, ModelError) as error:
+        sys.stderr.write(f"kvbench: the choice of kernels is not stored ({error}): set KVBENCH_CACHE\n")
+        return {name: kernel for name, (kernel, _) in choose(dict(wanted)).items()}
+
+
+def _completed(path: Path, wanted: Mapping[str, Wanted], choose: Callable[[dict[str, Wanted]], Any]) -> dict[str, str]:
+    document = _read(path)
+    kernels: dict[str, str] = document["kernels"]
+    missing = {name: own for name, own in wanted.items() if name not in kernels}
+    if missing:
+        sys.stderr.write(f"kvbench: timing the kernels of {len(missing)} products, once on this processor\n")
+        sys.stderr.flush()
+        for name, (kernel, times) in choose(missing).items():
+            kernels[name] = kernel
+            fastest = {candidate: round(1e6 * min(seconds), 1) for candidate, seconds in times.items()}
+            document["microseconds"][name] = dict(sorted(fastest.items(), key=lambda item: item[1]))
+        _write(path, document)
+    return {name: kernels[name] for name in wanted}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read the file; an empty one where there is none, or a damaged one."""
+    empty: dict[str, Any] = {"version": VERSION, "processor": processor(), "kernels": {}, "microseconds": {}}
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        candidates.checked(document["kernels"], str(path))
+    except (OSError, ValueError, KeyError, TypeError):
+        return empty
+    return document if document.keys() == empty.keys() and document["version"] == VERSION else empty
+
+
+def _write(path: Path, document: Mapping[str, Any]) -> None:
+    """Write the file whole or not at all."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", encoding="utf-8", delete=False) as part:
+        try:
+            json.dump(document, part, indent=2)
+            part.write("\n")
+            part.flush()
+            os.fsync(part.fileno())
+            Path(part.name).replace(path)
+        except BaseException:
+            Path(part.name).unlink(missing_ok=True)
+            raise
+
+
+def processor() -> str:
+    """Name the processor, as in `AMD EPYC 7763 family 25 model 1`; on Linux, and elsewhere as the system does."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    facts = dict(
+        re.findall(r"^(model name|cpu family|model|CPU part)\s*: (.*)$", text.partition("\n\n")[0], re.MULTILINE)
+    )
+    found = [facts[name] for name in ("model name", "CPU part") if name in facts]
+    found += [f"{word} {facts[name]}" for word, name in (("family", "cpu family"), ("model", "model")) if name in facts]
+    return " ".join(found) or platform.processor() or platform.machine()
+
+
+def _platform_name() -> str:
+    isa = torch.backends.cpu.get_cpu_capability()  # as ATEN_CPU_CAPABILITY limits it
+    words = [processor(), isa, f"torch {torch.__version__}", f"t{torch.get_num_threads()}"]
+    return "-".join(re.sub(r"[^\w.+]+", "_", word) for word in words)

@@ -1,0 +1,256 @@
+"""Which kernel computes a product: the candidates agree, the fastest is chosen, stored once, and can be pinned."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from kvcache.compiled import candidates, choice, choices_file, products
+from kvcache.compiled.architectures.catalogue import describe
+from kvcache.compiled.choice import Choice, Products
+from kvcache.compiled.products import Linear
+from kvcache.compiled.strategy import Compiled
+from kvcache.proof.tokens import agreement, reference
+from kvcache.strategies.tolerance import TOLERANCE
+from tests.compiled.families import family
+from tests.tiny import ARCHITECTURES, token_ids
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own."""
+    monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def test_one_table_of_names_and_functions() -> None:
+    assert list(products.STEP) == list(candidates.STEP)
+    assert list(products.PROMPT) == list(candidates.PROMPT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kernel", [*products.STEP.items(), *products.PROMPT.items()], ids=lambda item: item[0])
+def test_every_candidate_computes_the_product(kernel: tuple[str, products.Product], dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, 3, 20), (12, 20), (12,)]
+    x, weight, bias = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+    try:
+        found = kernel[1](x, weight, bias)
+    except RuntimeError:
+        assert "onednn" in kernel[0] or "weight-first" in kernel[0]  # this processor has no such product of bfloat16
+        assert dtype == torch.bfloat16
+        assert not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return
+    assert (found.dtype, found.shape) == (dtype, (2, 3, 12))
+    expected = functional.linear(x.double(), weight.double(), bias.double())
+    assert float((found.double() - expected).abs().max() / expected.abs().max()) < TOLERANCE[dtype]
+
+
+@pytest.mark.usefixtures("untraced")
+@pytest.mark.parametrize("prompt", ["onednn", "linear", "weight-first"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "phi3", "mixtral"])
+def test_a_model_by_any_candidate_for_its_prompt_emits_the_same_tokens(name: str, prompt: str) -> None:
+    model, ids = family(name), token_ids(2, 2, 20)
+    names = choice.products(describe(model), 2)
+    strategy = Compiled(model, backend="eager", kernels={product: prompt for product in names if "prompt" in product})
+    strategy.prepare(2, 24)
+    assert {kernel for product, kernel in (strategy.kernels or {}).items() if "prompt" in product} == {prompt}
+    assert agreement(strategy, ids, reference(model, ids, 4)).tokens_match == "true"
+
+
+@pytest.mark.parametrize("step", [name for name in candidates.STEP if name != "sum-2"])
+def test_a_model_by_any_candidate_for_its_step_emits_the_same_tokens(step: str) -> None:
+    """Traced by torch.compile, if not compiled: a step takes its kernel then."""
+    model, ids = ARCHITECTURES["llama"](), token_ids(2, 3, 20)
+    names = choice.products(describe(model), 3)
+    strategy = Compiled(model, backend="eager", kernels={product: step for product in names if "step" in product})
+    strategy.prepare(3, 24)
+    assert agreement(strategy, ids, reference(model, ids, 4)).tokens_match == "true"
+
+
+def test_the_products_of_a_model() -> None:
+    found = choice.products(describe(ARCHITECTURES["llama"]()), 4)
+    assert {name: (own.default, len(own.parts)) for name, own in found.items()} == {
+        "32x32 float32, step of 4": ("sum-2", 4),
+        "32x32 float32, prompt": ("onednn", 4),
+        "16x32 float32, step of 4": ("sum-2", 4),
+        "16x32 float32, prompt": ("onednn", 4),
+        "64x32 float32, step of 4": ("sum-2", 4),
+        "32x64 float32, step of 4": ("sum-2", 2),
+        "mlp gated 64x32 float32, prompt": ("weight-first", 2),
+        "97x32 float32, step of 4": ("sum-1", 1),  # 97 is odd
+    }
+
+
+def test_more_rows_have_another_default() -> None:
+    model = describe(ARCHITECTURES["llama"]())
+    defaults = {
+        rows: {own.default for name, own in choice.products(model, rows).items() if "step" in name}
+        for rows in (products.FEW_ROWS, products.FEW_ROWS + 1)
+    }
+    assert defaults == {products.FEW_ROWS: {"sum-1", "sum-2"}, products.FEW_ROWS + 1: {"linear"}}
+
+
+@pytest.mark.parametrize(
+    ("other", "chosen"),
+    [
+        ([1.0, 1.0, 1.0], "a"),
+        ([0.96, 0.96, 0.96], "a"),  # faster, but within what noise does
+        ([0.5, 1.1, 1.2], "a"),  # one lucky pass
+        ([0.94, 0.94, 5.0], "b"),  # one unlucky pass
+        ([0.9, 0.9, 0.9], "b"),
+    ],
+)
+def test_another_candidate_needs_a_clear_gain(other: list[float], chosen: str) -> None:
+    assert choice.fastest({"a": [1.0, 1.0, 1.0], "b": other}, "a") == chosen
+
+
+def test_a_look_at_a_models_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All candidates of all products are timed, those of a step by code that is compiled once for all shapes."""
+    compiled: list[products.Product] = []
+
+    def note(function: products.Product) -> products.Product:
+        compiled.append(function)
+        return function
+
+    monkeypatch.setattr(choice, "compiled", note)
+    monkeypatch.setattr(choice, "HOPELESS", math.inf)  # of so small products some are
+    found = choice.choose(choice.products(describe(ARCHITECTURES["llama"]()), 4), 4)
+    assert len(compiled) == len(products.SUMS)
+    assert set(found["64x32 float32, step of 4"][1]) == set(candidates.STEP)
+    assert set(found["97x32 float32, step of 4"][1]) == set(candidates.STEP) - {"sum-2", "sum-4"}
+    assert set(found["mlp gated 64x32 float32, prompt"][1]) == {"onednn", "linear", "weight-first"}
+    for kernel, times in found.values():
+        assert kernel in times
+        assert {len(own) for own in times.values()} == {choice.ROUNDS}
+
+
+def test_rows_too_many_for_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "compiled", lambda function: function)
+    found = choice.products(describe(ARCHITECTURES["llama"]()), 16)
+    kernels = {
+        kernel
+        for own in choice.step_passes({n: o for n, o in found.items() if "step" in n}, 16).values()
+        for kernel in own
+    }
+    assert kernels == {"sum-1", "sum-2", "linear", "onednn"}
+
+
+def test_a_candidate_that_does_not_run_or_is_hopeless_is_left_out() -> None:
+    def broken() -> None:
+        raise RuntimeError("could not create a primitive descriptor")
+
+    passes = {
+        "x": {
+            "good": choice.Pass([lambda: None]),
+            "broken": choice.Pass([broken]),
+            "slow": choice.Pass([lambda: None], call_s=-1e9),
+        }
+    }
+    found = {"x": Products("good", [Linear(torch.zeros(1, 1))])}
+    assert list(choice.interleaved(passes, found)["x"]) == ["good"]
+
+
+def test_small_weights_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        pytest.fail("timed")
+
+    monkeypatch.setattr(choices_file, "completed", fail)
+    model, kernels = Choice(describe(ARCHITECTURES["llama"]())).of_batch(1)
+    assert set(kernels.values()) == {"sum-1", "sum-2", "onednn", "weight-first"}
+    assert model.layers[0].o.step == "sum-2"
+
+
+def test_large_weights_are_timed_once_and_by_batch(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[set[str]] = []
+
+    def choose(found: dict[str, Products], rows: int) -> dict[str, Any]:
+        looks.append(set(found))
+        return {name: ("sum-4" if "step" in name else "linear", {"sum-4": [1e-6]}) for name in found}
+
+    monkeypatch.setattr(choice, "LEAST_BYTES", 1)
+    monkeypatch.setattr(choice, "choose", choose)
+    described = describe(ARCHITECTURES["llama"]())
+    for own in (Choice(described), Choice(described)):
+        for rows in (1, 1, 2):
+            model, kernels = own.of_batch(rows)
+            assert set(kernels.values()) == {"sum-4", "linear"}
+            assert (model.head.linear.step, model.layers[1].mlp.up.prompt) == ("sum-4", "linear")  # type: ignore[union-attr]
+    assert [len(look) for look in looks] == [8, 5]  # the prompt's three are known when another batch size comes
+    (file,) = cache.glob("kernels-*.json")
+    assert candidates.read(file) == dict.fromkeys(looks[0] | looks[1]) | {
+        name: "sum-4" if "step" in name else "linear" for name in looks[0] | looks[1]
+    }
+
+
+def stored(names: list[str]) -> dict[str, str]:
+    """What the cache folder's file says of these products; those that it lacks are `sum-1`."""
+    return choices_file.completed(
+        dict.fromkeys(names), lambda missing: {name: ("sum-1", {"sum-1": [2e-6]}) for name in missing}
+    )
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace("sum-1", "sum-99"),
+        lambda text: text.replace('"version": 1', '"version": 0'),
+        lambda _: "[]",
+    ],
+)
+def test_a_damaged_file_is_made_again(cache: Path, damage: Callable[[str], str]) -> None:
+    name = "4x4 float32, step of 1"
+    assert stored([name]) == {name: "sum-1"}
+    (file,) = cache.glob("kernels-*.json")
+    whole = file.read_text()
+    file.write_text(damage(whole))
+    assert stored([name]) == {name: "sum-1"}
+    assert file.read_text() == whole
+    assert not list(cache.glob("*.part"))
+    assert json.loads(whole)["microseconds"] == {name: {"sum-1": 2.0}}
+
+
+def test_without_a_cache_folder_the_choice_is_for_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path / "file" / "cache"))
+    assert stored(["a"]) == {"a": "sum-1"}
+    assert "not stored" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "no JSON document"),
+        ("[]", 'no object "kernels"'),
+        ('{"kernels": {"4x4 float32, step of 1": "weight-first"}}', "choose from sum-1, sum-2"),
+        ('{"kernels": {"4x4 float32, prompt": []}}', "choose from onednn"),
+    ],
+)
+def test_a_file_that_pins_nothing_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "kernels.json"
+    path.write_text(text)
+    with pytest.raises(candidates.InvalidKernels, match=message):
+        candidates.read(path)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(candidates.InvalidKernels, match="cannot be read"):
+        candidates.read(tmp_path / "kernels.json")
+
+
+def test_pinned_kernels_change_what_they_name_and_nothing_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "LEAST_BYTES", 1)
+    monkeypatch.setattr(choices_file, "completed", lambda *_: pytest.fail("timed"))
+    pinned = {"16x32 float32, step of 1": "sum-4"}
+    _, kernels = Choice(describe(ARCHITECTURES["llama"]()), pinned).of_batch(1)
+    assert {name for name, kernel in kernels.items() if kernel == "sum-4"} == set(pinned)
