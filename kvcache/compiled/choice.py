@@ -65,17 +65,15 @@ class Products(NamedTuple):
 class Pass(NamedTuple):
     """One candidate's pass over some weights of equal shape."""
 
-    run: Sequence[Callable[[], object]]
-    """A call for each weight."""
-    call_s: float = 0.0
-    """What each call takes that it does not take within a step."""
+    calls: Sequence[Callable[[], object]]
+    """One for each weight."""
+    empty: Callable[[], object] | None = None
+    """What each call begins and ends with, which it does not do within a step."""
 
     def seconds(self) -> float:
         """Take the pass; return what one product took."""
-        start = time.perf_counter()
-        for call in self.run:
-            call()
-        return (time.perf_counter() - start) / len(self.run) - self.call_s
+        whole = _seconds(self.calls)
+        return max(1e-9, whole - _seconds([self.empty] * len(self.calls)) if self.empty else whole)
 
 
 @dataclass
@@ -149,22 +147,25 @@ def fastest(times: Times, default: str) -> str:
 
 
 def step_passes(found: Mapping[str, Products], rows: int) -> dict[str, dict[str, Pass]]:
-    """Make the passes over the weights of a step: every sum is compiled once, for all shapes."""
+    """Make the passes over the weights of a step.
+
+    Each multiply-and-sum is compiled once, for all shapes. In a step it is part of a larger kernel: what its call takes
+    by itself, as one with hardly a weight shows, does not count.
+    """
     passes: dict[str, dict[str, Pass]] = {name: {} for name in found}
     for kernel, product in STEP.items():
         places = SUMS.get(kernel)
         if places is None:
-            timed, call_s = product, 0.0
+            timed, empty = product, None
         elif places * rows <= MOST_SUMS and found:
             largest = max((own.weight for own in found.values()), key=Tensor.nelement)
             timed = _compiled_for_all(product, largest, rows)
-            tiny = _pass(timed, [Linear(largest.new_zeros(places, 16))], rows)
-            call_s = min(tiny.seconds() for _ in range(20))
+            (empty,) = _pass(timed, [Linear(largest.new_zeros(places, 16))], rows).calls
         else:
             continue
         for name, own in found.items():
             if len(own.weight) % (places or 1) == 0:
-                passes[name][kernel] = _pass(timed, _some(own, STEP_BYTES), rows)._replace(call_s=call_s)
+                passes[name][kernel] = _pass(timed, _some(own, STEP_BYTES), rows)._replace(empty=empty)
     return passes
 
 
@@ -194,6 +195,14 @@ def interleaved(passes: Mapping[str, Mapping[str, Pass]], found: Mapping[str, Pr
                 if kernel in own:
                     times[name][kernel].append(own[kernel].seconds())
     return times
+
+
+def _seconds(calls: Sequence[Callable[[], object]]) -> float:
+    """Return what one of the calls took."""
+    start = time.perf_counter()
+    for call in calls:
+        call()
+    return (time.perf_counter() - start) / len(calls)
 
 
 def _first(taken: Pass) -> float:

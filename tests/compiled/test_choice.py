@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,7 @@ def test_a_candidate_that_does_not_run_or_is_hopeless_is_left_out() -> None:
         "x": {
             "good": choice.Pass([lambda: None]),
             "broken": choice.Pass([broken]),
-            "slow": choice.Pass([lambda: None], call_s=-1e9),
+            "slow": choice.Pass([lambda: time.sleep(0.001)]),
         }
     }
     found = {"x": Products("good", [Linear(torch.zeros(1, 1))])}
