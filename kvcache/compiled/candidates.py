@@ -5,8 +5,6 @@ named by its shape and its rows: `1536x576 float32, 1 row` is a step's product o
 `1536x576 float32, prompt` that of a prompt, `mlp 1536x576 gated float32, prompt` its whole feed-forward block.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

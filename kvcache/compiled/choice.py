@@ -4,8 +4,6 @@ Steps and prompts are timed separately. Candidates take turns, and so do the pro
 all weights between two passes over the same one, the last-level cache holds none of it.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import operator

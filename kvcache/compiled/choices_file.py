@@ -1,7 +1,5 @@
 """The file in the cache folder that holds which kernels are the fastest: one for a processor, torch and its threads."""
 
-from __future__ import annotations
-
 import json
 import os
 import platform

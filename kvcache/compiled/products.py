@@ -3,8 +3,6 @@
 Axes: `batch` sequences, `q` positions of one forward, `in` and `out` features.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Which kernel computes a product: the candidates agree, the fastest is chosen, stored once, and can be pinned."""
 
-from __future__ import annotations
-
 import json
 import math
 import time
