@@ -28,7 +28,6 @@ with torch.no_grad():
     forward = model(ids, use_cache=False).logits[:, -1]
     before = model(ids[:, :-1], use_cache=True).state
     step = model(ids[:, -1:], state=before, use_cache=True).logits
-
     alone = model(ids[1:, :-1], use_cache=True).state
     one = model(ids[1:, -1:], state=alone, use_cache=True).logits[0, -1]
 
