@@ -33,7 +33,7 @@ summarized, steps = summary.summarize(tidy), tidy.steps
 lines = slopes.slopes(steps)
 assert tables.render(summarized, "md") and notes.slope_lines(lines) and notes.closing_lines(tidy, summarized)
 assert notes.caution_lines(cautions(tidy, summarized), case_labels(summarized))
-drawn = run_plots.figures(summarized, steps, lines)
+drawn = {name: figure for draw in run_plots.groups(summarized, steps, lines) for name, figure in draw().items()}
 compared = compare.compare(run, run)
 drawn |= comparison.comparison_figures(compared.rows, compared.a, compared.b)
 for name, figure in drawn.items():

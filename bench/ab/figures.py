@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from bench.ab.record import NAMES, PairTimes, SideName, Turn
-from bench.analysis.disturbance import is_disturbed
+from bench.analysis.disturbance import turn_is_disturbed
 from kvcache.arithmetic.costs import Phase
 
 WAITING_SHARE = 0.5
@@ -32,11 +32,8 @@ def undisturbed(times: PairTimes, n_threads: int, cores: int) -> dict[SideName, 
     """
 
     def disturbed(turn: Turn) -> bool:
-        lost_ns = {"steal_ns": turn.steal_ns or 0, "throttled_ns": turn.throttled_ns or 0}
-        # Asked at each look, and nearly no turn lost anything: numpy is not asked of those.
-        return any(lost_ns.values()) and bool(
-            is_disturbed(**lost_ns, wall_ns=turn.wall_ns, n_threads=n_threads, cores=cores)
-        )
+        counted = {"steal_ns": turn.steal_ns, "throttled_ns": turn.throttled_ns}
+        return turn_is_disturbed(turn.wall_ns, n_threads, cores, **counted)
 
     both = zip(*([turn for turn in times.turns if turn.side == name] for name in NAMES), strict=True)
     kept = [pair for pair in both if not any(map(disturbed, pair))]

@@ -7,12 +7,22 @@ import numpy as np
 STEAL_SHARE = 0.05
 """A turn is disturbed if it lost more than this share of the CPU time that its threads could use."""
 
+COUNTED = ("steal_ns", "throttled_ns", "gpu_throttle_reasons")
+"""What of a turn's covariates decides."""
+
 CLOCK_TICK_NS = 10_000_000
 """Linux counts CPU time in ticks of 10 ms: a single one in a turn is the rounding of a counter, not a disturbance."""
 
 GPU_SLOWDOWN_REASONS = 0x08 | 0x20 | 0x40 | 0x80
 """NVML throttle reasons from outside the code (nvml.h, nvmlClocksThrottleReason*): hardware slowdown, software and
 hardware thermal slowdown, power brake. The software power cap (0x04) is left out: heavy kernels cause it."""
+
+
+def turn_is_disturbed(wall_ns: int, n_threads: int, cores: int, **counted: int | None) -> bool:
+    """Return whether a single turn was disturbed: `is_disturbed` of what the machine `counted` (None: does not)."""
+    known = {name: count or 0 for name, count in counted.items()}
+    # `kvbench ab` asks at each look, and nearly no turn lost anything: numpy is not asked of those.
+    return any(known.values()) and bool(is_disturbed(**known, wall_ns=wall_ns, n_threads=n_threads, cores=cores))
 
 
 def is_disturbed(

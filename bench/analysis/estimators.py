@@ -28,9 +28,6 @@ class Ratio(msgspec.Struct, frozen=True, kw_only=True):
     estimate: float
     low: float | None
     high: float | None
-    n: int
-    """Pairs; for an unpaired ratio the size of the smaller sample."""
-    paired: bool
 
 
 def median_interval(values: Iterable[float], level: float = LEVEL) -> tuple[float, float | None, float | None]:
@@ -71,10 +68,10 @@ def paired_ratio(a: Iterable[float], b: Iterable[float], level: float = LEVEL) -
         rank = _normal_rank(n_sums / 2, n * (n + 1) * (2 * n + 1) / 24, level)
         ranks = ((n_sums + 1) // 2, rank, n_sums - rank + 1)
         estimate, low, high = (math.exp(kth_sum(logs, logs, k, triangle=True) / 2) for k in ranks)
-        return Ratio(estimate=estimate, low=low, high=high, n=n, paired=True)
+        return Ratio(estimate=estimate, low=low, high=high)
     first, second = _pairs(n)
     walsh_averages = np.sort((logs[first] + logs[second]) / 2)
-    return _ratio(walsh_averages, _critical_rank(signed_rank_distribution(n), level), n=n, paired=True)
+    return _ratio(walsh_averages, _critical_rank(signed_rank_distribution(n), level))
 
 
 def unpaired_ratio(a: Iterable[float], b: Iterable[float], level: float = LEVEL) -> Ratio:
@@ -97,10 +94,10 @@ def unpaired_ratio(a: Iterable[float], b: Iterable[float], level: float = LEVEL)
         ends = [math.exp(kth_sum(*logs, k)) for k in (rank, m * n - rank + 1)] if rank else None
     else:
         differences = np.sort(np.subtract.outer(np.log(above), np.log(below)).ravel())
-        ratio = _ratio(differences, _critical_rank(_mann_whitney_distribution(m, n), level), n=0, paired=False)
+        ratio = _ratio(differences, _critical_rank(_mann_whitney_distribution(m, n), level))
         ends = None if ratio.low is None or ratio.high is None else [ratio.low, ratio.high]
     low, high = (None, None) if ends is None else (min(ends[0], estimate), max(ends[1], estimate))
-    return Ratio(estimate=estimate, low=low, high=high, n=min(m, n), paired=False)
+    return Ratio(estimate=estimate, low=low, high=high)
 
 
 _pairs = functools.lru_cache(maxsize=8)(np.triu_indices)
@@ -133,10 +130,10 @@ def _positive(values: Iterable[float]) -> Floats:
     return array
 
 
-def _ratio(logs: Floats, rank: int, *, n: int, paired: bool) -> Ratio:
+def _ratio(logs: Floats, rank: int) -> Ratio:
     """From all sorted pairwise logs: their median, and the `rank`-th from either end (0: no interval)."""
     low, high = (math.exp(logs[rank - 1]), math.exp(logs[-rank])) if rank else (None, None)
-    return Ratio(estimate=math.exp(np.median(logs)), low=low, high=high, n=n, paired=paired)
+    return Ratio(estimate=math.exp(np.median(logs)), low=low, high=high)
 
 
 def _critical_rank(distribution: Floats, level: float) -> int:

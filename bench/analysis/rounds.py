@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from bench.analysis.disturbance import is_disturbed
+from bench.analysis.disturbance import COUNTED, is_disturbed
 from bench.analysis.frames import wall_ns
 from bench.record import CellPlan, Run, Sample
 from bench.turns import NONE, Turns, alike
@@ -25,10 +25,7 @@ class Rounds:
         planned = {item.case.key: item.case for item in run.manifest.plan}
         facts = [(planned[key].n_threads, run.environment(planned[key]).cores) for key in cases.distinct]
         n_threads, cores = np.array(facts, dtype=np.int64).reshape(-1, 2)[cases.codes].T
-        known = {
-            name: np.where(samples.ints(name) == NONE, 0, samples.ints(name))
-            for name in ("steal_ns", "throttled_ns", "gpu_throttle_reasons")
-        }
+        known = {name: np.where(samples.ints(name) == NONE, 0, samples.ints(name)) for name in COUNTED}
         disturbed = is_disturbed(**known, wall_ns=wall_ns(samples), n_threads=n_threads, cores=cores)
         timed = np.flatnonzero(samples.ints("warmup") == 0)
         for places in alike(cases.codes[timed], process[timed]):
@@ -61,18 +58,3 @@ def planned_rounds(plan: CellPlan | None, repetitions: int) -> int:
     if plan is None:
         return repetitions
     return 0 if plan.left_out else plan.repetitions
-
-
-def sample_is_disturbed(sample: Sample, n_threads: int, cores: int) -> bool:
-    """Return whether a turn does not count, by the rule of every table."""
-    covariates = sample.covariates
-    return bool(
-        is_disturbed(
-            steal_ns=covariates.steal_ns or 0,
-            throttled_ns=covariates.throttled_ns or 0,
-            wall_ns=sample.total_ns,
-            n_threads=n_threads,
-            cores=cores,
-            gpu_throttle_reasons=covariates.gpu_throttle_reasons or 0,
-        )
-    )

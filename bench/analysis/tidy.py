@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bench.analysis import estimators, frames
-from bench.analysis.disturbance import is_disturbed
+from bench.analysis.disturbance import COUNTED, is_disturbed
 from bench.analysis.estimators import Ratio
 from bench.analysis.rounds import Rounds, planned_rounds
 from bench.record import FAULTS, Run, Status, TokensMatch
@@ -260,8 +260,6 @@ def _judged(turns: pd.DataFrame, cores: pd.Series[int]) -> pd.DataFrame:
     `cores` are those of the machine that took each turn.
     """
     turns, cores = turns[~turns["warmup"]], cores[~turns["warmup"]]
-    known = {
-        name: turns[name].fillna(0).astype("int64") for name in ("steal_ns", "throttled_ns", "gpu_throttle_reasons")
-    }
+    known = {name: turns[name].fillna(0).astype("int64") for name in COUNTED}
     wall_ns = frames.NS_PER_MS * turns["wall_ms"]
     return turns.assign(disturbed=is_disturbed(**known, wall_ns=wall_ns, n_threads=turns["n_threads"], cores=cores))

@@ -38,15 +38,9 @@ Options = Annotated[
         help='Other options of sbatch, as in "account=physics gres=gpu:1".',
     ),
 ]
-PARAMETERS = ("cluster", "slurm_partition", "slurm_constraint", "slurm_time", "slurm_parallel", "slurm_options")
+_FIELDS = {f"slurm_{field.removesuffix('_min')}": field for field in Cluster.__struct_fields__ if field != "kind"}
+PARAMETERS = ("cluster", *_FIELDS)
 """The parameters of the command that have these flags."""
-_FIELDS = {
-    "slurm_partition": "partition",
-    "slurm_constraint": "constraint",
-    "slurm_time": "time_min",
-    "slurm_parallel": "parallel",
-    "slurm_options": "options",
-}
 
 
 def cluster_of(context: typer.Context, stored: Cluster | None, *, resumed: bool) -> Cluster | None:

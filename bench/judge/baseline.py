@@ -93,8 +93,8 @@ def promote(run: Run, baselines: Path, name: str | None) -> Path:
         raise DataError(f"{run.name} lacks {key}, which {folder} has: promote it under another --name")
     if is_known:
         raise UsageError(f"{run.name}: is a session of {folder} already")
-    latest = max((one.promoted_utc or one.created_utc for one in known), default="")
-    if latest > str(session.promoted_utc):  # a session is the newest by its time
+    latest = max((one.promoted_utc for one in known), default="")
+    if latest > session.promoted_utc:  # a session is the newest by its time
         raise UsageError(
             f"{run.name}: the clock says {session.promoted_utc}, before {latest}, when the newest session of {folder} "
             "was accepted: set the clock"
@@ -146,7 +146,7 @@ def find_baseline(baselines: Path, name: str | None) -> Path:
 
 def newest(sessions: Sequence[Session]) -> Session:
     """Return the session that sets cases and counters: the one accepted last, whenever it was measured."""
-    return max(sessions, key=lambda session: (session.promoted_utc or session.created_utc, session.run_id))
+    return max(sessions, key=lambda session: (session.promoted_utc, session.run_id))
 
 
 def machine_name(environment: Environment) -> str:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from bench.analysis.rounds import most_rounds, sample_is_disturbed
+from bench.analysis.disturbance import COUNTED, turn_is_disturbed
+from bench.analysis.rounds import most_rounds
 from bench.case import Case, Group
 from bench.machine.affinity import usable_cores
 from bench.manifest import CasePlan, TextFile
@@ -188,7 +189,8 @@ class ProcessSet:
             **msgspec.structs.asdict(times),
         )
         self.writer.append(sample)
-        self._disturbed |= sample_is_disturbed(sample, entry.case.n_threads, usable_cores())
+        counted = {name: getattr(taken.covariates, name) for name in COUNTED}
+        self._disturbed |= turn_is_disturbed(taken.total_ns, entry.case.n_threads, usable_cores(), **counted)
         self.order += 1
 
     def _ceiling_turns(self, case: Case, number: int, *, warmup: bool) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 from rich.console import Group
@@ -14,8 +14,6 @@ from bench.tell.formats import Format
 from bench.tell.layout import Fitted, markdown_table
 from bench.tell.words import NOTHING, Row, by_setting, case_labels, context, missing, number, time_ratio, with_interval
 from kvcache.strategies.catalogue import REFEEDING, YARDSTICKS
-
-FORMATS: tuple[Format, ...] = get_args(Format)
 
 Cells = dict[str, Callable[[Row, Row], str]]
 """The columns of a table: header -> the cell of a case, from its prefill row and its decode row (empty without one)."""

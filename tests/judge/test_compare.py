@@ -66,7 +66,7 @@ def test_rows_hold_the_case_and_both_medians_in_ms():
     ],
 )
 def test_a_verdict_needs_an_interval_beside_one(low, high, expected):
-    assert compare.difference(Ratio(estimate=1.0, low=low, high=high, n=6, paired=False)) == expected
+    assert compare.difference(Ratio(estimate=1.0, low=low, high=high)) == expected
 
 
 def test_a_ratio_is_that_of_the_two_medians_beside_it():

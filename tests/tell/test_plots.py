@@ -21,7 +21,8 @@ ALL = ["naive", "dynamic", "static", "compiled", "hf-generate"]
 
 def figures_of(run):
     tidy = Tidy.of(run)
-    return run_plots.figures(summary.summarize(tidy), tidy.steps, slopes.slopes(tidy.steps))
+    groups = run_plots.groups(summary.summarize(tidy), tidy.steps, slopes.slopes(tidy.steps))
+    return {name: figure for draw in groups for name, figure in draw().items()}
 
 
 def comparison_of(cases, factor=0.8, **arguments):

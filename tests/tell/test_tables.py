@@ -2,6 +2,7 @@
 import io
 import json
 import re
+from typing import get_args
 
 import msgspec
 import pandas as pd
@@ -14,6 +15,7 @@ from bench.analysis.cautions import Caution
 from bench.analysis.tidy import Tidy
 from bench.manifest import Ceiling
 from bench.tell import environment, notes, tables
+from bench.tell.formats import Format
 from bench.tell.report import Report, document
 from bench.tell.words import case_labels
 from tests.handmade import ENVIRONMENT, fail, grid, make_case, make_run, run_with_lossy_kinds
@@ -169,7 +171,7 @@ def test_json_and_jsonl_hold_the_same_records_with_null_in_an_empty_cell():
     assert records[-1]["error"] == "not enough memory"
 
 
-@pytest.mark.parametrize("form", tables.FORMATS)
+@pytest.mark.parametrize("form", get_args(Format))
 def test_every_format_ends_with_one_line_end(form):
     text = tables.render(SUMMARY, form)
     assert text.endswith("\n")

@@ -18,7 +18,6 @@ class Column:
     left: bool = False
     """Holds words, aligned to the left and sorted as words."""
     hidden: bool = False
-    meaning: str = ""
     heads_row: bool = False
     """Names the row; it stays in view where the page is narrow."""
     kind: str = ""

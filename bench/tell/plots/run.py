@@ -16,16 +16,12 @@ from bench.tell.words import EXTENT, PLOT_COLUMNS, SETTING_COLUMNS, by_setting
 from kvcache.strategies.catalogue import REFEEDING
 
 
-def figures(summary: pd.DataFrame, steps: pd.DataFrame, slopes: pd.DataFrame) -> dict[str, Figure]:
-    """Draw every plot that a run holds the data for, by file name (without suffix).
-
-    `summary` as `summarize`, `steps` as `Tidy.steps`, `slopes` as `slopes.slopes` make them.
-    """
-    return {name: figure for draw in groups(summary, steps, slopes) for name, figure in draw().items()}
-
-
 def groups(summary: pd.DataFrame, steps: pd.DataFrame, slopes: pd.DataFrame) -> list[Callable[[], dict[str, Figure]]]:
-    """Return what draws the plots of `figures`, in groups that do not depend on each other."""
+    """Return what draws the plots that a run holds the data for, in groups that do not depend on each other.
+
+    Each makes figures by file name (without suffix). `summary` as `summarize`, `steps` as `Tidy.steps`, `slopes` as
+    `slopes.slopes` make them.
+    """
     timed = summary[summary["latency_ms"].notna()]
     shown = representative(timed)
     own_steps = steps.merge(shown[SETTING_COLUMNS].drop_duplicates(), on=SETTING_COLUMNS)
