@@ -31,27 +31,30 @@ class Ceiling(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True):
-    """The machine and the software of a run. Two runs are on the same machine if their `fingerprint` is equal."""
+    """The machine and the software of a run. Two runs are on the same machine if their `fingerprint` is equal.
+
+    What is not known has its default.
+    """
 
     hostname: str
-    os: str
+    os: str = ""
     cpu_model: str
     cores: int
-    isa: str
+    isa: str = ""
     """The widest vector instructions that torch uses, as in `AVX512`."""
-    l3_bytes: int | None
-    memory_bytes: int
-    python: str
-    torch: str
-    transformers: str
-    gpu: str | None
-    gpu_driver: str | None
-    git_commit: str | None
+    l3_bytes: int | None = None
+    memory_bytes: int = 0
+    python: str = ""
+    torch: str = ""
+    transformers: str = ""
+    gpu: str | None = None
+    gpu_driver: str | None = None
+    git_commit: str | None = None
     """Of the current folder's repository, with `+` where tracked files differ from it."""
-    load_1min: float | None
-    governor: str | None
-    transparent_hugepage: str | None
-    kvbench: str
+    load_1min: float | None = None
+    governor: str | None = None
+    transparent_hugepage: str | None = None
+    kvbench: str = ""
     cpu_quota: float | None = None
     """Cores' worth of time that a container or job may use; None without a limit. `cores` has it rounded down."""
     memory_limit_bytes: int | None = None

@@ -8,7 +8,7 @@ from typer import Argument, Option
 from bench.commands import flags
 from bench.commands.output import emit, note
 from bench.errors import UsageError
-from bench.tell.exchange import ExportFormat
+from bench.tell.formats import ExportFormat
 
 
 def export(
@@ -36,14 +36,13 @@ def export(
     from bench.analysis.tidy import Tidy
     from bench.store.run_folder import find_run, read_run, writing
     from bench.store.sealed import write_atomically
-    from bench.tell.exchange import exporter
+    from bench.tell.exchange import EXPORTERS
     from bench.tell.exchange.llama_bench import left_out
     from bench.tell.words import plural
 
-    documents = exporter(to)
     folder = find_run(run, flags.RESULTS)
     tidy = Tidy.of(read_run(folder))
-    made = documents(tidy, summarize(tidy))
+    made = EXPORTERS[to](tidy, summarize(tidy))
     if to == "llama-bench" and (lost := left_out(tidy)):
         note(f"left out: {plural(lost, 'case')} with several sequences in a batch, which llama-bench does not have")
     if out == Path("-"):

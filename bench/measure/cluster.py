@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -41,33 +41,6 @@ class SilentSchedulerError(Exception):
     """The scheduler does not answer now; its jobs go on."""
 
 
-class Scheduler(Protocol):
-    """What starts jobs."""
-
-    def attach(self) -> set[str]:
-        """Find the jobs of the run that an earlier command started and that have not ended."""
-
-    def submit(self, jobs: Sequence[str]) -> None:
-        """Start jobs, now or one after another. Raises UsageError where they are refused."""
-
-    def states(self) -> dict[str, State]:
-        """Say where the jobs stand that were found or submitted. Raises SilentSchedulerError."""
-
-    def cancel(self) -> None:
-        """End the jobs that have not ended; they keep what they measured."""
-
-    def left_alone(self) -> str:
-        """Say what becomes of the jobs that have not ended when this process does."""
-
-    def reason(self, job: str) -> str:
-        """Return why a job ended early, as far as it said."""
-
-
-def scheduler(folder: Path, cluster: Cluster) -> Scheduler:
-    """Return what starts the jobs of a run folder."""
-    return Slurm(folder, cluster) if cluster.kind == "slurm" else Local(folder)
-
-
 def refuse_unavailable(kind: Literal["slurm", "local"]) -> None:
     """Raise UsageError if jobs cannot be started here."""
     if importlib.util.find_spec("submitit") is None:
@@ -85,6 +58,7 @@ class Slurm:
         """Job -> its number in Slurm, as `1234_5`."""
 
     def attach(self) -> set[str]:
+        """Find the jobs of the run that an earlier command started and that have not ended."""
         known: dict[str, str] = {}
         path = self._folder / job_files.FOLDER / SUBMITTED
         if path.exists():
@@ -96,6 +70,7 @@ class Slurm:
         return set(self._ids)
 
     def submit(self, jobs: Sequence[str]) -> None:
+        """Start jobs, now or one after another. Raises UsageError where they are refused."""
         import submitit
         from submitit.core.utils import CommandFunction, FailedJobError
 
@@ -126,16 +101,20 @@ class Slurm:
         self._ids |= new
 
     def states(self) -> dict[str, State]:
+        """Say where the jobs stand that were found or submitted. Raises SilentSchedulerError."""
         queue = _queue()
         return {job: queue.get(number, "ended") for job, number in self._ids.items()}
 
     def cancel(self) -> None:
+        """End the jobs that have not ended; they keep what they measured."""
         subprocess.run(["scancel", *self._alive()], check=False)
 
     def left_alone(self) -> str:
+        """Say what becomes of the jobs that have not ended when this process does."""
         return f"the jobs go on in Slurm (cancel them with: scancel {' '.join(self._alive())})"
 
     def reason(self, job: str) -> str:
+        """Return why a job ended early, as far as it said."""
         import submitit
 
         number = self._ids[job]
@@ -152,7 +131,7 @@ class Slurm:
 
 
 class Local:
-    """Jobs on this machine, one after another: they would disturb each other."""
+    """Jobs on this machine, one after another: they would disturb each other. Its methods are those of `Slurm`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -203,6 +182,14 @@ class Local:
         devices = ["-u", "CUDA_VISIBLE_DEVICES"] if visible is None else [f"CUDA_VISIBLE_DEVICES={visible}"]
         command = ["setsid", "env", *devices, *_command(self._folder, job)]
         self._started[job] = executor.submit(CommandFunction(command))
+
+
+Scheduler = Slurm | Local
+
+
+def scheduler(folder: Path, cluster: Cluster) -> Scheduler:
+    """Return what starts the jobs of a run folder."""
+    return Slurm(folder, cluster) if cluster.kind == "slurm" else Local(folder)
 
 
 def _command(folder: Path, job: str) -> list[str]:

@@ -1,14 +1,12 @@
 """The driver's end of a fork server: start it, trust it, have it fork workers, and ask it how one ended."""
 
-from __future__ import annotations
-
 import os
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Self
 
@@ -165,7 +163,7 @@ class ForkServer:
         return read_line(self._news.fileno(), self._buffer, timeout_s)
 
 
-class RunServers:
+class RunServers(AbstractContextManager["RunServers"]):
     """The fork servers of a run, one alive at a time: one per model, number of threads, and process number.
 
     Forks share the addresses of their parent, so each of `--processes` draws these anew. Use as a context manager.
@@ -194,9 +192,6 @@ class RunServers:
         if self._server is not None:
             self._server.__exit__()
             self._server = None
-
-    def __enter__(self) -> RunServers:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -1,13 +1,11 @@
 """The driver's end of a worker: ask it, wait for its answer, give up on it."""
 
-from __future__ import annotations
-
 import os
 import selectors
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import msgspec
@@ -41,7 +39,7 @@ class WorkerFailed(Exception):
         self.of_model = of_model
 
 
-class WorkerProcess:
+class WorkerProcess(AbstractContextManager["WorkerProcess"]):
     """A worker that a fork server made; one request at a time. Use as a context manager: leaving it ends the process.
 
     Raises:
@@ -143,9 +141,6 @@ class WorkerProcess:
         with suppress(psutil.NoSuchProcess):  # it compares start times: the id may be another process's by now
             self._usage.kill()
         self._connection.close()
-
-    def __enter__(self) -> WorkerProcess:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

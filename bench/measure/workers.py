@@ -1,10 +1,8 @@
 """The workers of one group: forks them, has them load the model, and asks them on behalf of a case."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 
 from bench.case import Case, Group, NaiveLogits
@@ -57,7 +55,7 @@ def worker_key(case: Case) -> WorkerKey:
     return case.strategy, case.naive_logits, case.prefill_quantized
 
 
-class Workers:
+class Workers(AbstractContextManager["Workers"]):
     """The workers of one group in one set of processes. Use as a context manager: leaving it ends them."""
 
     def __init__(
@@ -77,10 +75,7 @@ class Workers:
         self._loaded: set[WorkerKey] = set()
         self._failed: dict[WorkerKey, WorkerFailed] = {}
         """Why a worker could not be forked, or load the model, at the start: the result of its first case."""
-
-    def __enter__(self) -> Workers:
         self._stack = ExitStack()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()

@@ -7,3 +7,6 @@ Format = Literal["md", "csv", "json", "jsonl"]
 
 DocumentFormat = Literal["md", "json"]
 """Formats of what is no table: a verdict, a trace, an environment."""
+
+ExportFormat = Literal["bmf", "github-action-benchmark", "llama-bench", "benchstat", "parquet"]
+"""Formats of other tools (`bench.tell.exchange`)."""

@@ -1,7 +1,8 @@
-"""The figures in the documentation, made from committed runs, so that none is stale.
+"""The figures in the documentation, made from committed runs, so that none is stale; and the table of all columns.
 
 `python -m bench.tell.pages README.md docs/caches.md` writes them between the marks of a page. A mark is a comment that
-says what comes after it (`PARTS`) and of which run: `<!-- caches of results/examples/caches-2-cores, depth 2048 -->`.
+says what comes after it (`PARTS`) and of which run: `<!-- caches of results/examples/caches-2-cores, depth 2048 -->`;
+or `<!-- columns of summary.csv -->`.
 """
 
 import re
@@ -12,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from bench.analysis import columns
 from bench.analysis.summary import PLAIN, summarize
 from bench.analysis.tidy import Tidy
 from bench.errors import KvbenchError
@@ -40,8 +42,11 @@ def filled(page: str, root: Path = ROOT) -> str:
     """
 
     def fill(found: re.Match[str]) -> str:
-        summary = summarize(Tidy.of(read_run(root / found["run"])))
-        made = PARTS[found["part"]](_chosen(summary, found["choice"] or ""), found["old"])
+        if found["run"] == "summary.csv":
+            made = _columns()
+        else:
+            summary = summarize(Tidy.of(read_run(root / found["run"])))
+            made = PARTS[found["part"]](_chosen(summary, found["choice"] or ""), found["old"])
         return f"{found[1]}{made.strip()}\n"
 
     return _MARK.sub(fill, page)
@@ -57,6 +62,11 @@ def _chosen(summary: pd.DataFrame, choice: str) -> pd.DataFrame:
             column = {"depth": "n_depth", "prompts": "n_prompt"}[verb]
             summary = summary[summary[column].isin([int(value) for value in values])]
     return summary
+
+
+def _columns() -> str:
+    lines = [f"| `{column.name}` | {column.unit} | {column.meaning} |" for column in columns.COLUMNS]
+    return "\n".join(["| column | unit | meaning |", "|---|---|---|", *lines])
 
 
 def _times(summary: pd.DataFrame, _old: str) -> str:

@@ -13,7 +13,7 @@ from bench.analysis.summary import summarize
 from bench.analysis.tidy import Tidy
 from bench.errors import DataError, UsageError
 from bench.store.run_folder import read_run
-from bench.tell.exchange import exporter, imported
+from bench.tell.exchange import EXPORTERS, imported
 from tests.handmade import grid, make_run
 
 CASES = [*grid(["naive", "dynamic"], [128], n_gen=8), *grid(["dynamic"], [128], n_gen=8, batch_size=2)]
@@ -23,7 +23,7 @@ TIMED = {(row["case"], row["phase"]): row for row in SUMMARY.to_dict("records")}
 
 
 def documents(form, tidy=TIDY, summary=SUMMARY):
-    return exporter(form)(tidy, summary)
+    return EXPORTERS[form](tidy, summary)
 
 
 class Metric(msgspec.Struct, forbid_unknown_fields=True):

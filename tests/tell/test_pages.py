@@ -7,10 +7,10 @@ import pytest
 from bench.tell import pages
 from tests.handmade import run_with_lossy_kinds
 
-PAGES = [pages.ROOT / name for name in ("README.md", "docs/caches.md")]
+PAGES = [pages.ROOT / name for name in ("README.md", "docs/caches.md", "results/README.md")]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
 def test_a_page_is_as_it_is_made(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert pages.END in text

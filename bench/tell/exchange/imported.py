@@ -188,22 +188,10 @@ def _manifest(tests: list[Test], samples: list[Sample], run_id: str, origin: Ori
         timeout_s=0.0,
         environment=Environment(
             hostname=ELSEWHERE,
-            os="",
             cpu_model=first.cpu_info,
             cores=max(test.n_threads for test in tests),
-            isa="",
-            l3_bytes=None,
-            memory_bytes=0,
-            python="",
-            torch="",
-            transformers="",
             gpu=first.gpu_info or None,
-            gpu_driver=None,
             git_commit=first.build_commit or None,
-            load_1min=None,
-            governor=None,
-            transparent_hugepage=None,
-            kvbench="",
         ),
         plan=[
             CasePlan(case=_case(test), prefill=None, decode=None, weights_bytes=test.model_size)
