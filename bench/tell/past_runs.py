@@ -1,7 +1,5 @@
 """What the history is asked: the list of runs as text or a file, and the trend of their latencies as a plot."""
 
-import csv
-import io
 import json
 from collections.abc import Mapping
 from datetime import datetime
@@ -73,11 +71,7 @@ def rendered(answer: Answer, form: Literal["md", "csv", "json"]) -> str:
     if form == "json":
         return json.dumps(answer.rows, indent=2, default=str) + "\n"
     if form == "csv":
-        text = io.StringIO()
-        writer = csv.DictWriter(text, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(answer.rows)
-        return text.getvalue()
+        return tables.data(pd.DataFrame(answer.rows, columns=names, dtype=object), form)
     lines = [[_cell(row[name]) for name in names] for row in answer.rows]
     return f"{markdown_table(lines, names)}\n" if lines else "no run\n"
 
