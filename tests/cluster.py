@@ -8,7 +8,7 @@ from bench.manifest import Cluster, Environment, Manifest
 from bench.record import CeilingSample, JobStart, Run
 from bench.store import job_files
 from bench.store.run_folder import make_folder, samples_file, write_manifest
-from tests.handmade import ENVIRONMENT, grid, make_run, steady_roofs
+from tests.handmade import ENVIRONMENT, QUIET, grid, make_run, steady_roofs
 
 ROUNDS = 3
 CASES = [*grid(["naive", "dynamic"], [8, 16], n_gen=4), *grid(["naive", "dynamic"], [8, 16], n_gen=4, n_threads=1)]
@@ -20,7 +20,7 @@ def make_cluster_run(out: Path) -> tuple[Path, Manifest]:
     planned = make_run(CASES, rounds=ROUNDS).manifest
     folder = make_folder(out, planned.run_id)
     manifest = write_manifest(folder, msgspec.structs.replace(planned, cluster=Cluster(kind="local")))
-    job_files.write(folder, job_files.split(manifest, ceilings=False))
+    job_files.read_or_write(folder, manifest, ceilings=False)
     return folder, manifest
 
 
@@ -40,14 +40,18 @@ def write_attempt(
     cells: tuple[int, ...] = (8, 16),
     continues: tuple[str, ...] = (),
     into: Path | None = None,
+    steal_ns: int = 0,
 ) -> Run:
     """Write what an attempt of a job measured, rounds `first` to `rounds` of the prompts `cells`; return it as a run.
 
-    The times depend on the attempt, so that it can be seen whose are read. `into` is another folder to write into.
+    The times depend on the attempt, so that it can be seen whose are read. `into` is another folder to write into;
+    `steal_ns` was stolen from every turn.
     """
     file, _ = job_files.read(job_files.path_of(folder, f"job-{job}"))
     cases = [item.case for item in file.manifest.plan if item.case.n_prompt in cells]
-    run = make_run(cases, rounds=rounds, seed=len(attempt) + ord(attempt[0]), roofs=steady_roofs)
+    disturbed = msgspec.structs.replace(QUIET, steal_ns=steal_ns)
+    seed = len(attempt) + ord(attempt[0])
+    run = make_run(cases, rounds=rounds, seed=seed, roofs=steady_roofs, covariates=lambda case, number: disturbed)
     start = JobStart(
         run_id=file.manifest.run_id,
         job=file.job,

@@ -26,11 +26,21 @@ def collect(
       kvbench collect node1/ node2/ node3/
       kvbench collect downloads/* && kvbench report 20261123T040000Z-grid
     """
+    from bench.errors import DataError
     from bench.store.collect import collect as collect_folder
+    from bench.store.run_folder import read_run
 
     runs: dict[Path, None] = {}
     for folder in folders:
-        for found in collect_folder(folder, out):
-            note(f"{found.source}: {'copied to' if found.is_new else 'lies already in'} {found.target}")
-            runs[found.target.parent] = None
+        for source, target, is_new in collect_folder(folder, out):
+            if target is None:
+                note(f"{source}: left out: its job was killed before its first record")
+                continue
+            note(f"{source}: {'copied to' if is_new else 'lies already in'} {target}")
+            runs[target.parent] = None
+    for run in runs:
+        try:
+            read_run(run)
+        except DataError as error:
+            note(f"{run}: cannot be read until the missing file is collected, too ({error})")
     emit("".join(f"{run}\n" for run in runs))

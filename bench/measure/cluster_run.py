@@ -48,11 +48,11 @@ def measure(job: Job, ask: Callable[[str], bool]) -> tuple[Run, list[str]]:
     assert job.manifest.cluster is not None
     if job.previous is None:
         folder = make_folder(job.out, job.manifest.run_id)
-        manifest = write_manifest(folder, job.manifest)
-        job_files.write(folder, job_files.split(manifest, ceilings=job.ceilings))
+        manifest, ceilings = write_manifest(folder, job.manifest), job.ceilings
     else:
-        folder = Path(job.previous.path)
-    jobs = job_files.read_all(folder)
+        folder, manifest = Path(job.previous.path), job.previous.manifest
+        ceilings = bool(job.previous.ceilings) or not job.previous.samples  # where no job file is left
+    jobs = job_files.read_or_write(folder, manifest, ceilings=ceilings)
     started = scheduler(folder, job.manifest.cluster)
     with locked(folder):
         missing = unfinished(folder, jobs)

@@ -23,7 +23,7 @@ from bench.measure.schedule import measure as measure_cases
 from bench.measure.server_process import RunServers
 from bench.record import FAULTS, JobStart, Record, Run, Text
 from bench.store import job_files, samples_files
-from bench.store.attempts import counted
+from bench.store.attempts import continued, counted
 from bench.store.job_files import JobFile
 from bench.store.run_folder import locked, read_manifest, run_of, samples_file
 from bench.store.samples_files import SamplesFile, subject
@@ -53,7 +53,7 @@ def measure_job(path: Path, servers: RunServers, say: Callable[[str], None]) -> 
     with locked(folder, job.job), noting(kept):
         files = samples_files.read(folder, manifest, job.job)
         mine = [file for file in files if file.start and file.start.environment.machine == environment.machine]
-        previous = _previous(folder, manifest, files, mine)
+        previous, continues = _previous(folder, manifest, files, mine)
         if not pending_cells(manifest.plan, Limits.of(manifest), previous):
             say(f"{job.job} is measured already")
             return previous
@@ -62,7 +62,7 @@ def measure_job(path: Path, servers: RunServers, say: Callable[[str], None]) -> 
             run_id=manifest.run_id,
             job=job.job,
             attempt=secrets.token_hex(8),
-            continues=[file.start.attempt for file in mine if file.start is not None],
+            continues=continues,
             environment=environment,
             ceilings=ceilings,
         )
@@ -95,8 +95,13 @@ def _pending(run: Run) -> set[str]:
     return {cell[0].case.cell.key for cell in pending_cells(run.manifest.plan, Limits.of(run.manifest), run)}
 
 
-def _previous(folder: Path, manifest: Manifest, files: Sequence[SamplesFile], mine: Sequence[SamplesFile]) -> Run:
-    """Return what stands: the cells that are complete, from any machine, and the torn ones of this machine alone."""
+def _previous(
+    folder: Path, manifest: Manifest, files: Sequence[SamplesFile], mine: Sequence[SamplesFile]
+) -> tuple[Run, list[str]]:
+    """Return what stands, and the attempts on this machine that the next one continues.
+
+    What is complete stands, from any machine; of torn cells only what this machine measured.
+    """
     (everywhere, starts), (here, own_starts) = counted(files, manifest), counted(mine, manifest)
     torn = _pending(run_of(folder, manifest, everywhere, starts))
     cells = samples_files.planned(manifest)
@@ -107,7 +112,7 @@ def _previous(folder: Path, manifest: Manifest, files: Sequence[SamplesFile], mi
     records = [record for record in everywhere if isinstance(record, Text) or not is_torn(record)]
     records += [record for record in here if not isinstance(record, Text) and is_torn(record)]
     complete = {cell: start for cell, start in starts.items() if cell not in torn}
-    return run_of(folder, manifest, records, own_starts | complete)
+    return run_of(folder, manifest, records, own_starts | complete), continued(own_starts)
 
 
 def _refuse_unfit(job: JobFile, path: Path, folder: Path) -> None:

@@ -15,9 +15,10 @@ class Collected(NamedTuple):
     """What became of one samples file."""
 
     source: Path
-    target: Path
+    target: Path | None
+    """None: the file holds nothing yet, since its job was killed before its first record."""
     is_new: bool
-    """False: its content lay there already."""
+    """False: its content lay there already, or there is none."""
 
 
 def collect(folder: Path, out: Path) -> Iterator[Collected]:
@@ -38,8 +39,9 @@ def collect(folder: Path, out: Path) -> Iterator[Collected]:
     for path in paths:
         run_id = samples_files.run_id(path)
         if run_id is None:
-            continue  # killed before its first record
-        target = find_run(run_id, out)
+            yield Collected(path, None, is_new=False)
+            continue
+        target = find_run(str(out / run_id), out)  # never a folder of that name here, which may be what is collected
         manifest = read_manifest(target)
         yield _copy(samples_files.read_one(path, manifest, samples_files.planned(manifest)), target, manifest)
 

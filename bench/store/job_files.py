@@ -49,18 +49,6 @@ def split(manifest: Manifest, *, ceilings: bool) -> list[JobFile]:
     return jobs
 
 
-def write(folder: Path, jobs: list[JobFile]) -> None:
-    """Write the job files of a run folder.
-
-    Raises:
-        UsageError: the folder cannot be written.
-    """
-    with writing(f"--out {folder}"):
-        (folder / FOLDER).mkdir(exist_ok=True)
-        for job in jobs:
-            sealed.write(path_of(folder, job.job), job)
-
-
 def path_of(folder: Path, job: str) -> Path:
     """Return the path of a job's file in its run folder."""
     return folder / FOLDER / f"{job}.json"
@@ -81,10 +69,25 @@ def read(path: Path) -> tuple[JobFile, Path]:
     return job, folder
 
 
-def read_all(folder: Path) -> list[JobFile]:
-    """Read the job files of a run folder, in their order. Raises as `read`."""
-    paths = sorted((folder / FOLDER).glob("job-*.json"), key=lambda path: int(path.stem.removeprefix("job-")))
-    return [read(path)[0] for path in paths]
+def read_or_write(folder: Path, manifest: Manifest, *, ceilings: bool) -> list[JobFile]:
+    """Read the job files of a run folder, in their order; write those that are not there, as `split` makes them.
+
+    Whether a written one measures `ceilings` is decided by those that are there, if any.
+
+    Raises:
+        UsageError: the folder cannot be written.
+        DataError: one is damaged, or of a newer schema.
+    """
+    planned = split(manifest, ceilings=ceilings)
+    there = {job.job: read(path)[0] for job in planned if (path := path_of(folder, job.job)).exists()}
+    if there:
+        planned = split(manifest, ceilings=next(iter(there.values())).ceilings)
+    with writing(f"--out {folder}"):
+        (folder / FOLDER).mkdir(exist_ok=True)
+        for job in planned:
+            if job.job not in there:
+                sealed.write(path_of(folder, job.job), job)
+    return [there.get(job.job, job) for job in planned]
 
 
 def _only(tokens: dict[str, list[int]], model: str) -> dict[str, list[int]]:

@@ -126,6 +126,22 @@ def test_resume_submits_what_is_missing_and_not_what_still_waits(tmp_path: Path,
     assert scheduler.submitted[2:] == [[]]  # there is nothing left
 
 
+def test_resume_writes_a_lost_job_file_again_and_no_stray_one_matters(tmp_path: Path, scheduler: Any) -> None:
+    scheduler.loses = {"job-1"}
+    run(RUN, tmp_path, code=5)
+    jobs = only(tmp_path) / "jobs"
+    before = {path.name: path.read_bytes() for path in jobs.iterdir()}
+    shutil.copy(jobs / "job-0.json", jobs / "job-0 (copy).json")
+    (jobs / "job-1.json").unlink()
+    run(["run", "--resume", only(tmp_path).name], tmp_path, code=5)
+    assert (jobs / "job-1.json").read_bytes() == before["job-1.json"]
+    shutil.rmtree(jobs)
+    scheduler.loses = set()
+    run(["run", "--resume", only(tmp_path).name], tmp_path)
+    assert scheduler.submitted[1:] == [["job-1"], ["job-1"]]
+    assert {path.name for path in jobs.iterdir()} == before.keys()
+
+
 @pytest.mark.parametrize("cancels", [True, False])
 def test_ctrl_c_asks_whether_to_cancel(
     tmp_path: Path, scheduler: Any, monkeypatch: pytest.MonkeyPatch, *, cancels: bool

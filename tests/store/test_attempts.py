@@ -10,6 +10,8 @@ from bench.errors import DataError
 from bench.judge.baseline import session_of
 from bench.judge.compare import compare
 from bench.record import Run, Sample
+from bench.store import samples_files
+from bench.store.attempts import continued, counted
 from bench.store.run_folder import read_run
 from bench.tell.report import Report, document
 from tests.cluster import make_cluster_run, node, write_attempt
@@ -66,6 +68,50 @@ def test_two_writers_of_a_job_count_once(tmp_path: Path) -> None:
     write_attempt(folder, node("node1"), "a")
     write_attempt(folder, node("node1"), "b")
     assert len(timed(read_run(folder), 8)) == 2 * 3
+
+
+def test_a_third_start_adds_to_one_of_two_that_knew_nothing_of_each_other(tmp_path: Path) -> None:
+    """Two copies of one run folder were collected: both hold rounds 0 and 1, and the third start continues both."""
+    folder, _ = make_cluster_run(tmp_path)
+    first = write_attempt(folder, node("node1"), "a", rounds=2)
+    write_attempt(folder, node("node1"), "bb", rounds=2)
+    third = write_attempt(folder, node("node1"), "ccc", rounds=3, first=2, continues=("a", "bb"))
+    run = read_run(folder)
+    expected = [*first.samples, *(sample for sample in third.samples if sample.round == 2)]
+    assert timed(run, 8) == [sample for sample in expected if " p8 " in sample.case and not sample.warmup]
+    assert set(summarize(Tidy.of(run)).query("n_threads == 2")["samples"]) == {3}
+
+
+def test_a_round_that_two_attempts_measured_counts_once(tmp_path: Path) -> None:
+    """The first attempt went on writing after the second had begun to continue it."""
+    folder, _ = make_cluster_run(tmp_path)
+    first = write_attempt(folder, node("node1"), "a", rounds=2)
+    write_attempt(folder, node("node1"), "b", rounds=3, first=1, continues=("a",))
+    taken = timed(read_run(folder), 8)
+    assert [sample.round for sample in taken] == [0, 0, 1, 1, 2, 2]
+    assert all(sample in first.samples for sample in taken[:4])
+
+
+def test_the_next_attempt_continues_only_what_counts(tmp_path: Path) -> None:
+    folder, manifest = make_cluster_run(tmp_path)
+    write_attempt(folder, node("node1"), "a", rounds=1)
+    write_attempt(folder, node("node1"), "b", rounds=2)
+    write_attempt(folder, node("node1"), "c", rounds=3, first=2, cells=(8,), continues=("b",))
+    write_attempt(folder, node("node1"), "d", rounds=1, cells=(16,))
+    _, starts = counted(samples_files.read(folder, manifest, "job-0"), manifest)
+    assert continued(starts) == ["b", "c"]
+
+
+def test_quiet_rounds_count_before_disturbed_ones_and_complete_cells_before_torn_ones(tmp_path: Path) -> None:
+    """Of three planned rounds a disturbed one is replaced, up to four in all."""
+    folder, _ = make_cluster_run(tmp_path)
+    write_attempt(folder, node("torn"), "a", rounds=2)
+    write_attempt(folder, node("disturbed"), "b", rounds=4, steal_ns=10**12)
+    assert "disturbed" in machines(read_run(folder), 8)
+    write_attempt(folder, node("quiet"), "c", rounds=3)
+    write_attempt(folder, node("disturbed"), "d", rounds=4, steal_ns=10**12)
+    write_attempt(folder, node("again"), "e", rounds=3)
+    assert machines(read_run(folder), 8) == {"quiet", "bench-1"}  # bench-1: of job-1, which was not started
 
 
 def test_a_missing_attempt_is_named(tmp_path: Path) -> None:

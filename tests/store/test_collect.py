@@ -70,3 +70,29 @@ def test_a_folder_without_samples_or_without_its_run_is_refused(tmp_path: Path) 
     assert "holds no samples of a job" in refused("collect", str(folder), code=3)
     write_attempt(folder, node("node1"), "a")
     assert "no run folder" in refused("collect", str(folder), "--out", str(tmp_path / "empty"), code=3)
+
+
+def test_what_is_collected_arrives_below_out_whatever_lies_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = make_cluster_run(tmp_path / "runs")
+    part = copied(folder, tmp_path / "parts" / folder.name)
+    write_attempt(part, node("node1"), "a")
+    monkeypatch.chdir(tmp_path / "parts")
+    printed = kvbench("collect", folder.name, "--out", "../runs")
+    assert printed.stdout == f"../runs/{folder.name}\n"
+    assert (folder / "samples-job-0.jsonl").read_bytes() == (part / "samples-job-0.jsonl").read_bytes()
+
+
+def test_a_file_killed_before_its_first_record_and_a_part_without_the_earlier_one_are_named(tmp_path: Path) -> None:
+    folder, _ = make_cluster_run(tmp_path / "runs")
+    parts = [tmp_path / "one", tmp_path / "two"]
+    for part, attempt, continues in zip(parts, "ab", ((), ("a",)), strict=True):
+        part.mkdir()
+        write_attempt(folder, node("node1"), attempt, continues=continues, into=part)
+    (parts[1] / "samples-job-1.jsonl").write_bytes(b'{"crc32":1')
+    told = kvbench("collect", str(parts[1]), "--out", str(tmp_path / "runs")).stderr.splitlines()
+    assert told[1].endswith("samples-job-1.jsonl: left out: its job was killed before its first record")
+    assert told[2].startswith(f"{folder}: cannot be read until the missing file is collected, too (")
+    assert len(kvbench("collect", *map(str, parts), "--out", str(tmp_path / "runs")).stderr.splitlines()) == 3
+    read_run(folder)
