@@ -66,7 +66,7 @@ def compare(
 
     Prints the ratio and its interval for each case and phase, and draws the runs. The runs are different sessions, so
     a ratio also contains whatever else changed between them: use it as a first look, and `kvbench ab` for a verdict.
-    Three and more runs are ranked, also runs of different models: grouped by what they share.
+    Three and more runs are ranked, and two that differ as a whole, as runs of two models: grouped by what they share.
 
     \b
     Examples:
@@ -84,12 +84,13 @@ def compare(
     if len(runs) < 2:
         raise UsageError(f"compare: {' '.join(runs)} alone; give two runs or more, as in `kvbench compare A B`")
     found = [read_run(find_run(run, out)) for run in runs]
-    ranked = Ranking.of(found) if len(found) > 2 else None
-    if ranked is None:
-        two = compare_two(*found)
+    two = compare_two(*found) if len(found) == 2 else None
+    ranked = Ranking.of(found) if two is None or two.rows.empty else None
+    if two is not None and (ranked is None or ranked.entries.empty):
         code, render = two.exit_code, partial(comparison.render, two)
         draw = partial(write_comparison, two, found[1])
     else:
+        assert ranked is not None
         code, render, draw = ranked.exit_code, partial(ranking.render, ranked), partial(write_ranking, ranked)
     emit(render(output_format))
     if output_format != "md":  # the rows alone are on stdout: the verdict, and what is not compared, must not be lost

@@ -31,11 +31,13 @@ def counted(files: Sequence[SamplesFile], manifest: Manifest) -> tuple[list[Reco
     cells = planned(manifest)
     by_cell: dict[str, dict[str, list[Record]]] = {}
     for file in files:
-        if file.start is None and file.records:
-            raise DataError(f"{file.path}: holds records of no job, although the run has jobs")
-        if file.start is not None and not starts.keys() >= set(file.start.continues):
+        if file.start is None:
+            if file.records:
+                raise DataError(f"{file.path}: holds records of no job, although the run has jobs")
+            continue
+        if not starts.keys() >= set(file.start.continues):
             raise DataError(f"{file.path}: continues an earlier samples file of {file.start.job}, which is missing")
-        for record in file.records[1:] if file.start is not None else ():
+        for record in file.records[1:]:
             by_cell.setdefault(cells[subject(record)], {}).setdefault(file.start.attempt, []).append(record)
     items: dict[str, list[CasePlan]] = {}
     for item in manifest.plan:
@@ -82,8 +84,9 @@ def _joined(earlier: list[Record], later: list[Record]) -> list[Record]:
 
 def _round(record: Record) -> tuple[int, int] | None:
     """Return process and number of the round that a record is a turn of; None for a warm-up, and what is no turn."""
-    is_timed = isinstance(record, Sample | CeilingSample) and not record.warmup
-    return (record.process, record.round) if is_timed else None
+    if not isinstance(record, Sample | CeilingSample) or record.warmup:
+        return None
+    return record.process, record.round
 
 
 def _worth(records: Sequence[Record], start: JobStart, manifest: Manifest) -> tuple[bool, int]:

@@ -9,6 +9,7 @@ import pytest
 
 from bench.cli import main
 from tests.commandline import in_a_process, kvbench, refused
+from tests.tell.test_exchange import PP
 from tests.torture import store_ab
 
 
@@ -93,6 +94,20 @@ def test_any_number_of_runs_is_compared(run_folder: Path, tmp_path: Path) -> Non
     assert (tmp_path / "two.html").read_text().count('role="radio"') == 2
     lost = kvbench("compare", run, run, run, *plots, "--html", str(tmp_path), code=2)
     assert f"not written: {tmp_path} (Is a directory)" in lost.stderr
+
+
+def test_two_runs_of_different_models_are_ranked(tmp_path: Path) -> None:
+    for model in ("llama 1B F16", "llama 3B F16"):
+        (tmp_path / "x.jsonl").write_text(json.dumps(PP | {"model_type": model}))
+        kvbench("import", str(tmp_path / "x.jsonl"), "--out", str(tmp_path), "--name", model[6:8])
+    runs = [str(path) for path in sorted(tmp_path.glob("2026*"))]
+    printed = kvbench("compare", *runs, "--plots", str(tmp_path / "plots"), "--html", str(tmp_path / "two.html"))
+    assert printed.stdout.startswith("Ranked by time / time of A")
+    assert (tmp_path / "two.html").exists()
+    (tmp_path / "x.jsonl").write_text(json.dumps(PP | {"n_prompt": 9}))
+    kvbench("import", str(tmp_path / "x.jsonl"), "--out", str(tmp_path), "--name", "other-work")
+    other = str(*tmp_path.glob("*-other-work"))
+    assert "nothing could be compared (model: " in kvbench("compare", runs[0], other, code=3).stdout
 
 
 def test_a_run_alone_is_not_compared(run_folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import sqlite3
 from contextlib import closing
 
@@ -201,16 +202,22 @@ def test_an_imported_test_is_a_case_with_its_times(tmp_path):
 def test_all_three_formats_say_the_same(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([PP, TG]))
     (tmp_path / "a.jsonl").write_text(f"{json.dumps(PP)}\n\n{json.dumps(TG)}\n")
+    (tmp_path / "bom.json").write_text(json.dumps([PP, TG]), encoding="utf-8-sig")
+    (tmp_path / "windows.jsonl").write_text(f"{json.dumps(PP)}\r\n{json.dumps(TG)}\r\n", encoding="utf-16")
     names = [name for name in PP if name not in ("samples_ns", "a field of next year")]
-    with closing(sqlite3.connect(tmp_path / "a.sqlite")) as database:  # as `llama-bench -o sql | sqlite3` fills it
-        database.execute(f"CREATE TABLE test ({', '.join(names)})")
-        for test in (PP, TG):
-            marks = ", ".join("?" * len(names))
-            database.execute(f"INSERT INTO test VALUES ({marks})", [str(test[name]) for name in names])
-        database.commit()
-    by_json, by_lines, by_sqlite = (imported.read_tests(tmp_path / f"a.{form}") for form in ("json", "jsonl", "sqlite"))
-    assert by_json == by_lines
-    assert by_sqlite == [msgspec.structs.replace(test, samples_ns=[]) for test in by_json]
+    for table in ("test", "llama_bench"):  # older builds, newer ones
+        with closing(sqlite3.connect(tmp_path / table)) as database:  # as `llama-bench -o sql | sqlite3` fills it
+            database.execute(f"CREATE TABLE {table} ({', '.join(names)})")
+            for test in (PP, TG):
+                marks = ", ".join("?" * len(names))
+                database.execute(f"INSERT INTO {table} VALUES ({marks})", [str(test[name]) for name in names])
+            database.commit()
+    by_json, *others = (
+        imported.read_tests(tmp_path / name) for name in ("a.json", "a.jsonl", "bom.json", "windows.jsonl")
+    )
+    assert others == [by_json] * 3
+    without = [msgspec.structs.replace(test, samples_ns=[]) for test in by_json]
+    assert [imported.read_tests(tmp_path / table) for table in ("test", "llama_bench")] == [without, without]
 
 
 def test_our_own_rows_come_back(tmp_path):
@@ -221,6 +228,56 @@ def test_our_own_rows_come_back(tmp_path):
     prefill = summary[(summary["phase"] == "prefill") & (summary["n_prompt"] == 128)]
     expected = [TIMED[case.key, "prefill"]["latency_ms"] for case in CASES[:2]]
     assert prefill["latency_ms"].to_list() == pytest.approx(expected)
+
+
+def test_tests_that_were_set_up_otherwise_are_no_rounds_of_one_case(tmp_path):
+    single = {"n_prompt": 1, "n_gen": 0, "n_depth": 0}
+    tests = [
+        *(PP, PP | {"type_k": "q8_0", "type_v": "q8_0"}, PP | {"n_depth": 64}, PP | {"n_depth": 64}),
+        *(PP | single, PP | single | {"n_prompt": 0, "n_gen": 1}),
+    ]
+    tidy, _ = store(tmp_path, *tests)
+    rounds = tidy.turns[tidy.turns["phase"] == "prefill"].groupby("case").size()
+    cases = {plan.case.key: plan.case for plan in tidy.run.manifest.plan}
+    assert {(cases[key].strategy, cases[key].n_prompt, cases[key].n_depth): count for key, count in rounds.items()} == {
+        ("llama.cpp type_k= type_v=", 512, 0): 3,
+        ("llama.cpp type_k=q8_0 type_v=q8_0", 512, 0): 3,
+        ("llama.cpp", 512, 64): 6,  # the same twice
+        ("llama.cpp test=pp", 1, 0): 3,
+        ("llama.cpp test=tg", 1, 0): 3,
+    }
+
+
+@pytest.mark.parametrize("field", ["cpu_info", "gpu_info"])
+def test_tests_of_several_machines_are_refused(tmp_path, field):
+    with pytest.raises(DataError, match=rf"several machines \({field}: A, B\); import each alone"):
+        store(tmp_path, PP | {field: "A"}, PP | {field: ""}, PP | {field: "B"})
+
+
+def test_a_disk_that_is_full_leaves_nothing_of_an_import(tmp_path):
+    tests = [PP | {"n_prompt": number} for number in range(1, 100)]
+    path, runs = tmp_path / "many.json", tmp_path / "runs"
+    path.write_text(json.dumps(tests))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
+        with pytest.raises(UsageError, match=r"--out .*: cannot be written \(File too large\)"):
+            imported.store(path, runs, None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(runs.iterdir()) == []
+    folder, _ = imported.store(path, runs, None)
+    assert (folder / "samples.jsonl").stat().st_size > 60_000
+
+
+def test_the_time_of_an_import_is_in_utc_and_that_of_an_export_ends_in_z(tmp_path):
+    tidy, _ = store(tmp_path, PP | {"test_time": "2026-04-24T13:58:50+02:00"})
+    assert tidy.run.manifest.created_utc == "2026-04-24T11:58:50Z"
+    run = msgspec.structs.replace(
+        TIDY.run, manifest=msgspec.structs.replace(TIDY.run.manifest, created_utc="2026-11-23T04:00:00+00:00")
+    )
+    (document,) = documents("llama-bench", Tidy.of(run)).values()
+    assert {json.loads(line)["test_time"] for line in document.splitlines()} == {"2026-11-23T04:00:00Z"}
 
 
 def test_a_quantised_import_goes_out_again(tmp_path):
@@ -238,6 +295,11 @@ def test_a_quantised_import_goes_out_again(tmp_path):
         (json.dumps(PP | {"n_prompt": "many"}), r"line 1: no test of llama-bench \(.*n_prompt"),
         (json.dumps({"n_prompt": 1}), r"line 1: no test of llama-bench \(.*missing"),
         (json.dumps(PP | {"samples_ns": [0]}), "line 1: a time is not positive"),
+        (json.dumps(PP | {"avg_ns": 10**20}), r"line 1: no test of llama-bench \(.*avg_ns"),
+        (json.dumps(PP | {"n_gen": 10**9}), r"line 1: no test of llama-bench \(.*n_gen"),
+        (json.dumps(PP | {"test_time": "yesterday"}), r"line 1: test_time is no ISO 8601 \(.*yesterday"),
+        ("[" * 200_000, r"llama\.jsonl: not llama-bench's json, jsonl or sqlite \(maximum recursion"),
+        ('{"a":' * 200_000, r"llama\.jsonl, line 1: no JSON \(maximum recursion"),
         ("", "holds no test"),
         (json.dumps(PP | {"n_gen": 5}), "left out: 1 of 1 tests .prompt and generation timed together"),
         (json.dumps(PP | {"backends": "Metal"}), "backend Metal; only CPU and CUDA"),

@@ -7,9 +7,12 @@ depth. llama-bench times a whole test, so every token of a `tg` has its share of
 import hashlib
 import json
 import re
+import shutil
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +22,19 @@ from bench.case import Case, naive_steps
 from bench.errors import DataError
 from bench.manifest import SCHEMA_VERSION, CasePlan, Environment, Manifest, Origin
 from bench.record import CellPlan, Sample
-from bench.store.run_folder import check_name, make_folder, samples_file, write_manifest
+from bench.store import sealed
+from bench.store.run_folder import check_name, make_folder, samples_file, write_manifest, writing
 from bench.tell.exchange.llama_bench import GGML_TYPES, Test
 
 ELSEWHERE = "measured elsewhere"
 """The machine of an imported run: llama-bench stores no host."""
+
+STRATEGY = "llama.cpp"
+
+SETUP = ("build_commit", "backends", "model_filename", "model_size", "n_batch", "n_ubatch", "cpu_mask", "cpu_strict")
+SETUP += ("poll", "type_k", "type_v", "n_gpu_layers", "split_mode", "main_gpu", "no_kv_offload", "flash_attn")
+SETUP += ("tensor_split", "use_mmap")
+"""Fields of a test in which tests of one case may differ."""
 
 SQLITE_MAGIC = b"SQLite format 3\0"
 
@@ -38,67 +49,76 @@ def read_tests(path: Path) -> list[Test]:
         content = path.read_bytes()
         if content.startswith(SQLITE_MAGIC):
             return [_test(row, f"{path}, row {number}") for number, row in enumerate(_sqlite_rows(path), start=1)]
-        if content.lstrip()[:1] == b"[":
-            return [_test(row, f"{path}, test {number}") for number, row in enumerate(json.loads(content), start=1)]
-        lines = [(number, line) for number, line in enumerate(content.splitlines(), start=1) if line.strip()]
-        tests = []
-        for number, line in lines:
-            where = f"{path}, line {number}"
-            try:
-                tests.append(_test(json.loads(line), where))
-            except ValueError as error:
-                raise DataError(f"{where}: no JSON ({error})") from error
+        encoding = json.detect_encoding(content)  # PowerShell's > writes UTF-16
+        text = content.decode(encoding)
+        if text.lstrip()[:1] == "[":
+            return [_test(row, f"{path}, test {number}") for number, row in enumerate(json.loads(text), start=1)]
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
-    except (ValueError, sqlite3.Error) as error:
+    except (ValueError, RecursionError, sqlite3.Error) as error:
         raise DataError(f"{path}: not llama-bench's json, jsonl or sqlite ({error})") from error
-    return tests
+    lines = ((f"{path}, line {number}", line) for number, line in enumerate(text.split("\n"), start=1))
+    return [_test(_parsed(line, where), where) for where, line in lines if line.strip()]
 
 
 def store(path: Path, out: Path, name: str | None) -> tuple[Path, list[str]]:
     """Store the tests of `path` as a run folder in `out`; return it, and a line for each kind of test left out.
 
     Raises:
-        DataError: see `read_tests`; or none of its tests can be a case.
+        DataError: see `read_tests`; or none of its tests can be a case, or they are of several machines.
         UsageError: the folder exists, or cannot be written.
     """
     tests = read_tests(path)
-    lost = {reason: 0 for test in tests if (reason := _why_not(test))}
-    for test in tests:
-        if reason := _why_not(test):
-            lost[reason] += 1
+    lost = Counter(reason for test in tests if (reason := _why_not(test)))
     kept = [test for test in tests if not _why_not(test)]
     notes = [f"left out: {count} of {len(tests)} tests ({reason})" for reason, count in lost.items()]
     if not kept:
         raise DataError(f"{path}: holds no test that can be imported{''.join(f'; {note}' for note in notes)}")
-    samples = list(_samples(kept))
+    for field in ("cpu_info", "gpu_info"):
+        if len(machines := _distinct(kept, field)) > 1:
+            raise DataError(
+                f"{path}: holds tests of several machines ({field}: {', '.join(machines)}); import each alone"
+            )
+    cases = _cases(kept)
+    samples = list(_samples(kept, cases))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    stamp = re.sub(r"[^0-9TZ]", "", kept[0].test_time) or "undated"
-    manifest = _manifest(
-        kept, samples, f"{stamp}-{check_name(name or 'llama-bench')}", Origin("llama-bench", str(path), digest)
-    )
+    stamp = re.sub(r"[^0-9TZ]", "", _utc(kept[0].test_time))
+    run_id = f"{stamp}-{check_name(name or 'llama-bench')}"
+    manifest = _manifest(kept, cases, samples, run_id, Origin("llama-bench", str(path), digest))
     folder = make_folder(out, manifest.run_id)
-    manifest = write_manifest(folder, manifest)
-    with samples_file(folder, manifest.digest) as file:
-        for plan in _cell_plans(manifest, samples):
-            file.append(plan)
-        for sample in samples:
-            file.append(sample)
+    try:
+        with writing(f"--out {out}"):
+            with samples_file(folder, sealed.sealed(manifest).digest) as file:
+                for record in (*_cell_plans(manifest, samples), *samples):
+                    file.append(record)
+            write_manifest(folder, manifest)  # at last: a folder without it is no run
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return folder, notes
 
 
 def _sqlite_rows(path: Path) -> list[dict[str, Any]]:
+    """Read the table that `llama-bench -o sql` makes: `llama_bench`, in older builds `test`."""
     with closing(sqlite3.connect(f"file:{path.resolve()}?mode=ro", uri=True)) as database:
         database.row_factory = sqlite3.Row
-        # Of the table that `llama-bench -o sql` makes.
-        return [dict(row) for row in database.execute("SELECT * FROM test ORDER BY rowid")]
+        names = [row["name"] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        newer, older = "SELECT * FROM llama_bench ORDER BY rowid", "SELECT * FROM test ORDER BY rowid"
+        return [dict(row) for row in database.execute(newer if "llama_bench" in names else older)]
+
+
+def _parsed(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: no JSON ({error})") from error
 
 
 def _test(row: Any, where: str) -> Test:
     """Check one test.
 
     Raises:
-        DataError: a field is missing, or of another kind than llama-bench's.
+        DataError: a field is missing, of another kind than llama-bench's, or no such number or time can be.
     """
     try:
         # Lax: the SQL output quotes its numbers.
@@ -107,7 +127,26 @@ def _test(row: Any, where: str) -> Test:
         raise DataError(f"{where}: no test of llama-bench ({error})") from error
     if min([test.avg_ns, *test.samples_ns]) <= 0 or min(test.n_prompt, test.n_gen, test.n_depth) < 0:
         raise DataError(f"{where}: a time is not positive, or a number of tokens is negative")
+    try:
+        _utc(test.test_time)
+    except (ValueError, OverflowError) as error:
+        raise DataError(f"{where}: test_time is no ISO 8601 ({error})") from error
     return test
+
+
+def _utc(test_time: str) -> str:
+    """Write the time of a test as manifests have theirs.
+
+    >>> _utc("2026-04-24T13:58:50+02:00")
+    '2026-04-24T11:58:50Z'
+    """
+    found = datetime.fromisoformat(test_time)
+    return f"{(found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _distinct(tests: Iterable[Test], field: str) -> list[str]:
+    """List the values that tests have in a field, without empty ones."""
+    return [value for value in dict.fromkeys(str(getattr(test, field)) for test in tests) if value]
 
 
 def _why_not(test: Test) -> str:
@@ -123,13 +162,33 @@ def _why_not(test: Test) -> str:
     return ""
 
 
+def _cases(tests: Sequence[Test]) -> list[Case]:
+    """Name tests as cases, in their order: what differs between tests of one name is said in their strategy."""
+    cases = [_case(test) for test in tests]
+    setups: dict[str, list[dict[str, str]]] = {}
+    for test, case in zip(tests, cases, strict=True):
+        setups.setdefault(case.key, []).append(_setup(test))
+    apart = {key: [name for name in own[0] if len({setup[name] for setup in own}) > 1] for key, own in setups.items()}
+    return [
+        msgspec.structs.replace(
+            case, strategy=" ".join([STRATEGY, *(f"{name}={_setup(test)[name]}" for name in apart[case.key])])
+        )
+        for test, case in zip(tests, cases, strict=True)
+    ]
+
+
+def _setup(test: Test) -> dict[str, str]:
+    """Return what a case has no field for; a prompt of one token would have the name of a generation."""
+    return {"test": "pp" if test.n_prompt else "tg", **{name: str(getattr(test, name)) for name in SETUP}}
+
+
 def _case(test: Test) -> Case:
     """Name a test as a case: the strategy is llama.cpp, the dtype what its weights are stored in."""
     stored = re.search(r"\b(?:BF16|F16|F32|(?:IQ|Q|TQ|MXFP)\d\w*)", test.model_type)
     ggml = stored[0].lower() if stored else "unknown"
     return Case(
         model=test.model_type,
-        strategy="llama.cpp",
+        strategy=STRATEGY,
         device="cuda" if "CUDA" in test.backends.upper() and test.n_gpu_layers != 0 else "cpu",
         dtype={ours: name for name, ours in GGML_TYPES.items()}.get(ggml, ggml),
         attn_implementation="flash" if test.flash_attn in {True, "on", "1"} else "ggml",
@@ -142,10 +201,9 @@ def _case(test: Test) -> Case:
     )
 
 
-def _samples(tests: Iterable[Test]) -> Iterator[Sample]:
+def _samples(tests: Sequence[Test], cases: Sequence[Case]) -> Iterator[Sample]:
     order, rounds = 0, dict[str, int]()
-    for test in tests:
-        case = _case(test)
+    for test, case in zip(tests, cases, strict=True):
         for time_ns in test.samples_ns or [test.avg_ns]:
             share_ns = max(1, round(time_ns / (test.n_gen or 1)))
             number = rounds[case.key] = rounds.get(case.key, -1) + 1
@@ -176,26 +234,28 @@ def _cell_plans(manifest: Manifest, samples: Iterable[Sample]) -> Iterator[CellP
         yield CellPlan(cell=cell, repetitions=repetitions, tokens_per_turn=1, spent_s=0.0)
 
 
-def _manifest(tests: list[Test], samples: list[Sample], run_id: str, origin: Origin) -> Manifest:
-    first, plans = tests[0], {_case(test).key: test for test in tests}
+def _manifest(
+    tests: Sequence[Test], cases: Sequence[Case], samples: list[Sample], run_id: str, origin: Origin
+) -> Manifest:
+    plans = dict(zip(cases, tests, strict=True))
     return Manifest(
         schema_version=SCHEMA_VERSION,
         run_id=run_id,
-        created_utc=first.test_time,
+        created_utc=_utc(tests[0].test_time),
         command=["kvbench", "import", origin.path],
         repetitions=1 + max(sample.round for sample in samples),
         processes=1,
         timeout_s=0.0,
         environment=Environment(
             hostname=ELSEWHERE,
-            cpu_model=first.cpu_info,
+            cpu_model=", ".join(_distinct(tests, "cpu_info")),
             cores=max(test.n_threads for test in tests),
-            gpu=first.gpu_info or None,
-            git_commit=first.build_commit or None,
+            gpu=", ".join(_distinct(tests, "gpu_info")) or None,
+            git_commit=", ".join(_distinct(tests, "build_commit")) or None,
         ),
         plan=[
-            CasePlan(case=_case(test), prefill=None, decode=None, weights_bytes=test.model_size)
-            for test in plans.values()
+            CasePlan(case=case, prefill=None, decode=None, weights_bytes=test.model_size)
+            for case, test in plans.items()
         ],
         weights={},
         origin=origin,

@@ -6,7 +6,7 @@ a case with a prompt of 128 stands at `n_depth` 128, as llama-bench measures it 
 
 import statistics
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import pandas as pd
@@ -19,6 +19,12 @@ from kvcache.strategies.catalogue import is_lossy
 
 GGML_TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+Count = Annotated[int, msgspec.Meta(le=10_000_000)]
+"""Of tokens, layers, threads: beyond what any model or machine has, and still small enough to work with."""
+Big = Annotated[int, msgspec.Meta(le=10**15)]
+"""Bytes, parameters; of ns eleven days."""
 
 
 class Test(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,18 +40,18 @@ class Test(msgspec.Struct, frozen=True, kw_only=True):
     backends: str = ""
     model_filename: str
     model_type: str
-    model_size: int = 0
+    model_size: Big = 0
     """Bytes."""
-    model_n_params: int = 0
-    n_batch: int = 0
-    n_ubatch: int = 0
-    n_threads: int
+    model_n_params: Big = 0
+    n_batch: Count = 0
+    n_ubatch: Count = 0
+    n_threads: Count
     cpu_mask: str = "0x0"
     cpu_strict: bool | int = False
     poll: int = 0
     type_k: str = ""
     type_v: str = ""
-    n_gpu_layers: int = 0
+    n_gpu_layers: Count = 0
     split_mode: str = "layer"
     main_gpu: int = 0
     no_kv_offload: bool | int = False
@@ -53,15 +59,15 @@ class Test(msgspec.Struct, frozen=True, kw_only=True):
     tensor_split: str = "0.00"
     use_mmap: bool | int = True
     embeddings: bool | int = False
-    n_prompt: int
-    n_gen: int
-    n_depth: int = 0
+    n_prompt: Count
+    n_gen: Count
+    n_depth: Count = 0
     test_time: str
-    avg_ns: int
+    avg_ns: Big
     stddev_ns: int = 0
     avg_ts: float = 0.0
     stddev_ts: float = 0.0
-    samples_ns: list[int] = []
+    samples_ns: list[Big] = []
     """Of each repetition the whole test; SQL output has none."""
     samples_ts: list[float] = []
 
@@ -127,5 +133,5 @@ def _setting(run: Run, plan: CasePlan) -> dict[str, Any]:
         "type_v": kind,
         "n_gpu_layers": 0 if case.device in HOST_DEVICES else 99,
         "flash_attn": "flash" in case.attn_implementation,
-        "test_time": run.manifest.created_utc,
+        "test_time": run.manifest.created_utc.replace("+00:00", "Z"),
     }
