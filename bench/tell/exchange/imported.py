@@ -31,9 +31,11 @@ ELSEWHERE = "measured elsewhere"
 
 STRATEGY = "llama.cpp"
 
-SETUP = ("build_commit", "backends", "model_filename", "model_size", "n_batch", "n_ubatch", "cpu_mask", "cpu_strict")
-SETUP += ("poll", "type_k", "type_v", "n_gpu_layers", "split_mode", "main_gpu", "no_kv_offload", "flash_attn")
-SETUP += ("tensor_split", "use_mmap")
+SETUP = (
+    *("build_commit", "backends", "model_filename", "model_size", "n_batch", "n_ubatch", "cpu_mask", "cpu_strict"),
+    *("poll", "type_k", "type_v", "n_gpu_layers", "split_mode", "main_gpu", "no_kv_offload", "flash_attn"),
+    *("tensor_split", "use_mmap"),
+)
 """Fields of a test in which tests of one case may differ."""
 
 SQLITE_MAGIC = b"SQLite format 3\0"
