@@ -122,9 +122,7 @@ def _run(arguments: list[str]) -> int:
         _end_children()
         code = _complain(str(stop), stop, stop.exit_code)
     except OSError as error:  # a full disk, a folder that went away: what was stored before is safe
-        kind = UsageError if error.errno == errno.ENAMETOOLONG else FailedRun  # only an argument can be so long
-        what = "starting a process (see ulimit -u)" if error.errno == errno.EAGAIN else "writing"
-        code = _complain(f"{error.filename or what}: {error.strerror or error}", error, kind.exit_code)
+        code = _failed_place(error)
     except UnicodeEncodeError as error:  # before anything is measured: what is stored begins with the arguments
         code = _complain(
             f"{error.object!r}: is no valid text in this locale, choose another name", error, UsageError.exit_code
@@ -132,6 +130,19 @@ def _run(arguments: list[str]) -> int:
     except Exception as error:  # noqa: BLE001
         code = _unforeseen(error)
     return code if isinstance(code, int) else 0
+
+
+def _failed_place(error: OSError) -> int:
+    """Report what could not be written, read or started, and which of its reasons is the user's to change."""
+    kind: type[KvbenchError] = UsageError if error.errno == errno.ENAMETOOLONG else FailedRun
+    what = "starting a process (see ulimit -u)" if error.errno == errno.EAGAIN else "writing"
+    said = f"{error.filename or what}: {error.strerror or error}"
+    if error.errno == errno.ENOENT:  # importing transformers resolves a relative path
+        try:
+            places.current_folder()
+        except UsageError as reason:
+            said, kind = str(reason), UsageError
+    return _complain(said, error, kind.exit_code)
 
 
 def _unforeseen(error: Exception) -> int:

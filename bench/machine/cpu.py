@@ -9,11 +9,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from bench.case import DeviceName
+from bench.errors import UsageError
 from bench.machine import cgroup
 from bench.machine.cgroup import read_file
 from bench.machine.clock import HostClock
@@ -75,7 +76,7 @@ class Cpu:
 
     def available_memory_bytes(self) -> int:
         """Return the memory that this process can still take without swapping: the machine's, or its container's."""
-        return int(min(psutil.virtual_memory().available, cgroup.free_memory_bytes()))
+        return int(min(machine_memory().available, cgroup.free_memory_bytes()))
 
     def give_back_memory(self) -> None:
         """Return what was freed to the system, so that a peak is the next case's own and other workers find room."""
@@ -173,6 +174,21 @@ def _resident() -> dict[str, int]:
     lines = read_file(Path("/proc/self/status")) or ""
     found = re.findall(r"^(VmHWM|VmRSS|RssAnon):\s+(\d+) kB$", lines, re.MULTILINE)
     return {name: int(size) * 1024 for name, size in found}
+
+
+def machine_memory() -> Any:
+    """Ask psutil for the machine's memory, in bytes: `total`, `available`.
+
+    Raises:
+        UsageError: Linux's /proc is not mounted.
+    """
+    try:
+        return psutil.virtual_memory()
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"{error.filename} is not there, where Linux says how much memory and CPU time processes take: mount it, "
+            "as in `mount -t proc proc /proc`"
+        ) from error
 
 
 def isa() -> str:

@@ -14,7 +14,7 @@ import psutil
 from bench.machine import cgroup
 from bench.machine.affinity import binding, unbind, usable_cores, user_variables
 from bench.machine.cgroup import read_file
-from bench.machine.cpu import CPUS, Cpu, isa
+from bench.machine.cpu import CPUS, Cpu, isa, machine_memory
 from bench.machine.cuda import gpu_driver, gpu_name
 from bench.machine.git import GitFailed, git
 from bench.manifest import Environment
@@ -38,11 +38,14 @@ def read_environment(torch_facts: TorchFacts | None = None) -> Environment:
     """Describe this machine and its software, as seen from this process.
 
     Takes 0.2 s, and the import of torch unless a process that has it already (a worker) gives the `torch_facts`.
+
+    Raises:
+        UsageError: as `machine_memory`.
     """
     facts = torch_facts or read_torch_facts()
     bound, variables = unbind(), user_variables()
     quota, limit = cgroup.cpu_quota(), cgroup.memory_limit_bytes()
-    memory_bytes = psutil.virtual_memory().total
+    memory_bytes = machine_memory().total
     cpu = _cpuinfo()
     return Environment(
         hostname=machine_name(),

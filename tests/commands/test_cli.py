@@ -135,6 +135,8 @@ def test_a_current_folder_that_was_removed_is_named(tmp_path: Path, monkeypatch:
     assert refused("report", "x") == "kvbench: the current folder was removed: go to another\n"
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert "no run folder" in refused("report", "x", code=3)
+    monkeypatch.setattr(cli, "app", lambda *_, **__: Path("src").resolve())  # as transformers does when it is imported
+    assert refused("run") == "kvbench: the current folder was removed: go to another\n"
 
 
 def test_an_argument_too_long_for_a_file_is_refused() -> None:

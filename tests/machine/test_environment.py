@@ -5,8 +5,10 @@ from pathlib import Path
 
 import msgspec
 import psutil
+import pytest
 import torch
 
+from bench.errors import UsageError
 from bench.machine import environment
 from bench.machine.environment import (
     TorchFacts,
@@ -16,6 +18,15 @@ from bench.machine.environment import (
 from bench.manifest import Environment
 
 FACTS = TorchFacts(isa="AVX2", gpu="NVIDIA Test", gpu_driver="580.1")
+
+
+def test_a_container_without_proc_is_refused_by_what_to_mount(monkeypatch: pytest.MonkeyPatch):
+    def missing() -> None:
+        raise FileNotFoundError(2, "No such file or directory", "/proc/meminfo")
+
+    monkeypatch.setattr(psutil, "virtual_memory", missing)
+    with pytest.raises(UsageError, match=r"/proc/meminfo is not there.*mount -t proc"):
+        read_environment(FACTS)
 
 
 def test_environment_of_this_machine_is_complete_and_survives_storage():

@@ -224,13 +224,18 @@ ROWS = (
     Row(name="memory-limit-3-gb", setup=in_a_group("memory", limit_in_bytes="3000000000"), skip=cannot_limit),
     Row(name="cpuset-of-1", setup=in_a_group("cpuset", cpus="0", mems="0"), cores=1, skip=cannot_limit),
     Row(name="12-processes", setup=in_a_group("pids", max="12"), commands=("report", "gate"), skip=cannot_limit),
-    Row(name="no-proc", prefix=without("/proc"), skip=needs_root("unshare")),
+    Row(
+        name="no-proc",
+        prefix=without("/proc"),
+        refused={"run": Refused(code=2, says="mount -t proc proc /proc")},
+        skip=needs_root("unshare"),
+    ),
     Row(name="no-sys", prefix=without("/sys"), skip=needs_root("unshare")),
     Row(
         name="folder-removed",
         setup="mkdir {folder}/gone; cd {folder}/gone; rmdir {folder}/gone",
         commands=COMMANDS,
-        refused={"ab": Refused(code=2, says="the current folder was removed")},
+        refused=dict.fromkeys(("run", "ab"), Refused(code=2, says="the current folder was removed")),
     ),
     # Repositories.
     Row(name="git-dir-leaked", variables={"GIT_DIR": "{other}/.git"}, commands=("run", "ab")),
