@@ -159,5 +159,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Medians of the ceilings at the start of the run by `Ceiling.name`; empty: none were measured."""
     cluster: Cluster | None = None
     """How the groups of the plan are started, a job each; None: the command measures all of them itself."""
+    kernels: dict[str, str] | None = None
+    """The kernels that the run is pinned to (`--kernels`), the default for other products; None: the fastest."""
     digest: str = ""
     """SHA-256 of this manifest with an empty digest."""

@@ -23,6 +23,11 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     seed: int
     prefill_quantized: bool = False
     """As in `Case`; an older worker does not know it (`Loaded.prefill_quantized`)."""
+    kernels: dict[str, str] | None = None
+    """The kernel of each product (`kvcache.compiled.candidates`), the default for others; None: those that the worker
+    finds to be the fastest. An older worker does not know it."""
+    kernels_for: list[int] = []
+    """Batch sizes for which `Loaded.kernels` is to say which are the fastest."""
 
 
 class MakeReference(msgspec.Struct, frozen=True, kw_only=True, tag="make-reference"):
@@ -127,6 +132,8 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
     """Whether it knows `TakeTurn.lockstep` (which works on the CPU) and `CheckCase.count`."""
     prefill_quantized: bool = False
     """Whether it runs the strategy so (`Load.prefill_quantized`)."""
+    kernels: dict[str, str] = {}
+    """The fastest kernels for `Load.kernels_for`; empty where the strategy, or an older worker, has no choice."""
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):

@@ -132,6 +132,8 @@ class CheckFindings(msgspec.Struct, frozen=True, kw_only=True):
     """Every storage reachable from the cache; None in runs that were stored before they were counted."""
     quality: Quality | None = None
     """None for an exact strategy."""
+    kernels: dict[str, str] | None = None
+    """Which kernel computed each product; None for a strategy without a choice, and in older runs."""
     depends_on_later: bool = False
     """A position's logits depend on the tokens after it in this model: the reference is naive, step by step."""
 

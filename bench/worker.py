@@ -115,7 +115,11 @@ class Worker:
                 self.model,
                 naive_logits=request.naive_logits,
                 prefill_as_stored=request.prefill_quantized,
+                kernels=request.kernels,
             )
+        chosen: dict[str, str] = {}
+        for batch_size in request.kernels_for:
+            chosen |= self.strategy.choose_kernels(batch_size)
         self.clock = self.device.clock()
         self.covariates = CovariateReader(self.device)
         gc.collect()
@@ -126,6 +130,7 @@ class Worker:
             code=str(Path(__file__).resolve().parent.parent),
             lockstep=True,
             prefill_quantized=request.prefill_quantized,
+            kernels=chosen,
         )
 
     def make(self, request: protocol.MakeReference | protocol.MakeText) -> protocol.Done | protocol.TextMade:
@@ -215,6 +220,7 @@ class Worker:
             compile_s=compile_s,
             counters=phases.counters if count else None,
             exact=not self._is_lossy,
+            kernels=self.strategy.kernels,
             quality=judged,
             depends_on_later=depends_on_later,
         )

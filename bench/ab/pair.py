@@ -64,18 +64,14 @@ class Pair:
         """`manners` has those of the cases of earlier pairs, by key, and gets those of this one."""
         self.number, self.timeout_s, self.manners = number, timeout_s, manners
         self.both = BothSides(base, head, sides_of(number))
+        self.kernels: dict[str, str] | None = None
         self.lockstep = False
         """Whether both revisions know turns in lockstep, as they say when they have loaded the model."""
 
-    def load(self, case: Case) -> None:
-        """Have both load the model, side by side."""
-        request = Load(
-            group=case.group,
-            strategy=case.strategy,
-            naive_logits=case.naive_logits,
-            seed=case.seed,
-            prefill_quantized=case.prefill_quantized,
-        )
+    def load(self, case: Case, kernels: dict[str, str] | None = None) -> None:
+        """Have both load the model, side by side, and use these kernels; an older revision has its own."""
+        self.kernels = kernels
+        request = load_request(case, kernels)
         replies = self.both.ask_both(request, LOAD_TIMEOUT_S, at_once=True)
         self.lockstep = all(isinstance(reply, Loaded) and reply.lockstep for reply in replies.values())
         loaded = [name for name, reply in replies.items() if isinstance(reply, Loaded) and reply.prefill_quantized]
@@ -113,7 +109,9 @@ class Pair:
             self.both.give(cores)
         if len({tuple(steps) for _, steps in taken}) > 1:
             raise DataError("base and head time different decode steps: not comparable")
-        return PairTimes(case=key, pair=self.number, turns=[turn for turn, _ in taken], lockstep=lockstep)
+        return PairTimes(
+            case=key, pair=self.number, turns=[turn for turn, _ in taken], lockstep=lockstep, kernels=self.kernels
+        )
 
     def _get_ready(self, key: str, case: Case, reference: Path) -> tuple[float, bool]:
         """Check both and warm both up; return how many seconds a turn takes, and whether to take turns in lockstep."""
@@ -185,6 +183,19 @@ class Pair:
             turn = _turn_of(name, block, taken, wall_ns, own)
             turns.append((msgspec.structs.replace(turn, prefill_waited_ns=own[0].waited_ns), taken.steps))
         return turns
+
+
+def load_request(case: Case, kernels: dict[str, str] | None = None, kernels_for: Sequence[int] = ()) -> Load:
+    """Make the request to load what `case` runs, pinned to these kernels, or to choose some."""
+    return Load(
+        group=case.group,
+        strategy=case.strategy,
+        naive_logits=case.naive_logits,
+        seed=case.seed,
+        prefill_quantized=case.prefill_quantized,
+        kernels=kernels,
+        kernels_for=list(kernels_for),
+    )
 
 
 def sides_of(number: int) -> tuple[SideName, SideName]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from bench.ab.both import SideFailed
-from bench.ab.pair import Manner, Pair
+from bench.ab.pair import Manner, Pair, load_request
 from bench.ab.record import PairFailure, PairTimes, Side, SideName
 from bench.ab.sides import SideServer
 from bench.case import Case, Group
@@ -19,8 +19,9 @@ from bench.judge.sequential import PAIRS_A_PROMPT, SCREENING_PAIRS
 from bench.machine.places import temporary_folder
 from bench.measure.worker_process import WorkerFailed, WorkerProcess
 from bench.measure.workers import LOAD_TIMEOUT_S
-from bench.protocol import Introduction, Load, MakeReference
+from bench.protocol import Introduction, Load, Loaded, MakeReference
 from bench.store.checked_lines import Appender
+from kvcache.strategies.catalogue import COMPILING
 
 ServerKey = tuple[str, int]
 """Model and number of threads: a fork server is set up for one of each."""
@@ -93,10 +94,14 @@ class PairMeasurer:
         timeout_s: float,
         appender: Appender,
         say: Callable[[str], None],
+        kernels: dict[str, str] | None = None,
     ) -> None:
-        """`say` prints one line of progress."""
+        """`say` prints one line of progress. `kernels` pins those of both sides; None: head's choice does."""
         self.fork_servers, self.weights_seed, self.timeout_s = fork_servers, weights_seed, timeout_s
         self.appender, self.say = appender, say
+        self.kernels = kernels
+        self.chosen: dict[tuple[Group, str, tuple[int, ...]], dict[str, str]] = {}
+        """What head's code chose, by group, strategy and batch sizes."""
         self.references: dict[Group, WorkerProcess] = {}
         self.made: dict[Case, Path] = {}
         self.manners: dict[str, Manner] = {}
@@ -139,7 +144,7 @@ class PairMeasurer:
                     reference = self._reference(fresh)
                     if pair is None:
                         pair = Pair(number, *self._fork(stack, case), self.timeout_s, self.manners)
-                        pair.load(case)
+                        pair.load(case, self._kernels(cases))
                     yield pair.measure(case.key, fresh, reference)
                 except (SideFailed, DataError) as error:
                     for side, (status, reason) in _failures(error).items():
@@ -147,6 +152,25 @@ class PairMeasurer:
                         yield PairFailure(case=case.key, pair=number, side=side, status=status, error=reason)
                     stack.close()  # whatever state they are in, the next case gets new ones
                     pair = None
+
+    def _kernels(self, cases: Sequence[Case]) -> dict[str, str] | None:
+        """Find what both sides of these cases, of one group and strategy, are pinned to; None where head has no choice.
+
+        Head's code looks once, in a process of its own.
+        """
+        case = cases[0]
+        if self.kernels is not None or case.strategy not in COMPILING:
+            return self.kernels
+        batch_sizes = sorted({member.batch_size for member in cases})
+        key = case.group, case.strategy, tuple(batch_sizes)
+        if key not in self.chosen:
+            try:
+                with self.fork_servers[case][1].fork() as worker:
+                    loaded = worker.ask(load_request(case, kernels_for=batch_sizes), LOAD_TIMEOUT_S)
+            except WorkerFailed as failure:
+                raise SideFailed({"head": (failure.status, failure.error)}) from failure
+            self.chosen[key] = loaded.kernels if isinstance(loaded, Loaded) else {}
+        return self.chosen[key] or None
 
     def _fork(self, stack: ExitStack, case: Case) -> tuple[WorkerProcess, WorkerProcess]:
         """Fork a fresh worker of base and one of head, which `stack` ends."""

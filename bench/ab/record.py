@@ -47,6 +47,8 @@ class PairTimes(msgspec.Struct, frozen=True, kw_only=True, tag="pair"):
     turns: list[Turn]
     lockstep: bool
     """Whether base's and head's turns were taken at once, a step of one and then the same step of the other."""
+    kernels: dict[str, str] | None = None
+    """The kernels that both sides were pinned to, where they have a choice; None: none were."""
 
 
 class PairFailure(msgspec.Struct, frozen=True, kw_only=True, tag="pair-failure"):

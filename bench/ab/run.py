@@ -43,8 +43,11 @@ def compare(
     out: Path,
     name: str | None,
     say: Callable[[str], None],
+    kernels: dict[str, str] | None = None,
 ) -> Path:
     """Measure until every quantity is decided or the budget is spent; return the folder in which the A/B is stored.
+
+    Both sides compute by the same `kernels`, or by those that head's code finds to be the fastest.
 
     Raises:
         UsageError: the grid is not valid, the folder cannot be made, or the sides are the same.
@@ -74,7 +77,9 @@ def compare(
         folder, appender = _make_folder(out, run_name, manifest)
         stack.enter_context(noting(f"what was measured is kept in {folder}"))
         stack.enter_context(appender)
-        bench = stack.enter_context(PairMeasurer(fork_servers, cases[0].seed, settings.timeout_s, appender, say))
+        bench = stack.enter_context(
+            PairMeasurer(fork_servers, cases[0].seed, settings.timeout_s, appender, say, kernels)
+        )
         conduct(
             cases,
             bench.measure,

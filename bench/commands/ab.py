@@ -28,6 +28,7 @@ def ab(
     ] = 0.03,
     budget: Annotated[float, Option(metavar="MINUTES", help="Time that all of it may take.")] = 10.0,
     timeout: Annotated[float, Option(metavar="SECONDS", min=1, max=1e6, help="Time that a request may take.")] = 900.0,
+    kernels: flags.Kernels = None,
     out: flags.Out = flags.RESULTS,
     name: Annotated[str | None, Option(help="Name of its folder, appended to the timestamp.")] = None,
     output_format: flags.TextFormat = "md",
@@ -54,6 +55,6 @@ def ab(
     sweeps = flags.sweeps("default", grid)
     pythons, variables = {"base": base_python, "head": head_python}, {"base": base_env or [], "head": head_env or []}
     with both_sides(base, head, pythons=pythons, variables=variables, here=current_folder()) as (old, new):
-        folder = abtest.compare(old, new, sweeps, settings, out, name, note)
+        folder = abtest.compare(old, new, sweeps, settings, out, name, note, kernels)
     note(str(folder))
     print_ab(folder, output_format)

@@ -18,6 +18,7 @@ from bench.case import PRESETS, DeviceName, NaiveLogits, Sweep
 from bench.commands.values import available_device, integers, thread_count, unknown, words
 from bench.errors import UsageError
 from bench.tell.formats import DocumentFormat, Format
+from kvcache.compiled import candidates
 from kvcache.models import ATTN_IMPLEMENTATIONS, DTYPES
 from kvcache.models.random_weights import GEOMETRIES
 from kvcache.strategies.catalogue import OWN, PREFILLING_AS_STORED, STRATEGIES
@@ -124,6 +125,29 @@ GRID: dict[str, GridFlag] = {
     )
 }
 
+
+def pinned_kernels(text: str) -> dict[str, str]:
+    """Return the kernels that `--kernels` names.
+
+    Raises:
+        typer.BadParameter: there is no such file, or it names no kernels.
+    """
+    try:
+        return candidates.pinned(text)
+    except candidates.InvalidKernels as error:
+        raise BadParameter(str(error)) from error
+
+
+Kernels = Annotated[
+    Any,  # a dict, of which typer would make an option of its own
+    Option(
+        "--kernels",
+        metavar="FILE|default",
+        parser=pinned_kernels,
+        help="Kernels of the compiled strategies: those of a file in the cache folder (kernels-*.json) or of a "
+        "baseline's session, or the defaults; the fastest here unless given.",
+    ),
+]
 Out = Annotated[Path, Option("--out", help="Folder of run folders.")]
 TableFormat = Annotated[Format, Option("-o", "--format", help="Format of the table on stdout.")]
 TextFormat = Annotated[DocumentFormat, Option("-o", "--format", help="Format of the output on stdout.")]

@@ -51,6 +51,7 @@ def run(
             help="Judge lossy strategies over this text (UTF-8), not over one that the model writes itself.",
         ),
     ] = None,
+    kernels: flags.Kernels = None,
     ceilings: Annotated[
         bool,
         Option("--ceilings/--no-ceilings", help="Measure the machine's read bandwidth and GEMM rate beside the cases."),
@@ -120,7 +121,7 @@ def run(
                 sweeps = within_positions(sweeps, note)
             budget_min = BUDGET_MIN.get(preset) if budget is None else budget
             limits = Limits(repetitions=repetitions, processes=processes, timeout_s=timeout, budget_min=budget_min)
-            job = replace(measuring.plan(sweeps, limits, out, name, text, jobs), ceilings=ceilings)
+            job = replace(measuring.plan(sweeps, limits, out, name, text, jobs, kernels), ceilings=ceilings)
         if dry_run:
             print_plan(job, output_format)
             return

@@ -51,6 +51,7 @@ def session_of(tidy: Tidy) -> Session:
                     latency_ms=float(row["latency_ms"]),
                     mfu=_share(row["mfu"]),
                     mbu=_share(row["mbu"]),
+                    kernels=next(check.kernels for check in run.checks if check.case == case.key),
                 )
             )
     session = Session(

@@ -146,7 +146,10 @@ def _ground(sessions: Sequence[Session], head: Session, key: tuple[str, Phase]) 
     quantity = share_of(row.case, row.phase)
     here = [session for session in sessions if session.comparable(head, row.case) and session.run_id != head.run_id]
     stored = [session.by_case_and_phase.get(key) for session in here]
-    alike = [past for past in stored if past is not None and past.counters == row.counters]
+    counted = [past for past in stored if past is not None and past.counters == row.counters]
+    alike = [past for past in counted if not _other_kernels(past, row)]
+    if counted and not alike:
+        return f"not the kernels of the baseline ({_other_kernels(counted[-1], row)}); --kernels SESSION pins those"
     shares = [share for share in (getattr(past, quantity) for past in alike) if share is not None]
     if not shares and getattr(row, quantity) is None:
         return f"no {quantity} (measured only where weights exceed twice the last-level cache)"
@@ -157,6 +160,14 @@ def _ground(sessions: Sequence[Session], head: Session, key: tuple[str, Phase]) 
     if row.samples < fewest:
         return f"{row.samples} timed rounds, the sessions have {fewest} or more: measure with as many --repetitions"
     return shares
+
+
+def _other_kernels(past: CaseFigures, row: CaseFigures) -> str:
+    """Name the first product that was computed by another kernel, as far as both are known; empty for none."""
+    there, here = past.kernels or {}, row.kernels or {}
+    known = sorted(there.keys() & here.keys())
+    others = (f"{name}: {here[name]}, there {there[name]}" for name in known if here[name] != there[name])
+    return next(others, "")
 
 
 def _judged(blank: Verdict, share: float, stored: Sequence[float], n_judged: int) -> Verdict:

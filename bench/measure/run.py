@@ -69,10 +69,12 @@ def plan(
     name: str | None,
     text: Path | None = None,
     cluster: Cluster | None = None,
+    kernels: dict[str, str] | None = None,
 ) -> Job:
     """Plan a new job for a grid, whose lossy strategies are judged over `text`. Nothing is written yet.
 
-    With `cluster` its groups will be measured elsewhere, each by a job of its own.
+    With `cluster` its groups will be measured elsewhere, each by a job of its own. `kernels` are those that it is
+    pinned to.
 
     Raises:
         UsageError: the grid, a model, the name, the text or the machine's memory does not allow it.
@@ -111,6 +113,7 @@ def plan(
         weights=weights,
         text=text_file,
         cluster=cluster,
+        kernels=kernels,
     )
     return Job(manifest, out)
 
@@ -202,7 +205,8 @@ def measure(job: Job, servers: RunServers) -> Run:
             ProgressBar("starting the workers and loading the model", "measured in") as progress,
         ):
             fork = lambda group, process: servers.fork(group.model, group.n_threads, process)  # noqa: E731
-            measure_cases(job.manifest.plan, job.limits, writer, progress, fork, previous, job.manifest.text)
+            manifest = job.manifest
+            measure_cases(manifest.plan, job.limits, writer, progress, fork, previous, manifest.text, manifest.kernels)
     return read_run(folder)
 
 

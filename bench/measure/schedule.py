@@ -47,10 +47,12 @@ def measure(
     fork: Fork,
     previous: Run | None = None,
     text: TextFile | None = None,
+    kernels: dict[str, str] | None = None,
 ) -> None:
     """Measure every case of `plans`, or what `previous` (the same run, interrupted) lacks.
 
-    Lossy strategies are judged over the user's `text`, or over one that the model writes. A case that fails is stored
+    Lossy strategies are judged over the user's `text`, or over one that the model writes. `kernels` are those that the
+    run is pinned to. A case that fails is stored
     as a failure, and the others go on.
     """
     past = Past(previous)
@@ -67,7 +69,7 @@ def measure(
     for number, (group, process, cells) in enumerate(sets):
         fork_one = functools.partial(fork, group, process)
         seed = cells[0][0].case.seed
-        with Workers(group, process, seed, limits.timeout_s, fork_one, writer, progress) as workers:
+        with Workers(group, process, seed, limits.timeout_s, fork_one, writer, progress, kernels) as workers:
             texts = Texts(plans, past, writer, text)
             checks = Checks(workers, writer, progress, texts, sole_model=sole_model and number == 0)
             measurer = ProcessSet(workers, limits, writer, progress, past, checks)

@@ -67,9 +67,15 @@ class Workers(AbstractContextManager["Workers"]):
         fork: Callable[[], WorkerProcess],
         writer: Appender,
         progress: ProgressBar,
+        kernels: dict[str, str] | None = None,
     ) -> None:
-        """`seed` is of the weights, `timeout_s` what a case may take in all; `writer` stores the failures."""
+        """Start nothing yet.
+
+        `seed` is of the weights, `timeout_s` what a case may take in all; `writer` stores the failures. `kernels` are
+        those that strategies are pinned to (`Manifest.kernels`).
+        """
         self.group, self.process, self.seed, self.timeout_s = group, process, seed, timeout_s
+        self.kernels = kernels
         self._fork, self._writer, self._progress = fork, writer, progress
         self._workers: dict[WorkerKey, WorkerProcess] = {}
         self._loaded: set[WorkerKey] = set()
@@ -190,6 +196,7 @@ class Workers(AbstractContextManager["Workers"]):
             naive_logits=naive_logits,
             seed=self.seed,
             prefill_quantized=prefill_quantized,
+            kernels=self.kernels,
         )
 
     def _take_loaded(self, key: WorkerKey, reply: Reply) -> None:

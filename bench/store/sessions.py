@@ -32,6 +32,8 @@ class CaseFigures(msgspec.Struct, frozen=True, kw_only=True):
     mfu: float | None
     mbu: float | None
     """Shares of the GEMM rate and of the read bandwidth that were measured beside it."""
+    kernels: dict[str, str] | None = None
+    """Which kernel computed each product; None for a strategy without a choice, and in older sessions."""
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):

@@ -43,11 +43,24 @@ class InvalidKernels(ValueError):
     """A file names no kernels. The message is one line for users."""
 
 
-def read(path: Path) -> dict[str, str]:
-    """Read the kernels that a file of this project's cache folder (`kernels-*.json`) holds, or one like it.
+PINNED_TO_DEFAULT = "default"
+"""What `--kernels` takes in place of a file: every product by its default."""
+
+
+def pinned(text: str) -> dict[str, str]:
+    """Return the kernels that a user's `--kernels FILE|default` names.
 
     Raises:
-        InvalidKernels: it cannot be read, or names a kernel that does not exist.
+        InvalidKernels: as `read`.
+    """
+    return dict(DEFAULT) if text == PINNED_TO_DEFAULT else read(Path(text))
+
+
+def read(path: Path) -> dict[str, str]:
+    """Read the kernels of a file: of the cache folder (`kernels-*.json`), or of a baseline, those of its cases.
+
+    Raises:
+        InvalidKernels: it cannot be read, or names a kernel that does not exist, or two for one product.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -55,7 +68,16 @@ def read(path: Path) -> dict[str, str]:
         raise InvalidKernels(f"{path} cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise InvalidKernels(f"{path} is no JSON document ({error})") from error
-    return checked(document.get("kernels") if isinstance(document, dict) else None, str(path))
+    if not isinstance(document, dict) or not document.keys() & {"kernels", "figures"}:
+        raise InvalidKernels(f'{path} has no object "kernels" that maps products to kernels')
+    merged: dict[str, str] = {}
+    for part in [document] if "kernels" in document else document["figures"]:
+        kernels = checked(part.get("kernels") or {}, str(path))
+        for product in merged.keys() & kernels.keys():
+            if merged[product] != kernels[product]:
+                raise InvalidKernels(f"{path}: {product} has two kernels, {merged[product]} and {kernels[product]}")
+        merged |= kernels
+    return merged
 
 
 def checked(kernels: Any, where: str) -> dict[str, str]:

@@ -26,8 +26,8 @@ from kvcache.compiled.step import compiled
 CLEAR_GAIN = 0.05
 """Share of the default's time by which another candidate must be faster, so that noise changes nothing."""
 
-LEAST_BYTES = 1 << 18
-"""A smaller weight has its default: its product takes a few microseconds, and most of them are the call's."""
+LEAST_BYTES = 1 << 24
+"""Of all weights of equal shape; fewer have their default, since a step reads them in less than a millisecond."""
 
 PROMPT_ROWS = 128
 """Positions of the prompt for which candidates are timed."""
@@ -40,6 +40,9 @@ ROUNDS, LEAST_ROUNDS, SECONDS = 7, 3, 8.0
 
 STEP_BYTES, PROMPT_BYTES = 1 << 27, 1 << 24
 """How many bytes of equal weights a pass covers, one weight at least."""
+
+EMPTY_CALLS = 200
+"""Calls with hardly a weight, of which the shortest is what a call takes by itself."""
 
 HOPELESS = 3.0
 """A candidate whose first pass takes so many times the default's gets no second one."""
@@ -65,13 +68,12 @@ class Pass(NamedTuple):
 
     calls: Sequence[Callable[[], object]]
     """One for each weight."""
-    empty: Callable[[], object] | None = None
-    """What each call begins and ends with, which it does not do within a step."""
+    call_s: float = 0.0
+    """What each of them takes that it does not take within a step."""
 
     def seconds(self) -> float:
         """Take the pass; return what one product took."""
-        whole = _seconds(self.calls)
-        return max(1e-9, whole - _seconds([self.empty] * len(self.calls)) if self.empty else whole)
+        return _seconds(self.calls) - self.call_s
 
 
 @dataclass
@@ -91,7 +93,7 @@ class Choice:
         found = products(self.model, rows)
         known = self._chosen if self.pinned is None else self.pinned
         if self.pinned is None:
-            large = {name: own for name, own in found.items() if own.weight.nbytes >= LEAST_BYTES}
+            large = {name: own for name, own in found.items() if len(own.parts) * own.weight.nbytes >= LEAST_BYTES}
             if not large.keys() <= known.keys():
                 self._chosen |= choices_file.completed(large, lambda missing: choose(missing, rows))
         kernels = {name: known.get(name, own.default) for name, own in found.items()}
@@ -154,16 +156,17 @@ def step_passes(found: Mapping[str, Products], rows: int) -> dict[str, dict[str,
     for kernel, product in STEP.items():
         places = SUMS.get(kernel)
         if places is None:
-            timed, empty = product, None
+            timed, call_s = product, 0.0
         elif places * rows <= MOST_SUMS and found:
             largest = max((own.weight for own in found.values()), key=Tensor.nelement)
             timed = _compiled_for_all(product, largest, rows)
-            (empty,) = _pass(timed, [Linear(largest.new_zeros(places, 16))], rows).calls
+            empty = _pass(timed, [Linear(largest.new_zeros(places, 16))], rows)
+            call_s = min(empty.seconds() for _ in range(EMPTY_CALLS))
         else:
             continue
         for name, own in found.items():
             if len(own.weight) % (places or 1) == 0:
-                passes[name][kernel] = _pass(timed, _some(own, STEP_BYTES), rows)._replace(empty=empty)
+                passes[name][kernel] = _pass(timed, _some(own, STEP_BYTES), rows)._replace(call_s=call_s)
     return passes
 
 

@@ -62,7 +62,7 @@ class Compiled(Strategy):
         self.decoder = described
         self._slots: list[Slot] = []
         self._compile_ns = 0
-        self._kernels: Kernels | None = None
+        self._kernels: dict[str, str] | None = None
         self._prefill_as_stored = prefill_as_stored
 
     def prepare(
@@ -144,8 +144,11 @@ class Compiled(Strategy):
         return self._compile_ns / 1e9
 
     @property
-    def kernels(self) -> Kernels | None:
+    def kernels(self) -> dict[str, str] | None:
         return self._kernels
+
+    def choose_kernels(self, batch_size: int) -> dict[str, str]:
+        return self._choice.of_batch(batch_size)[1]
 
     def _refuse_more_than_capacity(self, q: int) -> None:
         """Raise for `q` tokens too many: the compiled code checks nothing, and would write the row somewhere else."""

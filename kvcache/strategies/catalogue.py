@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -124,11 +125,17 @@ def is_lossy(name: str) -> bool:
 
 
 def build(
-    name: str, model: PreTrainedModel, *, naive_logits: str = "last", prefill_as_stored: bool = False
+    name: str,
+    model: PreTrainedModel,
+    *,
+    naive_logits: str = "last",
+    prefill_as_stored: bool = False,
+    kernels: Mapping[str, str] | None = None,
 ) -> Strategy:
     """Build the strategy called `name` on `model`.
 
-    `naive_logits` ("last" or "all") is for those that refeed, `prefill_as_stored` for PREFILLING_AS_STORED.
+    `naive_logits` ("last" or "all") is for those that refeed, `prefill_as_stored` for PREFILLING_AS_STORED, `kernels`
+    for COMPILING.
 
     Raises:
         KeyError: there is no such strategy.
@@ -139,8 +146,9 @@ def build(
     entry = STRATEGIES[name]
     if entry.cache:
         return _cached(model, name, entry.load())
-    options: dict[str, bool] = {"all_logits": naive_logits == "all"} if entry.refeeds else {}
+    options: dict[str, Any] = {"all_logits": naive_logits == "all"} if entry.refeeds else {}
     options |= {"prefill_as_stored": prefill_as_stored} if entry.prefills_as_stored else {}
+    options |= {"kernels": kernels} if entry.compiles else {}
     strategy: Strategy = entry.load()(model, **options)
     return strategy
 

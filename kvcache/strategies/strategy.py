@@ -7,7 +7,7 @@ Tensor axes: `batch` sequences, `q` query positions of one forward, `vocab` entr
 import inspect
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import Any, ClassVar
 
 import torch
@@ -126,9 +126,14 @@ class Strategy(ABC):
         return None
 
     @property
-    def kernels(self) -> Mapping[str, str] | None:
+    def kernels(self) -> dict[str, str] | None:
         """Return which kernel computes each product since the last `prepare`; None for a strategy without a choice."""
         return None
+
+    def choose_kernels(self, batch_size: int) -> dict[str, str]:
+        """Find the fastest kernels for a batch size, as `prepare` does; empty for a strategy without a choice."""
+        del batch_size
+        return {}
 
     @torch.inference_mode()
     def generate(

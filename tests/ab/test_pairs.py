@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from bench.ab import pairs
@@ -13,7 +14,7 @@ from bench.ab.record import NAMES, PairFailure, PairTimes, Side
 from bench.errors import DataError
 from bench.judge.sequential import SCREENING_PAIRS
 from bench.measure.worker_process import WorkerFailed
-from bench.protocol import MakeReference
+from bench.protocol import VERSION, Load, Loaded, MakeReference
 from bench.store.checked_lines import Appender
 from tests.handmade import grid
 
@@ -21,7 +22,9 @@ CASES = grid(["dynamic"], [16, 64, 128])
 
 
 class FakeForkServer:
-    """Forks nothing; `asked` has the references that were asked for."""
+    """Forks nothing; `asked` has the references, and the choice of kernels, that were asked for."""
+
+    chosen = ("sum-4",)
 
     def __init__(self, name, asked):
         self.side, self.asked = Side(name=name, label=name), asked
@@ -36,9 +39,14 @@ class FakeForkServer:
         pass
 
     def ask(self, request, timeout_s):
+        if isinstance(request, Load) and request.kernels_for:
+            self.asked.append(request)
+            kernels = {f"of {size}": kernel for size in request.kernels_for for kernel in self.chosen}
+            return Loaded(version=VERSION, code="", kernels=kernels)
         if isinstance(request, MakeReference):
             Path(request.path).touch()
             self.asked.append(request.case)
+        return None
 
     def close(self):
         pass
@@ -67,8 +75,8 @@ class FakePair:
         self.number, self.measured = number, []
         self.made.append(self)
 
-    def load(self, case):
-        pass
+    def load(self, case, kernels=None):
+        self.kernels = kernels
 
     def measure(self, key, case, reference):
         assert reference.exists()
@@ -114,6 +122,39 @@ def test_prompts_change_when_screening_is_over_and_references_are_made_anew_only
     seeds = [[case.seed for case in pair.measured] for pair in FakePair.made]
     assert seeds[0] == seeds[SCREENING_PAIRS - 1] != seeds[SCREENING_PAIRS] == seeds[-1]
     assert len(fake.asked) == 2 * len(CASES)
+
+
+def test_both_sides_compute_by_one_choice_of_heads_code(fake):
+    cases = [msgspec.structs.replace(CASES[0], strategy="compiled", batch_size=size) for size in (4, 1)]
+    for number in range(3):
+        fake.measure(number, cases)
+    looks = [asked for asked in fake.asked if isinstance(asked, Load)]
+    assert [(look.strategy, look.kernels, look.kernels_for) for look in looks] == [("compiled", None, [1, 4])]
+    assert [pair.kernels for pair in FakePair.made] == [{"of 1": "sum-4", "of 4": "sum-4"}] * 3
+
+
+def test_given_kernels_are_those_of_both_sides(fake):
+    fake.kernels = {"of 1": "linear"}
+    fake.measure(0, [msgspec.structs.replace(CASES[0], strategy="compiled")])
+    assert [pair.kernels for pair in FakePair.made] == [{"of 1": "linear"}]
+    assert not any(isinstance(asked, Load) for asked in fake.asked)
+
+
+def test_a_head_without_a_choice_pins_nothing(fake, monkeypatch):
+    monkeypatch.setattr(FakeForkServer, "chosen", {})
+    fake.measure(0, [msgspec.structs.replace(CASES[0], strategy="compiled")])
+    assert [pair.kernels for pair in FakePair.made] == [None]
+
+
+def test_a_head_that_cannot_choose_fails(fake, monkeypatch):
+    def refused(self, request, timeout_s):
+        raise WorkerFailed("oom", "too large", alive=True)
+
+    case = msgspec.structs.replace(CASES[0], strategy="compiled")
+    fake._reference(case)
+    monkeypatch.setattr(FakeForkServer, "ask", refused)
+    (lost,) = fake.measure(0, [case])
+    assert (lost.side, lost.status, lost.error) == ("head", "oom", "too large")
 
 
 def test_a_reference_that_fails_is_bases_failure(fake, monkeypatch):

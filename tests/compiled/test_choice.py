@@ -242,6 +242,24 @@ def test_a_file_that_pins_nothing_is_refused(tmp_path: Path, text: str, message:
         candidates.read(path)
 
 
+def test_a_session_of_a_baseline_pins_its_kernels(tmp_path: Path) -> None:
+    path = tmp_path / "session.json"
+    figures: list[dict[str, Any]] = [
+        {"kernels": {"a, prompt": "linear"}},
+        {"kernels": None},
+        {"kernels": {"b": "sum-4"}},
+    ]
+    path.write_text(json.dumps({"figures": figures}))
+    assert candidates.pinned(str(path)) == {"a, prompt": "linear", "b": "sum-4"}
+    path.write_text(json.dumps({"figures": [*figures, {"kernels": {"b": "sum-1"}}]}))
+    with pytest.raises(candidates.InvalidKernels, match="b has two kernels, sum-4 and sum-1"):
+        candidates.pinned(str(path))
+
+
+def test_default_pins_every_product() -> None:
+    assert candidates.pinned("default") == {}
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(candidates.InvalidKernels, match="cannot be read"):
         candidates.read(tmp_path / "kernels.json")

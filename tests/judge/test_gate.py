@@ -253,6 +253,35 @@ def test_a_share_that_the_run_lost_is_no_pass(monkeypatch: pytest.MonkeyPatch) -
     assert exit_code(found) == 4
 
 
+def with_kernels(run: Run, kernels: dict[str, str] | None) -> Run:
+    """The run, of which these kernels computed every case."""
+    checks = [msgspec.structs.replace(check, kernels=kernels) for check in run.checks]
+    return msgspec.structs.replace(run, checks=checks)
+
+
+@pytest.mark.usefixtures("roofs")
+def test_a_time_by_other_kernels_is_not_judged() -> None:
+    past = stored_sessions()
+    fast, slow = {"4x4 float32, step of 1": "sum-4"}, {"4x4 float32, step of 1": "linear"}
+    for session in past:
+        figures = [msgspec.structs.replace(row, kernels=fast) for row in session.figures]
+        past[past.index(session)] = msgspec.structs.replace(session, figures=figures)
+    run = make_run(CASES, ms=times(1.5))
+    found = gate(with_kernels(run, slow), past)
+    assert judged(found).kind == judged(found, "mfu").kind == "not-comparable"
+    assert "4x4 float32, step of 1: linear, there sum-4" in judged(found).detail
+    assert {verdict.kind for verdict in found if verdict.quantity in EXACT} == {"same"}
+    for same in (fast, None, {"other, prompt": "linear"}):
+        assert judged(gate(with_kernels(run, same), past)).kind == "regression"
+    mixed = [*past[:2], *stored_sessions(6)]  # sessions by other kernels do not count
+    assert "from 6 sessions" in judged(gate(with_kernels(run, slow), mixed)).detail
+
+
+def test_a_session_keeps_the_kernels_of_its_cases() -> None:
+    session = session_of(Tidy.of(with_kernels(RUN, {"a, prompt": "linear"})))
+    assert {tuple((row.kernels or {}).items()) for row in session.figures} == {(("a, prompt", "linear"),)}
+
+
 @pytest.mark.usefixtures("roofs")
 def test_other_weights_have_no_common_time() -> None:
     run = make_run(CASES, ms=times(1.5))

@@ -1,6 +1,7 @@
 """The worker's answers, in process: what it times, what it refuses, and how it reads errors."""
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from bench.protocol import (
 from bench.worker import Worker, serve
 from kvcache.arithmetic.costs import Costs
 from kvcache.caches.contract import Unsupported
+from kvcache.compiled import choice
 from kvcache.models.skeleton import is_out_of_memory
 from kvcache.strategies.cached import Cached, Dynamic
 from kvcache.strategies.naive import Naive
@@ -76,6 +78,26 @@ def test_turn_stamps_every_step(strategy: str, fields: dict[str, int], tmp_path:
         assert turn.steps == (naive_steps(case) if strategy == "naive" else list(range(1, case.n_gen)))
         assert len(turn.step_ns) == len(turn.steps)
         assert min([turn.prefill_ns, *turn.step_ns]) > 0
+
+
+@pytest.mark.usefixtures("untraced")
+def test_a_worker_says_which_kernels_it_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "LEAST_BYTES", math.inf)  # nothing is timed
+    case = tiny_case("compiled", batch_size=2)
+    worker, path = Worker(), str(tmp_path / "reference.safetensors")
+    load = Load(group=case.group, strategy=case.strategy, naive_logits="last", seed=0, kernels_for=[2, 3])
+    pinned: dict[str, str] = {}
+    for _ in range(2):
+        reply = worker.answer(msgspec.structs.replace(load, kernels=pinned or None))
+        assert isinstance(reply, Loaded), reply
+        assert {name.partition(", ")[2] for name in reply.kernels} == {"prompt", "step of 2", "step of 3"}
+        assert worker.answer(MakeReference(case=case, path=path)) == Done()
+        found = worker.answer(CheckCase(case=case, path=path))
+        assert isinstance(found, Checked), found
+        assert found.kernels is not None
+        assert found.kernels.items() <= reply.kernels.items()
+        assert pinned.items() <= found.kernels.items()
+        pinned = {name: "sum-4" for name in found.kernels if "step" in name}
 
 
 def test_arms_of_a_cell_get_the_same_tokens() -> None:
