@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from kvcache.strategies.strategy import Strategy
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Entry:
     """What is known of a strategy without importing it; code asks for these properties, never for a name."""
 
     module: str
     class_name: str
     summary: str
+    _: KW_ONLY
     refeeds: bool = False
     """Every step feeds the whole sequence again: no cache is read, and the others are measured against it."""
     yardstick: bool = False
@@ -42,50 +43,31 @@ class Entry:
 
 def _lossy(module: str, class_name: str, summary: str) -> Entry:
     """Describe a lossy kind of cache in `kvcache/caches/`."""
-    return Entry(module=f"kvcache.caches.{module}", class_name=class_name, summary=summary, cache=True, lossy=True)
+    return Entry(f"kvcache.caches.{module}", class_name, summary, cache=True, lossy=True)
 
 
 STRATEGIES: dict[str, Entry] = {
-    "naive": Entry(
-        module="kvcache.strategies.naive",
-        class_name="Naive",
-        summary="feeds the whole sequence at every step",
-        refeeds=True,
-    ),
-    "dynamic": Entry(
-        module="kvcache.strategies.cached",
-        class_name="Dynamic",
-        summary="a cache that grows by concatenation",
-    ),
-    "static": Entry(
-        module="kvcache.strategies.cached",
-        class_name="Static",
-        summary="a cache allocated once and written in place",
-    ),
+    "naive": Entry("kvcache.strategies.naive", "Naive", "feeds the whole sequence at every step", refeeds=True),
+    "dynamic": Entry("kvcache.strategies.cached", "Dynamic", "a cache that grows by concatenation"),
+    "static": Entry("kvcache.strategies.cached", "Static", "a cache allocated once and written in place"),
     "compiled": Entry(
-        module="kvcache.compiled.strategy",
-        class_name="Compiled",
-        summary="a static cache, a layer's step compiled to one kernel",
-        compiles=True,
+        "kvcache.compiled.strategy", "Compiled", "a static cache, a layer's step compiled to one kernel", compiles=True
     ),
     "hf-generate": Entry(
-        module="kvcache.strategies.hf_generate",
-        class_name="HfGenerate",
-        summary="transformers' own generate(), the yardstick",
-        yardstick=True,
+        "kvcache.strategies.hf_generate", "HfGenerate", "transformers' own generate(), the yardstick", yardstick=True
     ),
     "compiled-int8": Entry(
-        module="kvcache.compiled.quantized",
-        class_name="CompiledInt8",
-        summary="compiled, its cache in 8-bit integers",
+        "kvcache.compiled.quantized",
+        "CompiledInt8",
+        "compiled, its cache in 8-bit integers",
         compiles=True,
         lossy=True,
         prefills_as_stored=True,
     ),
     "compiled-int4": Entry(
-        module="kvcache.compiled.quantized",
-        class_name="CompiledInt4",
-        summary="compiled, its cache in 4-bit integers",
+        "kvcache.compiled.quantized",
+        "CompiledInt4",
+        "compiled, its cache in 4-bit integers",
         compiles=True,
         lossy=True,
         prefills_as_stored=True,
@@ -100,10 +82,7 @@ STRATEGIES: dict[str, Entry] = {
     "fp8": _lossy("fp8", "Fp8KV", "8-bit floating point (e4m3), a scale per token and head"),
     "sink-window": _lossy("sink_window", "SinkWindowKV", "the first four tokens and the last 252"),
     "offloaded": Entry(
-        module="kvcache.caches.offloaded",
-        class_name="OffloadedKV",
-        summary="a dynamic cache that waits in main memory (CUDA)",
-        cache=True,
+        "kvcache.caches.offloaded", "OffloadedKV", "a dynamic cache that waits in main memory (CUDA)", cache=True
     ),
 }
 """Name -> entry, in the order of tables and plots. `cache:module:factory`, the user's own, is not in it."""
