@@ -25,7 +25,8 @@ from bench.record import FAULTS, JobStart, Record, Run, Text
 from bench.store import job_files, samples_files
 from bench.store.attempts import continued, counted
 from bench.store.job_files import JobFile
-from bench.store.run_folder import locked, read_manifest, run_of, samples_file
+from bench.store.run_folder import locked, read_manifest, samples_file
+from bench.store.run_records import run_of
 from bench.store.samples_files import SamplesFile, subject
 from kvcache import models
 

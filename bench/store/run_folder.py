@@ -5,7 +5,7 @@ on the disk before the next turn starts.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
@@ -14,11 +14,10 @@ import filelock
 
 from bench.errors import DataError, UsageError
 from bench.manifest import SCHEMA_VERSION, Manifest
-from bench.record import CeilingSample, CellPlan, Check, Failure, JobStart, Record, Run, Sample, Text
+from bench.record import Run
 from bench.store import checked_lines, samples_files, sealed
 from bench.store.attempts import counted
-from bench.store.run_records import Records
-from bench.turns import Turns
+from bench.store.run_records import Records, run_of
 
 NAME = re.compile(r"[A-Za-z0-9._-]+")
 LONGEST_NAME = 200
@@ -131,22 +130,7 @@ def read_run(folder: Path) -> Run:
     records = Records(samples_files.planned(manifest))
     for file in files:
         records.read(file.path, manifest.digest)
-    return records.run(str(folder), manifest)
-
-
-def run_of(folder: Path, manifest: Manifest, records: Sequence[Record], starts: dict[str, JobStart]) -> Run:
-    """Make a run of the records of its samples files that count, and of the starts of its jobs."""
-    return Run(
-        path=str(folder),
-        manifest=manifest,
-        samples=Turns.of(Sample, [record for record in records if isinstance(record, Sample)]),
-        checks=[record for record in records if isinstance(record, Check)],
-        failures=[record for record in records if isinstance(record, Failure)],
-        ceilings=Turns.of(CeilingSample, [record for record in records if isinstance(record, CeilingSample)]),
-        cell_plans=[record for record in records if isinstance(record, CellPlan)],
-        texts=[record for record in records if isinstance(record, Text)],
-        starts=starts,
-    )
+    return records.run(folder, manifest)
 
 
 def find(run: str, out: Path) -> tuple[Path, RecordKind]:

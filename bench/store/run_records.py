@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from bench.errors import DataError
@@ -11,7 +12,7 @@ from bench.manifest import Manifest
 from bench.record import CeilingSample, CellPlan, Check, Failure, JobStart, Record, Run, Sample, Text
 from bench.store import checked_lines
 from bench.store.samples_files import decode_record, refuse_impossible, subject
-from bench.turns import NONE, Builder, Coded, Column, Lists
+from bench.turns import NONE, Builder, Coded, Column, Lists, Turns
 
 AT_ONCE = 4096
 """Records that are held as objects at a time."""
@@ -38,18 +39,10 @@ class Records:
             records = [line for line in part if not isinstance(line, checked_lines.Closing)]  # the last, if any
             self._add(records, path, first)
 
-    def run(self, path: str, manifest: Manifest) -> Run:
+    def run(self, folder: Path, manifest: Manifest) -> Run:
         """Return the run that the records are of."""
-        return Run(
-            path=path,
-            manifest=manifest,
-            samples=self._samples.built(),
-            checks=[record for record in self._others if isinstance(record, Check)],
-            failures=[record for record in self._others if isinstance(record, Failure)],
-            ceilings=self._ceilings.built(),
-            cell_plans=[record for record in self._others if isinstance(record, CellPlan)],
-            texts=[record for record in self._others if isinstance(record, Text)],
-        )
+        others = run_of(folder, manifest, self._others, {})
+        return msgspec.structs.replace(others, samples=self._samples.built(), ceilings=self._ceilings.built())
 
     def _add(self, records: Sequence[Record], path: Path, first: int) -> None:
         """Add records, the first of which stands on line `first`."""
@@ -67,6 +60,21 @@ class Records:
             for number, record in enumerate(records, start=first):
                 refuse_impossible(record, path, number)
         self._others += [record for record in records if not isinstance(record, Sample | CeilingSample)]
+
+
+def run_of(folder: Path, manifest: Manifest, records: Sequence[Record], starts: dict[str, JobStart]) -> Run:
+    """Make a run of the records of its samples files that count, and of the starts of its jobs."""
+    return Run(
+        path=str(folder),
+        manifest=manifest,
+        samples=Turns.of(Sample, [record for record in records if isinstance(record, Sample)]),
+        checks=[record for record in records if isinstance(record, Check)],
+        failures=[record for record in records if isinstance(record, Failure)],
+        ceilings=Turns.of(CeilingSample, [record for record in records if isinstance(record, CeilingSample)]),
+        cell_plans=[record for record in records if isinstance(record, CellPlan)],
+        texts=[record for record in records if isinstance(record, Text)],
+        starts=starts,
+    )
 
 
 def _doubtful(columns: Mapping[str, Column]) -> bool:
