@@ -225,9 +225,7 @@ def _samples(tests: Sequence[Test], cases: Sequence[Case]) -> Iterator[Sample]:
 
 def _cell_plans(manifest: Manifest, samples: Iterable[Sample]) -> Iterator[CellPlan]:
     """Say of each cell how many rounds it has: llama-bench was free to repeat each test as often as it liked."""
-    counts: dict[str, int] = {}
-    for sample in samples:
-        counts[sample.case] = counts.get(sample.case, 0) + 1
+    counts = Counter(sample.case for sample in samples)
     rounds: dict[str, int] = {}
     for plan in manifest.plan:
         cell = plan.case.cell.key
