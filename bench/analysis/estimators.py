@@ -19,7 +19,7 @@ LEVEL = 0.95
 
 EXACT = 200
 """Of samples that are larger the distribution of a rank statistic is taken as normal, and of the pairwise ratios only
-those are made that are needed: the ends of the interval move by less than 0.1 %."""
+those are made that are needed: the ends of the interval move by less than 0.1 %, or by one step of a coarse clock."""
 
 
 class Ratio(msgspec.Struct, frozen=True, kw_only=True):
