@@ -46,22 +46,27 @@ def attend_to_prefix(
     at: Tensor,
     start: int,
     mask: Tensor | None,
+    own: list[tuple[Tensor, Tensor]],
     q: Tensor,
     k: Tensor,
     v: Tensor,
     *,
     as_stored: bool = False,
 ) -> Tensor:
-    """Write `k` and `v` to the rows `at [q]`, those from `start` on; attend to all rows so far, by torch's own kernel.
+    """Write `k` and `v` to the rows `at [q]`; attend to all rows so far, by torch's own kernel.
 
-    A prompt attends to its own keys and values as they are, before a format rounds them, unless it is to see them
-    `as_stored`. That takes one layer's rows at a time in full width, never the whole cache.
+    They are a piece of a prompt that begins at `start`; `own` has the keys and values of its pieces before this one,
+    and gets these. A prompt attends to its own keys and values as they are, before a format rounds them, unless it is
+    to see them `as_stored`. That takes one layer's rows at a time in full width, never the whole cache.
     """
     slot.rows.write(at // CHUNK, at % CHUNK, k, v)
+    own.append((k, v))
     if as_stored:
-        k, v = (part.to(q.dtype) for part in slot.rows.plain(start + k.shape[2]))
-    elif start:
-        k, v = slot.rows.with_own(start, k, v)
+        end = start + sum(part.shape[2] for part, _ in own)
+        k, v = (part.to(q.dtype) for part in slot.rows.plain(end))
+    elif start or len(own) > 1:
+        keys, values = (torch.cat(parts, dim=2) for parts in zip(*own, strict=True))
+        k, v = slot.rows.with_own(start, keys, values)
     return attend_at_once(slot.layer, q, k, v, mask)
 
 

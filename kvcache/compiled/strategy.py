@@ -21,6 +21,10 @@ from kvcache.compiled.rows import CHUNK, ExactRows, Rows
 from kvcache.compiled.step import FEWEST_CHUNKS, Backend, Step
 from kvcache.strategies.strategy import Strategy
 
+PIECE_ROWS = 512
+"""Positions, of all sequences together, that pass through a layer at a time: the memory of a prefill beyond its cache
+grows with a piece times the prompt, not with its square."""
+
 
 class Compiled(Strategy):
     """Static cache, and a compiled pair of layers that runs as often as the model has pairs.
@@ -105,16 +109,23 @@ class Compiled(Strategy):
             return self._decode(ids)
         self._refuse_more_than_capacity(ids.shape[1])
         model, start, end = self.decoder, self.length, self.length + ids.shape[1]
-        rotaries = tuple((cos[start:end], sin[start:end]) for cos, sin in self._rotaries)
-        masks = {layer.window: self._mask(start, end, layer.window) for layer in model.layers}
-        at = self._positions[start:end]
-        x = model.embed(ids, at)
+        size = piece_size(*ids.shape) if ids.device.type == "cpu" else ids.shape[1]
+        spans = [(first, min(first + size, end)) for first in range(start, end, size)]
+        rotaries = [tuple((cos[first:last], sin[first:last]) for cos, sin in self._rotaries) for first, last in spans]
+        at = self._positions[start:end].split(size)
+        x = [model.embed(*piece) for piece in zip(ids.split(size, dim=1), at, strict=True)]
+        # Of one piece, layers share the masks; those of all pieces would together be the square of the prompt.
+        mask = functools.lru_cache(maxsize=len({layer.window for layer in model.layers}))(self._mask)
         for slot in self._slots:
-            mask = masks[slot.layer.window]
-            attend = functools.partial(attend_to_prefix, slot, at, start, mask, as_stored=self._prefill_as_stored)
-            x = block(x, slot.layer, rotaries, attend, model.activation)
+            own: list[tuple[Tensor, Tensor]] = []
+            for i, span in enumerate(spans):
+                visible = mask(*span, slot.layer.window)
+                attend = functools.partial(
+                    attend_to_prefix, slot, at[i], start, visible, own, as_stored=self._prefill_as_stored
+                )
+                x[i] = block(x[i], slot.layer, rotaries[i], attend, model.activation)
         self.length = end
-        return self._step.logits(x[:, -1:].contiguous(), model.head)
+        return self._step.logits(x[-1][:, -1:].contiguous(), model.head)
 
     @torch.inference_mode()
     def decode(self, ids: Tensor) -> Tensor:
@@ -160,3 +171,9 @@ class Compiled(Strategy):
         if start == 0 and (window is None or end <= window):
             return None
         return seen(self._positions[:end], self._positions[start:end, None], window)
+
+
+def piece_size(batch_size: int, n_prompt: int) -> int:
+    """Return how many positions of a prompt pass through a layer at a time: pieces are of about equal size."""
+    pieces = -(-batch_size * n_prompt // PIECE_ROWS)
+    return -(-n_prompt // min(pieces, n_prompt))

@@ -1,0 +1,85 @@
+"""A long prompt passes through a layer in pieces: the same logits, and no memory that grows with its square."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from kvcache.compiled import strategy as module
+from kvcache.compiled.quantized import CompiledInt4, CompiledInt8
+from kvcache.compiled.strategy import Compiled, piece_size
+from tests.compiled.families import family
+from tests.tiny import token_ids
+
+pytestmark = pytest.mark.usefixtures("untraced")
+
+VARIANTS: list[tuple[str, type[Compiled], dict[str, bool]]] = [
+    *((name, Compiled, {}) for name in ("gpt2", "mistral", "gemma2", "mixtral")),
+    ("gemma2", CompiledInt8, {}),
+    ("mistral", CompiledInt8, {"prefill_as_stored": True}),
+    ("mistral", CompiledInt4, {}),
+]
+"""Learned and rotary positions, a window in all layers and in some, a soft-cap, experts; and rows that are rounded."""
+
+
+class Allocations(TorchDispatchMode):
+    """Notes the most bytes of a tensor that an operation makes."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        made = [part.untyped_storage().nbytes() for part in tree_leaves(result) if isinstance(part, Tensor)]
+        self.most = max([self.most, *made])
+        return result
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "n_prompt", "size"),
+    [(1, 512, 512), (1, 513, 257), (1, 8000, 500), (4, 129, 65), (16, 128, 32), (600, 3, 1), (10_000, 2, 1)],
+)
+def test_pieces_are_of_about_equal_size(batch_size: int, n_prompt: int, size: int) -> None:
+    assert piece_size(batch_size, n_prompt) == size
+
+
+@pytest.mark.parametrize(("name", "kind", "options"), VARIANTS)
+@pytest.mark.parametrize(("n_depth", "rows"), [(0, 2), (5, 30)])
+def test_pieces_give_the_logits_of_the_whole(
+    name: str,
+    kind: type[Compiled],
+    options: dict[str, bool],
+    n_depth: int,
+    rows: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From nothing by single positions, and after a context by several."""
+    model = family(name)
+    context = token_ids(1, 2, n_depth) if n_depth else None
+    prompt, then = token_ids(2, 2, 31), token_ids(3, 2, 1)
+    found = []
+    for piece_rows in (10_000, rows):
+        monkeypatch.setattr(module, "PIECE_ROWS", piece_rows)
+        own = kind(model, backend="eager", **options)
+        own.prepare(2, 40, context)
+        found += [torch.stack([own.prefill(prompt), own.decode(then)])]
+    # What rounds keys and values may round one the other way for its last bit.
+    tolerance = 1e-4 if kind is Compiled else 1e-2
+    torch.testing.assert_close(found[1], found[0], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("name", "kind", "options"), VARIANTS)
+def test_no_allocation_grows_with_the_square_of_the_prompt(
+    name: str, kind: type[Compiled], options: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, most = family(name), []
+    monkeypatch.setattr(module, "PIECE_ROWS", 8)
+    for n_prompt in (31, 62, 124):
+        own = kind(model, backend="eager", **options)
+        own.prepare(1, n_prompt)
+        with Allocations() as allocations:
+            own.prefill(token_ids(0, 1, n_prompt))
+        most.append(allocations.most)
+    assert most[2] - most[1] <= 2.2 * (most[1] - most[0]) + 4096
