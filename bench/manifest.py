@@ -6,10 +6,13 @@ import msgspec
 
 from bench.case import Case, DeviceName
 from kvcache.arithmetic.costs import Costs, Phase
+from kvcache.arithmetic.geometry import Matrix
 
 SCHEMA_VERSION = 1
 
 CeilingName = Literal["read_bandwidth", "gemm"]
+Product = tuple[int, int, int]
+"""The shape of a matrix product: rows, features in, features out."""
 
 
 class Ceiling(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,6 +25,8 @@ class Ceiling(msgspec.Struct, frozen=True, kw_only=True):
     kernel: str
     per_s: float
     """Bytes per second, or FLOP per second."""
+    read_bytes: int | None = None
+    """As in `bench.record.CeilingTimes`."""
 
     @property
     def name(self) -> str:
@@ -91,6 +96,9 @@ class CasePlan(msgspec.Struct, frozen=True, kw_only=True):
     kv_bytes_allocated: dict[Phase, int] | None = None
     """What the kind of cache allocates by arithmetic, at the end of each phase; None for the user's own, and in older
     runs."""
+    linears: tuple[Matrix, ...] = ()
+    """The shapes of the model's linear layers, each once, the smallest first, without the LM head; empty where they are
+    not known, and in older runs."""
     unpredicted: str | None = None
     """Why nothing is predicted, in a line; None where something is, and in older runs."""
 
@@ -156,7 +164,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     origin: Origin | None = None
     """None: kvbench measured the run; else it was measured elsewhere, and its tokens were not checked."""
     ceilings: dict[str, float] = {}
-    """Medians of the ceilings at the start of the run by `Ceiling.name`; empty: none were measured."""
+    """Speed of the machine at the start of the run, by `Ceiling.name`, as `kvbench env` measures it: of no cell, so
+    that runs of other models compare. Empty: ceilings are not measured, beside the cells neither."""
     cluster: Cluster | None = None
     """How the groups of the plan are started, a job each; None: the command measures all of them itself."""
     kernels: dict[str, str] | None = None

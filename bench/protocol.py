@@ -5,7 +5,7 @@ from typing import Literal
 import msgspec
 
 from bench.case import TOKENS_PER_TURN, Case, DeviceName, Group, NaiveLogits
-from bench.manifest import CeilingName
+from bench.manifest import CeilingName, Product
 from bench.record import CeilingTimes, CheckFindings, TokensMatch, TurnTimes
 from kvcache.arithmetic.costs import Phase
 from kvcache.proof.counters import Counters
@@ -95,11 +95,18 @@ class TimeFramework(msgspec.Struct, frozen=True, kw_only=True, tag="framework"):
 
 
 class ChooseCeilings(msgspec.Struct, frozen=True, kw_only=True, tag="choose-ceilings"):
-    """Find the fastest kernel of each ceiling under these settings; answered by `CeilingsChosen`. Needs no `Load`."""
+    """Find the fastest kernel of each ceiling under these settings; answered by `CeilingsChosen`. Needs no `Load`.
+
+    An older worker knows the first three fields alone, and its `CeilingTurnTaken` has no `read_bytes`.
+    """
 
     device: DeviceName
     dtype: str
     n_threads: int
+    read_bytes: int | None = None
+    """What is read over and over; None: far more than the caches hold."""
+    products: tuple[Product, ...] = ()
+    """Products that are tried beside the device's own."""
 
 
 class TakeCeilingTurn(msgspec.Struct, frozen=True, kw_only=True, tag="ceiling-turn"):

@@ -171,6 +171,9 @@ class CeilingTimes(msgspec.Struct, frozen=True, kw_only=True):
     """Time of each pass of the kernel."""
     cache_bytes: int
     """Last-level cache of the device, or what was taken for it where the system does not say."""
+    read_bytes: int | None = None
+    """Size of what a read goes through again in every pass; None for products, and in runs of before it was chosen for
+    the cell (512 MiB then, or three last-level caches)."""
     covariates: Covariates = Covariates()
 
 

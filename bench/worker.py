@@ -49,6 +49,8 @@ class Worker:
     """Seconds of compiling that were reported."""
     is_warm = False
     """Whether the strategy has run: the first pass of a process is heavier (`bench.measure.memory`)."""
+    ceilings_of: tuple[str, str, int] | None = None
+    """The device, dtype and number of threads of `ceilings`."""
 
     strategy: Strategy
     case: Case
@@ -274,9 +276,11 @@ class Worker:
     def choose_ceilings(self, request: protocol.ChooseCeilings) -> protocol.CeilingsChosen:
         """Find the fastest kernels under these settings."""
         torch.set_num_threads(request.n_threads)
-        device = DEVICES[request.device]
-        self.covariates = CovariateReader(device)
-        self.ceilings = Ceilings(device, request.dtype)
+        device, setting = DEVICES[request.device], (request.device, request.dtype, request.n_threads)
+        if self.ceilings_of != setting:
+            self.covariates = CovariateReader(device)
+            self.ceilings, self.ceilings_of = Ceilings(device, request.dtype), setting
+        self.ceilings.choose(request.read_bytes, request.products)
         return protocol.CeilingsChosen(kernels=self.ceilings.kernels)
 
     def take_ceiling_turn(self, ceiling: CeilingName) -> protocol.CeilingTurnTaken:
@@ -288,6 +292,7 @@ class Worker:
             amount=amount,
             pass_ns=pass_ns,
             cache_bytes=self.ceilings.cache_bytes,
+            read_bytes=amount if ceiling == "read_bandwidth" else None,
             covariates=self.covariates.stop(),
         )
 

@@ -7,6 +7,6 @@ from bench.machine import cpu, kernels
 
 def use(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make products and data small in this process."""
-    monkeypatch.setattr(cpu, "GEMM_SHAPES", ((64, 128), (64, 256)))
+    monkeypatch.setattr(cpu.Cpu, "products", ((64, 128, 128), (64, 256, 256)))
     monkeypatch.setattr(kernels, "BLOCK_NUMBERS", 1 << 16)
     monkeypatch.setattr(cpu, "LEAST_DATA_BYTES", 1 << 20)

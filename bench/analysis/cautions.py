@@ -9,8 +9,7 @@ from bench.analysis import frames
 from bench.analysis.disturbance import CLOCK_TICK_NS
 from bench.analysis.tidy import MIN_PROCESSES, Tidy
 from bench.case import HOST_DEVICES, Group
-from bench.record import CeilingSample, Run, Sample
-from bench.turns import Turns
+from bench.record import Run
 
 FIRST_STEP_FACTOR = 10.0
 """A first decode step that takes this many times the median step is no cold cache: something was compiled or set up."""
@@ -57,10 +56,8 @@ def cautions(tidy: Tidy, summary: pd.DataFrame) -> list[Caution]:
         *_first_steps(tidy.steps),
         *_intervals(tidy, summary),
         *_above_the_roof(summary),
-        *_without_ceilings(tidy.run),
         *_quality(tidy.run),
         *_growth(tidy.run),
-        *_unpredicted(tidy.run),
     ]
 
 
@@ -204,16 +201,6 @@ def _above_the_roof(summary: pd.DataFrame) -> Iterator[Caution]:
                 yield Caution(row["case"], text, advice)
 
 
-def _without_ceilings(run: Run) -> Iterator[Caution]:
-    """Ceilings were measured at the start, but not beside these cases: their worker failed on the way."""
-    beside = Turns.of(CeilingSample, run.ceilings).coded("cell").distinct
-    measured = _measured(run)
-    for plan in run.manifest.plan:
-        if run.manifest.ceilings and plan.case.key in measured and plan.case.cell.key not in beside:
-            text = "no ceilings were measured beside it, so it has no MFU, MBU or prediction"
-            yield Caution(plan.case.key, text, "measure again; the run's messages said why")
-
-
 def _quality(run: Run) -> Iterator[Caution]:
     """Say what the figures of a lossy strategy do not show; a text is equal in all processes, so one line a case."""
     judged = {check.case: check.quality for check in run.checks if check.quality is not None}
@@ -248,17 +235,3 @@ def _growth(run: Run) -> Iterator[Caution]:
             "can be reached from it: kv_bytes_allocated is too small",
             "look for what it keeps in closures, globals, numpy arrays or in the model",
         )
-
-
-def _unpredicted(run: Run) -> Iterator[Caution]:
-    """Name the measured cases of which nothing could be predicted, and why."""
-    measured = _measured(run)
-    for item in run.manifest.plan:
-        if item.unpredicted is not None and item.case.key in measured:
-            text = f"no FLOPs and bytes are predicted, so it has no MFU and MBU: {item.unpredicted}"
-            yield Caution(item.case.key, text, "its times and measured bytes are right all the same")
-
-
-def _measured(run: Run) -> set[str]:
-    """Return the keys of the cases that have a turn, from the columns of the turns: there may be a million."""
-    return set(Turns.of(Sample, run.samples).coded("case").distinct)

@@ -26,7 +26,10 @@ _TIMES = ["latency_ms", "total_ms", "steps_timed"]
 
 TURN_COLUMNS: list[str] = ["sample", "case", *CASE_COLUMNS, "phase", *_TURN, *_TIMES, *_COVARIATES]
 STEP_COLUMNS: list[str] = ["sample", "case", *CASE_COLUMNS, *_TURN, "step", "position", "latency_ms", "first"]
-CEILING_COLUMNS: list[str] = ["cell", "ceiling", "kernel", "n_threads", *_TURN, "per_s", "cache_bytes", *_COVARIATES]
+CEILING_COLUMNS: list[str] = [
+    *("cell", "ceiling", "kernel", "n_threads", *_TURN, "per_s", "cache_bytes", "read_bytes"),
+    *_COVARIATES,
+]
 
 NS_PER_MS = 1e6
 
@@ -35,7 +38,7 @@ _TYPES: dict[str, str] = {
     **dict.fromkeys(["sample", *_TURN], "int64"),
     **dict.fromkeys(["warmup", "first", "prefill_quantized"], "bool"),
     **dict.fromkeys(["latency_ms", "total_ms", "wall_ms", "per_s"], "float64"),
-    **dict.fromkeys(["step", "position", "steps_timed", "cache_bytes", *COVARIATE_COLUMNS], "Int64"),
+    **dict.fromkeys(["step", "position", "steps_timed", "cache_bytes", "read_bytes", *COVARIATE_COLUMNS], "Int64"),
 }
 """The type of every column that is not text."""
 

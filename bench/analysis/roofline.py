@@ -1,7 +1,8 @@
 """Each case against the machine's roofs: MFU, MBU, the limiting resource, and what costs and roofs predict for it.
 
 The roofline model (Williams, Waterman & Patterson, CACM 52(4), 2009): a forward takes at least its FLOPs at the GEMM
-rate, and at least its bytes at the read bandwidth. Both roofs are those measured in the rounds of the case itself.
+rate, and at least its bytes at the bandwidth of reading so many. Both roofs are those measured in the rounds of the
+case itself.
 """
 
 from __future__ import annotations
@@ -15,18 +16,22 @@ from numpy.typing import NDArray
 from bench.analysis.pairwise import Floats
 from bench.analysis.tidy import Columns, Tidy, grouped, paired_columns
 from bench.manifest import CasePlan
-from bench.turns import Ints
+from bench.record import CeilingSample, Run
+from bench.turns import Ints, Turns
 from kvcache.arithmetic.costs import Costs
 from kvcache.strategies.catalogue import OWN
 
 CACHES = 2
-"""MBU is empty for weights of at most so many last-level caches: part of them is read from there, not from memory."""
+"""In runs of before the read was as large as the case's own (`CeilingTimes.read_bytes`), MBU is empty for weights of at
+most so many last-level caches: part of them is read from there, not from memory."""
 
 OVERHEAD_SHARE = 0.5
 """Where both floors are under this share of the measured time, neither roof binds: the rest is overhead."""
 
 FLOOR_COLUMNS: list[str] = ["compute_floor_ms", "memory_floor_ms", "gemm_flop_per_s", "read_bytes_per_s"]
 """A forward's floors and the medians of the roofs they come from: no columns of the summary, but plots draw them."""
+NOTE_COLUMNS: dict[str, str] = {"read_bytes": "Int64", "no_share": "string"}
+"""Nor are these, with their types: how much the roof of `mbu` reads, and why a share is empty. Footnotes say so."""
 
 PRIOR_WEIGHT = 0.03
 """Weight of the expectation that both roofs are reached and nothing is added, against one measured case: a forward
@@ -46,23 +51,25 @@ class Point(NamedTuple):
 
 
 def columns(tidy: Tidy) -> dict[tuple[str, str], dict[str, Any]]:
-    """Compute, by case key and phase: mfu, mbu, their intervals, bound, predicted_ms, and the `FLOOR_COLUMNS`.
+    """Compute, by case key and phase: mfu, mbu, their intervals, bound, predicted_ms, `FLOOR_COLUMNS`, `NOTE_COLUMNS`.
 
-    A case without costs, times, or ceilings measured beside it has no entry, nor has a user's own cache: what it reads
-    is not known.
+    A case without times has no entry. One without costs or ceilings measured beside it has only `no_share`, and so has
+    a user's own cache.
     """
-    roofs = grouped(tidy.ceilings.fillna({"cache_bytes": 0}), ["cell", "ceiling"], [*_ROOF, "cache_bytes"])
+    sizes = {"cache_bytes": 0, "read_bytes": 0}
+    roofs = grouped(tidy.ceilings.fillna(sizes), ["cell", "ceiling"], [*_ROOF, *sizes])
     found: dict[tuple[str, str], dict[str, Any]] = {}
     curves: dict[tuple[object, ...], dict[tuple[str, str], Point]] = {}
     for plan in tidy.run.manifest.plan:
         cell = plan.case.cell.key
         gemm, read = roofs.get((cell, "gemm")), roofs.get((cell, "read_bandwidth"))
-        if gemm is None or read is None:
-            continue
         for phase, costs in (("prefill", plan.prefill), ("decode", plan.decode)):
             key = (plan.case.key, phase)
             turns = tidy.by_case_and_phase.get(key)
-            if costs is None or turns is None or plan.case.strategy.startswith(OWN):
+            if turns is None:
+                continue
+            if costs is None or gemm is None or read is None or plan.case.strategy.startswith(OWN):
+                found[key] = {"no_share": _why_no_share(tidy.run, plan, costs)}
                 continue
             found[key] = _row(plan, costs, turns, gemm, read)
             floors = found[key]["compute_floor_ms"], found[key]["memory_floor_ms"]
@@ -139,10 +146,34 @@ def _row(plan: CasePlan, costs: Costs, own: Columns, gemm: Columns, read: Column
         "bound": bound(compute_ms, memory_ms, float(np.median(own["latency_ms"]))),
         **_share("mfu", costs.flops, own, gemm),
     }
-    caches_bytes = CACHES * int(read["cache_bytes"].max())
-    if plan.weights_bytes > caches_bytes:
-        row |= _share("mbu", costs.bytes, own, read)
+    read_bytes, cache_bytes = int(read["read_bytes"].max()), int(read["cache_bytes"].max())
+    if read_bytes:
+        row["read_bytes"] = read_bytes
+    elif plan.weights_bytes <= CACHES * cache_bytes:
+        return row | {
+            "no_share": f"its weights are under twice the last-level cache ({cache_bytes / 1e6:.0f} MB), and the "
+            "ceiling of this older run is that of reading more than it holds"
+        }
+    row |= _share("mbu", costs.bytes, own, read)
+    if "mfu" not in row or "mbu" not in row:
+        row["no_share"] = "no turn of the ceilings was in one of its rounds"
     return row
+
+
+def _why_no_share(run: Run, plan: CasePlan, costs: Costs | None) -> str:
+    """Say why a measured case is held against no roof."""
+    start = run.starts.get(plan.case.cell.key)
+    if plan.case.strategy.startswith(OWN):
+        return "what a user's own cache reads is not known"
+    if run.manifest.origin is not None:
+        return f"{run.manifest.origin.tool} measures no ceilings"
+    if costs is None:
+        return "no FLOPs and bytes are predicted" + (f": {plan.unpredicted}" if plan.unpredicted else "")
+    if plan.case.cell.key in Turns.of(CeilingSample, run.ceilings).coded("cell").distinct:
+        return "every turn of the ceilings beside it was disturbed"
+    if run.manifest.ceilings if start is None else start.ceilings:
+        return "no ceilings were measured beside it: their worker failed, the run's messages said why"
+    return "the run measured no ceilings (--no-ceilings, or they failed at its start)"
 
 
 def bound(compute_ms: float, memory_ms: float, latency_ms: float) -> str:

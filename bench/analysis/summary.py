@@ -16,8 +16,13 @@ from bench.record import Check
 from kvcache.arithmetic.costs import Phase
 from kvcache.strategies.catalogue import COMPILING, OWN, REFEEDING, STRATEGIES, YARDSTICKS, is_lossy
 
-WIDE_TYPES: dict[str, str] = {"case": "string"} | columns.TYPES | dict.fromkeys(roofline.FLOOR_COLUMNS, "float64")
-"""Columns of the wide summary and their types: the case's key, those of `summary.csv`, and the floors for the plots."""
+WIDE_TYPES: dict[str, str] = {
+    "case": "string",
+    **columns.TYPES,
+    **dict.fromkeys(roofline.FLOOR_COLUMNS, "float64"),
+    **roofline.NOTE_COLUMNS,
+}
+"""Columns of the wide summary and their types: the case's key, those of `summary.csv`, what plots and notes need."""
 
 
 def summarize(tidy: Tidy) -> pd.DataFrame:

@@ -52,6 +52,7 @@ def session_of(tidy: Tidy) -> Session:
                     mfu=_share(row["mfu"]),
                     mbu=_share(row["mbu"]),
                     kernels=next(check.kernels for check in run.checks if check.case == case.key),
+                    read_bytes=None if pd.isna(row["read_bytes"]) else int(row["read_bytes"]),
                 )
             )
     session = Session(

@@ -32,6 +32,9 @@ EXACT = tuple(name for name in Counters.__struct_fields__ if name != "steps")
 
 Share = Literal["mfu", "mbu"]
 
+MAX_READ_RATIO = 1.1
+"""Reads that differ by more are other roofs: those of runs whose cells have other strategies differ by less."""
+
 
 def read_baseline(path: str, out: Path) -> list[Session]:
     """Read the sessions at `path`: a folder with a file for each, or one run (its folder, or its name under `out`).
@@ -150,9 +153,11 @@ def _ground(sessions: Sequence[Session], head: Session, key: tuple[str, Phase]) 
     alike = [past for past in counted if not _other_kernels(past, row)]
     if counted and not alike:
         return f"not the kernels of the baseline ({_other_kernels(counted[-1], row)}); --kernels SESSION pins those"
+    if quantity == "mbu":
+        alike = [past for past in alike if _same_read(past, row)]
     shares = [share for share in (getattr(past, quantity) for past in alike) if share is not None]
     if not shares and getattr(row, quantity) is None:
-        return f"no {quantity} (measured only where weights exceed twice the last-level cache)"
+        return f"no {quantity}: the table of the run says why"
     if len(shares) < MIN_SESSIONS:
         own = ", this run itself left out" if any(session.run_id == head.run_id for session in sessions) else ""
         return f"{len(shares)} of {MIN_SESSIONS} sessions stored of this machine, software, weights and counters{own}"
@@ -168,6 +173,13 @@ def _other_kernels(past: CaseFigures, row: CaseFigures) -> str:
     known = sorted(there.keys() & here.keys())
     others = (f"{name}: {here[name]}, there {there[name]}" for name in known if here[name] != there[name])
     return next(others, "")
+
+
+def _same_read(past: CaseFigures, row: CaseFigures) -> bool:
+    """Return whether the reads of two shares are about as large, so that the same caches hold of them as much."""
+    if past.read_bytes is None or row.read_bytes is None:
+        return past.read_bytes == row.read_bytes
+    return abs(math.log(past.read_bytes / row.read_bytes)) < math.log(MAX_READ_RATIO)
 
 
 def _judged(blank: Verdict, share: float, stored: Sequence[float], n_judged: int) -> Verdict:

@@ -6,14 +6,17 @@ an arm with the roof of the same round, not with a data sheet.
 """
 
 import gc
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import torch
+from torch import Tensor
 
 from bench.machine.clock import Clock
 from bench.machine.devices import Device
 from bench.machine.kernels import Kernel, random_data
-from bench.manifest import CeilingName
+from bench.manifest import CeilingName, Product
 
 TURN_S = 0.06
 """How long a turn of a kernel takes, roughly: a dozen passes over the data, and short beside the arms' turns."""
@@ -25,21 +28,71 @@ MAX_PASS_S = 0.06
 """A product that would take longer at the rate seen so far is not tried: the smaller ones have reached the roof."""
 UNKNOWN_CACHE_BYTES = 64 << 20
 """Assumed where the system does not say how large its last-level cache is."""
+HOPELESS_S = 1.0
+"""Nor is one that would take longer at the best rate of its own kind: without instructions for bfloat16, `mm` of 512 x
+1,024 by 1,024 takes five seconds."""
+LEAST_READ_BYTES = 4 << 20
+"""A pass over less is mostly the call of its kernel."""
+MOST_READ_BYTES, MOST_READ_CACHES = 2 << 30, 4
+"""A read of more bytes than the larger of the two is as fast as that of so many: no cache keeps any of it."""
+READ_STEP_BYTES, DATA_STEP_BYTES = 1 << 15, 1 << 28
+"""What a read is rounded up to, so that kernels can halve it and lay it out in rows; and the data, so that cells of
+rising length do not each need new ones."""
 
 
 class Ceilings:
-    """Finds and times the fastest kernel of each ceiling, for a device, dtype and torch's number of threads."""
+    """Finds and times the fastest kernel of each ceiling, for a device, dtype and torch's number of threads.
+
+    What was found for one cell is used for the next: of reads between the same powers of two the same kernel is the
+    fastest, and the device's own products are tried once.
+    """
 
     def __init__(self, device: Device, dtype: str) -> None:
-        """Try every kernel and keep the fastest; takes about a second on the CPU."""
+        """Find nothing yet: `choose` does."""
         self.cache_bytes = device.last_level_cache_bytes() or UNKNOWN_CACHE_BYTES
-        self._clock = device.clock()
-        data = random_data(device.name, dtype, device.data_bytes(self.cache_bytes))
-        self._chosen: dict[CeilingName, tuple[Kernel, int]] = {
-            "read_bandwidth": fastest(device.read_kernels(data), self._clock),
-            "gemm": fastest(device.gemm_kernels(data), self._clock),
-        }
+        self._device, self._dtype, self._clock = device, dtype, device.clock()
+        self._data: Tensor | None = None
+        self._readers: dict[int, str] = {}
+        """Name of the fastest read by the number of bits of its size."""
+        self._rates: dict[str, float] = {}
+        """FLOP per nanosecond of each kind of product, at its best."""
+        self._own_product: Kernel | None = None
+        """The fastest of the device's own products."""
+        self._chosen: dict[CeilingName, tuple[Kernel, int]] = {}
+
+    def choose(self, read_bytes: int | None = None, products: Sequence[Product] = ()) -> None:
+        """Keep the fastest of all kernels that read so many bytes (None: far more than the caches hold) or multiply.
+
+        `products` are tried beside the device's own. Takes about a second on the CPU, later choices less.
+
+        Raises:
+            RuntimeError: no kernel runs, or there is no memory for the data.
+        """
+        least = self._device.data_bytes(self.cache_bytes)
+        size = least if read_bytes is None else self._clipped(read_bytes)
+        needed = least if size <= least else _rounded_up(size, DATA_STEP_BYTES)
+        if self._data is None or self._data.nbytes < needed:
+            self._chosen, self._own_product, self._data = {}, None, None  # all of them hold the data of before
+            self._data = random_data(self._device.name, self._dtype, needed)
+        data = self._data
+        known = self._readers.get(size.bit_length())
+        reads = self._device.read_kernels(data.view(torch.uint8)[:size].view(data.dtype))
+        self._chosen["read_bandwidth"] = fastest((one for one in reads if known in (None, one.name)), self._clock, {})
+        self._readers[size.bit_length()] = self._chosen["read_bandwidth"][0].name
+        weights = data[: least // data.itemsize]
+        if self._own_product is None:
+            own = self._device.gemm_kernels(weights, self._device.products)
+            self._own_product, _ = fastest(own, self._clock, self._rates)
+        others = self._device.gemm_kernels(weights, products)
+        self._chosen["gemm"] = fastest(chain([self._own_product], others), self._clock, self._rates)
         gc.collect()
+
+    def _clipped(self, read_bytes: int) -> int:
+        most = max(MOST_READ_BYTES, MOST_READ_CACHES * self.cache_bytes)
+        free = self._device.available_memory_bytes()
+        if free is not None:
+            most = min(most, free // 2)  # the strategies' workers need theirs
+        return _rounded_up(max(LEAST_READ_BYTES, min(read_bytes, most)), READ_STEP_BYTES)
 
     @property
     def kernels(self) -> dict[CeilingName, str]:
@@ -53,24 +106,31 @@ class Ceilings:
         return kernel.amount, time_passes(kernel, passes, self._clock)
 
 
+def _rounded_up(size: int, step: int) -> int:
+    return -(-size // step) * step
+
+
 @torch.inference_mode()
-def fastest(kernels: Iterator[Kernel], clock: Clock) -> tuple[Kernel, int]:
+def fastest(kernels: Iterator[Kernel], clock: Clock, rates: dict[str, float]) -> tuple[Kernel, int]:
     """Return the kernel with the highest rate, and how many of its passes make a turn.
 
-    A kernel that this machine's torch does not have, or that finds no memory, is passed over.
+    A kernel that this machine's torch does not have, or that finds no memory, is passed over, and so is one that would
+    take too long. `rates` has the best rate of each kind so far, and is kept up.
 
     Raises:
         RuntimeError: no kernel runs.
     """
     best: tuple[float, Kernel] | None = None
     for kernel in kernels:
-        if best is not None and kernel.amount > max(best[1].amount, best[0] * MAX_PASS_S * 1e9):
+        too_large = best is not None and kernel.amount > max(best[1].amount, best[0] * MAX_PASS_S * 1e9)
+        if too_large or kernel.amount > rates.get(kernel.kind, math.inf) * HOPELESS_S * 1e9:
             continue
         try:
             kernel.run(0)
             rate = kernel.amount / min(time_passes(kernel, TRIAL_PASSES, clock))
         except (RuntimeError, AttributeError):  # no such operator here, not for this dtype, or out of memory
             continue
+        rates[kernel.kind] = max(rate, rates.get(kernel.kind, 0.0))
         if best is None or rate > best[0]:
             best = rate, kernel
     if best is None:

@@ -6,7 +6,7 @@ import ctypes
 import gc
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,18 +18,17 @@ from bench.errors import UsageError
 from bench.machine import cgroup
 from bench.machine.cgroup import read_file
 from bench.machine.clock import HostClock
-from bench.machine.kernels import Kernel, Products, Rates, products
-from bench.manifest import Environment
+from bench.machine.kernels import Kernel, Products, Rates, products, untransposed
+from bench.manifest import Environment, Product
 
 if TYPE_CHECKING:  # importing this module must not import torch: flags and reports use it
     from torch import Tensor
 
 CPUS = Path("/sys/devices/system/cpu")
 CACHES, LEAST_DATA_BYTES = 3, 512 << 20
-"""The data of a ceiling are so many last-level caches large, and larger where the cache is small: what the pass before
-left there must not count. With three caches of 32 MiB a read loop gave 40 GB/s, over 540 MB of weights 32."""
-GEMM_SHAPES = ((512, 1024), (512, 2048), (1024, 4096))
-"""(rows, features in = features out), the smallest first."""
+"""Where no size is asked for, the data of a ceiling are so many last-level caches large, and larger where the cache is
+small: what the pass before left there must not count. With three caches of 32 MiB a read loop gave 40 GB/s, over 540 MB
+of weights 32."""
 
 
 class Cpu:
@@ -39,6 +38,8 @@ class Cpu:
     """For users, and for torch."""
     ceiling_dtypes = ("float32", "bfloat16")
     """The dtypes whose ceilings `kvbench env` shows."""
+    products: tuple[Product, ...] = ((64, 256, 256), (512, 1024, 1024), (512, 2048, 2048), (1024, 4096, 4096))
+    """Those that every choice of a GEMM ceiling tries, the smallest first: it shows which kernels are hopeless."""
 
     def why_unusable(self) -> str | None:
         """Return why this machine has no such device, or None if it has one: there is always a CPU."""
@@ -116,7 +117,7 @@ class Cpu:
         return sizes["VmHWM"] - (sizes["VmRSS"] - sizes["RssAnon"])
 
     def data_bytes(self, cache_bytes: int) -> int:
-        """Return how many bytes a ceiling's kernels go through, with a last-level cache of `cache_bytes`."""
+        """Return the size of the data for products, and for reads of no given size, with such a last-level cache."""
         return max(CACHES * cache_bytes, LEAST_DATA_BYTES)
 
     def read_kernels(self, data: Tensor) -> Iterator[Kernel]:
@@ -139,16 +140,26 @@ class Cpu:
         yield Kernel("mv", size, lambda _: torch.mv(rows, one[0]))
         yield Kernel("onednn-1-row", size, lambda _: onednn_linear(one, rows))
 
-    def gemm_kernels(self, data: Tensor) -> Iterator[Kernel]:
-        """Make products of activations with square weights that lie one after the other in `data`, in its dtype."""
+    def gemm_kernels(self, data: Tensor, shapes: Iterable[Product]) -> Iterator[Kernel]:
+        """Make products of activations with weights that lie one after the other in `data`, in its dtype."""
         import torch
+        from torch.nn.functional import linear
 
         from kvcache.compiled.products import onednn_linear
 
-        for operands in products(data, GEMM_SHAPES):
-            yield operands.rotating("mm", torch.mm)
-            yield operands.rotating("onednn", onednn_linear)
+        for operands in products(data, shapes):
+            if data.dtype == torch.bfloat16:  # where the processor has no products of it, this is the fastest
+                yield operands.rotating("onednn-float32", _in_float32)
             yield _packed(operands)
+            yield operands.rotating("onednn", onednn_linear)
+            yield operands.rotating("linear", linear)
+            yield operands.rotating("mm", untransposed)
+
+
+def _in_float32(x: Tensor, weight: Tensor) -> Tensor:
+    from kvcache.compiled.kernels import onednn_linear
+
+    return onednn_linear(x.float(), weight.float()).to(x.dtype)
 
 
 def _packed(operands: Products) -> Kernel:

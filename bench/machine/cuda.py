@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter_ns
@@ -13,16 +13,14 @@ from typing import TYPE_CHECKING, Any
 from bench.case import DeviceName
 from bench.machine.cgroup import read_file
 from bench.machine.clock import Times, intervals
-from bench.machine.kernels import Kernel, Rates, products
-from bench.manifest import Environment
+from bench.machine.kernels import Kernel, Rates, products, untransposed
+from bench.manifest import Environment, Product
 
 if TYPE_CHECKING:  # importing this module must not import torch: flags and reports use it
     import torch
     from torch import Tensor
 
 DATA_BYTES = 1 << 30
-GEMM_SHAPES = ((4096, 4096), (8192, 8192))
-"""(rows, features in = features out), the smallest first."""
 
 
 class Cuda:
@@ -30,6 +28,7 @@ class Cuda:
 
     name: DeviceName = "cuda"
     ceiling_dtypes = ("float32", "bfloat16", "float16")
+    products: tuple[Product, ...] = ((4096, 4096, 4096), (8192, 8192, 8192))
 
     def why_unusable(self) -> str | None:
         import torch
@@ -92,23 +91,24 @@ class Cuda:
         return self.peak_memory_bytes()
 
     def data_bytes(self, cache_bytes: int) -> int:
-        """Return how many bytes a ceiling's kernels go through: many times any level-2 cache."""
+        """Return the size of the data for products, and for reads of no given size: many times any level-2 cache."""
         return DATA_BYTES
 
     def read_kernels(self, data: Tensor) -> Iterator[Kernel]:
-        """Make kernels that read all of `data` (one dimension) once, or copy it."""
+        """Make kernels that read all of `data` (one dimension) once, or copy one half of it over the other."""
         import torch
 
         numbers = data.view(torch.float32)
-        target = torch.empty_like(numbers)
+        source, target = numbers.chunk(2)
         yield Kernel("sum", data.nbytes, lambda _: numbers.sum())
-        yield Kernel("copy", 2 * data.nbytes, lambda _: target.copy_(numbers))
+        yield Kernel("copy", data.nbytes, lambda _: target.copy_(source))
 
-    def gemm_kernels(self, data: Tensor) -> Iterator[Kernel]:
-        import torch
+    def gemm_kernels(self, data: Tensor, shapes: Iterable[Product]) -> Iterator[Kernel]:
+        from torch.nn.functional import linear
 
-        for operands in products(data, GEMM_SHAPES):
-            yield operands.rotating("mm", torch.mm)
+        for operands in products(data, shapes):
+            yield operands.rotating("linear", linear)
+            yield operands.rotating("mm", untransposed)
 
 
 class CudaClock:

@@ -15,7 +15,7 @@ from bench.manifest import CasePlan
 from kvcache import models
 from kvcache.arithmetic.architectures import UnknownGeometry, geometry
 from kvcache.arithmetic.costs import Costs, Phase, interpolated, parameters, phase_costs
-from kvcache.arithmetic.geometry import Geometry
+from kvcache.arithmetic.geometry import Geometry, Matrix
 from kvcache.arithmetic.kv_bytes import KEPT_TOKENS, Fed, Held, allocated_bytes, attended, used_bytes
 from kvcache.strategies.catalogue import LOSSY, REFEEDING
 
@@ -33,7 +33,8 @@ def with_costs(case: Case, model: models.ModelDescription) -> CasePlan:
     """Add the work that generation asks for, however it is done: a static cache's padding is no part of it."""
     from kvcache.proof.rehearsal import NotRehearsable
 
-    planned = CasePlan(case=case, prefill=None, decode=None, weights_bytes=model.weights_bytes(case.dtype))
+    weights_bytes, linears = model.weights_bytes(case.dtype), _linears(model, case.dtype)
+    planned = CasePlan(case=case, prefill=None, decode=None, weights_bytes=weights_bytes, linears=linears)
     ends: dict[Phase, int] = {"prefill": 0, "decode": case.n_gen - 1} if case.n_gen > 1 else {"prefill": 0}
     try:
         sizes = {phase: held(model, case.strategy, case.dtype, fed(case, steps)) for phase, steps in ends.items()}
@@ -153,6 +154,13 @@ def _shape(model: models.ModelDescription) -> Geometry | None:
     except UnknownGeometry:
         return None
     return shape if parameters(shape) == model.n_parameters else None
+
+
+def _linears(model: models.ModelDescription, dtype: str) -> tuple[Matrix, ...]:
+    """List the shapes of the model's linear layers, each once, the smallest first."""
+    shape = _shape(model)
+    found = _rehearsal(model, dtype).linears if shape is None else shape.every_linear
+    return tuple(sorted(set(found), key=lambda linear: (math.prod(linear), linear)))
 
 
 @functools.cache

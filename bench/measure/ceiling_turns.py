@@ -6,9 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import get_args
 
-import msgspec
-
-from bench.case import Group
+from bench.case import DeviceName
 from bench.machine.devices import DEVICES
 from bench.manifest import CasePlan, Ceiling, CeilingName, Environment
 from bench.measure.worker_process import WorkerFailed, WorkerProcess
@@ -17,41 +15,67 @@ from bench.protocol import CeilingsChosen, CeilingTurnTaken, ChooseCeilings, Tak
 CEILINGS: tuple[CeilingName, ...] = get_args(CeilingName)
 TIMEOUT_S = 120.0
 """Of a request that takes a second at most on a machine at rest."""
-ROUND_S = 0.15
-"""What a turn of each ceiling takes together, roughly."""
+CHOOSE_S, ROUND_S = 1.0, 0.15
+"""What choosing for a cell takes, and a turn of each ceiling together, roughly."""
+MOST_ROWS = 2048
+"""Products of more rows are no faster."""
+MOST_SHAPES = 6
+"""Of a model with more shapes of linear layers the largest count: small ones are never the fastest."""
 
 
 class CeilingTurns:
-    """The turns of one setting's ceilings in one worker, which chooses its kernels before the first."""
+    """The turns of the ceilings in one worker, which chooses its kernels anew when the setting changes."""
 
-    def __init__(self, worker: WorkerProcess, setting: ChooseCeilings) -> None:
-        self._worker, self._setting = worker, setting
-        self._chosen = False
+    def __init__(self, worker: WorkerProcess) -> None:
+        self._worker = worker
+        self._chosen: ChooseCeilings | None = None
 
-    def take(self, ceiling: CeilingName) -> CeilingTurnTaken:
-        """Take one turn of `ceiling`. Raises WorkerFailed, after which there are no more."""
-        if not self._chosen:
-            assert isinstance(self._worker.ask(self._setting, TIMEOUT_S), CeilingsChosen)
-            self._chosen = True
+    def take(self, ceiling: CeilingName, setting: ChooseCeilings) -> CeilingTurnTaken:
+        """Take one turn of `ceiling` under `setting`. Raises WorkerFailed, after which there are no more."""
+        if self._chosen != setting:
+            assert isinstance(self._worker.ask(setting, TIMEOUT_S), CeilingsChosen)
+            self._chosen = setting
         taken = self._worker.ask(TakeCeilingTurn(ceiling=ceiling), TIMEOUT_S)
         assert isinstance(taken, CeilingTurnTaken)
         return taken
 
 
-def setting_of(group: Group) -> ChooseCeilings:
-    """Return what the ceilings of a group's cases are measured under."""
-    return ChooseCeilings(device=group.device, dtype=group.dtype, n_threads=group.n_threads)
+def setting_of(cell: Sequence[CasePlan]) -> ChooseCeilings:
+    """Return what the ceilings of a cell are measured under: reads as large as its largest step, its prompt's products.
+
+    A step reads weights and cache; where nothing is known of it, the weights.
+    """
+    case = cell[0].case
+    rows = min(case.batch_size * case.n_prompt, MOST_ROWS)
+    linears = cell[0].linears[-MOST_SHAPES:] if rows > 1 else ()
+    return ChooseCeilings(
+        device=case.device,
+        dtype=case.dtype,
+        n_threads=case.n_threads,
+        read_bytes=max(map(_step_bytes, cell)),
+        products=tuple((rows, *linear) for linear in linears),
+    )
+
+
+def _step_bytes(item: CasePlan) -> int:
+    costs = item.decode or item.prefill
+    return item.weights_bytes if costs is None else costs.bytes // costs.forward_calls
 
 
 def settings_of(plans: Iterable[CasePlan]) -> list[ChooseCeilings]:
-    """Return the settings that the cases of a plan run under, each once."""
-    return list(dict.fromkeys(setting_of(item.case.group) for item in plans))
+    """Return the settings that the cases of a plan run under, of no cell, each once."""
+    groups = [item.case.group for item in plans]
+    return list(dict.fromkeys(_of_no_cell(group.device, group.dtype, group.n_threads) for group in groups))
+
+
+def _of_no_cell(device: DeviceName, dtype: str, n_threads: int) -> ChooseCeilings:
+    return ChooseCeilings(device=device, dtype=dtype, n_threads=n_threads)
 
 
 def settings_here(environment: Environment) -> list[ChooseCeilings]:
     """Return what `kvbench env` measures: float32 and bfloat16 with one thread and with all, and the GPU."""
     return [
-        ChooseCeilings(device=device.name, dtype=dtype, n_threads=count)
+        _of_no_cell(device.name, dtype, count)
         for device in DEVICES.values()
         if device.is_in(environment)
         for count in device.ceiling_threads(environment.cores)
@@ -85,7 +109,8 @@ def survey(
 def one_line(ceiling: Ceiling) -> str:
     """Describe a ceiling in a line, as in `read bandwidth, cpu float32, 2 threads: 41.3 GB/s (dot)`."""
     kind, unit = ("read bandwidth", "GB/s") if ceiling.ceiling == "read_bandwidth" else ("GEMM", "GFLOP/s")
-    return f"{kind}, {_words(ceiling)}: {ceiling.per_s / 1e9:.4g} {unit} ({ceiling.kernel})"
+    size = "" if ceiling.read_bytes is None else f" of {ceiling.read_bytes / 1e6:.4g} MB"
+    return f"{kind}, {_words(ceiling)}: {ceiling.per_s / 1e9:.4g} {unit} ({ceiling.kernel}{size})"
 
 
 def _words(of: ChooseCeilings | Ceiling) -> str:
@@ -93,14 +118,22 @@ def _words(of: ChooseCeilings | Ceiling) -> str:
 
 
 def _survey_one(worker: WorkerProcess, setting: ChooseCeilings, say: Callable[[str], None]) -> Iterator[Ceiling]:
-    turns = CeilingTurns(worker, setting)
+    turns = CeilingTurns(worker)
     for name in CEILINGS:
         try:
-            taken = turns.take(name)
+            taken = turns.take(name, setting)
         except WorkerFailed as failure:
             say(f"no ceilings, {_words(setting)}: {failure.error}")
             return
         per_s = taken.amount / statistics.median(taken.pass_ns) * 1e9
-        ceiling = Ceiling(ceiling=name, kernel=taken.kernel, per_s=per_s, **msgspec.structs.asdict(setting))
+        ceiling = Ceiling(
+            ceiling=name,
+            device=setting.device,
+            dtype=setting.dtype,
+            n_threads=setting.n_threads,
+            kernel=taken.kernel,
+            per_s=per_s,
+            read_bytes=taken.read_bytes,
+        )
         say(one_line(ceiling))
         yield ceiling

@@ -16,7 +16,7 @@ from bench.case import Case, Group
 from bench.machine.affinity import usable_cores
 from bench.manifest import CasePlan, TextFile
 from bench.measure.budget import CEILING_AGE_S, Budget, Cell, turns_seconds
-from bench.measure.ceiling_turns import CEILINGS, ROUND_S, CeilingTurns, setting_of
+from bench.measure.ceiling_turns import CEILINGS, CHOOSE_S, ROUND_S, CeilingTurns, setting_of
 from bench.measure.checks import Checks
 from bench.measure.plan import Limits
 from bench.measure.progress import ProgressBar
@@ -106,7 +106,7 @@ class ProcessSet:
         self.ceilings: CeilingTurns | None = None
         if self.limits.ceilings:
             try:
-                self.ceilings = CeilingTurns(self.workers.forked(ROOFS), setting_of(self.workers.group))
+                self.ceilings = CeilingTurns(self.workers.forked(ROOFS))
             except WorkerFailed as failure:
                 self._end_ceilings(failure.error)
 
@@ -131,6 +131,7 @@ class ProcessSet:
         """Measure rounds until so many are whole: one that the machine disturbed is replaced, some times."""
         if not any(entry.live for entry in entries):
             return
+        self._roofs = setting_of(cell)
         self._ceiling_turns(cell[0].case, 0, warmup=True)
         complete, whole = self.past.rounds(cell, self.process)
         number, replaced = self.past.next_round(cell, self.process), complete - whole
@@ -202,7 +203,7 @@ class ProcessSet:
             return
         for ceiling in CEILINGS if number % 2 == 0 else reversed(CEILINGS):
             try:
-                taken = self.ceilings.take(ceiling)
+                taken = self.ceilings.take(ceiling, self._roofs)
             except WorkerFailed as failure:
                 self._end_ceilings(failure.error)
                 return
@@ -218,8 +219,7 @@ class ProcessSet:
                 )
             )
             self.order += 1
-        if not warmup:
-            self.progress.advance(ROUND_S)
+        self.progress.advance(CHOOSE_S if warmup else ROUND_S)
 
     def _end_ceilings(self, reason: str) -> None:
         self.ceilings = None

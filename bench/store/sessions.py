@@ -34,6 +34,8 @@ class CaseFigures(msgspec.Struct, frozen=True, kw_only=True):
     """Shares of the GEMM rate and of the read bandwidth that were measured beside it."""
     kernels: dict[str, str] | None = None
     """Which kernel computed each product; None for a strategy without a choice, and in older sessions."""
+    read_bytes: int | None = None
+    """How much that read goes through; None without `mbu`, and in sessions of before it was chosen for the case."""
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,12 +1,12 @@
 """What stands below a table: a closing sentence, the fitted slopes, and the cautions. Values -> lines of Markdown."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
 from bench.analysis.cautions import Caution
 from bench.analysis.tidy import Tidy, paired_ratio
-from bench.tell.words import Row, by_setting, catalogue_place, context, missing, with_interval
+from bench.tell.words import Row, by_setting, case_labels, catalogue_place, context, missing, with_interval
 from kvcache.strategies.catalogue import COMPILING, REFEEDING, YARDSTICKS
 
 
@@ -30,7 +30,7 @@ def slope_lines(slopes: pd.DataFrame) -> str:
 
 
 def reading_line(summary: pd.DataFrame) -> str:
-    """Say in one line how to read the figures of a summary table; nothing where nothing needs saying."""
+    """Say in one line how to read the figures of a summary table, and why a share is missing; nothing where none is."""
     timed = summary[summary["latency_ms"].notna()]
     sentences = []
     if timed.loc[~timed["strategy"].isin(REFEEDING), "speedup_vs_naive"].notna().any():
@@ -39,7 +39,25 @@ def reading_line(summary: pd.DataFrame) -> str:
         )
     if timed["latency_ms_low"].isna().any():
         sentences.append("A figure without brackets has fewer than six rounds, too few for an interval.")
+    sentences += [*_roofs(timed), *_missing_shares(timed, case_labels(summary))]
     return f"{' '.join(sentences)}\n" if sentences else ""
+
+
+def _roofs(timed: pd.DataFrame) -> Iterator[str]:
+    """Say what MBU is a share of, where that was chosen for the cases; older runs read one size for all."""
+    sizes = timed.loc[timed["mbu"].notna(), "read_bytes"].dropna()
+    if len(sizes):
+        ends = dict.fromkeys(f"{size / 1e6:,.4g}" for size in (sizes.min(), sizes.max()))
+        yield f"MBU is a share of the best read of as many bytes as a step reads ({' to '.join(ends)} MB)."
+
+
+def _missing_shares(timed: pd.DataFrame, labels: Mapping[str, str]) -> Iterator[str]:
+    """Say of which cases a share of the roofs is missing, and why: a sentence for each reason."""
+    for reason, rows in timed[timed["no_share"].notna()].groupby("no_share", sort=False):
+        shares = " and ".join(name.upper() for name in ("mfu", "mbu") if rows[name].isna().all())
+        some = set(rows["case"]) != set(timed["case"])
+        where = f" of {_listed([labels[case] for case in dict.fromkeys(rows['case'])])}" if some else ""
+        yield f"No {shares}{where}: {reason}."
 
 
 def prediction_lines(summary: pd.DataFrame) -> str:
@@ -103,9 +121,11 @@ def _gains(tidy: Tidy, rows: pd.DataFrame, plain: str, fast: str) -> str:
 
 
 def _where(names: list[str]) -> str:
-    if not names:
-        return ""
-    return f"{'; '.join(names)}: " if len(names) <= 2 else f"{names[0]} and {len(names) - 1} other cases: "
+    return f"{_listed(names)}: " if names else ""
+
+
+def _listed(names: list[str]) -> str:
+    return "; ".join(names) if len(names) <= 2 else f"{names[0]} and {len(names) - 1} other cases"
 
 
 def _significance(slope: Row) -> str:

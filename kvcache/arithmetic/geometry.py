@@ -1,5 +1,6 @@
 """A model's sizes as plain numbers: all that the arithmetic of costs.py needs. architectures.py fills them in."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 Matrix = tuple[int, int]
@@ -57,3 +58,11 @@ class Geometry:
     trims_empty_cache: bool
     """Attention runs through transformers' `sdpa` interface, which multiplies a prompt of several tokens with its own
     keys alone where a static cache is still empty (`sdpa_attention_forward` slices them off the padding)."""
+
+    @property
+    def every_linear(self) -> Iterator[Matrix]:
+        """The linear layers of one decoder layer of each kind, its experts' included, and those outside of them."""
+        yield from self.linears
+        for layer in self.layers:
+            yield from layer.linears
+            yield from () if layer.experts is None else layer.experts.linears

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import StaticLayer
+from transformers.pytorch_utils import Conv1D
 
 from kvcache.arithmetic.costs import Costs
-from kvcache.arithmetic.geometry import Layer
+from kvcache.arithmetic.geometry import Layer, Matrix
 from kvcache.arithmetic.kv_bytes import Fed, Held
 from kvcache.caches.contract import Unsupported
 from kvcache.caches.held_bytes import reachable_tensors
@@ -98,6 +99,15 @@ class Rehearsal:
             return None
         shapes = [(layer.keys.shape[1], layer.keys.shape[3]) for layer in kept]
         return [Layer(heads=heads, kv_heads=heads, head_dim=size, linears=(), vectors=0) for heads, size in shapes]
+
+    @property
+    def linears(self) -> Iterator[Matrix]:
+        """The shape of every linear layer but the LM head."""
+        head = self._model.get_output_embeddings()
+        for module in self._model.modules():
+            if isinstance(module, nn.Linear | Conv1D) and module is not head:
+                n_in, n_out = module.weight.shape if isinstance(module, Conv1D) else reversed(module.weight.shape)
+                yield n_in, n_out
 
     def forward_costs(
         self,

@@ -6,6 +6,7 @@ import pytest
 from bench.analysis import cautions, roofline
 from bench.analysis import summary as summaries
 from bench.analysis.tidy import Tidy
+from bench.manifest import Origin
 from bench.record import Covariates
 from bench.tell import notes
 from tests.handmade import QUIET, floors_ms, grid, make_case, make_run, smollm2_plan, steady_roofs
@@ -76,14 +77,86 @@ def test_neither_roof_binds_what_takes_more_than_twice_its_floor():
     assert decode["bound"] == "overhead"
 
 
-@pytest.mark.parametrize(("weights_bytes", "has_mbu"), [(2 * 33_554_432, False), (2 * 33_554_432 + 1, True)])
-def test_weights_that_the_cache_can_hold_have_no_mbu(weights_bytes, has_mbu):
-    run = run_of([CASE])
+def with_weights(run, weights_bytes):
     plan = [msgspec.structs.replace(item, weights_bytes=weights_bytes) for item in run.manifest.plan]
-    manifest = msgspec.structs.replace(run.manifest, plan=plan)
-    for row in rows(msgspec.structs.replace(run, manifest=manifest)):
+    return msgspec.structs.replace(run, manifest=msgspec.structs.replace(run.manifest, plan=plan))
+
+
+def of_before(run):
+    """The run as it would have been stored when one read was held against all cases."""
+    return msgspec.structs.replace(
+        run, ceilings=[msgspec.structs.replace(one, read_bytes=None) for one in run.ceilings]
+    )
+
+
+def notes_of(run):
+    """The footnote of the summary's table."""
+    return notes.reading_line(summarize(run))
+
+
+@pytest.mark.parametrize("weights_bytes", [1, 2 * 33_554_432, 10**9])
+def test_mbu_is_there_for_weights_of_any_size(weights_bytes):
+    run = with_weights(run_of([CASE]), weights_bytes)
+    for row in rows(run):
+        assert row["mbu"] > 0
+        assert row["read_bytes"] == 540_000_000
+    assert notes_of(run) == "MBU is a share of the best read of as many bytes as a step reads (540 MB).\n"
+
+
+@pytest.mark.parametrize(("weights_bytes", "has_mbu"), [(2 * 33_554_432, False), (2 * 33_554_432 + 1, True)])
+def test_in_older_runs_weights_that_the_cache_can_hold_have_no_mbu(weights_bytes, has_mbu):
+    run = with_weights(of_before(run_of([CASE])), weights_bytes)
+    for row in rows(run):
         assert (not np.isnan(row["mbu"])) == has_mbu
         assert row["mfu"] > 0
+    why = (
+        "No MBU: its weights are under twice the last-level cache (34 MB), and the ceiling of this older run is that "
+        "of reading more than it holds.\n"
+    )
+    assert notes_of(run) == ("" if has_mbu else why)
+
+
+def test_a_share_that_is_missing_has_its_reason_below_the_table():
+    cases = [*grid(["dynamic", "cache:mine:make"], [32, 128]), make_case("naive", 128)]
+    run = run_of(cases)
+    plan = [
+        msgspec.structs.replace(item, prefill=None, decode=None, unpredicted="it asks for numbers")
+        if item.case.strategy == "naive"
+        else item
+        for item in run.manifest.plan
+    ]
+    manifest = msgspec.structs.replace(run.manifest, plan=plan, ceilings={"made": 1.0})
+    first = [one for one in run.ceilings if one.cell == cases[0].cell.key]
+    lost = msgspec.structs.replace(run, manifest=manifest, ceilings=first)
+    said = notes_of(lost).split(". ")
+    assert said[-4:-1] == [
+        "MBU is a share of the best read of as many bytes as a step reads (540 MB)",
+        "No MFU and MBU of cache:mine:make, prompt 32; cache:mine:make, prompt 128: "  # noqa: ISC004
+        "what a user's own cache reads is not known",
+        "No MFU and MBU of dynamic, prompt 128: no ceilings were measured beside it: "  # noqa: ISC004
+        "their worker failed, the run's messages said why",
+    ]
+    assert said[-1] == "No MFU and MBU of naive, prompt 128: no FLOPs and bytes are predicted: it asks for numbers.\n"
+
+
+def test_disturbed_and_foreign_ceilings_are_named_as_the_reason():
+    run = run_of([CASE])
+    stolen = [msgspec.structs.replace(one, covariates=Covariates(steal_ns=10**9)) for one in run.ceilings]
+    assert notes_of(msgspec.structs.replace(run, ceilings=stolen)) == (
+        "No MFU and MBU: every turn of the ceilings beside it was disturbed.\n"
+    )
+    bare = run_of([CASE], roofs=None)
+    manifest = msgspec.structs.replace(bare.manifest, origin=Origin(tool="llama-bench", path="x.json", digest=""))
+    imported = notes_of(msgspec.structs.replace(bare, manifest=manifest))
+    assert imported == "No MFU and MBU: llama-bench measures no ceilings.\n"
+
+
+def test_ceilings_whose_rounds_are_no_round_of_the_case_give_no_share():
+    run = run_of([CASE])
+    other = [msgspec.structs.replace(one, round=one.round + 100) for one in run.ceilings]
+    assert notes_of(msgspec.structs.replace(run, ceilings=other)) == (
+        "No MFU and MBU: no turn of the ceilings was in one of its rounds.\n"
+    )
 
 
 def test_a_run_without_ceilings_has_no_shares_bounds_or_predictions():

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
 
-from bench.manifest import Ceiling
-from bench.measure.ceiling_turns import one_line, settings_here, settings_of, survey
+from bench.case import Case
+from bench.manifest import CasePlan, Ceiling
+from bench.measure.ceiling_turns import CeilingTurns, one_line, setting_of, settings_here, settings_of, survey
 from bench.measure.worker_process import WorkerFailed
 from bench.protocol import CeilingsChosen, CeilingTurnTaken, ChooseCeilings, Reply, Request
 from bench.record import Covariates
-from tests.handmade import ENVIRONMENT, grid, make_plan
+from tests.handmade import ENVIRONMENT, grid, make_case, make_plan
 
 
 class FakeArm:
@@ -100,7 +102,72 @@ def test_the_settings_of_a_plan_and_of_this_machine() -> None:
     assert {found.dtype for found in with_gpu if found.device == "cuda"} == {"float32", "bfloat16", "float16"}
 
 
+def small_plan(case: Case, **fields: Any) -> CasePlan:
+    return msgspec.structs.replace(make_plan(case), **fields)
+
+
+def test_a_cell_is_held_against_reads_of_its_largest_step_and_products_of_its_prompt() -> None:
+    linears = ((8, 4), (8, 16))
+    costs = make_plan(make_case("dynamic", 8)).decode
+    assert costs is not None
+    naive, cached = (
+        small_plan(make_case(strategy, 8, batch_size=2), decode=replace(costs, bytes=bytes_), linears=linears)
+        for strategy, bytes_ in (("naive", 300 * costs.forward_calls), ("dynamic", 400 * costs.forward_calls + 1))
+    )
+    found = setting_of([naive, cached])
+    assert (found.device, found.dtype, found.n_threads) == ("cpu", "float32", 2)
+    assert found.read_bytes == 400
+    assert found.products == ((16, 8, 4), (16, 8, 16))
+    assert setting_of([cached, naive]) == found
+
+
+def test_what_a_step_of_unknown_costs_reads_is_the_weights() -> None:
+    unknown = small_plan(make_case("dynamic", 8), prefill=None, decode=None, weights_bytes=77)
+    assert setting_of([unknown]).read_bytes == 77
+    prefill_alone = small_plan(make_case("dynamic", 8, n_gen=1), weights_bytes=77)
+    assert setting_of([prefill_alone]).read_bytes == 100  # what `make_plan` gives a forward
+
+
+def test_one_row_is_no_gemm_and_very_many_are_no_faster() -> None:
+    linears = tuple((8, width) for width in range(1, 20))
+    assert setting_of([small_plan(make_case("dynamic", 1), linears=linears)]).products == ()
+    products = setting_of([small_plan(make_case("dynamic", 500, batch_size=100), linears=linears)]).products
+    assert products == tuple((2048, 8, width) for width in range(14, 20))
+
+
+def test_kernels_are_chosen_anew_only_for_another_setting() -> None:
+    asked: list[Request] = []
+
+    class Watched(FakeArm):
+        def ask(self, request: Request, timeout_s: float) -> Reply:
+            asked.append(request)
+            return super().ask(request, timeout_s)
+
+    turns = CeilingTurns(Watched(2))  # type: ignore[arg-type]  # it stands for a worker
+    large = msgspec.structs.replace(SETTINGS[0], read_bytes=5)
+    for wanted in (SETTINGS[0], SETTINGS[0], large, msgspec.structs.replace(large), SETTINGS[0]):
+        turns.take("gemm", wanted)
+    assert [request for request in asked if isinstance(request, ChooseCeilings)] == [SETTINGS[0], large, SETTINGS[0]]
+
+
+def test_a_worker_of_another_revision_may_know_fewer_fields() -> None:
+    """And then its reply has no `read_bytes`, so that the table keeps to the rule of older runs."""
+    request = msgspec.structs.replace(SETTINGS[0], read_bytes=5, products=((2, 3, 4),))
+
+    class Older(msgspec.Struct, tag="choose-ceilings"):
+        device: str
+        dtype: str
+        n_threads: int
+
+    assert msgspec.json.decode(msgspec.json.encode(request), type=Older).dtype == "float32"
+    taken = CeilingTurnTaken(kernel="dot", amount=200, pass_ns=[9], cache_bytes=1)
+    older = {name: value for name, value in msgspec.to_builtins(taken).items() if name != "read_bytes"}
+    assert msgspec.convert(older, CeilingTurnTaken).read_bytes is None
+
+
 def test_a_ceiling_in_words() -> None:
     fields = {"device": "cpu", "dtype": "bfloat16", "n_threads": 1, "kernel": "mm 512x1024x1024", "per_s": 4.3e11}
     ceiling = msgspec.convert({"ceiling": "gemm", **fields}, Ceiling)
     assert one_line(ceiling) == "GEMM, cpu bfloat16, 1 thread: 430 GFLOP/s (mm 512x1024x1024)"
+    read = msgspec.structs.replace(ceiling, ceiling="read_bandwidth", per_s=4e10, kernel="dot", read_bytes=536_870_912)
+    assert one_line(read) == "read bandwidth, cpu bfloat16, 1 thread: 40 GB/s (dot of 536.9 MB)"

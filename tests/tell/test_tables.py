@@ -205,6 +205,8 @@ def test_the_ceilings_of_an_environment():
         "| cpu      | bfloat16 |         2 |        40.0 | sum  |              - | -                |",
     ]
     assert json.loads(environment.render(ENVIRONMENT, "json", found))["ceilings"][0]["per_s"] == 41.26e9
+    sized = [msgspec.structs.replace(found[0], read_bytes=536_870_912)]
+    assert "| 41.3 | dot of 536.9 MB |" in " ".join(environment.render(ENVIRONMENT, "md", sized).split())
     assert "ceilings" not in json.loads(environment.render(ENVIRONMENT, "json"))
 
 
@@ -240,7 +242,8 @@ def test_how_to_read_the_figures_is_said_where_it_applies():
         (False, True),
         (False, False),
     ]
-    assert [line.count("\n") for line in told] == [1, 1, 1, 0]
+    assert [line.count("\n") for line in told] == [1, 1, 1, 1]
+    assert told[3] == "No MFU and MBU: the run measured no ceilings (--no-ceilings, or they failed at its start).\n"
 
 
 def test_cautions_of_many_cases_share_a_line():
