@@ -17,8 +17,8 @@ def env(
     """Show this machine, its software and its speed.
 
     The fields are those that a run stores. The ceilings are what MBU and MFU are shares of: the fastest of several
-    kernels, with one thread and with all, in float32 and bfloat16. They vary with the load of the machine, so a run
-    measures them again beside its cases.
+    kernels, with one thread and with all, in float32 and bfloat16. They vary with the load of the machine and with how
+    much is read, so a run measures them again beside its cases, at their own sizes.
 
     \b
     Examples:

@@ -7,6 +7,7 @@ an arm with the roof of the same round, not with a data sheet.
 
 import gc
 import math
+import statistics
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
@@ -21,14 +22,14 @@ from bench.manifest import CeilingName, Product
 TURN_S = 0.06
 """How long a turn of a kernel takes, roughly: a dozen passes over the data, and short beside the arms' turns."""
 MIN_PASSES, MAX_PASSES = 3, 200
-TRIAL_PASSES = 3
-"""Passes of each kernel when the fastest is chosen, after one that pays for allocation and code generation. The fastest
-pass decides, since a neighbour can only slow one down."""
+TRIAL_S, MIN_TRIAL_PASSES = 0.005, 3
+"""How long each kernel runs when the fastest is chosen, after a pass that pays for allocation and code generation. The
+median pass decides, as it does in the turns: the shortest would favour small products, which neighbours seldom hit."""
 MAX_PASS_S = 0.06
 """A product that would take longer at the rate seen so far is not tried: the smaller ones have reached the roof."""
 UNKNOWN_CACHE_BYTES = 64 << 20
 """Assumed where the system does not say how large its last-level cache is."""
-HOPELESS_S = 1.0
+HOPELESS_S = 0.2
 """Nor is one that would take longer at the best rate of its own kind: without instructions for bfloat16, `mm` of 512 x
 1,024 by 1,024 takes five seconds."""
 LEAST_READ_BYTES = 4 << 20
@@ -127,7 +128,7 @@ def fastest(kernels: Iterator[Kernel], clock: Clock, rates: dict[str, float]) ->
             continue
         try:
             kernel.run(0)
-            rate = kernel.amount / min(time_passes(kernel, TRIAL_PASSES, clock))
+            rate = _trial(kernel, clock)
         except (RuntimeError, AttributeError):  # no such operator here, not for this dtype, or out of memory
             continue
         rates[kernel.kind] = max(rate, rates.get(kernel.kind, 0.0))
@@ -137,6 +138,15 @@ def fastest(kernels: Iterator[Kernel], clock: Clock, rates: dict[str, float]) ->
         raise RuntimeError("no kernel of this ceiling runs on this machine")
     rate, kernel = best
     return kernel, min(MAX_PASSES, max(MIN_PASSES, round(TURN_S * 1e9 * rate / kernel.amount)))
+
+
+def _trial(kernel: Kernel, clock: Clock) -> float:
+    """Return the amount per nanosecond of the kernel's median pass."""
+    times = time_passes(kernel, MIN_TRIAL_PASSES, clock)
+    more = round(TRIAL_S * 1e9 / statistics.median(times)) - len(times)
+    if more > 0:
+        times += time_passes(kernel, min(MAX_PASSES, more), clock)
+    return kernel.amount / statistics.median(times)
 
 
 def time_passes(kernel: Kernel, passes: int, clock: Clock) -> list[int]:

@@ -6,7 +6,7 @@ import pandas as pd
 
 from bench.analysis.cautions import Caution
 from bench.analysis.tidy import Tidy, paired_ratio
-from bench.tell.words import Row, by_setting, case_labels, catalogue_place, context, missing, with_interval
+from bench.tell.words import Row, by_setting, case_labels, catalogue_place, context, missing, number, with_interval
 from kvcache.strategies.catalogue import COMPILING, REFEEDING, YARDSTICKS
 
 
@@ -47,7 +47,7 @@ def _roofs(timed: pd.DataFrame) -> Iterator[str]:
     """Say what MBU is a share of, where that was chosen for the cases; older runs read one size for all."""
     sizes = timed.loc[timed["mbu"].notna(), "read_bytes"].dropna()
     if len(sizes):
-        ends = dict.fromkeys(f"{size / 1e6:,.4g}" for size in (sizes.min(), sizes.max()))
+        ends = dict.fromkeys(number(size / 1e6) for size in (sizes.min(), sizes.max()))
         yield f"MBU is a share of the best read of as many bytes as a step reads ({' to '.join(ends)} MB)."
 
 
