@@ -153,7 +153,7 @@ def _ground(sessions: Sequence[Session], head: Session, key: tuple[str, Phase]) 
     alike = [past for past in counted if not _other_kernels(past, row)]
     if counted and not alike:
         return f"not the kernels of the baseline ({_other_kernels(counted[-1], row)}); --kernels SESSION pins those"
-    if quantity == "mbu":
+    if quantity == "mbu" and row.mbu is not None:
         alike = [past for past in alike if _same_read(past, row)]
     shares = [share for share in (getattr(past, quantity) for past in alike) if share is not None]
     if not shares and getattr(row, quantity) is None:

@@ -141,25 +141,21 @@ class Cpu:
         yield Kernel("onednn-1-row", size, lambda _: onednn_linear(one, rows))
 
     def gemm_kernels(self, data: Tensor, shapes: Iterable[Product]) -> Iterator[Kernel]:
-        """Make products of activations with weights that lie one after the other in `data`, in its dtype."""
+        """Make products of activations with weights that lie one after the other in `data`, in its dtype.
+
+        All that `compiled` may choose is among them.
+        """
         import torch
-        from torch.nn.functional import linear
 
-        from kvcache.compiled.products import onednn_linear
+        from kvcache.compiled.candidates import WIDE
+        from kvcache.compiled.products import PROMPT
 
+        fit = {name: product for name, product in PROMPT.items() if data.dtype == torch.bfloat16 or WIDE not in name}
         for operands in products(data, shapes):
-            if data.dtype == torch.bfloat16:  # where the processor has no products of it, this is the fastest
-                yield operands.rotating("onednn-float32", _in_float32)
+            for name, product in fit.items():
+                yield operands.rotating(name, lambda x, weight, product=product: product(x[None], weight, None))
             yield _packed(operands)
-            yield operands.rotating("onednn", onednn_linear)
-            yield operands.rotating("linear", linear)
             yield operands.rotating("mm", untransposed)
-
-
-def _in_float32(x: Tensor, weight: Tensor) -> Tensor:
-    from kvcache.compiled.kernels import onednn_linear
-
-    return onednn_linear(x.float(), weight.float()).to(x.dtype)
 
 
 def _packed(operands: Products) -> Kernel:

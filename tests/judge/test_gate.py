@@ -282,6 +282,30 @@ def test_a_session_keeps_the_kernels_of_its_cases() -> None:
     assert {tuple((row.kernels or {}).items()) for row in session.figures} == {(("a, prompt", "linear"),)}
 
 
+def with_read(session: Session, read_bytes: int | None) -> Session:
+    figures = [msgspec.structs.replace(row, read_bytes=read_bytes) for row in session.figures]
+    return msgspec.structs.replace(session, figures=figures)
+
+
+@pytest.mark.usefixtures("roofs")
+@pytest.mark.parametrize(
+    ("stored", "now", "kind"),
+    [(540, 540, "same"), (540, 585, "same"), (540, 610, "not-comparable"), (None, 540, "not-comparable")],
+)
+def test_shares_of_other_reads_are_not_compared(
+    stored: int | None, now: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a tenth more or less the caches hold as much; sessions of before had one read for all cases."""
+    sessions = [with_read(session, stored) for session in stored_sessions()]
+    patched = baseline.summarize
+    monkeypatch.setattr(baseline, "summarize", lambda tidy: patched(tidy).assign(read_bytes=now))
+    found = gate(make_run(CASES, ms=times(1.01), seed=99), sessions)
+    assert judged(found).kind == kind
+    assert judged(found, "mfu").kind == "same"
+    monkeypatch.setattr(baseline, "summarize", lambda tidy: patched(tidy).assign(mbu=math.nan))
+    assert judged(gate(make_run(CASES, ms=times()), sessions)).kind == "inconclusive"
+
+
 @pytest.mark.usefixtures("roofs")
 def test_other_weights_have_no_common_time() -> None:
     run = make_run(CASES, ms=times(1.5))

@@ -14,7 +14,8 @@ from bench.machine.ceilings import Ceilings, fastest, time_passes
 from bench.machine.clock import Clock, Times
 from bench.machine.cpu import CACHES, Cpu
 from bench.machine.cuda import Cuda
-from bench.machine.kernels import Kernel, products
+from bench.machine.kernels import Kernel
+from kvcache.compiled.products import PROMPT
 from tests import small_kernels
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -70,8 +71,8 @@ def test_every_product_is_one_and_takes_the_flops_it_says(dtype: torch.dtype) ->
     if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("oneDNN has no bfloat16 products on this CPU")
     kernels = list(Cpu().gemm_kernels(data(dtype), [(64, 128, 32)]))
-    wide = ["onednn-float32"] if dtype == torch.bfloat16 else []
-    assert [kernel.kind for kernel in kernels] == [*wide, "onednn-packed", "onednn", "linear", "mm"]
+    plain = [name for name in PROMPT if dtype == torch.bfloat16 or "wide" not in name]
+    assert [kernel.kind for kernel in kernels] == [*plain, "onednn-packed", "mm"]
     assert {kernel.name.split()[1] for kernel in kernels} == {"64x128x32"}
     with FlopCounterMode(display=False) as counter:
         product = kernels[-1].run(0)
@@ -79,21 +80,18 @@ def test_every_product_is_one_and_takes_the_flops_it_says(dtype: torch.dtype) ->
     assert isinstance(product, torch.Tensor)
     assert product.shape == (64, 32)
     for number in (0, 1):  # the second matrix: plain and packed weights rotate alike; mm takes them untransposed
-        *others, linear = (kernel.run(number) for kernel in kernels[:-1])
-        assert isinstance(linear, torch.Tensor)
+        first, *others = (torch.as_tensor(kernel.run(number)).flatten() for kernel in kernels[:-1])
         for other in others:
-            torch.testing.assert_close(linear, other, rtol=2e-2, atol=1e-2)
+            torch.testing.assert_close(first, other, rtol=2e-2, atol=1e-2)
     assert not torch.equal(torch.as_tensor(kernels[0].run(0)), torch.as_tensor(kernels[0].run(1)))
 
 
 def test_bfloat16_is_multiplied_in_float32_too() -> None:
     """On a processor without products of it: there this is the fastest."""
-    operands = next(products(data(torch.bfloat16), [(8, 64, 64)]))
-    wide, *_ = Cpu().gemm_kernels(data(torch.bfloat16), [(8, 64, 64)])
-    linear = torch.nn.functional.linear(operands.x, operands.weights[0])
-    product = wide.run(0)
-    assert isinstance(product, torch.Tensor)
-    assert (wide.kind, product.dtype, product.shape) == ("onednn-float32", linear.dtype, linear.shape)
+    kernels = {kernel.kind: kernel for kernel in Cpu().gemm_kernels(data(torch.bfloat16), [(8, 64, 64)])}
+    linear, wide = (torch.as_tensor(kernels[kind].run(0)) for kind in ("linear", "linear-wide"))
+    assert (wide.dtype, wide.shape) == (torch.bfloat16, linear.shape)
+    torch.testing.assert_close(linear, wide, rtol=2e-2, atol=1e-2)
 
 
 @pytest.mark.usefixtures("small")
@@ -158,10 +156,10 @@ def test_a_later_choice_tries_only_what_is_new(monkeypatch: pytest.MonkeyPatch) 
     reads, own, gemms = tried
     assert len(reads) > 1
     assert {name.split()[1] for name in own} == {"64x128x128", "64x256x256"}
-    assert [name.split()[1] for name in gemms[1:]] == ["8x64x32"] * 4
+    assert [name.split()[1] for name in gemms[1:]] == ["8x64x32"] * 5
     tried.clear()
     found.choose(6 << 20, [(16, 64, 32)])
-    assert [len(names) for names in tried] == [1, 1 + 4]
+    assert [len(names) for names in tried] == [1, 1 + 5]
     assert tried[0][0] in reads
     assert tried[1][0] == gemms[0]
     tried.clear()
