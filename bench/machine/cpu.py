@@ -6,8 +6,9 @@ import ctypes
 import gc
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,9 +154,14 @@ class Cpu:
         fit = {name: product for name, product in PROMPT.items() if data.dtype == torch.bfloat16 or WIDE not in name}
         for operands in products(data, shapes):
             for name, product in fit.items():
-                yield operands.rotating(name, lambda x, weight, product=product: product(x[None], weight, None))
+                yield operands.rotating(name, partial(_without_bias, product))
             yield _packed(operands)
             yield operands.rotating("mm", untransposed)
+
+
+def _without_bias(product: Callable[[Tensor, Tensor, Tensor | None], Tensor], x: Tensor, weight: Tensor) -> Tensor:
+    """Multiply `x [rows, in]`, as a batch of one."""
+    return product(x[None], weight, None)
 
 
 def _packed(operands: Products) -> Kernel:

@@ -22,7 +22,7 @@ from bench.analysis.tidy import Tidy
 from bench.machine.environment import read_environment
 from bench.store.run_folder import read_run
 from bench.tell.layout import markdown_table
-from bench.tell.words import number, row_name, with_interval
+from bench.tell.words import NOTHING, number, row_name, with_interval
 
 HEADERS = ["model", "dtype", "weights MB", "reads MB", "largest MFU", "of", "largest MBU", "of"]
 ALIGN = ["left", "left", "right", "right", "right", "left", "right", "left"]
@@ -44,10 +44,10 @@ def measured(model: str, dtype: str, arguments: list[str], out: Path) -> pd.Data
 
 def largest(summary: pd.DataFrame, share: str) -> tuple[float, str, str]:
     """Return the largest `mfu` or `mbu` of a run: as a number, with its interval, and its case in words."""
-    known = summary[summary[share].notna()]
-    if known.empty:
-        return 0.0, "-", "-"
-    row = known.loc[known[share].idxmax()].to_dict()
+    known = summary[summary[share].notna()].to_dict("records")
+    if not known:
+        return 0.0, NOTHING, NOTHING
+    row = max(known, key=lambda row: row[share])
     return row[share], with_interval(row[share], row[f"{share}_low"], row[f"{share}_high"]), row_name(row)
 
 
@@ -56,7 +56,7 @@ def line(model: str, dtype: str, summary: pd.DataFrame) -> tuple[float, list[str
     weights, reads = summary["weights_bytes"].max(), summary["read_bytes"].dropna().unique() / 1e6
     found = [largest(summary, share) for share in ("mfu", "mbu")]
     cells = [cell for _, share, case in found for cell in (share, case)]
-    read = " to ".join(dict.fromkeys(number(size) for size in (reads.min(), reads.max()))) if len(reads) else "-"
+    read = " to ".join(dict.fromkeys(number(size) for size in (reads.min(), reads.max()))) if len(reads) else NOTHING
     return max(share for share, _, _ in found), [model, dtype, number(weights / 1e6), read, *cells]
 
 
