@@ -154,8 +154,8 @@ TextFormat = Annotated[DocumentFormat, Option("-o", "--format", help="Format of 
 RESULTS = Path("results/runs")
 
 CORRECTNESS = (
-    "An exact strategy whose logits differ from those of one forward over the whole text by more than rounding fails and "
-    "is not timed; if only tokens differ, the result is `tie`. A lossy one is timed and judged."
+    "An exact strategy whose logits differ from those of one forward over the whole text by more than rounding fails "
+    "and is not timed; if only tokens differ, the result is `tie`. A lossy one is timed and judged."
 )
 """The rule, in the words of the README."""
 

@@ -25,7 +25,7 @@ def history(
     plot: Annotated[
         Path | None, Option(metavar="FILE", help="Draw latency over time here (.png or .svg), a line per machine.")
     ] = None,
-    sql: Annotated[str | None, Option(metavar="QUERY", help="A SELECT over the tables runs, rows and history (both joined).")] = None,
+    sql: Annotated[str | None, Option(metavar="QUERY", help="A SELECT over runs, rows and history.")] = None,
     out: Annotated[Path | None, Option(metavar="FILE", help="File for the list; parquet needs one.")] = None,
     output_format: Annotated[HistoryFormat, Option("-o", "--format", help="Format of the list.")] = "md",
 ) -> None:
