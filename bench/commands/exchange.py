@@ -40,6 +40,8 @@ def export(
     from bench.tell.exchange.llama_bench import left_out
     from bench.tell.words import plural
 
+    if out is not None and out.is_dir():
+        raise UsageError(f"--out {out}: is a folder; give a file")
     folder = find_run(run, flags.RESULTS)
     tidy = Tidy.of(read_run(folder))
     made = EXPORTERS[to](tidy, summarize(tidy))

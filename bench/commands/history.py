@@ -21,7 +21,9 @@ def history(
     ] = None,
     model: Annotated[str | None, Option("-m", "--model", help="Only runs of this model.")] = None,
     strategy: Annotated[str | None, Option(help="Only runs with this strategy.")] = None,
-    limit: Annotated[int, Option(min=1, help="Most runs that are listed, the newest first.")] = 50,
+    limit: Annotated[
+        int | None, Option(min=1, help="Most runs that are listed, the newest first [default: 50].")
+    ] = None,
     plot: Annotated[
         Path | None, Option(metavar="FILE", help="Draw latency over time here (.png or .svg), a line per machine.")
     ] = None,
@@ -48,8 +50,8 @@ def history(
 
     if output_format == "parquet" and out is None:
         raise UsageError("--format parquet: give --out FILE")
-    if sql is not None and (where or model or strategy or plot):
-        raise UsageError("--sql: goes without --where, --model, --strategy and --plot")
+    if sql is not None and any((where, model, strategy, plot, limit)):
+        raise UsageError("--sql: goes without --where, --model, --strategy, --limit and --plot")
     if plot is not None and plot.suffix not in (".png", ".svg"):
         raise UsageError(f"--plot {plot}: give a file that ends in .png or .svg")
     types = {column.name: TYPES[column.dtype] for column in columns.COLUMNS}
@@ -57,7 +59,10 @@ def history(
         found = History(connection, folders or [flags.RESULTS], types, past_runs.derive)
         note(*found.notes)
         chosen = past_runs.condition(where, {"model": model, "strategy": strategy})
-        answer = found.query(sql) if sql is not None else past_runs.listed(found, chosen, limit)
+        if sql is not None:
+            answer = found.query(sql, asked=f"--sql {sql}".rstrip())
+        else:
+            answer = past_runs.listed(found, chosen, limit or 50)
         if plot is not None:
             past_runs.draw(found, chosen, plot)
             note(f"plot: {plot}")

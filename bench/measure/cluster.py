@@ -4,7 +4,6 @@ Slurm, and one whole node for a job: neighbours on a node change its bandwidth, 
 not do. What a job measured is read from its samples, never from the scheduler, which forgets and requeues.
 """
 
-import getpass
 import importlib.util
 import os
 import shutil
@@ -201,7 +200,7 @@ def _queue() -> dict[str, State]:
 
     Not `sacct`, on which submitit relies: it has no answer on a cluster without an accounting database.
     """
-    command = ["squeue", "--noheader", "--array", "--format=%i %T", f"--user={getpass.getuser()}"]
+    command = ["squeue", "--noheader", "--array", "--format=%i %T", "--me"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     except subprocess.TimeoutExpired:

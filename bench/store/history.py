@@ -6,6 +6,7 @@ and is made again, and so is a summary that does not name the samples it was mad
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import tempfile
@@ -44,6 +45,9 @@ RUN_COLUMNS: dict[str, str] = {
     "stamp": "VARCHAR",
 }
 """The table `runs`. Several models stand in one cell; `stamp` is how the folder looked when it was read."""
+
+_DAMAGED = ("not a valid DuckDB database", "Corrupt database", "Could not read enough bytes")
+"""In what DuckDB says of a database that is cut off or overwritten."""
 
 AT_ONCE = 500
 """Runs that are read before they are stored, so that an interruption costs no more."""
@@ -96,7 +100,8 @@ class History:
         self._connection, self._columns, self._derive = connection, columns, derive
         self.notes: list[str] = []
         """What was skipped, and why: a line each."""
-        names = [self._attach(f"f{number}", folder) for number, folder in enumerate(folders)]
+        different = {os.path.realpath(folder): folder for folder in folders}.values()
+        names = [self._attach(f"f{number}", folder) for number, folder in enumerate(different)]
         for table in ("runs", "rows"):
             parts = " UNION ALL ".join(f"SELECT * FROM {name}.{table}" for name in names)
             connection.execute(f"CREATE TEMP VIEW {table} AS {parts}")
@@ -105,36 +110,43 @@ class History:
         # A user's query reaches no file from here on, and cannot undo that.
         connection.execute("SET enable_external_access = false; SET lock_configuration = true")
 
-    def query(self, sql: str, values: Sequence[object] = ()) -> Answer:
-        """Return the answer to a query.
+    def query(self, sql: str, values: Sequence[object] = (), *, asked: str) -> Answer:
+        """Return the answer to a query; `asked` is the flag that it comes from, as the user gave it.
 
         Raises:
             UsageError: it is not valid, or not one that only reads.
+            DataError: a database is damaged.
         """
         import duckdb
 
         try:
             kinds = [statement.type for statement in self._connection.extract_statements(sql)]
             if kinds != [duckdb.StatementType.SELECT]:
-                raise UsageError(f"{sql}: give one SELECT; the history is only read")
+                raise UsageError(f"{asked}: give one SELECT; the history is only read")
             found = self._connection.execute(sql, values)
-            columns = {str(name): str(kind) for name, kind, *_ in found.description or ()}
+            columns: dict[str, str] = {}
+            for name, kind, *_ in found.description or ():
+                columns[_unlike(str(name), columns)] = str(kind)
             return Answer(columns, [dict(zip(columns, row, strict=True)) for row in found.fetchall()])
+        except duckdb.IOException as error:
+            raise DataError(f"{DATABASE}: damaged ({_reason(error)}); delete it: it is made again") from error
         except duckdb.Error as error:
-            raise UsageError(f"{sql}: {str(error).splitlines()[0]}") from error
+            raise UsageError(f"{asked}: {_reason(error)}") from error
 
     def _attach(self, name: str, folder: Path) -> str:
         """Attach the folder's database, up to date; one in memory where none can be stored there. Return its name."""
         import duckdb
 
         if not folder.is_dir():
-            raise DataError(f"{folder}: no such folder")
+            raise DataError(f"{folder}: {'a file; give the folder of runs' if folder.exists() else 'no such folder'}")
+        if not _is_text(folder):
+            raise DataError(f"{folder}: its name is no UTF-8")
         path = folder / DATABASE
         try:
             self._open(name, str(path))
             self._update(name, folder)
         except (duckdb.IOException, duckdb.TransactionException) as error:  # the latter where it cannot be committed
-            if "not a valid DuckDB database" in str(error):
+            if any(sign in str(error) for sign in _DAMAGED):
                 raise DataError(f"{path}: damaged; delete it: it is made again from the runs") from error
             if "Could not set lock" in str(error):
                 raise DataError(f"{path}: another `kvbench history` uses it; run it again") from error
@@ -151,6 +163,7 @@ class History:
     def _open(self, name: str, path: str) -> None:
         run = self._connection.execute
         run(f"ATTACH {_quoted(path)} AS {name}")
+        run("BEGIN")  # a kill leaves all tables of one form
         run(f"CREATE TABLE IF NOT EXISTS {name}.form (form INTEGER, columns VARCHAR)")
         wanted = (FORM, json.dumps([*RUN_COLUMNS, *self._columns.items()]))
         if run(f"SELECT * FROM {name}.form").fetchall() != [wanted]:
@@ -159,12 +172,15 @@ class History:
             for table, columns in (("runs", RUN_COLUMNS), ("rows", {"folder": "VARCHAR", **self._columns})):
                 listed = ", ".join(f'"{column}" {kind}' for column, kind in columns.items())
                 run(f"CREATE OR REPLACE TABLE {name}.{table} ({listed})")
+        run("COMMIT")
 
     def _update(self, name: str, folder: Path) -> None:
         """Read what is new or changed, forget what is gone."""
         run = self._connection.execute
         known = dict(run(f"SELECT folder, stamp FROM {name}.runs").fetchall())
-        found = {str(path): stamp for path, stamp in _stamps(folder)}
+        stamps = list(_stamps(folder))
+        self.notes += [f"skipped: {path}: its name is no UTF-8" for path, _ in stamps if not _is_text(path)]
+        found = {str(path): stamp for path, stamp in stamps if _is_text(path)}
         gone = [path for path, stamp in known.items() if found.get(path) != stamp]
         new = [path for path, stamp in found.items() if known.get(path) != stamp]
         for start in range(0, max(len(new), 1), AT_ONCE):
@@ -184,14 +200,17 @@ class History:
         self._connection.execute(f"INSERT INTO {table} {_SELECT}", _as_json(columns, rows))
 
     def _read(self, folder: Path, stamp: str) -> tuple[dict[str, Any], Rows] | None:
-        """Return a run's entry and its summary's rows; None, with a note, where it is damaged."""
+        """Return a run's entry and its summary's rows; None, with a note, where that fails."""
         try:
             manifest = read_manifest(folder)
             rows = fitting_rows(folder)
             if rows is None:
                 rows = self._derive(folder)
-        except (KvbenchError, OSError, ValueError) as error:
+        except KvbenchError as error:
             self.notes.append(f"skipped: {error}")
+            return None
+        except Exception as error:  # noqa: BLE001 - one run must not cost the history of all others
+            self.notes.append(f"skipped: {folder}: {type(error).__name__} {error}")
             return None
         machine = manifest.environment
         return {
@@ -199,7 +218,7 @@ class History:
             "run": folder.name,
             "measured_utc": manifest.created_utc.removesuffix("Z").removesuffix("+00:00"),
             "model": ", ".join(dict.fromkeys(plan.case.model for plan in manifest.plan)),
-            "machine": ", ".join(dict.fromkeys(row["machine"] for row in rows)) or machine.hostname,
+            "machine": ", ".join(dict.fromkeys(row["machine"] or "" for row in rows)) or machine.hostname,
             "commit": machine.git_commit,
             "torch": machine.torch,
             "transformers": machine.transformers,
@@ -215,13 +234,21 @@ def parquet(columns: Mapping[str, str], rows: Iterable[dict[str, Any]]) -> bytes
     """Write rows as Apache Parquet; `columns` are the types of DuckDB by name.
 
     Raises:
-        UsageError: DuckDB is not installed.
+        UsageError: DuckDB is not installed, the temporary folder has no room, or Parquet has no such type.
     """
-    with connect() as connection, tempfile.TemporaryDirectory() as folder:
-        connection.execute(f"CREATE TABLE made AS {_SELECT}", _as_json(columns, rows))
-        path = Path(folder, "rows.parquet")
-        connection.execute(f"COPY made TO {_quoted(str(path))} (FORMAT parquet)")
-        return path.read_bytes()
+    with connect() as connection:
+        import duckdb
+
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                connection.execute(f"CREATE TABLE made AS {_SELECT}", _as_json(columns, rows))
+                path = Path(folder, "rows.parquet")
+                connection.execute(f"COPY made TO {_quoted(str(path))} (FORMAT parquet)")
+                return path.read_bytes()
+        except (duckdb.IOException, OSError) as error:
+            raise UsageError(f"parquet: {_reason(error)}; set TMPDIR to a folder with room") from error
+        except duckdb.Error as error:
+            raise UsageError(f"parquet: {_reason(error)}") from error
 
 
 _SELECT = "SELECT unnest(from_json(?, ?), max_depth := 2)"
@@ -250,6 +277,20 @@ def _stamps(folder: Path) -> Iterator[tuple[Path, str]]:
 
 def _counts(name: str) -> bool:
     return name == "manifest.json" or (name.startswith("samples") and name.endswith(".jsonl"))
+
+
+def _is_text(path: Path) -> bool:
+    """Return whether a path is UTF-8, as all text in a database."""
+    try:
+        return bool(str(path).encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def _unlike(name: str, others: Iterable[str]) -> str:
+    """Return the name of a column, numbered where there is one of that name: a, a_1."""
+    taken, candidates = {other.casefold() for other in others}, (f"{name}_{number}" for number in itertools.count(1))
+    return name if name.casefold() not in taken else next(one for one in candidates if one.casefold() not in taken)
 
 
 def _quoted(text: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench.errors import UsageError
+from bench.errors import DataError, UsageError
 from bench.manifest import Manifest
 from bench.store import sealed
 from bench.store.run_folder import writing
@@ -58,10 +58,12 @@ def read(path: Path) -> tuple[JobFile, Path]:
     """Read and check a job file; return it and the run folder that it names.
 
     Raises:
-        DataError: it is missing, damaged, or of a newer schema.
+        DataError: it is missing, damaged, of a newer schema, or plans nothing.
         UsageError: it names a folder outside of the run folder that it lies in.
     """
     job = sealed.read(path, JobFile, JOB_VERSION)
+    if not job.manifest.plan:
+        raise DataError(f"{path}: plans no case")
     here = path.resolve().parent
     folder = (here / job.run_folder).resolve()
     if folder not in (here, here.parent) or not _NAME.fullmatch(job.job):

@@ -4,11 +4,21 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
+from bench.analysis.columns import COLUMNS
+
 SUMMARY_VERSION = 1
+
+_KINDS: dict[str, Any] = {
+    "string": str,
+    "Int64": Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)],
+    "float64": float,
+}
+_Row = msgspec.defstruct("_Row", [(column.name, _KINDS[column.dtype] | None) for column in COLUMNS])
+"""What a row must hold, and may hold more."""
 
 
 class SummaryFile(msgspec.Struct, frozen=True):
@@ -42,9 +52,14 @@ def document(folder: Path, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def fitting_rows(folder: Path) -> list[dict[str, Any]] | None:
-    """Return the rows stored with a run; None where there are none of this form, made of the samples as they are."""
+    """Return the rows stored with a run; None where there are none of this form, made of the samples as they are.
+
+    Each has all columns of the summary, of their types.
+    """
     try:
         found = msgspec.json.decode((folder / "summary.json").read_bytes(), type=SummaryFile)
+        for row in found.rows:
+            msgspec.convert(row, _Row)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
     fits = found.schema_version == SUMMARY_VERSION and found.samples_sha256 == samples_digest(folder)

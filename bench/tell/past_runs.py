@@ -33,6 +33,8 @@ class Condition(NamedTuple):
 
     sql: str
     values: list[str]
+    asked: str
+    """The flag with the user's part of it."""
 
 
 def derive(folder: Path) -> list[dict[str, Any]]:
@@ -50,7 +52,9 @@ def derive(folder: Path) -> list[dict[str, Any]]:
 def condition(where: str | None, equal: Mapping[str, str | None]) -> Condition:
     """Join a user's condition with columns that are to have a value; None asks for nothing."""
     wanted = {f'"{name}" = ?': value for name, value in equal.items() if value is not None}
-    return Condition(" AND ".join([*wanted, *([f"({where})"] if where else [])]) or "true", list(wanted.values()))
+    return Condition(
+        " AND ".join([*wanted, *([f"({where})"] if where else [])]) or "true", list(wanted.values()), f"--where {where}"
+    )
 
 
 def listed(history: History, chosen: Condition, limit: int) -> Answer:
@@ -61,7 +65,9 @@ def listed(history: History, chosen: Condition, limit: int) -> Answer:
     """
     some = "" if chosen.sql == "true" else f" WHERE folder IN (SELECT folder FROM history WHERE {chosen.sql})"
     return history.query(
-        f"SELECT {LIST} FROM runs{some} ORDER BY measured_utc DESC, run DESC LIMIT {limit}", chosen.values
+        f"SELECT {LIST} FROM runs{some} ORDER BY measured_utc DESC, run DESC LIMIT {limit}",
+        chosen.values,
+        asked=chosen.asked,
     )
 
 
@@ -69,7 +75,8 @@ def rendered(answer: Answer, form: Literal["md", "csv", "json"]) -> str:
     """Write an answer as a Markdown table, as CSV, or as a JSON list of rows."""
     names = list(answer.columns)
     if form == "json":
-        return json.dumps(answer.rows, indent=2, default=str) + "\n"
+        rows = json.loads(json.dumps(answer.rows, default=str), parse_constant=lambda _: None)  # JSON has no NaN
+        return json.dumps(rows, indent=2) + "\n"
     if form == "csv":
         return tables.data(pd.DataFrame(answer.rows, columns=names, dtype=object), form)
     lines = [[_cell(row[name]) for name in names] for row in answer.rows]
@@ -88,6 +95,7 @@ def trend(history: History, chosen: Condition) -> pd.DataFrame:
     found = history.query(
         f"SELECT {columns} FROM history WHERE latency_ms IS NOT NULL AND {chosen.sql} ORDER BY measured_utc",
         chosen.values,
+        asked=chosen.asked,
     )
     if not found.rows:
         raise UsageError("--plot: no run has such a latency")

@@ -50,6 +50,8 @@ def test_what_a_format_cannot_hold_is_said(run):
     [
         (["--to", "github-action-benchmark", "--out", "-"], "--out -: github-action-benchmark is not one text"),
         (["--to", "xml"], "--to xml"),
+        (["--to", "bmf", "--out", "."], "--out .: is a folder; give a file"),
+        (["--to", "github-action-benchmark", "--out", "/"], "--out /: is a folder; give a file"),
         (["--to", "bmf", "--out", "/dev/null/x"], "--out /dev/null/x: cannot be written"),
     ],
 )

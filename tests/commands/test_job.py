@@ -112,6 +112,12 @@ def test_a_newer_schema_and_a_damaged_file_are_refused(tmp_path: Path) -> None:
     assert "No such file" in refused("job", str(tmp_path / "none.json"), code=3)
 
 
+def test_a_job_without_a_case_is_refused(tmp_path: Path) -> None:
+    folder, manifest = make_cluster_run(tmp_path)
+    path = change(folder, manifest=msgspec.structs.replace(manifest, plan=[]))
+    assert "job-0.json: plans no case" in refused("job", str(path), code=3)
+
+
 def test_a_job_of_another_run_is_refused(tmp_path: Path) -> None:
     folder, manifest = make_cluster_run(tmp_path)
     other = msgspec.structs.replace(manifest, run_id="another")

@@ -192,6 +192,23 @@ def test_a_missing_submitit_or_sbatch_is_one_line(tmp_path: Path, monkeypatch: p
     assert "needs submitit: pip install 'kvbench[cluster]'" in run(RUN, tmp_path, code=2)[1]
 
 
+def test_the_queue_is_asked_without_the_users_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user id without an entry in the password file has none."""
+
+    def unknown(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "squeue").write_text('#!/bin/sh\ncase "$*" in *--me*) echo "7_0 RUNNING";; esac\n')
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "submitted.jsonl").write_text('{"job-0":"7_0","job-1":"7_1"}\n')
+    assert cluster.Slurm(tmp_path, Cluster(kind="slurm")).attach() == {"job-0"}
+
+
 def test_what_slurm_refuses_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """sbatch, srun and squeue are scripts here."""
     programs = tmp_path / "bin"

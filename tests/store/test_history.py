@@ -1,6 +1,7 @@
 """The history is made of the runs, follows them, and loses nothing when it cannot."""
 
 import json
+import os
 import resource
 import shutil
 
@@ -108,15 +109,53 @@ def test_a_condition_is_one_on_the_summarys_columns(runs):
         names(runs, where="no_such_column = 1")
 
 
+def test_a_row_that_does_not_fit_is_derived_again_and_any_other_error_costs_one_run(runs, derived, monkeypatch):
+    names(runs)
+    path = runs / "a" / "summary.json"
+    whole = json.loads(path.read_text())
+    for change in ({"latency_ms": "abc"}, {"n_prompt": 2**70}, {"machine": ...}):
+        row = {name: value for name, value in (whole["rows"][0] | change).items() if value is not ...}
+        path.write_text(json.dumps(whole | {"rows": [row, *whole["rows"][1:]]}))
+        (runs / DATABASE).unlink()
+        derived.clear()
+        assert names(runs) == ["c", "b", "a"]
+        assert derived == ["a"]
+    monkeypatch.setattr("tests.store.test_history.past_runs.derive", lambda path: [0] * 2**62)
+    path.unlink()
+    notes = []
+    assert names(runs, notes=notes) == ["c", "b"]
+    assert [note.split(":")[:3] for note in notes] == [["skipped", f" {runs / 'a'}", " MemoryError "]]
+
+
+def test_a_folder_whose_name_is_no_utf_8_is_skipped(runs):
+    (runs / "a").rename(os.fsdecode(os.fsencode(runs) + b"/run-\xff"))
+    notes = []
+    assert names(runs, notes=notes) == ["c", "b"]
+    assert [note.endswith("its name is no UTF-8") for note in notes] == [True]
+    printed = kvbench("history", str(runs))
+    assert "run-" in printed.stderr
+
+
+def test_one_folder_by_two_names_counts_once(runs, tmp_path):
+    (tmp_path / "link").symlink_to(runs)
+    assert names(runs, runs / ".." / "runs", tmp_path / "link") == ["c", "b", "a"]
+
+
 def test_several_folders_are_one_history(runs, tmp_path):
     add(tmp_path / "others", "z")
     assert names(runs, tmp_path / "others") == ["z", "c", "b", "a"]
     with pytest.raises(DataError, match="no such folder"):
         names(tmp_path / "missing")
+    with pytest.raises(DataError, match=r"manifest\.json: a file; give the folder of runs"):
+        names(runs / "a" / "manifest.json")
 
 
-def test_an_unreadable_database_is_one_line_that_says_what_to_do(runs):
-    (runs / DATABASE).write_bytes(b"x" * 8192)
+@pytest.mark.parametrize(
+    "damage", [lambda _: b"x" * 8192, lambda db: db[: len(db) // 2], lambda db: db[:5000] + b"x" * 5000 + db[10000:]]
+)
+def test_an_unreadable_database_is_one_line_that_says_what_to_do(runs, damage):
+    names(runs)
+    (runs / DATABASE).write_bytes(damage((runs / DATABASE).read_bytes()))
     with pytest.raises(DataError, match="damaged; delete it: it is made again") as refusal:
         names(runs)
     assert "\n" not in str(refusal.value)
@@ -156,7 +195,19 @@ def test_a_full_disk_costs_the_database_and_not_the_answer(runs):
 )
 def test_a_query_only_reads_and_reaches_no_file(runs, sql):
     with connect() as connection, pytest.raises(UsageError):
-        History(connection, [runs], COLUMNS, past_runs.derive).query(sql)
+        History(connection, [runs], COLUMNS, past_runs.derive).query(sql, asked="--sql")
+    assert names(runs) == ["c", "b", "a"]
+
+
+def test_a_database_that_was_killed_while_its_tables_were_made_is_whole_or_empty(runs, monkeypatch):
+    """Nothing is committed before the last table is there."""
+    with connect() as connection, monkeypatch.context() as patch:
+        patch.setattr(history, "RUN_COLUMNS", {"folder": "NO_SUCH_TYPE"})
+        with pytest.raises(DataError):
+            History(connection, [runs], COLUMNS, past_runs.derive)
+    with connect() as connection:
+        connection.execute(f"ATTACH '{runs / DATABASE}' AS left_over")
+        assert connection.execute("SHOW ALL TABLES").fetchall() == []
     assert names(runs) == ["c", "b", "a"]
 
 
@@ -185,12 +236,39 @@ def test_the_command_lists_queries_and_draws(runs, tmp_path):
     [
         (["-o", "parquet"], "--format parquet: give --out FILE"),
         (["--sql", "SELECT 1", "--model", "x"], "--sql: goes without"),
+        (["--sql", "SELECT 1", "--limit", "5"], "--sql: goes without"),
+        (["--sql", ""], "kvbench: --sql: give one SELECT; the history is only read"),
+        (["--where", "nosuch > 1"], "kvbench: --where nosuch > 1: Binder Error"),
+        (["--out", "."], "--out .: cannot be written (Is a directory)"),
         (["--plot", "trend.gif"], "--plot trend.gif: give a file that ends in .png or .svg"),
         (["--plot", "x.png", "--strategy", "static"], "--plot: no run has such a latency"),
     ],
 )
 def test_what_cannot_be_asked_is_one_line(runs, arguments, message):
     assert message in refused("history", str(runs), *arguments)
+
+
+def test_columns_of_one_name_are_numbered_and_json_has_no_nan(runs, tmp_path):
+    def asked(sql, form):
+        return kvbench("history", str(runs), "--sql", sql, "-o", form).stdout
+
+    assert asked("SELECT 1 AS a, 2 AS a, 3 AS A_1", "csv") == "a,a_1,A_1_1\n1,2,3\n"
+    assert "machine_1" in json.loads(asked("SELECT * FROM runs JOIN rows USING (folder)", "json"))[0]
+    assert json.loads(asked("SELECT 'nan'::DOUBLE AS x, ['inf'::DOUBLE] AS y", "json")) == [{"x": None, "y": [None]}]
+
+
+def test_a_full_temporary_folder_is_named(runs, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    refusal = refused("history", str(runs), "-o", "parquet", "--out", str(tmp_path / "x.parquet"))
+    assert "set TMPDIR to a folder with room" in refusal
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, limits[1]))
+    try:
+        with pytest.raises(UsageError, match=r"parquet: .*; set TMPDIR to a folder with room"):
+            history.parquet({"a": "BIGINT"}, [{"a": 1}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_without_duckdb_one_line_says_what_to_install(runs, monkeypatch):

@@ -33,6 +33,26 @@ def test_what_is_written_is_read_and_nothing_else_is_left(note):
     assert [path.name for path in note.parent.iterdir()] == ["note.json"]
 
 
+def test_a_link_a_pipe_and_a_device_stay_what_they_are(tmp_path):
+    link, pipe, device = tmp_path / "link", tmp_path / "pipe", tmp_path / "device"
+    (tmp_path / "real").write_text("before")
+    link.symlink_to("real")
+    device.symlink_to("/dev/null")
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    for path in (link, pipe, device):
+        sealed.write_atomically(path, b"after")
+    assert os.read(reader, 100) == b"after"
+    os.close(reader)
+    assert (tmp_path / "real").read_bytes() == b"after"
+    assert link.is_symlink()
+    assert pipe.is_fifo()
+    assert device.is_char_device()
+    assert len(list(tmp_path.iterdir())) == 4
+    with pytest.raises(IsADirectoryError):
+        sealed.write_atomically(tmp_path, b"")
+
+
 def test_its_rights_are_those_of_the_umask(tmp_path):
     before = os.umask(0o027)
     try:

@@ -144,6 +144,23 @@ def test_benchstat_gets_a_line_of_gos_format_for_each_turn():
     assert len({line.split()[0] for line in lines}) == len(TIMED)
 
 
+def test_benchstat_compares_two_runs_of_one_machine_and_gets_no_line_from_its_name():
+    """Its -table is .config by default (golang.org/x/perf/cmd/benchstat): a line that differs is a table of its own.
+
+    benchstat itself is not run here.
+    """
+    environment = msgspec.structs.replace(TIDY.run.manifest.environment, cpu_model="A\nBenchmarkEvil 1 5 ns/op")
+    heads = []
+    for path in ("runs/before", "runs/after"):
+        run = msgspec.structs.replace(
+            TIDY.run, path=path, manifest=msgspec.structs.replace(TIDY.run.manifest, environment=environment)
+        )
+        (document,) = documents("benchstat", Tidy.of(run)).values()
+        heads.append([line for line in document.decode().splitlines() if not line.startswith("Benchmark")])
+    assert heads[0] == heads[1]
+    assert "cpu: A BenchmarkEvil 1 5 ns/op" in heads[0]
+
+
 def test_parquet_holds_every_column_of_the_summary_with_its_type(tmp_path):
     duckdb = pytest.importorskip("duckdb")
     (document,) = documents("parquet").values()

@@ -31,14 +31,16 @@ def documents(tidy: Tidy, summary: pd.DataFrame) -> dict[str, bytes]:
     cases = {
         plan.case.key: (plan.case, _name(plan.case), tidy.run.environment(plan.case)) for plan in tidy.run.manifest.plan
     }
-    lines = ["Unit tok/s better=higher", f"run: {tidy.run.name}"]
+    # No line with the run's name: by default benchstat compares only what agrees in all such lines (-table .config).
+    lines = ["Unit tok/s better=higher"]
     turns = tidy.turns[["case", "phase", "latency_ms"]]
     for key, phase, latency_ms in turns.itertuples(index=False, name=None):
         case, name, measured_on = cases[key]
         if machine != measured_on:  # what stands in such a line holds from there on
             machine = measured_on
-            lines += [f"cpu: {machine.cpu_model}", f"torch: {machine.torch}", f"transformers: {machine.transformers}"]
-            lines += [f"machine: {machine.hostname}"] if several else []
+            facts = {"cpu": machine.cpu_model, "torch": machine.torch, "transformers": machine.transformers}
+            facts |= {"machine": machine.hostname} if several else {}
+            lines += [f"{name}: {' '.join(value.split())}" for name, value in facts.items()]
         tokens = case.batch_size * (case.n_prompt if phase == "prefill" else 1)
         figures = f"{latency_ms * NS_PER_MS:.0f} ns/op {tokens / latency_ms * 1000:.6g} tok/s"
         lines.append(f"Benchmark{phase.capitalize()}/{name} 1 {figures}")
