@@ -82,7 +82,7 @@ def _whole_run(tidy: Tidy) -> Iterator[Caution]:
         yield Caution(None, text, "compare it with your runs as a first look only")
     if tidy.unfinished:
         text = f"the run was interrupted: {len(tidy.unfinished)} of {len(plan)} cases lack rounds"
-        yield Caution(None, text, f"`kvbench run --resume {tidy.run.name}` adds them")
+        yield Caution(None, text, f"`kvbench run --resume {tidy.run.path}` adds them")
     n_processes = tidy.measured["process"].nunique()
     if 0 < n_processes < MIN_PROCESSES:
         text = f"the intervals hold {scope(n_processes)}; processes differ by a few percent"

@@ -124,7 +124,7 @@ def refuse_unfit(tidy: Tidy) -> None:
         if not end.measured:
             raise DataError(f"{refusal}: {key}: not measured: {end.error}")
     for key in tidy.unfinished:
-        raise DataError(f"{refusal}: {key} lacks rounds; `kvbench run --resume {run.name}` adds them")
+        raise DataError(f"{refusal}: {key} lacks rounds; `kvbench run --resume {run.path}` adds them")
     if all(end.status == "unsupported" for end in ended.values()):
         raise FailedRun(f"{refusal}: every case of it is unsupported")
 

@@ -57,7 +57,7 @@ def test_an_interrupted_run_is_told_to_be_resumed_and_nothing_else_of_its_missin
     torn = msgspec.structs.replace(run, samples=run.samples[:-2])
     assert texts(torn) == [(None, "the run was interrupted: 1 of 1 cases lack rounds")]
     (first, *_) = cautions(msgspec.structs.replace(run, samples=[]))
-    assert first.advice == f"`kvbench run --resume {run.name}` adds them"
+    assert first.advice == f"`kvbench run --resume {run.path}` adds them"
 
 
 def machine(**fields):

@@ -145,6 +145,7 @@ def test_every_column_is_there_and_can_be_saved(browser, run_file, tmp_path):
     with opened(browser, run_file) as (page, wrong):
         page.locator("#every-column > summary").click()
         assert page.locator("#every-column tbody tr").count() == 12
+        assert page.locator("#every-column tbody th[scope=row]").count() == 12
         assert page.locator("#every-column th", has_text="latency_vs_exact_low").is_visible()
         with page.expect_download() as saving:
             page.get_by_role("button", name="Save summary.csv").click()

@@ -200,6 +200,10 @@ def test_each_setting_has_plots_of_its_own_named_after_what_differs():
     ]
     paths = [*grid(["dynamic"], [32], model="py:a.b:make"), *grid(["dynamic"], [32], model="models/x")]
     assert max(figures_of(make_run(paths))) == "throughput-py_a.b_make"
+    alike = [*grid(["dynamic"], [32], model="a/b"), *grid(["dynamic"], [32], model="a_b")]
+    assert {name for name in figures_of(make_run(alike)) if "through" in name} == {
+        f"throughput-a_b-{n}" for n in (1, 2)
+    }
 
 
 def test_what_failed_is_left_out_and_a_run_without_times_has_no_plots():

@@ -114,7 +114,8 @@ function everyColumn(details, { columns, rows }) {
   });
   const body = rows.map((row) => {
     const cells = row.map((value, column) => {
-      const cell = make(columns[column].name === "strategy" ? "th" : "td", {}, value === null ? "-" : String(value));
+      const [tag, scope] = columns[column].name === "strategy" ? ["th", { scope: "row" }] : ["td", {}];
+      const cell = make(tag, scope, value === null ? "-" : String(value));
       cell.classList.toggle("left", typeof value === "string");
       return cell;
     });

@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 
 _HERE = Path(__file__).parent
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
+_AT_A_DEPTH = re.compile(r"(\d+) @ (\d+)")
 _CODE = re.compile(r"`([^`]*)`|(?<![\w-])(--[a-z][a-z-]*)")
 _WITH_INTERVAL = re.compile(r"(-?\d[\d.,e+-]*) \[([^\]]+)\]")
 
@@ -31,9 +32,15 @@ def document(template: str, **values: Any) -> str:
 def point(text: str) -> str:
     """Return the number that a cell begins with, by which a table is sorted; nothing if it begins with none.
 
+    Prompts of one length are sorted by what is cached before them, in billionths.
+
     >>> [point(cell) for cell in ("39.9 [39.1-41.0]", "-1.00 [-2.00 to 0.500]", "2e-05", "12 of 16", "-", "true")]
     ['39.9', '-1.00', '2e-05', '12', '', '']
+    >>> point("128 @ 2048")
+    '128.000002048'
     """
+    if "@" in text and (found := _AT_A_DEPTH.fullmatch(text)):
+        return f"{found[1]}.{int(found[2]):09}"
     found = _NUMBER.match(text)
     return found[0] if found else ""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,12 +24,18 @@ CONTEXT = "context length (tokens)"
 def file_suffix(rows: pd.DataFrame, all_rows: pd.DataFrame, columns: list[str]) -> str:
     """Name what these rows have and others of the run have not, for a file: `-bfloat16-b4`; empty if nothing."""
     short = {"n_threads": "t", "batch_size": "b", "n_prompt": "p", "n_gen": "n", "n_depth": "d"}
-    parts = [
-        f"-{short.get(column, '')}{rows[column].iloc[0]}"
+    return "".join(
+        f"-{short.get(column, '')}{_for_a_file(rows[column].iloc[0], all_rows[column])}"
         for column in columns
         if len(set(all_rows[column])) > len(set(rows[column])) == 1
-    ]
-    return re.sub(r"[^A-Za-z0-9._-]", "_", "".join(parts))
+    )
+
+
+def _for_a_file(value: Any, values: Iterable[Any]) -> str:
+    """Write a value for a file's name, numbered where another of `values` would be written the same: a/b and a_b."""
+    written = {str(each): re.sub(r"[^A-Za-z0-9._-]", "_", str(each)) for each in values}
+    alike = [each for each, text in written.items() if text == written[str(value)]]
+    return written[str(value)] + (f"-{alike.index(str(value)) + 1}" if len(alike) > 1 else "")
 
 
 def intervals(low: pd.Series[float]) -> str:
