@@ -46,9 +46,6 @@ RUN_COLUMNS: dict[str, str] = {
 }
 """The table `runs`. Several models stand in one cell; `stamp` is how the folder looked when it was read."""
 
-_DAMAGED = ("not a valid DuckDB database", "Corrupt database", "Could not read enough bytes")
-"""In what DuckDB says of a database that is cut off or overwritten."""
-
 AT_ONCE = 500
 """Runs that are read before they are stored, so that an interruption costs no more."""
 
@@ -128,9 +125,9 @@ class History:
             for name, kind, *_ in found.description or ():
                 columns[_unlike(str(name), columns)] = str(kind)
             return Answer(columns, [dict(zip(columns, row, strict=True)) for row in found.fetchall()])
-        except duckdb.IOException as error:
-            raise DataError(f"{DATABASE}: damaged ({_reason(error)}); delete it: it is made again") from error
         except duckdb.Error as error:
+            if _is_damage(error):
+                raise DataError(f"{DATABASE}: damaged ({_reason(error)}); delete it: it is made again") from error
             raise UsageError(f"{asked}: {_reason(error)}") from error
 
     def _attach(self, name: str, folder: Path) -> str:
@@ -146,7 +143,7 @@ class History:
             self._open(name, str(path))
             self._update(name, folder)
         except (duckdb.IOException, duckdb.TransactionException) as error:  # the latter where it cannot be committed
-            if any(sign in str(error) for sign in _DAMAGED):
+            if _is_damage(error):
                 raise DataError(f"{path}: damaged; delete it: it is made again from the runs") from error
             if "Could not set lock" in str(error):
                 raise DataError(f"{path}: another `kvbench history` uses it; run it again") from error
@@ -277,6 +274,12 @@ def _stamps(folder: Path) -> Iterator[tuple[Path, str]]:
 
 def _counts(name: str) -> bool:
     return name == "manifest.json" or (name.startswith("samples") and name.endswith(".jsonl"))
+
+
+def _is_damage(error: Exception) -> bool:
+    """Return whether DuckDB says that a database is cut off or overwritten."""
+    signs = ("not a valid DuckDB database", "Corrupt database", "Could not read enough bytes")
+    return any(sign in str(error) for sign in signs)
 
 
 def _is_text(path: Path) -> bool:
