@@ -15,6 +15,7 @@ import platform
 import shutil
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,11 @@ CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 CTRANSLATE2 = "ctranslate2==4.8.5"
 LLAMA_CPP = "@node-llama-cpp/linux-x64@3.22.1"
-"""The engines of the study `peers`; neither has dependencies. llama.cpp comes from npm: node-llama-cpp's package has a
+"""Engines of the study `peers` that have no dependencies. llama.cpp comes from npm: node-llama-cpp's package has a
 build for every x86-64 processor. The wheels on PyPI lack AVX-512, which would flatter kvbench, and llama-cpp-python is
 source that compiles for ten minutes. No JavaScript is run."""
+PEER_PYTHONS = {"onnxruntime-genai": "KVBENCH_ONNXRUNTIME_GENAI", "openvino": "KVBENCH_OPENVINO"}
+"""Peers with an environment of their own (tests/studies/peer_requirements), and the variables that name its Python."""
 
 INCONCLUSIVE = 4
 """What `kvbench gate` exits with where the machine disturbed the run: no reason to fail a build."""
@@ -231,27 +234,57 @@ def peer_engines(session: nox.Session, python: str) -> dict[str, str]:
     npm = ("npm", "install", "--no-save", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix")
     llama_cpp = next(peer(session, LLAMA_CPP, *npm).glob("node_modules/@node-llama-cpp/*/bins/*"), "")
     found = {"PYTHONPATH": str(ctranslate2), "KVBENCH_LLAMA_CPP": str(llama_cpp)}
+    found |= {variable: peer_python(session, engine, python) for engine, variable in PEER_PYTHONS.items()}
     # First the proof that they emit naive re-feed's tokens: without it their times are worthless.
     session.run(python, "-m", "pytest", "-q", "-m", "peers", "tests/studies/test_peers.py", env=found)
     return found
 
 
 def peer(session: nox.Session, package: str, *install: str) -> Path:
-    """Find the folder that holds `package` alone, so that .nox/torch stays as it is; made once, whole or not at all.
+    """Find the folder that holds `package` alone, so that .nox/torch stays as it is."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        session.run(*install, str(folder), package, external=True)
+
+    return peer_folder(session, package, "", make)
+
+
+def peer_python(session: nox.Session, engine: str, python: str) -> str:
+    """Find the Python of the environment of `engine`: the exact packages of its list and no others.
+
+    The list is complete but for torch, which the engine's exporter alone needs and borrows from .nox/torch: it is not
+    downloaded again. Hence --no-deps.
+    """
+    listed = ROOT / "tests" / "studies" / "peer_requirements" / f"{engine}.txt"
+    pins = listed.read_text(encoding="utf-8")
+
+    def make(folder: Path) -> None:
+        session.run(python, "-m", "virtualenv", "--quiet", "--without-pip", str(folder), external=True)
+        pip = [python, "-m", "pip", "--python", str(interpreter(folder)), "install", "--no-deps", "-r", str(listed)]
+        session.run(*pip, external=True)
+
+    return str(interpreter(peer_folder(session, pins.splitlines()[0], pins, make)))
+
+
+def peer_folder(session: nox.Session, package: str, pins: str, make: Callable[[Path], None]) -> Path:
+    """Find the folder of `package`, which `make` fills; made once for the same `pins`, whole or not at all.
 
     If it cannot be installed, a warning says so and the folder does not exist: the others are measured without it.
     """
     folder = ROOT / ".nox" / "peers" / platform.python_version() / package.replace("/", "-")
-    if not folder.exists():
-        part = folder.with_name(f"{folder.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        try:
-            session.run(*install, str(part), package, external=True)
-        except nox.command.CommandFailed:
-            session.warn(f"{package} cannot be installed here: measuring without it")
-        else:
-            part.rename(folder)
+    stamp = folder.with_name(f"{folder.name}.txt")  # written last: an environment cannot be renamed when it is whole
+    if folder.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == pins:
+        return folder
+    stamp.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        make(folder)
+    except nox.command.CommandFailed:
+        session.warn(f"{package} cannot be installed here: measuring without it")
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        stamp.write_text(pins, encoding="utf-8")
     return folder
 
 

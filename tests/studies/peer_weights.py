@@ -1,43 +1,93 @@
-"""A Llama-like model of kvbench in the formats of its peers, with the same numbers: CTranslate2's folder, and GGUF.
+"""A Llama-like model of kvbench in the formats of its peers, with the same numbers.
 
-Both come from the float32 model as transformers holds it, so a difference in speed is never one of the weights. Token
+All come from the float32 model as transformers holds it, so a difference in speed is never one of the weights. Token
 ids are all that the engines are given and asked for: the vocabulary that they must have is made of the ids themselves.
 """
 
 import hashlib
+import os
+import subprocess
+import sysconfig
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, PreTrainedModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from bench.measure.server_process import TREE
 from kvcache import models
 from kvcache.models.weight_cache import ModelError, made_once
+from tests.studies.peer_engines import python_of
+
+ONE_FILE = ("ctranslate2", "openvino")
+"""Engines that read the float32 weights and compute in the data type they are loaded with."""
+
+
+class ExportFailed(Exception):
+    """An engine's own exporter did not export; the message is its last line."""
 
 
 def converted(engine: str, model: str, dtype: str) -> Path:
-    """Where the weights of `model` lie for `engine`, converted once into kvbench's cache folder.
+    """Find where the weights of `model` lie for `engine`, converted once into kvbench's cache folder.
 
     Raises:
-        ModelError: the model cannot be had, its architecture is not Llama's, or the cache folder cannot be written.
+        ModelError: there is no such model, its architecture is not Llama's, or the cache folder cannot be written.
+        ImportError: the engine is not installed.
+        ExportFailed: the engine's own exporter refused.
     """
     digest = hashlib.sha256(models.weights_digest(model, seed=0).encode()).hexdigest()[:16]
-    if engine == "ctranslate2":  # float32 for every data type: what it computes in is chosen when it is loaded
-        name, dtype = f"peers-{digest}-ctranslate2-{version('ctranslate2')}", "float32"
-    else:
-        name = f"peers-{digest}-gguf-{version('gguf')}-{dtype}"
+    if engine in ONE_FILE:  # for every data type: what it computes in is chosen when it is loaded
+        dtype = "float32"
 
     def make(folder: Path) -> None:
         loaded = models.load(model, dtype="float32", seed=0)
         if not isinstance(loaded.config, LlamaConfig):
             raise ModelError(f"{model} is of type {loaded.config.model_type}; peers are given models of type llama")
-        if engine == "ctranslate2":
-            write_ctranslate2(loaded, folder)
-        else:
-            write_gguf(loaded, dtype, folder / "model.gguf")
+        write(engine, loaded, dtype, folder)
 
+    name = f"peers-{digest}-{exporter(engine)}-{dtype}"
     return made_once(name, make, note=f"converting {model} to {dtype} for {engine} once into the cache")
+
+
+def write(engine: str, model: PreTrainedModel, dtype: str, folder: Path) -> None:
+    """Write `model` into `folder` as `engine` reads it; raises as `converted` does."""
+    if engine == "ctranslate2":
+        write_ctranslate2(model, folder)
+    elif engine == "llama.cpp":
+        write_gguf(model, dtype, folder / "model.gguf")
+    else:
+        write_by_exporter(engine, model, dtype, folder)
+
+
+def exporter(engine: str) -> str:
+    """Name what writes the format of `engine`, with its version; that of an environment is in its folder's name."""
+    package = {"ctranslate2": "ctranslate2", "llama.cpp": "gguf"}.get(engine)
+    return f"{package}-{version(package)}" if package else Path(python_of(engine)).parents[1].name
+
+
+def write_by_exporter(engine: str, model: PreTrainedModel, dtype: str, folder: Path) -> None:
+    """Write `model` by the engine's own exporter (`peer_export`), in the engine's environment, offline."""
+    with tempfile.TemporaryDirectory() as checkpoint:
+        model.save_pretrained(checkpoint)
+        words = {str(token): token for token in range(model.config.vocab_size)}
+        special = {"unk_token": "0", "eos_token": "0"}  # they must be some; none is ever used
+        tokenizer = Tokenizer(WordLevel(words, special["unk_token"]))
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(checkpoint)
+        arguments = [engine, dtype, checkpoint, str(folder), sysconfig.get_path("purelib")]
+        done = subprocess.run(
+            [python_of(engine), "-m", "tests.studies.peer_export", *arguments],
+            cwd=TREE,
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode:
+        raise ExportFailed(f"its exporter failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
 
 
 @torch.inference_mode()
