@@ -143,7 +143,10 @@ def main() -> None:
     except ModelError as error:
         parser().error(f"--model {arguments.model}: {error}")
     findings = Findings(versions={name: f"{name} {version(name)}" for name in ("torch", "transformers")})
-    dtypes, names = list(dict.fromkeys(arguments.dtype)), list(dict.fromkeys(arguments.engines or LINE_UPS[arguments.kv]))
+    dtypes, names = (
+        list(dict.fromkeys(arguments.dtype)),
+        list(dict.fromkeys(arguments.engines or LINE_UPS[arguments.kv])),
+    )
     case = Case(
         model=arguments.model,
         strategy="",
