@@ -226,8 +226,12 @@ def _pass(product: Product, linears: Sequence[Linear], rows: int) -> Pass:
 def _compiled_for_all(product: Product, like: Tensor, rows: int) -> Product:
     """Compile a product of so many rows once, for weights of all shapes."""
     function = compiled(product)
-    weight, x = torch.zeros_like(like), torch.zeros(rows, 1, like.shape[1], dtype=like.dtype)
-    for tensor, axis in ((weight, 0), (weight, 1), (x, 2)):  # SLF001: documented, if not by its name
-        torch._dynamo.mark_dynamic(tensor, axis)  # noqa: SLF001
+    # Small, since all that is held beside the weights counts, of unequal sizes, which the compiler would take for one;
+    # what threads share is decided by the hints.
+    weight, x = like.new_zeros(96, 64), like.new_zeros(rows, 1, 64)
+    out_features, in_features = like.shape
+    for tensor, axis, expected in ((weight, 0, out_features), (weight, 1, in_features), (x, 2, in_features)):
+        # SLF001: documented, if not by its name
+        torch._dynamo.mark_dynamic(tensor, axis, hint_override=expected)  # noqa: SLF001
     function(x, weight, None)
     return function
