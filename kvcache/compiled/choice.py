@@ -32,8 +32,9 @@ LEAST_BYTES = 1 << 24
 PROMPT_ROWS = 128
 """Positions of the prompt for which candidates are timed."""
 
-MOST_SUMS = 32
-"""Rows times places up to which a multiply-and-sum is a candidate: each is a sum of its own in the compiled code."""
+MOST_SUMS = 16
+"""Rows times places up to which a multiply-and-sum is a candidate. Each is a sum of its own in the compiled code, which
+takes the longer to compile; at 9 rows one place was as fast as two (Zen 3)."""
 
 ROUNDS, LEAST_ROUNDS, SECONDS = 7, 3, 8.0
 """Passes of each candidate in one phase after the first, which warms up; past SECONDS no round beyond LEAST_ROUNDS."""

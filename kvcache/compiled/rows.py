@@ -81,7 +81,6 @@ class ExactRows(NamedTuple):
     @classmethod
     def empty(cls, like: Tensor, batch_size: int, kv_heads: int, chunks: int, head_dim: int) -> Self:
         shape, lanes = (batch_size, kv_heads, chunks), math.gcd(head_dim, LANES)
-        # Zeroes come from the kernel untouched: memory is taken as tokens arrive.
         keys = like.new_zeros((*shape, CHUNK // LANES, head_dim, LANES))
         return cls(keys, like.new_zeros((*shape, head_dim // lanes, CHUNK, lanes)))
 
