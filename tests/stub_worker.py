@@ -65,6 +65,7 @@ class StubWorker:
     def __init__(self, requests: BinaryIO, replies: BinaryIO, script: dict[str, list[Act]]) -> None:
         self.requests, self.replies, self.script = requests, replies, script
         self.strategy, self.wrong = "", False
+        self.kernels: dict[str, str] | None = None
         self.counts: dict[str, int] = {}
         self.decode = msgspec.json.Decoder(Request).decode
 
@@ -81,7 +82,7 @@ class StubWorker:
 
     def answer(self, request: Request) -> Reply:
         if isinstance(request, Load):
-            self.strategy = request.strategy
+            self.strategy, self.kernels = request.strategy, request.kernels
         if isinstance(request, ChooseCeilings):
             self.strategy = "ceilings"
         tag = str(msgspec.to_builtins(request)["type"])
@@ -119,6 +120,8 @@ class StubWorker:
                 signal.pause()
             case "slow":
                 time.sleep(act["seconds"])
+            case "say kernels":
+                return Refused(status="failed", error=f"kernels: {self.kernels}")
             case "wrong":
                 self.wrong = True
             case "refuse":

@@ -100,6 +100,8 @@ def test_the_readmes_grid_of_a_random_model_fits_it(tmp_path: Path) -> None:
         (["-b", "100000"], "memory"),
         (["--strategies", "fp8", "--text", "/nowhere"], "--text /nowhere: cannot be read (No such file or directory)"),
         (["--prefill-quantized"], "no strategy of the grid supports it; add compiled-int4 or compiled-int8"),
+        (["--kernels", "/nowhere"], "--kernels /nowhere cannot be read (No such file or directory)"),
+        (["--resume", "x", "--kernels", "default"], "leave out --kernels, --model"),
         (["--resume", "x", "--text", "y"], "leave out --model, --text"),
     ],
 )

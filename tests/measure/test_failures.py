@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +28,19 @@ def ended(out: Path, script: dict[str, Any], *flags: str) -> tuple[object, dict[
     code, text, errors = stub_run.finish(["run", *GRID, "-o", "json", "--out", str(out), *flags], out, script)
     rows = {row["strategy"]: row for row in json.loads(text) if row["phase"] == "decode"}
     return code, rows, errors
+
+
+def test_pinned_kernels_stand_in_the_manifest_and_reach_the_workers(tmp_path: Path) -> None:
+    pinned = {"64x32 float32, step of 1": "sum-4"}
+    file, out = tmp_path / "kernels.json", tmp_path / "out"
+    file.write_text(json.dumps({"kernels": pinned}))
+    for flags, kernels in ([], None), (["--kernels", "default"], {}), (["--kernels", str(file)], pinned):
+        code, rows, _ = ended(out, {"compiled": [{"on": "check", "do": "say kernels"}]}, *flags)
+        assert code == 5
+        assert rows["compiled"]["error"] == f"kernels: {kernels}"
+        (folder,) = out.iterdir()
+        assert read_run(folder).manifest.kernels == kernels
+        shutil.rmtree(out)
 
 
 def test_one_worker_that_fails_costs_its_case_alone(tmp_path: Path) -> None:
