@@ -41,7 +41,8 @@ LINE_UPS = {
 }
 """What `--kv` measures; `compiled`, the yardstick, is in both."""
 
-WARMUPS = 2
+WARMUPS = 1
+"""Rounds that are not counted; each engine has run once before, when its tokens were checked."""
 IDLE_NS = 20_000_000
 """CPU time in the turns of others, per round, above which an engine is named: two ticks of Linux's counter."""
 
@@ -129,7 +130,7 @@ def parser() -> argparse.ArgumentParser:
     names = list(dict.fromkeys(name for line_up in LINE_UPS.values() for name in line_up))
     found.add_argument("--engines", nargs="+", choices=names, metavar="NAME", help=f"of: {', '.join(names)}")
     found.add_argument("--rounds", type=int, default=12, help="six at least give an interval")
-    found.add_argument("--minutes", type=float, default=9.5, help="no round begins that would end later")
+    found.add_argument("--minutes", type=float, default=8.0, help="no round begins that would end later")
     return found
 
 
@@ -167,7 +168,8 @@ def main() -> None:
     cpu = cpuinfo.get_cpu_info().get("brand_raw", platform.processor())
     print(f"{case.model}, {case.label}, {case.n_threads} threads, {arguments.rounds} rounds, {cpu}\n\n{HEAD}")
     print("\n".join(findings.lines))
-    print("\n" + "\n".join(f"{number}. {note}" for number, note in enumerate(findings.notes, 1)))
+    if findings.notes:
+        print("\n" + "\n".join(f"{number}. {note}" for number, note in enumerate(findings.notes, 1)))
     print("\n" + "\n".join(f"- {line}" for line in findings.versions.values()))
 
 
