@@ -156,10 +156,12 @@ class PairMeasurer:
     def _kernels(self, cases: Sequence[Case]) -> dict[str, str] | None:
         """Find what both sides of these cases, of one group and strategy, are pinned to; None where head has no choice.
 
-        Head's code looks once, in a process of its own.
+        Head's code looks once, in a process of its own. Sides of different environments have a choice each: what one
+        has may not run in the other.
         """
         case = cases[0]
-        if self.kernels is not None or case.strategy not in COMPILING:
+        environments = [(server.side.python, server.side.variables) for server in self.fork_servers[case]]
+        if self.kernels is not None or case.strategy not in COMPILING or environments[0] != environments[1]:
             return self.kernels
         batch_sizes = sorted({member.batch_size for member in cases})
         key = case.group, case.strategy, tuple(batch_sizes)

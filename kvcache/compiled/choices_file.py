@@ -100,4 +100,5 @@ def processor() -> str:
 def _platform_name() -> str:
     isa = torch.backends.cpu.get_cpu_capability()  # as ATEN_CPU_CAPABILITY limits it
     words = [processor(), isa, f"torch {torch.__version__}", f"t{torch.get_num_threads()}"]
+    words += filter(None, map(os.environ.get, ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")))
     return "-".join(re.sub(r"[^\w.+]+", "_", word) for word in words)

@@ -146,6 +146,14 @@ def test_a_head_without_a_choice_pins_nothing(fake, monkeypatch):
     assert [pair.kernels for pair in FakePair.made] == [None]
 
 
+def test_sides_of_different_environments_choose_each_for_itself(fake):
+    base = fake.fork_servers.own[0]
+    base.side = msgspec.structs.replace(base.side, variables={"ONEDNN_MAX_CPU_ISA": "AVX2"})
+    fake.measure(0, [msgspec.structs.replace(CASES[0], strategy="compiled")])
+    assert [pair.kernels for pair in FakePair.made] == [None]
+    assert not any(isinstance(asked, Load) for asked in fake.asked)
+
+
 def test_a_head_that_cannot_choose_fails(fake, monkeypatch):
     def refused(self, request, timeout_s):
         raise WorkerFailed("oom", "too large", alive=True)
