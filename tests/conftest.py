@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No deadline: the first example of a test pays for a model. In CI the examples are the same ones each time.
 hypothesis.settings.register_profile("kvbench", deadline=None, derandomize="CI" in os.environ, print_blob=True)
 hypothesis.settings.load_profile("kvbench")
+
+
+TRACED_CASES = 2
+"""Cases of a test marked `alike` that --cov traces. Tracing takes nearly as long again as what is traced, also in
+libraries that are not measured (matplotlib: 0.9 s became 1.7 s)."""
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +64,7 @@ def untraced() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none; leave out what measures time or compiles much unless `-m` asks."""
+    """Skip, trace and leave out: what needs a GPU, cases alike, what measures time or compiles unless `-m` asks."""
     reason = why_no_cuda() if any("cuda" in item.keywords for item in items) else None
     if reason:
         for item in items:
@@ -70,6 +76,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if left_out and mark not in config.option.markexpr:
             config.hook.pytest_deselected(items=left_out)
             items[:] = [item for item in items if item not in left_out]
+
+    if config.pluginmanager.hasplugin("pytest_cov"):
+        cases = Counter[str]()
+        for item in items:
+            if item.get_closest_marker("alike"):
+                function = item.nodeid.partition("[")[0]
+                cases[function] += 1
+                if cases[function] > TRACED_CASES:
+                    item.add_marker(pytest.mark.no_cover)
 
 
 def why_no_cuda() -> str | None:

@@ -62,6 +62,7 @@ def assert_equal(found: Tensor, expected: Tensor) -> None:
     assert (found - expected).abs().max() <= TOLERANCE[expected.dtype] * expected.abs().max()
 
 
+@pytest.mark.alike
 @pytest.mark.parametrize("architecture", MODELS)
 @pytest.mark.parametrize("name", EVERYWHERE)
 @settings(max_examples=4)
@@ -79,6 +80,7 @@ def test_position_t_of_training_is_step_t_of_generation(
         assert_equal(found, at_once[row : row + 1, n_prompt - 1 : text.shape[1]])
 
 
+@pytest.mark.alike
 @pytest.mark.parametrize("architecture", MODELS)
 @pytest.mark.parametrize("name", [name for name in EVERYWHERE if name != "compiled"])
 @settings(max_examples=3)
@@ -102,6 +104,7 @@ def test_left_padded_generation_equals_right_padded_training(
         assert_equal(found[row], at_once[row, length - 1 : length + n_more])
 
 
+@pytest.mark.alike
 @pytest.mark.parametrize("architecture", MODELS)
 @pytest.mark.parametrize("name", EVERYWHERE)
 @settings(max_examples=4)
