@@ -182,6 +182,7 @@ def test_more_tokens_than_prepared_for_are_refused() -> None:
         strategy.decode(token_ids(0, 1, 1))
 
 
+@pytest.mark.usefixtures("untraced")
 def test_a_context_of_one_token_lies_in_the_new_cache() -> None:
     model = ARCHITECTURES["llama"]()
     strategy = Compiled(model, backend="eager")

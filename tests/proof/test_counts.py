@@ -109,6 +109,7 @@ class Compiling(Dynamic):
         return 0.0
 
 
+@pytest.mark.usefixtures("untraced")
 def test_the_fast_path_does_the_operations_of_a_cached_one() -> None:
     """But for the attention of a step, which sees whole chunks."""
     expected = reference(tiny(), PROMPT, 5)

@@ -10,6 +10,7 @@ import pytest
 from kvcache.learn import training_folder
 from kvcache.learn.corpus import OWN_TEXT
 from kvcache.learn.training_folder import Settings
+from tests import inline
 from tests.commandline import kvbench, refused
 from tests.tiny import EVERYWHERE
 
@@ -42,8 +43,10 @@ def test_beginning_of_a_line_is_continued(love: Path) -> None:
     assert "64 positions" in refused(*command, "-n", "64")
 
 
-def test_result_is_an_ordinary_checkpoint_folder(love: Path, tmp_path: Path) -> None:
+def test_result_is_an_ordinary_checkpoint_folder(love: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bare command: of the preset's prompts it takes those that the model has positions for."""
+    inline.use(monkeypatch)
+    monkeypatch.setattr("bench.tell.report.write_plots", lambda report, derived: {})
     done = kvbench("run", "--model", str(love), *FEW, "--out", str(tmp_path))
     assert "has 64 positions: the preset's prompts of 128, 512, 2048 are left out" in done.stderr
     summary = pd.read_csv(Path(done.stdout.split()[-1]) / "summary.csv", dtype=str)

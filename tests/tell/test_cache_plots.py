@@ -1,3 +1,4 @@
+import functools
 import re
 import warnings
 
@@ -80,28 +81,36 @@ def figures_of(run):
         return {name: figure for draw in groups for name, figure in draw().items()}
 
 
-RUN = cache_run()
-FIGURES = figures_of(RUN)
+@functools.cache  # not when the module is imported, which every process of pytest-xdist does
+def usual_run():
+    return cache_run()
+
+
+@functools.cache
+def usual_figures():
+    return figures_of(usual_run())
 
 
 def test_every_plot_of_caches_is_drawn_and_readable():
-    assert sorted(FIGURES) == ["agreement", "kv-bytes", "tpot-context", "trade-d2048", "trade-d512"]
-    for figure in FIGURES.values():
+    assert sorted(usual_figures()) == ["agreement", "kv-bytes", "tpot-context", "trade-d2048", "trade-d512"]
+    for figure in usual_figures().values():
         assert_readable(figure)
 
 
-@pytest.mark.parametrize(
-    "run",
-    [
-        cache_run(kinds=[*KINDS, "cache:mine:make", "static", "hqq-int8", "hqq-int4", "sink-window", "hqq-int2"]),
-        cache_run(depths=(100, 512, 2048, 7936), rounds=3),
-        cache_run(depths=(512,), kinds=["dynamic", "cache:my.own.package:a_factory_with_a_long_name"]),
-        run_with_lossy_kinds(),
-    ],
-    ids=["fifteen kinds", "four depths", "one depth", "prompts"],
-)
-def test_no_text_is_hidden_or_cut_off(run):
-    for figure in figures_of(run).values():
+RUNS = {
+    "fifteen kinds": lambda: cache_run(
+        kinds=[*KINDS, "cache:mine:make", "static", "hqq-int8", "hqq-int4", "sink-window", "hqq-int2"]
+    ),
+    "four depths": lambda: cache_run(depths=(100, 512, 2048, 7936), rounds=3),
+    "one depth": lambda: cache_run(depths=(512,), kinds=["dynamic", "cache:my.own.package:a_factory_with_a_long_name"]),
+    "prompts": run_with_lossy_kinds,
+}
+
+
+@pytest.mark.alike
+@pytest.mark.parametrize("name", RUNS)
+def test_no_text_is_hidden_or_cut_off(name):
+    for figure in figures_of(RUNS[name]()).values():
         assert_readable(figure)
 
 
@@ -110,7 +119,7 @@ def test_a_run_of_exact_caches_alone_has_none_of_these_plots():
 
 
 def test_the_trade_marks_exact_kinds_and_draws_the_front():
-    axes, bar = FIGURES["trade-d512"].axes
+    axes, bar = usual_figures()["trade-d512"].axes
     (exact,) = [line for line in axes.lines if line.get_label() == "exact"]
     assert len(exact.get_xdata()) == 2
     assert exact.get_xdata() == pytest.approx([46_080 * 528 / 528] * 2)
@@ -129,7 +138,7 @@ def test_the_front_holds_what_no_other_beats_in_both():
 
 
 def test_the_crossing_is_stated_for_each_kind():
-    labels = dict(" ".join(label.split()).split(": ", 1) for label in legend(FIGURES["tpot-context"]))
+    labels = dict(" ".join(label.split()).split(": ", 1) for label in legend(usual_figures()["tpot-context"]))
     assert labels["dynamic"] == labels["compiled"] == "what the others are compared with"
     assert labels["fp8"].startswith("pays at no measured context; 1.6")
     crossed = re.match(r"pays from 1,(\d+) \[1,(\d+) to 1,(\d+)\] tokens", labels["quanto-int4"])
@@ -201,14 +210,14 @@ def test_a_kind_pays_only_where_its_interval_says_so(ratios, said):
 
 def test_agreement_has_a_panel_for_each_lossy_kind_and_the_mean_of_sixteen_steps():
     lossy = [name for name, (_, kl) in KINDS.items() if kl]
-    panels = [axes for axes in FIGURES["agreement"].axes if axes.get_title()]
+    panels = [axes for axes in usual_figures()["agreement"].axes if axes.get_title()]
     assert [axes.get_title().split("\n")[0] for axes in panels] == lossy
-    quality = {check.case: check.quality for check in RUN.checks if check.quality}
-    first = next(plan.case.key for plan in RUN.manifest.plan if plan.case.strategy == "fp8")
+    quality = {check.case: check.quality for check in usual_run().checks if check.quality}
+    first = next(plan.case.key for plan in usual_run().manifest.plan if plan.case.strategy == "fp8")
     line = panels[0].lines[0]
     assert len(line.get_ydata()) == 8
     assert line.get_ydata()[0] == pytest.approx(np.mean(quality[first].agreement_by_position[:16]))
-    assert legend(FIGURES["agreement"]) == ["1 @ 512", "1 @ 2048"]
+    assert legend(usual_figures()["agreement"]) == ["1 @ 512", "1 @ 2048"]
 
 
 def test_bytes_are_lines_where_predicted_and_points_where_measured():

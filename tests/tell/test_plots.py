@@ -54,7 +54,7 @@ def labels(figure):
 
 def texts(figure):
     """Every piece of text that is drawn inside the picture, with its box in pixels."""
-    figure.canvas.draw()
+    figure.draw_without_rendering()  # lays out all that is drawn
     renderer = figure.canvas.get_renderer()
     shown = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
     for axes in figure.axes:  # ticks beyond the limits exist and are not drawn
@@ -67,17 +67,19 @@ def texts(figure):
 
 def assert_readable(figure):
     boxes = texts(figure)
-    for (one, box), (other, other_box) in itertools.combinations(boxes, 2):
-        assert not box.shrunk(0.99, 0.99).overlaps(other_box.shrunk(0.99, 0.99)), f"{one!r} overlaps {other!r}"
+    inner = [(text, box.shrunk(0.99, 0.99)) for text, box in boxes]
+    for (one, box), (other, other_box) in itertools.combinations(inner, 2):
+        assert not box.overlaps(other_box), f"{one!r} overlaps {other!r}"
     picture = figure.bbox
     for text, box in boxes:
         assert picture.x0 <= box.x0, f"{text!r} is cut off"
         assert box.x1 <= picture.x1, f"{text!r} is cut off"
         assert picture.y0 <= box.y0, f"{text!r} is cut off"
         assert box.y1 <= picture.y1, f"{text!r} is cut off"
+    panels = [axes.get_tightbbox() for axes in figure.axes if figure.legends]
     for figure_legend in figure.legends:
         box = figure_legend.get_window_extent()
-        assert not any(box.overlaps(axes.get_tightbbox()) for axes in figure.axes), "the legend lies over the axes"
+        assert not any(box.overlaps(panel) for panel in panels), "the legend lies over the axes"
 
 
 RUNS = {
@@ -95,6 +97,7 @@ RUNS = {
 }
 
 
+@pytest.mark.alike
 @pytest.mark.parametrize("name", RUNS)
 def test_no_text_is_hidden_or_cut_off_in_a_plot_of_a_run(name):
     with warnings.catch_warnings():
