@@ -78,7 +78,9 @@ def main() -> None:
     strategies = "naive,dynamic,static,compiled,hf-generate"
     found = list(lines(options, ["--strategies", strategies, "-p", "16,128,512", "-n", "16", "--budget", "3", *rest]))
     machine = read_environment()
-    print(f"{machine.cpu_model}, {machine.cores} cores, {machine.isa}; torch {machine.torch}\n")
+    print("# How near the strategies come to their roofs\n")
+    print(f"`nox -s study -- {' '.join(['roofs', *sys.argv[1:]])}`: the largest share of each run and its case.")
+    print(f"{machine.cpu_model}, {machine.cores} cores, {machine.isa}; torch {machine.torch}.\n")
     print(markdown_table([cells for _, cells in found], HEADERS, ALIGN))
     most = max(share for share, _ in found)
     print(f"\nThe largest share is {most:.2f}: {'no roof is passed' if most <= MAX_SHARE else 'A ROOF IS PASSED'}.")
