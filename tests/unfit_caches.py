@@ -143,6 +143,48 @@ def sets_config(model: PreTrainedModel) -> Cache:
     return growing(model)
 
 
+def scales_buffers(model: PreTrainedModel) -> Cache:
+    model.model.rotary_emb.inv_freq.mul_(0.5)
+    return growing(model)
+
+
+def hooks_the_head(model: PreTrainedModel) -> Cache:
+    model.lm_head.register_forward_hook(lambda _module, _arguments, logits: logits * 1.5)
+    return growing(model)
+
+
+def hooks_what_goes_in(model: PreTrainedModel) -> Cache:
+    model.lm_head.register_forward_pre_hook(lambda _module, arguments: (arguments[0] * 1.5,))
+    return growing(model)
+
+
+def patches_a_forward(model: PreTrainedModel) -> Cache:
+    attention = model.model.layers[0].self_attn
+    attention.forward = functools.partial(attention.forward)
+    return growing(model)
+
+
+class Uncounted(DynamicCache):
+    def get_seq_length(self, layer_idx: int = 0) -> Any:
+        return None
+
+
+def uncounted(model: PreTrainedModel) -> Cache:
+    return Uncounted(config=model.config)
+
+
+class Forgetful(DynamicCache):
+    """It stores every row, and lets attention see the new ones alone."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        return key_states, value_states
+
+
+def forgetful(model: PreTrainedModel) -> Cache:
+    return Forgetful(config=model.config)
+
+
 def trains(model: PreTrainedModel) -> Cache:
     model.train()
     return growing(model)

@@ -89,7 +89,10 @@ def fits(
 
     weights_bytes = model.weights_bytes(dtype)
     for strategy in strategies:
-        reason = refusal(model, strategy, dtype)
+        try:
+            reason = refusal(model, strategy, dtype)
+        except NotRehearsable as failed:
+            reason = str(failed)
         for batch_size in batch_sizes:
             row = Fit(
                 model=model.spec,

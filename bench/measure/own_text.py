@@ -9,6 +9,7 @@ from bench.errors import UsageError
 from bench.manifest import CasePlan, TextFile
 from bench.measure.plan import describe
 from kvcache import models
+from kvcache.models.folder import LFS_POINTER
 from kvcache.strategies.catalogue import is_lossy
 
 NAMED_WORDS = 5
@@ -31,6 +32,8 @@ def read_text(path: Path, plans: Sequence[CasePlan]) -> TextFile:
         raise UsageError(f"--text {path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"--text {path}: not UTF-8 text (byte {error.start})") from error
+    if text.startswith(LFS_POINTER):
+        raise UsageError(f"--text {path}: a Git LFS pointer in place of the text; run `git lfs pull`")
     needed: dict[str, int] = {}
     for case in (item.case for item in plans if is_lossy(item.case.strategy)):
         positions = describe(case.model, case.attn_implementation).max_positions

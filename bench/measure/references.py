@@ -12,7 +12,7 @@ from bench.case import Case
 from bench.protocol import MakeText, TextMade
 from bench.record import Quality
 from kvcache.caches.contract import Unsupported
-from kvcache.models.spec import max_positions
+from kvcache.models.skeleton import max_positions
 from kvcache.proof.judging import JudgedText, judge, predict, text_length
 from kvcache.proof.quality import sample_text
 from kvcache.proof.tokens import Reference, reference
@@ -49,7 +49,7 @@ def make_text(model: PreTrainedModel, request: MakeText, room_bytes: int | None)
 
     `room_bytes` is the memory that may be taken beyond what judging cannot do without; None: as much as there is.
     """
-    case, positions = request.case, max_positions(model.config.get_text_config(decoder=True))
+    case, positions = request.case, max_positions(model)
     made, tokens = TextMade(), request.tokens
     if tokens is None:
         made = _written(model, request, text_length(request.n_context, positions))

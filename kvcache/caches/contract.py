@@ -47,6 +47,8 @@ class KVCache(ABC):
 
     cache: Cache
     promise: ClassVar[Promise] = "exact"
+    takes_padding: ClassVar[bool] = True
+    """False for a kind that would hold padding in place of tokens."""
     padded_length = 0
     """Tokens that attention sees whatever is filled; 0 where it sees the filled ones alone."""
 
@@ -62,6 +64,8 @@ class KVCache(ABC):
         self.prompt_length = prompt_length
         if not getattr(model, "_supports_default_dynamic_cache", lambda: True)():  # rwkv, xlnet, reformer, minimax ...
             raise CacheNotRead(f"{self.model_type} keeps its states in a form of its own, in no Cache of transformers")
+        if not hasattr(self.config.get_text_config(decoder=True), "num_hidden_layers"):  # blt
+            raise Unsupported(f"{self.model_type} has no num_hidden_layers, from which a cache knows its layers")
         self.cache = self._empty()
 
     @property
@@ -118,6 +122,7 @@ class Kind(Protocol):
     """Makes an empty cache of one kind; a subclass of `KVCache` is one."""
 
     promise: Promise
+    takes_padding: bool
 
     def __call__(self, model: PreTrainedModel, capacity: int, prompt_length: int | None, /) -> KVCache:
         """Make one for up to `capacity` tokens, of which `prompt_length` come before the first generated one."""

@@ -44,6 +44,19 @@ def refuse_other_layers(config: PreTrainedConfig, kind: str) -> None:
     _refuse(config, kind, {DynamicLayer})
 
 
+def refuse_alibi_of_the_fed(config: PreTrainedConfig, kind: str) -> None:
+    """Refuse Falcon with ALiBi, whose bias is as long as the tokens fed: attention must see as many keys.
+
+    Raises:
+        Unsupported: it is one.
+    """
+    if getattr(config, "alibi", False):
+        raise Unsupported(
+            f"{config.model_type} makes its ALiBi bias as long as the tokens so far; {kind} shows it another number of "
+            "keys"
+        )
+
+
 def replaced_layers(config: PreTrainedConfig, layer: Callable[[], DynamicLayer], kind: str) -> list[Any]:
     """Make a `layer` for each of the model's with full attention; those that store nothing stay as they are.
 

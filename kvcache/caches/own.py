@@ -87,6 +87,7 @@ class OwnKind:
             ModelError: it cannot be imported.
         """
         self.spec = spec
+        self.takes_padding = True
         self._before: Surroundings | None = None
         _, module, name = [*spec.split(":", 2), "", ""][:3]
         if not module or not name or ":" in name or module.startswith("."):
@@ -143,7 +144,10 @@ class OwnKind:
                 f"{self.spec} returned a cache with layers of type {', '.join(sorted(others))}; "
                 "valid: subclasses of transformers' CacheLayerMixin, which keep keys and values"
             )
-        if counts_tokens(made) and (length := made.get_seq_length()):
+        length = made.get_seq_length() if counts_tokens(made) else 0
+        if length is None:
+            raise UnfitCache(f"{self.spec}: get_seq_length() returned None; valid: how many tokens the cache has seen")
+        if length:
             raise UnfitCache(f"{self.spec} returned a cache that holds {length} tokens; valid: an empty one each time")
         return made
 

@@ -1,6 +1,7 @@
 """The first four tokens and a window of recent ones: the simplest cache that evicts (StreamingLLM, arXiv:2309.17453).
 
-Rows keep the position that they were computed at. A prompt attends to all of its own tokens; eviction comes after it.
+Rows keep the position that they were computed at. ALiBi (Bloom, MPT) has none in its rows: it counts distances between
+the rows that are held, as the paper does. A prompt attends to all of its own tokens; eviction comes after it.
 """
 
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from kvcache.caches.contract import Promise
-from kvcache.caches.dynamic import DynamicKV, replaced_layers
+from kvcache.caches.dynamic import DynamicKV, refuse_alibi_of_the_fed, replaced_layers
 
 SINKS = 4
 """First tokens that stay: attention that has nothing to look at looks at them."""
@@ -20,12 +21,14 @@ WINDOW = 252
 
 
 class SinkWindowKV(DynamicKV):
-    """Holds at most SINKS + WINDOW tokens, however long the text is. It has no left padding."""
+    """Holds at most SINKS + WINDOW tokens, however long the text is. Left padding would be kept as its sinks."""
 
     promise: ClassVar[Promise] = "lossy"
+    takes_padding: ClassVar[bool] = False
 
     def _empty(self) -> Cache:
         self._marked = []
+        refuse_alibi_of_the_fed(self.config, "sink-window")
         return Cache(layers=replaced_layers(self.config, SinkWindowLayer, "sink-window"))
 
 

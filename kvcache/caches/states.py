@@ -53,10 +53,20 @@ def write_back(layer: object, state: State) -> None:
     attributes = vars(layer)
     for name, value in state.items():
         present = attributes[name]
-        if isinstance(value, Tensor) and isinstance(present, Tensor) and present.shape == value.shape:
+        if _takes(present, value):
             present.copy_(value)
         else:
             attributes[name] = value.clone() if isinstance(value, Tensor) else _unshared(value)
+
+
+def _takes(present: Any, value: Any) -> bool:
+    """Return whether `value` can be written into `present`: a tensor of its shape, no place of which is used twice.
+
+    An expanded view (the positions of Qwen4's indexer) has places that stand for several elements.
+    """
+    if not isinstance(value, Tensor) or not isinstance(present, Tensor) or present.shape != value.shape:
+        return False
+    return not any(size > 1 and stride == 0 for size, stride in zip(present.shape, present.stride(), strict=True))
 
 
 def _unshared(value: Any) -> Any:

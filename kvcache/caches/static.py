@@ -12,6 +12,7 @@ from transformers.cache_utils import (
 )
 
 from kvcache.caches.contract import KVCache, Unsupported
+from kvcache.caches.dynamic import refuse_alibi_of_the_fed
 from kvcache.caches.states import State, cloned, row_bytes, write_back
 
 
@@ -50,12 +51,13 @@ class StaticKV(KVCache):
             raise Unsupported(f"transformers' StaticCache has no layer for {', '.join(unknown)} of {self.model_type}")
 
     def _refuse_masks_of_its_own(self) -> None:
-        """GPT-Neo's local layers count their window back from the last key, which here is the end of the capacity."""
+        """Refuse GPT-Neo, whose local layers count back from the last key (here the end), and Falcon with ALiBi."""
         if "local" in getattr(self.config, "attention_layers", ()):
             raise Unsupported(
                 f"{self.model_type} cuts the window of its local layers by the number of keys, which in a static cache "
                 "is the whole capacity, not the tokens so far"
             )
+        refuse_alibi_of_the_fed(self.config, "static")
 
 
 def _used_bytes(layer: Any) -> int:

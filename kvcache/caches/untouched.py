@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kvcache.caches.held_bytes import held_bytes
@@ -16,6 +17,10 @@ class Surroundings:
     """The model and the settings around a cache; equal as long as nobody changes them."""
 
     weights: tuple[tuple[object, ...], ...]
+    buffers: tuple[tuple[object, ...], ...]
+    """All but those of rotary tables that a forward changes by itself."""
+    hooks: tuple[object, ...]
+    forwards: tuple[object, ...]
     config: str
     attention: str
     mode: str
@@ -30,6 +35,9 @@ class Surroundings:
         weights = ((weight.data_ptr(), weight.dtype, _sum(weight.detach())) for weight in model.parameters())
         return cls(
             weights=tuple(weights),
+            buffers=tuple(_buffers(model)),
+            hooks=tuple(hook for part in model.modules() for hook in _hooks(part)),
+            forwards=tuple(part.forward for part in model.modules()),
             config=repr(model.config.to_dict()),
             attention=model.config._attn_implementation,  # noqa: SLF001  # transformers has no other name for it
             mode="training" if model.training else "evaluation",
@@ -48,6 +56,18 @@ class Surroundings:
         return None
 
 
+def _buffers(model: PreTrainedModel) -> Iterator[tuple[object, ...]]:
+    for path, part in model.named_modules():
+        if not any(kind in str(getattr(part, "rope_type", "")) for kind in ("dynamic", "longrope")):
+            for name, buffer in part.named_buffers(recurse=False):
+                yield path, name, buffer.dtype, _sum(buffer)
+
+
+def _hooks(part: nn.Module) -> Iterator[object]:
+    yield from part._forward_pre_hooks.values()  # noqa: SLF001  # torch has no other name for them
+    yield from part._forward_hooks.values()  # noqa: SLF001
+
+
 def _sum(weight: Tensor) -> str:
     """Add up a weight's elements; its bytes where each is one (torch has no sum of float8)."""
     return str((weight.view(torch.uint8) if weight.itemsize == 1 else weight).sum().item())
@@ -55,6 +75,9 @@ def _sum(weight: Tensor) -> str:
 
 _WORDS = {
     "weights": "the model's weights",
+    "buffers": "the model's buffers",
+    "hooks": "the hooks of the model's modules",
+    "forwards": "the forward of a module of the model",
     "config": "the model's config",
     "attention": "the model's attention",
     "mode": "the model's mode",

@@ -19,6 +19,7 @@ from kvcache.compiled.cuda_graph import GraphStep
 from kvcache.compiled.kernels import block
 from kvcache.compiled.rows import CHUNK, ExactRows, Rows
 from kvcache.compiled.step import FEWEST_CHUNKS, Backend, Step
+from kvcache.strategies.padding import check_mask, check_whole
 from kvcache.strategies.strategy import Strategy
 
 PIECE_ROWS = 512
@@ -103,8 +104,11 @@ class Compiled(Strategy):
 
     @torch.inference_mode()
     def prefill(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        if attention_mask is not None and not attention_mask.all():
-            raise Unsupported("compiled takes prompts of equal length only: it has no left padding")
+        check_whole(attention_mask, None, self.length - self.n_depth)
+        if attention_mask is not None:
+            check_mask(attention_mask, ids)
+            if not attention_mask.all():
+                raise ValueError("compiled takes prompts of equal length only: it has no left padding")
         if ids.shape[1] == 1:
             return self._decode(ids)
         self._refuse_more_than_capacity(ids.shape[1])

@@ -8,7 +8,7 @@ import logging
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kvcache.models.weight_cache import AttentionError, ModelError
 
@@ -79,6 +79,26 @@ def count_parameters(model: PreTrainedModel) -> int:
     return sum(weight.numel() for weight in model.parameters())
 
 
+def first_position(model: PreTrainedModel) -> int:
+    """Return the first token's position id: RoBERTa and its kin begin after the padding's, all others at 0.
+
+    Left to themselves they give a token whose id is the padding's no position, and count it in a cache all the same.
+    """
+    parts: list[Any] = list(model.modules())
+    paddings = (part.padding_idx for part in parts if hasattr(part, "create_position_ids_from_input_ids"))
+    return 1 + next(paddings, -1)
+
+
+def max_positions(model: PreTrainedModel) -> int | None:
+    """Return how many tokens a text model has positions for; None: any number."""
+    config = model.config.get_text_config(decoder=True)
+    if getattr(config, "alibi", False):  # Falcon's configuration has positions, and its ALiBi variants ignore them
+        return None
+    limits = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+    limit = next((limit for limit in limits if limit is not None and limit > 0), None)
+    return None if limit is None else limit - first_position(model)
+
+
 def activation_numbers(model: PreTrainedModel) -> int:
     """Estimate the numbers that a layer holds at once for a token: three of its widest product, four of its narrowest.
 
@@ -91,7 +111,8 @@ def activation_numbers(model: PreTrainedModel) -> int:
     head = model.get_output_embeddings()
     outside = tables if head is None else tables | {id(head.weight)}
     widths = [max(weight.shape) for weight in model.parameters() if weight.dim() == 2 and id(weight) not in outside]
-    hidden: int = model.config.get_text_config(decoder=True).hidden_size
+    config = model.config.get_text_config(decoder=True)
+    hidden: int = getattr(config, "hidden_size", None) or max(widths)  # BLT has a config for each of its parts
     return 3 * max([hidden, *widths]) + 4 * hidden
 
 

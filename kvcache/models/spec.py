@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING
 from kvcache.models import weight_cache
 from kvcache.models.checkpoint import Checkpoint
 from kvcache.models.random_weights import GEOMETRIES, RandomWeights
-from kvcache.models.skeleton import ATTN_IMPLEMENTATIONS, activation_numbers, count_parameters, refusing
+from kvcache.models.skeleton import (
+    ATTN_IMPLEMENTATIONS,
+    activation_numbers,
+    count_parameters,
+    max_positions,
+    refusing,
+)
 from kvcache.models.sources import BUNDLED, Factory, bundled, hub
 from kvcache.models.weight_cache import AttentionError, ModelError
 
@@ -48,6 +54,7 @@ class ModelDescription:
     attn_implementation: str
     """The one asked for, or the one chosen."""
     n_layers: int
+    """Layers of the decoder; 0 where its config does not say (BLT has a config for each of its parts)."""
     activation_numbers: int
     """Numbers that a layer makes of one token at most, roughly: of a gated feed-forward part three are held at once."""
     cautions: tuple[str, ...] = ()
@@ -78,9 +85,9 @@ def describe(spec: str, *, attn_implementation: str | None = None) -> ModelDescr
         config=bare.config,
         n_parameters=count_parameters(bare),
         vocab_size=config.vocab_size,
-        max_positions=max_positions(config),
+        max_positions=max_positions(bare),
         attn_implementation=chosen,
-        n_layers=config.num_hidden_layers,
+        n_layers=getattr(config, "num_hidden_layers", 0),
         activation_numbers=activation_numbers(bare),
         cautions=tuple(source.cautions(bare)),
     )
@@ -197,11 +204,3 @@ def near(word: str, valid: Collection[str]) -> str:
 def _check(argument: str, value: str, valid: Collection[str]) -> None:
     if value not in valid:
         raise ModelError(f"{argument} {value!r} is unknown; {near(value, valid)}")
-
-
-def max_positions(config: PreTrainedConfig) -> int | None:
-    """Return how many tokens a text model has positions for; None: any number."""
-    if getattr(config, "alibi", False):  # Falcon's configuration has positions, and its ALiBi variants ignore them
-        return None
-    limits = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
-    return next((limit for limit in limits if limit is not None and limit > 0), None)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvcache.models.spec import max_positions
+from kvcache.models.skeleton import max_positions
 from kvcache.proof.quality import (
     RECALLED,
     Quality,
@@ -66,7 +66,7 @@ def predict(model: PreTrainedModel, tokens: Tensor, room_bytes: int | None = Non
         NonFiniteLogits: the model gave NaN or infinity.
     """
     n = tokens.shape[1]
-    steps, n_recalled = _steps(n), _recalled(n, max_positions(model.config.get_text_config(decoder=True)))
+    steps, n_recalled = _steps(n), _recalled(n, max_positions(model))
     n_context = n - 1 - steps
     exact = exact_logits(model, with_recall(tokens) if n_recalled else tokens, n_context)
     floor = logit_kl_floor(model, tokens, n_context, exact[:, :steps], room_bytes)

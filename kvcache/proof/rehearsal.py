@@ -22,11 +22,12 @@ from transformers.pytorch_utils import Conv1D
 from kvcache.arithmetic.costs import Costs
 from kvcache.arithmetic.geometry import Layer, Matrix
 from kvcache.arithmetic.kv_bytes import Fed, Held
-from kvcache.caches.contract import Unsupported
+from kvcache.caches.contract import UnfitCache, Unsupported
 from kvcache.caches.held_bytes import reachable_tensors
-from kvcache.models.skeleton import count_parameters
+from kvcache.models import ModelError
+from kvcache.models.skeleton import count_parameters, one_line
 from kvcache.proof.operations import count_operations
-from kvcache.strategies.catalogue import build
+from kvcache.strategies.catalogue import OWN, build
 from kvcache.strategies.strategy import last_logits
 
 
@@ -70,13 +71,19 @@ class Rehearsal:
         return self._held[strategy, fed]
 
     def refusal(self, strategy: str) -> str | None:
-        """Return why `strategy` cannot run this model on this machine, or None if it can."""
-        try:
-            made = build(strategy, self._model)
-            if made.compile_s is None:  # `prepare` would compile
-                made.prepare(1, 2)
-        except Unsupported as reason:
-            return str(reason)
+        """Return why `strategy` cannot run this model on this machine, or None if it can.
+
+        Raises:
+            NotRehearsable: it fails in another way than by refusing, perhaps only for want of the weights.
+        """
+        with _naming_the_reason():
+            try:
+                made = build(strategy, self._model)
+                # `prepare` would compile; a user's factory may read the weights, so it is imported and not called.
+                if made.compile_s is None and not strategy.startswith(OWN):
+                    made.prepare(1, 2)
+            except (Unsupported, UnfitCache, ModelError) as reason:
+                return str(reason)
         return None
 
     @property
@@ -257,6 +264,15 @@ def _storage_bytes(root: object) -> int:
 def _naming_the_reason() -> Iterator[None]:
     try:
         yield
+    except (Unsupported, UnfitCache, ModelError) as refused:
+        raise NotRehearsable(str(refused)) from refused
     except Exception as error:
-        message = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise NotRehearsable(message) from error
+        if any(word in str(error) for word in _ON_META):
+            raise NotRehearsable(
+                "its forward reads the values of tensors, which a rehearsal without weights does not have"
+            ) from error
+        raise NotRehearsable(f"its forward fails without weights ({one_line(error)})") from error
+
+
+_ON_META = ("meta tensor", "register_meta")
+"""Words of torch's errors where a tensor of the meta device is asked for a number."""

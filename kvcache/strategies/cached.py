@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from kvcache.caches.contract import CacheNotRead, Kind
 from kvcache.caches.dynamic import DynamicKV
 from kvcache.caches.static import StaticKV
-from kvcache.strategies.padding import check_mask, check_model, moved_before
+from kvcache.strategies.padding import check_mask, check_model, check_whole, moved_before
 from kvcache.strategies.strategy import Strategy, cache_argument, last_logits
 
 
@@ -48,9 +48,10 @@ class Cached(Strategy):
 
     @torch.inference_mode()
     def prefill(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        check_whole(attention_mask, self.attention_mask, self.length - self.n_depth)
         if attention_mask is not None:
             ids, attention_mask = self._padded(ids, attention_mask)
-            check_model(self.model, ids, attention_mask, self.kind)
+            check_model(self.model, ids, attention_mask, self.capacity, self.kind)
         self.attention_mask = attention_mask
         logits = self._forward(ids)
         self._check_read()
@@ -76,6 +77,11 @@ class Cached(Strategy):
     def _padded(self, ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return what is fed for a padded prompt; after a context, all of it from an empty cache, padding first."""
         check_mask(attention_mask, ids)
+        if not (self.kind.takes_padding or attention_mask.all()):
+            raise ValueError(
+                f"{self.name} would hold padding in place of tokens: feed prompts of equal length, without an "
+                "attention_mask"
+            )
         if self.context is None or attention_mask.all():
             context = ids[:, :0] if self.context is None else self.context
             return ids, torch.cat([torch.ones_like(context), attention_mask], dim=1)

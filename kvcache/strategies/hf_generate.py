@@ -22,7 +22,7 @@ from kvcache.caches.contract import CacheNotRead, Unsupported
 from kvcache.caches.dynamic import DynamicKV
 from kvcache.caches.states import row_bytes
 from kvcache.strategies.cached import Dynamic
-from kvcache.strategies.padding import check_mask, check_model, moved_before
+from kvcache.strategies.padding import check_mask, check_model, check_whole, moved_before
 from kvcache.strategies.strategy import OnStep, Strategy, cache_argument
 
 
@@ -110,6 +110,7 @@ class HfGenerate(Strategy):
         return self.cache
 
     def _append_prompt(self, ids: Tensor, attention_mask: Tensor | None) -> None:
+        check_whole(attention_mask, self.attention_mask, self.sequence.shape[1] - self.n_depth)
         if attention_mask is None:
             self.sequence = torch.cat([self.sequence, ids], dim=1)
             return
@@ -118,7 +119,7 @@ class HfGenerate(Strategy):
             self.cache = None  # the padding goes before the context, which is fed again
         self.sequence, self.attention_mask = moved_before(self.sequence, ids, attention_mask)
         try:
-            check_model(self.model, self.sequence, self.attention_mask, DynamicKV)
+            check_model(self.model, self.sequence, self.attention_mask, self.capacity, DynamicKV)
         except Unsupported as reason:
             raise ValueError(f"padding in a cache of its own cannot be checked: {reason}") from None
 

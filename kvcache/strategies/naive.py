@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvcache.strategies.padding import check_mask, check_model, moved_before
+from kvcache.strategies.padding import check_mask, check_model, check_whole, moved_before
 from kvcache.strategies.strategy import Strategy, last_logits
 
 
@@ -41,11 +41,12 @@ class Naive(Strategy):
 
     @torch.inference_mode()
     def prefill(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        check_whole(attention_mask, self.attention_mask, self.length - self.n_depth)
         if attention_mask is not None:
             check_mask(attention_mask, ids)
             ids, attention_mask = moved_before(self.sequence[:, : self.n_depth], ids, attention_mask)
             self.length = 0
-            check_model(self.model, ids, attention_mask)
+            check_model(self.model, ids, attention_mask, self.capacity)
         self.attention_mask = attention_mask
         self._append(ids)
         return self._forward()

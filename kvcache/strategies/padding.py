@@ -1,10 +1,12 @@
-"""Left padding: which masks are taken, and where the padding of a prompt goes that follows a context."""
+"""Left padding: which masks are taken of which models, and where padding goes that follows a context."""
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvcache.caches.contract import Kind
+from kvcache.caches.dynamic import DynamicKV
+from kvcache.strategies.rotary import switches
 from kvcache.strategies.strategy import last_logits
 from kvcache.strategies.tolerance import difference, largest, tolerance
 
@@ -32,20 +34,34 @@ def check_mask(mask: Tensor, ids: Tensor) -> None:
             )
 
 
+def check_whole(mask: Tensor | None, earlier: Tensor | None, n_fed: int) -> None:
+    """Refuse a prompt in parts if any part has a mask: `n_fed` tokens of it were fed already, `earlier` is their mask.
+
+    Raises:
+        ValueError: a part was fed before, and it or this one has a mask.
+    """
+    if n_fed and (mask is not None or earlier is not None):
+        raise ValueError(
+            f"a prompt with an attention_mask must be fed in one prefill: {n_fed} tokens were fed before; reset first"
+        )
+
+
 COMPARED_POSITIONS = 32
 """Of a padded row so many positions are compared, its last ones."""
 
 
 @torch.inference_mode()
-def check_model(model: PreTrainedModel, ids: Tensor, mask: Tensor, kind: Kind | None = None) -> None:
+def check_model(model: PreTrainedModel, ids: Tensor, mask: Tensor, capacity: int, kind: Kind | None = None) -> None:
     """Compare the row of `ids [batch, q]` that has the most padding with what it gives alone.
 
     Some models of transformers do not leave out what a mask marks: it runs through a recurrent state, or is counted.
-    Others do, and lose it where a cache holds the padding: with `kind`, the last token is fed to such a cache.
+    Others do, and lose it where a cache holds the padding: with `kind`, the last token is fed to such a cache (to a
+    dynamic one if the kind is lossy, since its own logits are others anyway).
 
     Raises:
-        ValueError: its logits are others.
+        ValueError: its logits are others, or will be before `capacity` tokens are fed.
     """
+    check_rotary_tables(model, mask, capacity)
     row = int(mask.sum(dim=1).argmin())
     start = int(mask.shape[1] - mask[row].sum())
     if not start:
@@ -53,13 +69,34 @@ def check_model(model: PreTrainedModel, ids: Tensor, mask: Tensor, kind: Kind | 
     keep = min(ids.shape[1] - start, COMPARED_POSITIONS)
     alone = last_logits(model, ids[row : row + 1, start:], keep=keep)[0]
     found = [last_logits(model, ids, attention_mask=mask, keep=keep)[row]]
-    if kind is not None and kind.promise == "exact":
-        found.append(_stepped(model, ids, mask, kind)[row])
+    if kind is not None:
+        found.append(_stepped(model, ids, mask, kind if kind.promise == "exact" else DynamicKV)[row])
     for logits in found:
         if not difference(alone[-logits.shape[0] :], logits, largest(alone)) <= tolerance(model):
             raise ValueError(
                 f"{model.config.model_type} gives other logits for a prompt that is padded than for the prompt alone "
                 "(transformers): feed prompts of equal length, without an attention_mask"
+            )
+
+
+def check_rotary_tables(model: PreTrainedModel, mask: Tensor, capacity: int) -> None:
+    """Refuse rows of unequal length where the longest one will change the rotary table of them all.
+
+    Raises:
+        ValueError: a row reaches the model's switch before `capacity` tokens are fed, another does so later.
+    """
+    lengths = mask.sum(dim=1)
+    shortest, longest = int(lengths.min()), int(lengths.max())
+    if shortest == longest:
+        return
+    longest += capacity - mask.shape[1]
+    for kind, switch in switches(model):
+        # Longrope has two tables; a dynamic one is made for the longest row at each length beyond.
+        if longest > switch and (kind != "longrope" or shortest <= switch):
+            raise ValueError(
+                f"{model.config.model_type} takes its rotary table from the longest row once that has more than "
+                f"{switch} tokens ({kind}), and shorter rows would get it too: feed prompts of equal length, without "
+                "an attention_mask"
             )
 
 

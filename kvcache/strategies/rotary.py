@@ -5,6 +5,7 @@ modeling_rope_utils.py, dynamic_frequency_update). So that every repetition begi
 puts the tables back to what they were when the model was made.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -17,12 +18,7 @@ class RotaryTables:
         """Find them."""
         self._growing: list[tuple[Any, str]] = []
         """Modules, and what begins the names of a table's attributes: empty, or a type of layer."""
-        for module in model.modules():
-            kinds = getattr(module, "rope_type", None)
-            by_layer_type = kinds if isinstance(kinds, dict) else {"": kinds}
-            for layer_type, kind in by_layer_type.items():
-                if isinstance(kind, str) and "dynamic" in kind:
-                    self._growing.append((module, f"{layer_type}_" if layer_type else ""))
+        self._growing.extend((module, prefix) for module, prefix, kind in _tables(model) if "dynamic" in kind)
 
     def make_original(self) -> None:
         """Put every table back to its original length."""
@@ -30,3 +26,27 @@ class RotaryTables:
             original = getattr(module, f"{prefix}original_inv_freq").to(getattr(module, f"{prefix}inv_freq").device)
             module.register_buffer(f"{prefix}inv_freq", original, persistent=False)
             setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)
+
+
+def switches(model: PreTrainedModel) -> Iterator[tuple[str, int]]:
+    """Yield the kind of each rotary table that changes with the longest sequence, and the tokens beyond which it does.
+
+    The kinds are transformers' `rope_type`: those with "dynamic" in their name, and "longrope".
+    """
+    for module, prefix, kind in _tables(model):
+        if "dynamic" in kind:
+            yield kind, module.original_max_seq_len
+        elif kind == "longrope":
+            parameters = module.config.rope_parameters
+            parameters = parameters[prefix.removesuffix("_")] if prefix else parameters
+            yield kind, parameters["original_max_position_embeddings"]
+
+
+def _tables(model: PreTrainedModel) -> Iterator[tuple[Any, str, str]]:
+    """Yield each rotary module with what begins the names of a table's attributes (empty, or a type of layer and _)."""
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
+        by_layer_type = kinds if isinstance(kinds, dict) else {"": kinds}
+        for layer_type, kind in by_layer_type.items():
+            if isinstance(kind, str):
+                yield module, f"{layer_type}_" if layer_type else "", kind

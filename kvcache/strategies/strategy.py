@@ -16,6 +16,7 @@ from transformers import Cache, PreTrainedModel
 
 from kvcache.caches.contract import CacheNotRead, Promise
 from kvcache.caches.held_bytes import held_bytes
+from kvcache.models.skeleton import first_position
 from kvcache.strategies.rotary import RotaryTables
 
 OnStep = Callable[[Tensor, Tensor], None]
@@ -274,14 +275,9 @@ _FORWARD_ARGUMENTS: dict[type, frozenset[str]] = {}
 
 
 def _first_position(model: PreTrainedModel) -> int:
-    """Return the first token's position id, looked up once per model: RoBERTa and its kin begin after the padding's.
-
-    Left to themselves they give a token whose id is the padding's no position, and count it in a cache all the same.
-    """
+    """Return the first token's position id, looked up once per model."""
     if model not in _FIRST_POSITIONS:
-        parts: list[Any] = list(model.modules())
-        paddings = (part.padding_idx for part in parts if hasattr(part, "create_position_ids_from_input_ids"))
-        _FIRST_POSITIONS[model] = 1 + next(paddings, -1)
+        _FIRST_POSITIONS[model] = first_position(model)
     return _FIRST_POSITIONS[model]
 
 

@@ -15,7 +15,8 @@ from kvcache.caches.held_bytes import held_bytes
 from kvcache.proof.tokens import agreement, reference
 from kvcache.strategies.cached import Cached
 from kvcache.strategies.catalogue import STRATEGIES, build
-from tests.tiny import ARCHITECTURES, token_ids
+from tests.studies.architecture_configs import shrunken
+from tests.tiny import ARCHITECTURES, tiny, token_ids
 
 PACKAGES = {"quanto": "optimum-quanto", "hqq": "hqq"}
 
@@ -175,3 +176,45 @@ def test_heads_that_fill_no_group_are_refused(name: str) -> None:
 def test_offloading_without_a_gpu_is_refused() -> None:
     with pytest.raises(Unsupported, match="not on a GPU"):
         prepared("offloaded", model_of(), 20)
+
+
+def test_a_static_cache_comes_back_to_a_mark_with_an_expanded_view() -> None:
+    """The positions that Qwen4's indexer keeps are one row, seen once for each sequence."""
+    model, context, prompt = shrunken("qwen4_exp_text"), token_ids(1, 1, 8), token_ids(2, 1, 4)
+    strategy = prepared("static", model, 20, context)
+    first = strategy.generate(prompt, 3)
+    assert torch.equal(strategy.generate(prompt, 3), first)
+
+
+ONE_HEAD = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "multi_query": True}
+LATENT = {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    **dict.fromkeys(["num_attention_heads", "num_key_value_heads", "head_dim"], 8),
+    **dict.fromkeys(["kv_lora_rank", "q_lora_rank"], 16),
+    **dict.fromkeys(["qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"], 8),
+    "first_k_dense_replace": 2,
+}
+
+
+@pytest.mark.parametrize("name", [kind("hqq-int8"), kind("quanto-int4")])
+@pytest.mark.parametrize(
+    ("model_type", "geometry", "reason"),
+    [("falcon", ONE_HEAD, "1 head of 16 do not fill"), ("deepseek_v3", LATENT, "1 head of (8|16) do not fill")],
+)
+def test_groups_are_counted_in_what_is_stored(
+    name: str, model_type: str, geometry: dict[str, Any], reason: str
+) -> None:
+    """By their configs each token has 64 numbers."""
+    with pytest.raises(Unsupported, match=reason):
+        prepared(name, tiny(model_type, geometry), 20)
+
+
+@pytest.mark.parametrize("name", ["static", "sink-window"])
+def test_a_bias_as_long_as_the_tokens_fed_is_refused(name: str) -> None:
+    model = ARCHITECTURES["falcon"](alibi=True)
+    with pytest.raises(Unsupported, match="falcon makes its ALiBi bias as long as the tokens so far"):
+        prepared(name, model, 20)
+    prompt = token_ids(2, 1, 9)
+    assert agreement(prepared("dynamic", model, 20), prompt, reference(model, prompt, 9)).tokens_match == "true"

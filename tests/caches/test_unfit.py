@@ -1,12 +1,14 @@
 """Caches that do what they must not are refused with the true reason; odd ones that are right are measured."""
 
+import functools
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from kvcache.caches.contract import UnfitCache, layers_of
 from kvcache.caches.untouched import Surroundings
@@ -14,7 +16,7 @@ from kvcache.models import ModelError
 from kvcache.proof.tokens import agreement, reference
 from kvcache.strategies.cached import Cached
 from kvcache.strategies.catalogue import build
-from tests.families import family
+from tests.families import dynamic_ntk, family
 from tests.tiny import ARCHITECTURES, token_ids
 from tests.unfit_caches import growing
 
@@ -51,6 +53,11 @@ def cached(factory: str) -> Cached:
         ("casts", "changed the model's weights"),
         ("sets_attention", "changed the model's attention from sdpa to eager"),
         ("sets_config", "changed the model's config"),
+        ("scales_buffers", "changed the model's buffers"),
+        ("hooks_the_head", "changed the hooks of the model's modules"),
+        ("hooks_what_goes_in", "changed the hooks of the model's modules"),
+        ("patches_a_forward", "changed the forward of a module of the model"),
+        ("uncounted", r"unfit_caches:uncounted: get_seq_length\(\) returned None; valid: how many tokens"),
         ("trains", "changed the model's mode from evaluation to training"),
         ("sets_threads", r"changed torch's threads from \d+ to \d+"),
     ],
@@ -154,3 +161,21 @@ def test_a_cache_in_a_cycle_is_freed_at_the_next_reset() -> None:
         assert before() is None
     finally:
         gc.enable()
+
+
+def test_one_whose_attention_sees_the_new_rows_alone_gives_other_tokens() -> None:
+    """With the promise "exact" a worker fails it for that (`OtherTokens`)."""
+    strategy, prompt = cached("forgetful"), token_ids(2, 2, 5)
+    strategy.prepare(2, 16, prompt_length=5)
+    found = agreement(strategy, prompt, reference(strategy.model, prompt, 12))
+    assert found.tokens_match == "false"
+    assert found.logits_error > 0.05
+    strategy.check_length(16)  # it counts right
+
+
+@pytest.mark.parametrize("make", [functools.partial(family, "phi3"), dynamic_ntk])
+def test_a_rotary_table_that_a_forward_changes_is_no_change(make: Callable[[], PreTrainedModel]) -> None:
+    strategy = build("cache:tests.unfit_caches:growing", make())
+    strategy.prepare(1, 30, prompt_length=20)
+    strategy.generate(token_ids(1, 1, 20), 3)
+    strategy.check_length(22)

@@ -43,6 +43,24 @@ def test_a_kind_that_cannot_run_says_why_and_batches_have_rows() -> None:
     assert "- offloaded: offloaded moves a cache between a GPU and main memory" in printed
 
 
+def test_a_kind_that_fails_costs_no_other_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kvcache.proof.rehearsal import NotRehearsable, Rehearsal
+
+    refusal = Rehearsal.refusal
+
+    def failing(self: Rehearsal, strategy: str) -> str | None:
+        if strategy == "static":
+            raise NotRehearsable("it reads values")
+        return refusal(self, strategy)
+
+    monkeypatch.setattr(Rehearsal, "refusal", failing)
+    kinds = "dynamic,static,cache:tests.unfit_caches:growing,cache:nowhere:make"
+    rows = json.loads(kvbench("fit", "-m", "random:tiny", "--memory", "2GiB", "--strategies", kinds, *JSON).stdout)
+    assert [row["max_context"] for row in rows] == [4096, None, None, None]
+    reasons = [None, "it reads values", "nothing is known of its bytes on this model", "No module named 'nowhere'"]
+    assert all(reason is None or reason in row["error"] for row, reason in zip(rows, reasons, strict=True))
+
+
 def test_speed_is_predicted_from_the_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
     from bench.machine.kernels import Rates
 

@@ -203,7 +203,7 @@ def test_no_compiler_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathL
 def test_left_padding_is_refused() -> None:
     strategy = Compiled(ARCHITECTURES["llama"](), backend="eager")
     strategy.prepare(2, 20)
-    with pytest.raises(Unsupported, match="left padding"):
+    with pytest.raises(ValueError, match="left padding"):
         strategy.prefill(token_ids(0, 2, 4), torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]]))
 
 

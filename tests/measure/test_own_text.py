@@ -47,6 +47,7 @@ def test_a_text_is_cut_to_what_the_longest_case_and_the_largest_batch_need(tmp_p
     ("strategy", "content", "says"),
     [
         ("fp8", b"too short", "has 2 tokens of smollm2-135m, this grid needs 137"),
+        ("fp8", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer in place of the text; run"),
         ("fp8", b"\xff\xfe\x00", "not UTF-8 text (byte 0)"),
         ("fp8", b"so what?", "the model's tokenizer has no token for what?"),
         ("fp8", b"w" * 300 + b" a" * 200, "its token 300 lies outside the model's embedding of 300 rows"),

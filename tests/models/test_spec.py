@@ -7,6 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kvcache.caches.contract import Unsupported
 from kvcache.models import (
     ModelError,
     describe,
@@ -15,7 +16,12 @@ from kvcache.models import (
     random_weights,
     weights_digest,
 )
+from kvcache.models.skeleton import max_positions
+from kvcache.strategies.catalogue import build
+from kvcache.strategies.strategy import last_logits
 from tests.models.loading import logits, python, refusal
+from tests.studies.architecture_configs import shrunken
+from tests.tiny import token_ids
 
 
 def test_names_are_known_without_torch():
@@ -88,3 +94,24 @@ def test_unknown_spec(spec, expected):
 def test_any_text_is_a_model_or_refused(spec):
     with suppress(ModelError):
         describe(spec)
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    ["camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod", "gpt2"],
+)
+def test_as_many_positions_as_a_forward_takes(model_type):
+    """RoBERTa and its kin have none for their padding's id, which is 1, and for those before it."""
+    model = shrunken(model_type)
+    limit = max_positions(model)
+    assert limit == model.config.max_position_embeddings - (0 if model_type == "gpt2" else 2)
+    last_logits(model, token_ids(1, 1, limit))
+    with pytest.raises((RuntimeError, IndexError)):
+        last_logits(model, token_ids(1, 1, limit + 1))
+
+
+def test_a_model_of_several_configs_is_described(tmp_path):
+    shrunken("blt").save_pretrained(tmp_path / "blt")
+    assert describe(str(tmp_path / "blt")).n_layers == 0
+    with pytest.raises(Unsupported, match="blt has no num_hidden_layers"):
+        build("dynamic", shrunken("blt")).prepare(1, 8)

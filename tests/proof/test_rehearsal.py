@@ -12,11 +12,13 @@ from transformers import PreTrainedModel
 from kvcache.arithmetic.architectures import geometry
 from kvcache.arithmetic.costs import forward_costs
 from kvcache.arithmetic.kv_bytes import Fed, Held
+from kvcache.compiled.architectures.catalogue import describe
 from kvcache.models.skeleton import skeleton
 from kvcache.proof.operations import count_operations
 from kvcache.proof.rehearsal import NotRehearsable, Rehearsal
 from kvcache.strategies.catalogue import build
 from tests.families import WHOLE, family
+from tests.studies.architecture_configs import shrunken
 from tests.tiny import ARCHITECTURES, tiny, token_ids
 
 SIZES: dict[str, Any] = {
@@ -169,3 +171,36 @@ def test_what_asks_for_numbers_or_refuses_is_named() -> None:
         rehearsal(family("minimax")).held("dynamic", fed)
     with pytest.raises(NotRehearsable, match="StaticCache has no layer for"):
         rehearsal(family("deepseek_v4")).held("static", fed)
+    with pytest.raises(NotRehearsable, match=r"^its forward reads the values of tensors, which a rehearsal without"):
+        rehearsal(shrunken("biogpt")).held("dynamic", fed)  # .item()
+    with pytest.raises(NotRehearsable, match=r"^its forward reads the values of tensors, which a rehearsal without"):
+        rehearsal(shrunken("longcat_flash")).held("dynamic", fed)  # torch.nonzero()
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text"])
+def test_a_scaled_embedding_needs_no_weights(model_type: str) -> None:
+    bare = skeleton(shrunken(model_type).config, "eager")
+    assert Rehearsal(bare, torch.bfloat16).refusal("compiled-int8") is None
+    assert describe(bare).embedding == float(torch.tensor(32**0.5).bfloat16())
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ("cache:tests.unfit_caches:scales_weights", None),  # it is not called: its weights have no values here
+        ("cache:tests.unfit_caches:number", "is an int; valid: a function of the model"),
+        ("cache:nowhere:make", "No module named 'nowhere'"),
+    ],
+)
+def test_a_factory_is_imported_and_not_called(spec: str, reason: str | None) -> None:
+    refusal = rehearsal(ARCHITECTURES["llama"]()).refusal(spec)
+    assert refusal is None if reason is None else reason in str(refusal)
+
+
+def test_any_other_failure_of_a_strategy_is_not_rehearsable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AttributeError("no such size")
+
+    monkeypatch.setattr("kvcache.caches.dynamic.DynamicKV._empty", fail)
+    with pytest.raises(NotRehearsable, match=r"AttributeError: no such size"):
+        rehearsal(ARCHITECTURES["llama"]()).refusal("dynamic")

@@ -1,13 +1,17 @@
 """Padded prompts: each row gives what it gives alone, or the mask is refused."""
 
+import functools
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from kvcache.strategies.catalogue import STRATEGIES, build
-from kvcache.strategies.padding import moved_before
-from tests.families import family
-from tests.tiny import ARCHITECTURES, EVERYWHERE, token_ids
+from kvcache.strategies.padding import check_rotary_tables, moved_before
+from tests.families import dynamic_ntk, family
+from tests.tiny import ARCHITECTURES, EVERYWHERE, build_eagerly, token_ids
 
 PADDED = [name for name in EVERYWHERE if not STRATEGIES[name].compiles]
 
@@ -35,7 +39,7 @@ def test_padding_after_a_context_changes_nothing(name: str, architecture: str) -
     assert torch.equal(strategy.generate(prompts, 5, attention_mask=torch.ones_like(mask)), unpadded)
 
 
-@pytest.mark.parametrize("name", PADDED)
+@pytest.mark.parametrize("name", EVERYWHERE)
 @pytest.mark.parametrize("n_depth", [0, 3])
 @pytest.mark.parametrize(
     ("mask", "reason"),
@@ -49,10 +53,65 @@ def test_padding_after_a_context_changes_nothing(name: str, architecture: str) -
     ],
 )
 def test_any_other_mask_is_refused(name: str, n_depth: int, mask: Tensor, reason: str) -> None:
-    strategy = build(name, ARCHITECTURES["gpt2"]())
-    strategy.prepare(2, 12, token_ids(1, 2, n_depth) if n_depth else None)
-    with pytest.raises(ValueError, match=reason):
-        strategy.generate(token_ids(2, 2, 4), 3, attention_mask=mask)
+    strategy = build_eagerly(name, ARCHITECTURES["gpt2"]())
+    with torch.compiler.set_stance("force_eager"):
+        strategy.prepare(2, 12, token_ids(1, 2, n_depth) if n_depth else None)
+        with pytest.raises(ValueError, match=reason):
+            strategy.generate(token_ids(2, 2, 4), 3, attention_mask=mask)
+
+
+@pytest.mark.parametrize("name", ["compiled", "compiled-int8", "sink-window"])
+def test_a_kind_that_takes_no_padding_says_so(name: str) -> None:
+    strategy = build_eagerly(name, ARCHITECTURES["llama"]())
+    prompt = token_ids(2, 2, 4)
+    with torch.compiler.set_stance("force_eager"):
+        strategy.prepare(2, 12)
+        plain = strategy.generate(prompt, 3)
+        with pytest.raises(ValueError, match="prompts of equal length"):
+            strategy.generate(prompt, 3, attention_mask=padding([0, 1, 1, 1], [1, 1, 1, 1]))
+        assert torch.equal(strategy.generate(prompt, 3, attention_mask=torch.ones_like(prompt)), plain)
+
+
+@pytest.mark.parametrize("name", EVERYWHERE)
+@pytest.mark.parametrize("n_depth", [0, 3])
+def test_a_masked_prompt_in_parts_is_refused(name: str, n_depth: int) -> None:
+    """The second part's padding would lie behind tokens of the first, whose mask it knows nothing of."""
+    strategy, ids = build_eagerly(name, ARCHITECTURES["llama"]()), token_ids(2, 2, 6)
+    mask = padding([0, 0, 1, 1, 1, 1], [1] * 6)
+    with torch.compiler.set_stance("force_eager"):
+        strategy.prepare(2, 12, token_ids(1, 2, n_depth) if n_depth else None)
+        strategy.prefill(ids[:, :3])
+        with pytest.raises(ValueError, match="must be fed in one prefill: 3 tokens were fed before"):
+            strategy.prefill(ids[:, 3:], mask[:, 3:])
+        if name in PADDED:
+            strategy.reset()
+            strategy.prefill(ids[:, :3], mask[:, :3])
+            with pytest.raises(ValueError, match="must be fed in one prefill"):
+                strategy.prefill(ids[:, 3:])
+
+
+@pytest.mark.parametrize("name", PADDED)
+@pytest.mark.parametrize(("make", "kind"), [(functools.partial(family, "phi3"), "longrope"), (dynamic_ntk, "dynamic")])
+def test_padding_is_refused_where_a_longer_row_will_change_the_rotary_table(
+    name: str, make: Callable[[], PreTrainedModel], kind: str
+) -> None:
+    """Both tables change beyond 16 tokens."""
+    model, prompts, mask = make(), token_ids(2, 2, 9), padding([0] * 4 + [1] * 5, [1] * 9)
+    strategy = build(name, model)
+    strategy.prepare(2, 17)
+    with pytest.raises(ValueError, match=rf"more than 16 tokens \({kind}\)"):
+        strategy.generate(prompts, 3, attention_mask=mask)
+    strategy.prepare(2, 16)
+    emitted = strategy.generate(prompts, 7, attention_mask=mask)
+    strategy.prepare(1, 16)
+    assert torch.equal(emitted[:1], strategy.generate(prompts[:1, 4:], 7))
+
+
+def test_rows_that_are_all_beyond_the_switch_may_differ() -> None:
+    mask = padding([0] * 2 + [1] * 18, [1] * 20)
+    check_rotary_tables(family("phi3"), mask, 30)
+    with pytest.raises(ValueError, match="more than 16 tokens"):
+        check_rotary_tables(dynamic_ntk(), mask, 30)  # its table is another at each length
 
 
 def test_padding_is_moved_before_the_context() -> None:

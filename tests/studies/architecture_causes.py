@@ -128,10 +128,12 @@ _BY_WORDS = {
     "a cache of its own": OWN_CACHE,
     "StaticCache has no layer": STATIC_LAYER,
     "in a static cache": CAPACITY,
+    "from the longest row": LONGROPE,
+    "has no num_hidden_layers": FAILS,
     "fed the same tokens again": REPEATS,
 }
 _BY_TYPE = {
-    TOP_K: {"axk2", "deepseek_v32", "dots3_note_text", "glm_moe_dsa", "hy_v4", "qwen4_exp", "qwen4_exp_text"},
+    TOP_K: {"axk2", "deepseek_v32", "dots3_note_text", "glm_moe_dsa", "hy_v4"},
     SEVERAL: {"falcon_mamba", "jamba", "mamba", "mamba2", "recurrent_gemma", "zamba"},
     POSITIONS: {
         "camembert",

@@ -107,6 +107,8 @@ _ROWS: dict[str, dict[str, Any]] = {
         **dict.fromkeys(["swa_q_lora_rank", "swa_kv_lora_rank", "swa_head_dim"], 16),
         **dict.fromkeys(["swa_qk_nope_head_dim", "swa_v_head_dim"], 8),
     },
+    # Its attention sees the embeddings again, beside what the layer before made of them.
+    "zamba": {"attention_hidden_size": 2 * _WIDTH, "head_dim": 2 * _WIDTH // _HEADS},
     "prophetnet": {"pad_token_id": 0},
     "qwen4_exp_text": {
         "layer_types": ["linear_attention", "full_attention"] * 2,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from kvcache.compiled.architectures import reading
 from kvcache.compiled.decoder import Decoder, Head, Layer, Norm, RotaryTable
 
@@ -64,7 +66,7 @@ def _decoder(model: Any, layers: tuple[Layer, ...], rotaries: tuple[RotaryTable,
         activation=reading.activation(body.layers[0].mlp.act_fn),
         rotaries=rotaries,
         # As transformers rounds it: the root of 3,072 is 55.5 in bfloat16.
-        embedding=float(tokens.embed_scale.to(tokens.weight.dtype)),
+        embedding=float(torch.tensor(tokens.scalar_embed_scale, device="cpu").to(tokens.weight.dtype)),
     )
 
 
