@@ -5,7 +5,7 @@ everything is unpacked, joined and quantised anew (KIVI, arXiv:2402.02750, with 
 """
 
 import weakref
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from transformers import Cache, DynamicCache, PreTrainedModel, QuantizedCache
@@ -57,7 +57,8 @@ def stored_heads(model: PreTrainedModel) -> frozenset[tuple[int, int]]:
     if model not in _STORED_HEADS:
         cache = DynamicCache(config=model.config)
         model(torch.zeros((1, 1), dtype=torch.long, device=model.device), past_key_values=cache, use_cache=True)
-        stored = (rows for layer in cache.layers for rows in (layer.keys, layer.values))
+        layers: list[Any] = cache.layers  # DynamicLayer, since others are refused
+        stored = (rows for layer in layers for rows in (layer.keys, layer.values))
         _STORED_HEADS[model] = frozenset((rows.shape[1], rows.shape[3]) for rows in stored if rows is not None)
     return _STORED_HEADS[model]
 
