@@ -32,9 +32,9 @@ LEAST_BYTES = 1 << 24
 PROMPT_ROWS = 128
 """Positions of the prompt for which candidates are timed."""
 
-MOST_SUMS = 16
-"""Rows times places up to which a multiply-and-sum is a candidate. Each is a sum of its own in the compiled code, which
-takes the longer to compile; at 9 rows one place was as fast as two (Zen 3)."""
+LEAST_SUMS, MOST_SUMS = 2, 16
+"""Rows times places between which a multiply-and-sum is a candidate. Each is a sum of its own in the compiled code: one
+alone was never the fastest, and more than today's default of 8 rows has take longer to compile."""
 
 ROUNDS, LEAST_ROUNDS, SECONDS = 7, 3, 8.0
 """Passes of each candidate in one phase after the first, which warms up; past SECONDS no round beyond LEAST_ROUNDS."""
@@ -150,24 +150,23 @@ def fastest(times: Times, default: str) -> str:
 def step_passes(found: Mapping[str, Products], rows: int) -> dict[str, dict[str, Pass]]:
     """Make the passes over the weights of a step.
 
-    Each multiply-and-sum is compiled once, for all shapes. In a step it is part of a larger kernel: what its call takes
-    by itself, as one with hardly a weight shows, does not count.
+    A multiply-and-sum is compiled for each shape, as a step does: one kernel for all shapes was slower, and not by the
+    same factor for each candidate. In a step it is part of a larger kernel: what its call takes by itself, as one with
+    hardly a weight shows, does not count.
     """
     passes: dict[str, dict[str, Pass]] = {name: {} for name in found}
+    call_s: float | None = None
     for kernel, product in STEP.items():
         places = SUMS.get(kernel)
-        if places is None:
-            timed, call_s = product, 0.0
-        elif places * rows <= MOST_SUMS and found:
-            largest = max((own.weight for own in found.values()), key=Tensor.nelement)
-            timed = _compiled_for_all(product, largest, rows)
-            empty = _pass(timed, [Linear(largest.new_zeros(places, 16))], rows)
-            call_s = min(empty.seconds() for _ in range(EMPTY_CALLS))
-        else:
-            continue
         for name, own in found.items():
-            if len(own.weight) % (places or 1) == 0:
-                passes[name][kernel] = _pass(timed, _some(own, STEP_BYTES), rows)._replace(call_s=call_s)
+            linears = _some(own, STEP_BYTES)
+            if places is None:
+                passes[name][kernel] = _pass(product, linears, rows)
+            elif kernel == own.default or (LEAST_SUMS <= places * rows <= MOST_SUMS and len(own.weight) % places == 0):
+                if call_s is None:
+                    empty = _pass(compiled(product), [Linear(own.weight.new_zeros(16, 16))], rows)
+                    call_s = min(empty.seconds() for _ in range(EMPTY_CALLS))
+                passes[name][kernel] = _pass(compiled(product), linears, rows)._replace(call_s=call_s)
     return passes
 
 
@@ -222,17 +221,3 @@ def _pass(product: Product, linears: Sequence[Linear], rows: int) -> Pass:
     weight = linears[0].weight
     x = torch.ones(rows, 1, weight.shape[1], dtype=weight.dtype)
     return Pass([functools.partial(product, x, linear.weight, None) for linear in linears])
-
-
-def _compiled_for_all(product: Product, like: Tensor, rows: int) -> Product:
-    """Compile a product of so many rows once, for weights of all shapes."""
-    function = compiled(product)
-    # Small, since all that is held beside the weights counts, of unequal sizes, which the compiler would take for one;
-    # what threads share is decided by the hints.
-    weight, x = like.new_zeros(96, 64), like.new_zeros(rows, 1, 64)
-    out_features, in_features = like.shape
-    for tensor, axis, expected in ((weight, 0, out_features), (weight, 1, in_features), (x, 2, in_features)):
-        # SLF001: documented, if not by its name
-        torch._dynamo.mark_dynamic(tensor, axis, hint_override=expected)  # noqa: SLF001
-    function(x, weight, None)
-    return function

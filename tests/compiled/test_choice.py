@@ -111,7 +111,7 @@ def test_another_candidate_needs_a_clear_gain(other: list[float], chosen: str) -
 
 
 def test_a_look_at_a_models_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All candidates of all products are timed, those of a step by code that is compiled once for all shapes."""
+    """All candidates of all products are timed; sums are compiled for each shape, and once with hardly a weight."""
     compiled: list[products.Product] = []
 
     def note(function: products.Product) -> products.Product:
@@ -121,7 +121,7 @@ def test_a_look_at_a_models_own_weights(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(choice, "compiled", note)
     monkeypatch.setattr(choice, "HOPELESS", math.inf)  # of so small products some are
     found = choice.choose(choice.products(describe(ARCHITECTURES["llama"]()), 4), 4)
-    assert len(compiled) == len(products.SUMS)
+    assert len(compiled) == 4 * len(products.SUMS) + 1 + 1
     assert set(found["64x32 float32, step of 4"][1]) == set(candidates.STEP)
     assert set(found["97x32 float32, step of 4"][1]) == set(candidates.STEP) - {"sum-2", "sum-4"}
     assert set(found["mlp gated 64x32 float32, prompt"][1]) == {"onednn", "linear", "weight-first"}
@@ -130,15 +130,17 @@ def test_a_look_at_a_models_own_weights(monkeypatch: pytest.MonkeyPatch) -> None
         assert len({len(own) for own in times.values()}) == 1
 
 
-def test_rows_too_many_for_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("rows", "sums"), [(1, {"sum-2", "sum-4"}), (8, {"sum-1", "sum-2"}), (16, {"sum-1"}), (17, set())]
+)
+def test_sums_are_candidates_for_few_rows(rows: int, sums: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "compiled", lambda function: function)
-    found = choice.products(describe(ARCHITECTURES["llama"]()), 16)
-    kernels = {
-        kernel
-        for own in choice.step_passes({n: o for n, o in found.items() if "step" in n}, 16).values()
-        for kernel in own
-    }
-    assert kernels == {"sum-1", "linear", "onednn"}
+    monkeypatch.setattr(choice, "EMPTY_CALLS", 1)
+    found = choice.products(describe(ARCHITECTURES["gpt2"]()), rows)
+    passes = choice.step_passes(
+        {name: own for name, own in found.items() if name.startswith("32x32 ") and "step" in name}, rows
+    )
+    assert {kernel for own in passes.values() for kernel in own} == sums | {"linear", "onednn"}
 
 
 def test_a_candidate_that_does_not_run_or_is_hopeless_is_left_out() -> None:
