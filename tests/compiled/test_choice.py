@@ -131,16 +131,24 @@ def test_a_look_at_a_models_own_weights(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(
-    ("rows", "sums"), [(1, {"sum-2", "sum-4"}), (8, {"sum-1", "sum-2"}), (16, {"sum-1"}), (17, set())]
+    ("rows", "sums", "of_odd"),
+    [
+        (1, {"sum-2", "sum-4"}, {"sum-1"}),
+        (8, {"sum-1", "sum-2"}, {"sum-1"}),
+        (16, {"sum-1"}, {"sum-1"}),
+        (17, set(), set()),
+    ],
 )
-def test_sums_are_candidates_for_few_rows(rows: int, sums: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sums_are_candidates_for_few_rows(
+    rows: int, sums: set[str], of_odd: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default is one whatever its rows: a head of odd size is read at one place."""
     monkeypatch.setattr(choice, "compiled", lambda function: function)
     monkeypatch.setattr(choice, "EMPTY_CALLS", 1)
-    found = choice.products(describe(ARCHITECTURES["gpt2"]()), rows)
-    passes = choice.step_passes(
-        {name: own for name, own in found.items() if name.startswith("32x32 ") and "step" in name}, rows
-    )
-    assert {kernel for own in passes.values() for kernel in own} == sums | {"linear", "onednn"}
+    found = choice.products(describe(ARCHITECTURES["llama"]()), rows)
+    passes = choice.step_passes({name: own for name, own in found.items() if "step" in name}, rows)
+    assert set(passes[f"32x32 float32, step of {rows}"]) == sums | {"linear", "onednn"}
+    assert set(passes[f"97x32 float32, step of {rows}"]) == of_odd | {"linear", "onednn"}
 
 
 def test_a_candidate_that_does_not_run_or_is_hopeless_is_left_out() -> None:
