@@ -39,6 +39,9 @@ alone was never the fastest, and more than today's default of 8 rows has take lo
 ROUNDS, LEAST_ROUNDS, SECONDS = 7, 3, 8.0
 """Passes of each candidate in one phase after the first, which warms up; past SECONDS no round beyond LEAST_ROUNDS."""
 
+COMPILE_SECONDS = 15.0
+"""After so long no product's sums are compiled any more, and its default is kept."""
+
 STEP_BYTES, PROMPT_BYTES = 1 << 27, 1 << 24
 """How many bytes of equal weights a pass covers, one weight at least."""
 
@@ -136,7 +139,8 @@ def choose(found: Mapping[str, Products], rows: int) -> dict[str, tuple[str, Tim
     prompt = {name: own for name, own in found.items() if name not in step}
     passes = [step_passes(step, rows), {name: prompt_passes(own) for name, own in prompt.items()}]
     times = {name: own for phase in passes for name, own in interleaved(phase, found).items()}
-    return {name: (fastest(own, found[name].default), own) for name, own in times.items()}
+    untimed = {name: (own.default, Times()) for name, own in found.items() if name not in times}
+    return untimed | {name: (fastest(own, found[name].default), own) for name, own in times.items()}
 
 
 def fastest(times: Times, default: str) -> str:
@@ -152,21 +156,27 @@ def step_passes(found: Mapping[str, Products], rows: int) -> dict[str, dict[str,
 
     A multiply-and-sum is compiled for each shape, as a step does: one kernel for all shapes was slower, and not by the
     same factor for each candidate. In a step it is part of a larger kernel: what its call takes by itself, as one with
-    hardly a weight shows, does not count.
+    hardly a weight shows, does not count. Products that a step reads most of come first; once COMPILE_SECONDS have
+    passed, the others are left out.
     """
-    passes: dict[str, dict[str, Pass]] = {name: {} for name in found}
+    passes: dict[str, dict[str, Pass]] = {}
     call_s: float | None = None
-    for kernel, product in STEP.items():
-        places = SUMS.get(kernel)
-        for name, own in found.items():
-            linears = _some(own, STEP_BYTES)
+    start = time.monotonic()
+    for name, own in sorted(found.items(), key=lambda item: -len(item[1].parts) * item[1].weight.nbytes):
+        if time.monotonic() - start > COMPILE_SECONDS:
+            break
+        passes[name], linears = {}, _some(own, STEP_BYTES)
+        for kernel, product in STEP.items():
+            places = SUMS.get(kernel)
             if places is None:
                 passes[name][kernel] = _pass(product, linears, rows)
             elif kernel == own.default or (LEAST_SUMS <= places * rows <= MOST_SUMS and len(own.weight) % places == 0):
                 if call_s is None:
                     empty = _pass(compiled(product), [Linear(own.weight.new_zeros(16, 16))], rows)
                     call_s = min(empty.seconds() for _ in range(EMPTY_CALLS))
-                passes[name][kernel] = _pass(compiled(product), linears, rows)._replace(call_s=call_s)
+                own_shape = _pass(compiled(product), linears, rows)._replace(call_s=call_s)
+                own_shape.calls[0]()  # compiles
+                passes[name][kernel] = own_shape
     return passes
 
 

@@ -52,7 +52,7 @@ def _completed(path: Path, wanted: Mapping[str, Wanted], choose: Callable[[dict[
         sys.stderr.flush()
         for name, (kernel, times) in choose(missing).items():
             kernels[name] = kernel
-            fastest = {candidate: round(1e6 * min(seconds), 1) for candidate, seconds in times.items()}
+            fastest = {candidate: round(1e6 * min(seconds), 1) for candidate, seconds in times.items() if seconds}
             document["microseconds"][name] = dict(sorted(fastest.items(), key=lambda item: item[1]))
         _write(path, document)
     return {name: kernels[name] for name in wanted}

@@ -151,6 +151,18 @@ def test_sums_are_candidates_for_few_rows(
     assert set(passes[f"97x32 float32, step of {rows}"]) == of_odd | {"linear", "onednn"}
 
 
+def test_what_there_is_no_time_to_compile_keeps_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "compiled", lambda function: function)
+    monkeypatch.setattr(choice, "EMPTY_CALLS", 1)
+    monkeypatch.setattr(choice, "COMPILE_SECONDS", -1)
+    found = choice.products(describe(ARCHITECTURES["llama"]()), 1)
+    chosen = choice.choose(found, 1)
+    assert set(chosen) == set(found)
+    assert {name: kernel for name, (kernel, times) in chosen.items() if not times} == {
+        name: own.default for name, own in found.items() if "step" in name
+    }
+
+
 def test_a_candidate_that_does_not_run_or_is_hopeless_is_left_out() -> None:
     class Fixed(choice.Pass):
         def seconds(self) -> float:
