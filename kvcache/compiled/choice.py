@@ -48,6 +48,9 @@ STEP_BYTES, PROMPT_BYTES = 1 << 27, 1 << 24
 EMPTY_CALLS = 200
 """Calls with hardly a weight, of which the shortest is what a call takes by itself."""
 
+TORCHS_OWN = ("linear", "linear-wide")
+"""Candidates for a prompt that are not oneDNN's."""
+
 HOPELESS = 3.0
 """A candidate whose first pass takes so many times the default's gets no second one."""
 
@@ -101,6 +104,11 @@ class Choice:
             if not large.keys() <= known.keys():
                 self._chosen |= choices_file.completed(large, lambda missing: choose(missing, rows))
         kernels = {name: known.get(name, own.default) for name, own in found.items()}
+        prompt = [name for name in found if name.endswith(", prompt")]
+        if self.pinned is None and len({kernels[name] in TORCHS_OWN for name in prompt}) > 1:
+            # Alone `F.linear` took 0.77 of oneDNN's time in the attention's products, between oneDNN's others the whole
+            # prefill took 1.05 (Zen 3, two threads): a prompt is computed by one library.
+            kernels |= {name: found[name].default for name in prompt}
         model = self.model.with_kernels(
             lambda linear: kernels[step_name(linear, rows)], lambda part: kernels[prompt_name(part)]
         )

@@ -215,6 +215,19 @@ def test_large_weights_are_timed_once_and_by_batch(cache: Path, monkeypatch: pyt
     }
 
 
+@pytest.mark.parametrize(("of_blocks", "used"), [("weight-first", "onednn"), ("linear", "linear")])
+def test_a_prompt_is_computed_by_one_library(of_blocks: str, used: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def completed(wanted: dict[str, Products], _choose: object) -> dict[str, str]:
+        return {name: of_blocks if "mlp" in name else "linear" for name in wanted}
+
+    monkeypatch.setattr(choice, "LEAST_BYTES", 1)
+    monkeypatch.setattr(choices_file, "completed", completed)
+    _, kernels = Choice(describe(ARCHITECTURES["llama"]())).of_batch(1)
+    assert kernels["mlp gated 64x32 float32, prompt"] == of_blocks
+    assert kernels["32x32 float32, prompt"] == used
+    assert kernels["32x32 float32, step of 1"] == "linear"
+
+
 def stored(names: list[str]) -> dict[str, str]:
     """What the cache folder's file says of these products; those that it lacks are `sum-1`."""
     return choices_file.completed(
@@ -227,7 +240,7 @@ def stored(names: list[str]) -> dict[str, str]:
     [
         lambda text: text[: len(text) // 2],
         lambda text: text.replace("sum-1", "sum-99"),
-        lambda text: text.replace('"version": 1', '"version": 0'),
+        lambda text: text.replace(f'"version": {choices_file.VERSION}', '"version": 0'),
         lambda _: "[]",
     ],
 )
