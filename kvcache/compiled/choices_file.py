@@ -19,7 +19,7 @@ from kvcache.models.weight_cache import ModelError, cache_folder
 Wanted = TypeVar("Wanted")
 
 VERSION = 2
-"""Of the file; raised where candidates are timed in another way, or become others. Version 1 had one sum for all shapes."""
+"""Of the file; raised where candidates change, or are timed in another way (1: one sum for all shapes)."""
 
 
 def completed(
