@@ -15,7 +15,6 @@ STEP = {
     "sum-2": "the same, which reads each weight at two places at once",
     "sum-4": "the same at four places",
     "linear": "torch's F.linear",
-    "onednn": "oneDNN's product on the weight as it lies",
 }
 """Candidates for the rows of a decode step (one for each sequence of the batch)."""
 

@@ -28,7 +28,8 @@ class Linear(NamedTuple):
     weight: Tensor
     bias: Tensor | None = None
     step: str = "sum-2"
-    prompt: str = "onednn"
+    prompt: str = ""
+    """Empty: the default of its dtype."""
 
     @property
     def shape(self) -> str:
@@ -50,7 +51,9 @@ def product(x: Tensor, linear: Linear) -> Tensor:
     """`x [batch, q, in]` times a linear's weight: `[batch, q, out]`, which may be a view of `[out, batch * q]`."""
     if x.device.type != "cpu":
         return functional.linear(x, linear.weight, linear.bias)
-    kernel: Product = STEP[linear.step] if torch.compiler.is_compiling() else PROMPT[linear.prompt]
+    kernel: Product = (
+        STEP[linear.step] if torch.compiler.is_compiling() else PROMPT[linear.prompt or linear.default_prompt]
+    )
     return kernel(x, linear.weight, linear.bias)
 
 
@@ -121,9 +124,10 @@ def widened(kernel: Product) -> Product:
 STEP: dict[str, Product] = {
     **{name: summed(places) for name, places in SUMS.items()},
     "linear": functional.linear,
-    "onednn": onednn_linear,
 }
-"""`candidates.STEP`, to be called within a function that inductor compiles."""
+"""`candidates.STEP`, to be called within a function that inductor compiles.
+
+Not oneDNN's on the weight as it lies: inductor fuses an activation into it, and then takes constant weights only."""
 
 PROMPT: dict[str, Product] = {
     "onednn": onednn_linear,
