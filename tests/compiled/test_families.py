@@ -194,7 +194,7 @@ def with_norms(own: Decoder, **changed: Any) -> Decoder:
 def logits_by(own: Decoder | None, name: str) -> Tensor:
     """Logits after a prompt of the family's model by another description of it; None: by its own."""
     strategy = Compiled(family(name), backend="eager")
-    strategy.decoder = own or strategy.decoder
+    strategy._choice = dataclasses.replace(strategy._choice, model=own or strategy.decoder)
     strategy.prepare(1, 40)
     return strategy.prefill(token_ids(7, 1, 30))
 
