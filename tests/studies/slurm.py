@@ -110,7 +110,11 @@ def disturbed_grid(slurm: SmallSlurm, folder: Path) -> list[str]:
         "",
         "Lines of the disturbed run:",
         "",
-        *(f"    {line}" for line in ended.splitlines() if line.startswith(("job-", "kvbench:")) or " done, " in line),
+        *(
+            f"    {line}".replace(f"{folder}/", "")
+            for line in ended.splitlines()
+            if line.startswith(("job-", "kvbench:")) or " done, " in line
+        ),
     ]
 
 
