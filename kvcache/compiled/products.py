@@ -51,10 +51,11 @@ def product(x: Tensor, linear: Linear) -> Tensor:
     """`x [batch, q, in]` times a linear's weight: `[batch, q, out]`, which may be a view of `[out, batch * q]`."""
     if x.device.type != "cpu":
         return functional.linear(x, linear.weight, linear.bias)
-    kernel: Product = (
-        STEP[linear.step] if torch.compiler.is_compiling() else PROMPT[linear.prompt or linear.default_prompt]
-    )
-    return kernel(x, linear.weight, linear.bias)
+    if torch.compiler.is_compiling():
+        return STEP[linear.step](x, linear.weight, linear.bias)
+    # One position is a step that is run as it stands, to be counted: with the weight first it would count as many rows.
+    chosen = linear.prompt if x.shape[1] > 1 else ""
+    return PROMPT[chosen or linear.default_prompt](x, linear.weight, linear.bias)
 
 
 def default_step(rows: int, out_features: int) -> str:
