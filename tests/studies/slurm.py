@@ -111,11 +111,7 @@ def disturbed_grid(slurm: SmallSlurm, folder: Path) -> list[str]:
         "",
         "Lines of the disturbed run:",
         "",
-        *(
-            f"    {line}".replace(f"{folder}/", "")
-            for line in ended.splitlines()
-            if line.startswith(("job-", "kvbench:")) or " done, " in line
-        ),
+        *(f"    {line}" for line in told if line.startswith(("job-", "kvbench:")) or " done, " in line),
     ]
 
 
