@@ -29,6 +29,11 @@ class Ceiling(msgspec.Struct, frozen=True, kw_only=True):
     """As in `bench.record.CeilingTimes`."""
 
     @property
+    def by(self) -> str:
+        """What reached it, as in `dot of 536.9 MB`."""
+        return self.kernel if self.read_bytes is None else f"{self.kernel} of {self.read_bytes / 1e6:.4g} MB"
+
+    @property
     def name(self) -> str:
         """As the manifest names it, with its unit: `read_bandwidth_bytes_per_s cpu float32 t2`."""
         unit = "bytes_per_s" if self.ceiling == "read_bandwidth" else "flop_per_s"

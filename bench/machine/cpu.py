@@ -146,14 +146,10 @@ class Cpu:
 
         All that `compiled` may choose is among them.
         """
-        import torch
+        from kvcache.compiled.products import prompt_kernels
 
-        from kvcache.compiled.candidates import WIDE
-        from kvcache.compiled.products import PROMPT
-
-        fit = {name: product for name, product in PROMPT.items() if data.dtype == torch.bfloat16 or WIDE not in name}
         for operands in products(data, shapes):
-            for name, product in fit.items():
+            for name, product in prompt_kernels(data.dtype).items():
                 yield operands.rotating(name, partial(_without_bias, product))
             yield _packed(operands)
             yield operands.rotating("mm", untransposed)

@@ -109,8 +109,7 @@ def survey(
 def one_line(ceiling: Ceiling) -> str:
     """Describe a ceiling in a line, as in `read bandwidth, cpu float32, 2 threads: 41.3 GB/s (dot)`."""
     kind, unit = ("read bandwidth", "GB/s") if ceiling.ceiling == "read_bandwidth" else ("GEMM", "GFLOP/s")
-    size = "" if ceiling.read_bytes is None else f" of {ceiling.read_bytes / 1e6:.4g} MB"
-    return f"{kind}, {_words(ceiling)}: {ceiling.per_s / 1e9:.4g} {unit} ({ceiling.kernel}{size})"
+    return f"{kind}, {_words(ceiling)}: {ceiling.per_s / 1e9:.4g} {unit} ({ceiling.by})"
 
 
 def _words(of: ChooseCeilings | Ceiling) -> str:

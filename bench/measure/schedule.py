@@ -52,8 +52,7 @@ def measure(
     """Measure every case of `plans`, or what `previous` (the same run, interrupted) lacks.
 
     Lossy strategies are judged over the user's `text`, or over one that the model writes. `kernels` are those that the
-    run is pinned to. A case that fails is stored
-    as a failure, and the others go on.
+    run is pinned to. A case that fails is stored as a failure, and the others go on.
     """
     past = Past(previous)
     sets = list(past.pending(plans, limits))

@@ -62,7 +62,4 @@ def _ceilings(ceilings: Sequence[Ceiling]) -> str:
 
 
 def _rate(ceiling: Ceiling | None, unit: float) -> list[str]:
-    if ceiling is None:
-        return [NOTHING, NOTHING]
-    size = "" if ceiling.read_bytes is None else f" of {ceiling.read_bytes / 1e6:.4g} MB"
-    return [number(ceiling.per_s / unit), f"{ceiling.kernel}{size}"]
+    return [NOTHING, NOTHING] if ceiling is None else [number(ceiling.per_s / unit), ceiling.by]

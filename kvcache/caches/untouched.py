@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kvcache.caches.held_bytes import held_bytes
+from kvcache.models.rotary import changing_tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +58,9 @@ class Surroundings:
 
 
 def _buffers(model: PreTrainedModel) -> Iterator[tuple[object, ...]]:
+    changing = {id(part) for part in changing_tables(model)}
     for path, part in model.named_modules():
-        if not any(kind in str(getattr(part, "rope_type", "")) for kind in ("dynamic", "longrope")):
+        if id(part) not in changing:
             for name, buffer in part.named_buffers(recurse=False):
                 yield path, name, buffer.dtype, _sum(buffer)
 

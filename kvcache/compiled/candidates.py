@@ -1,8 +1,8 @@
 """The names of the ways to compute a product, one table; and the file that pins which of them is used. Needs no torch.
 
 Which way is the fastest depends on the processor, so `choice.py` times them where the product is needed. A product is
-named by its shape and its rows: `1536x576 float32, 1 row` is a step's product of one row with a weight of 1,536 by 576,
-`1536x576 float32, prompt` that of a prompt, `mlp 1536x576 gated float32, prompt` its whole feed-forward block.
+named by its shape and its rows: `1536x576 float32, step of 1` is a step's product of one row with a weight of 1,536 by
+576, `1536x576 float32, prompt` that of a prompt, `mlp gated 1536x576 float32, prompt` its whole feed-forward block.
 """
 
 import json
@@ -30,6 +30,9 @@ PROMPT = {
 
 WIDE = "-wide"
 """How the names end that are candidates for bfloat16 only."""
+
+OF_PROMPT = ", prompt"
+"""How the names of a prompt's products end."""
 
 Kernels = Mapping[str, str]
 """Name of a product -> name of the candidate that computes it. A product that is not in it has the default."""
@@ -88,7 +91,7 @@ def checked(kernels: Any, where: str) -> dict[str, str]:
     if not isinstance(kernels, dict):
         raise InvalidKernels(f'{where} has no object "kernels" that maps products to kernels')
     for product, kernel in kernels.items():
-        table = PROMPT if product.endswith(", prompt") else STEP
+        table = PROMPT if product.endswith(OF_PROMPT) else STEP
         if not isinstance(kernel, str) or kernel not in table:
             raise InvalidKernels(f"{where}: {product}: {kernel!r} is no kernel, choose from {', '.join(table)}")
     return kernels

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from kvcache.compiled import choices_file
-from kvcache.compiled.candidates import Kernels
+from kvcache.compiled.candidates import OF_PROMPT, Kernels
 from kvcache.compiled.decoder import Decoder
 from kvcache.compiled.mlp import Mlp
-from kvcache.compiled.products import PROMPT, STEP, SUMS, Linear, Product, default_step
+from kvcache.compiled.products import STEP, SUMS, Linear, Product, default_step, prompt_kernels
 from kvcache.compiled.step import compiled
 
 CLEAR_GAIN = 0.05
@@ -104,7 +104,7 @@ class Choice:
             if not large.keys() <= known.keys():
                 self._chosen |= choices_file.completed(large, lambda missing: choose(missing, rows))
         kernels = {name: known.get(name, own.default) for name, own in found.items()}
-        prompt = [name for name in found if name.endswith(", prompt")]
+        prompt = [name for name in found if name.endswith(OF_PROMPT)]
         if self.pinned is None and len({kernels[name] in TORCHS_OWN for name in prompt}) > 1:
             # Alone `F.linear` took 0.77 of oneDNN's time in the attention's products, between oneDNN's others the whole
             # prefill took 1.05 (Zen 3, two threads): a prompt is computed by one library.
@@ -122,7 +122,7 @@ def step_name(linear: Linear, rows: int) -> str:
 
 def prompt_name(part: Linear | Mlp) -> str:
     """Name a product, or a feed-forward block, of a prompt."""
-    return f"{part.shape}, prompt"
+    return part.shape + OF_PROMPT
 
 
 def products(model: Decoder, rows: int) -> dict[str, Products]:
@@ -143,7 +143,7 @@ def products(model: Decoder, rows: int) -> dict[str, Products]:
 @torch.inference_mode()
 def choose(found: Mapping[str, Products], rows: int) -> dict[str, tuple[str, Times]]:
     """Time the candidates of every product; return the fastest one's name, and all times."""
-    step = {name: own for name, own in found.items() if not name.endswith(", prompt")}
+    step = {name: own for name, own in found.items() if not name.endswith(OF_PROMPT)}
     prompt = {name: own for name, own in found.items() if name not in step}
     passes = [step_passes(step, rows), {name: prompt_passes(own) for name, own in prompt.items()}]
     times = {name: own for phase in passes for name, own in interleaved(phase, found).items()}
@@ -192,8 +192,8 @@ def prompt_passes(own: Products) -> dict[str, Pass]:
     """Make the passes over the weights of a prompt's product."""
     x = torch.ones(1, PROMPT_ROWS, own.weight.shape[1], dtype=own.weight.dtype)
     parts = _some(own, PROMPT_BYTES)
-    names = [name for name in PROMPT if x.dtype == torch.bfloat16 or not name.endswith("-wide")]
-    return {name: Pass([functools.partial(part.over_prompt, x, name) for part in parts]) for name in names}
+    kernels = prompt_kernels(x.dtype)
+    return {name: Pass([functools.partial(part.over_prompt, x, name) for part in parts]) for name in kernels}
 
 
 def interleaved(passes: Mapping[str, Mapping[str, Pass]], found: Mapping[str, Products]) -> dict[str, Times]:

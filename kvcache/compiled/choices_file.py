@@ -32,7 +32,6 @@ def completed(
     others wait for what it finds. A damaged file is made anew. Where it cannot be written, what was chosen is for this
     process alone, which stderr says.
     """
-    path = None
     try:
         path = cache_folder() / f"kernels-{_platform_name()}.json"
         path.parent.mkdir(parents=True, exist_ok=True)

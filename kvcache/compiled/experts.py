@@ -33,8 +33,8 @@ class Experts(NamedTuple):
     """The weights of a position's experts are divided by their sum."""
     rounded: bool
     """The weights are rounded to the model's dtype, and with them each expert's share (Qwen3)."""
-    prompt: str = "weight-first"
-    """Which candidate computes the products of an expert over a prompt. A step has no choice, nor has the router."""
+    prompt: str = ""
+    """As in `Linear`, for the products of an expert. A step has no choice, nor has the router."""
 
     def block(self, expert: int) -> Mlp:
         """Return one expert as a block of its own."""

@@ -139,3 +139,9 @@ PROMPT: dict[str, Product] = {
     "weight-first-wide": widened(weight_first),
 }
 """`candidates.PROMPT`."""
+
+
+def prompt_kernels(dtype: torch.dtype) -> dict[str, Product]:
+    """Return the candidates for a prompt in `dtype`: those that compute in float32 are for bfloat16 alone."""
+    narrow = dtype == torch.bfloat16
+    return {name: kernel for name, kernel in PROMPT.items() if narrow or not name.endswith(candidates.WIDE)}

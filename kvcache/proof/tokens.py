@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kvcache.models.rotary import RotaryTables
 from kvcache.models.skeleton import is_out_of_memory
 from kvcache.strategies.cached import Dynamic
 from kvcache.strategies.naive import Naive
-from kvcache.strategies.rotary import RotaryTables
 from kvcache.strategies.strategy import Strategy, last_logits
 from kvcache.strategies.tolerance import difference, tolerance
 from kvcache.strategies.tolerance import largest as greatest

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from kvcache.caches.contract import Kind
 from kvcache.caches.dynamic import DynamicKV
-from kvcache.strategies.rotary import switches
+from kvcache.models.rotary import switches
 from kvcache.strategies.strategy import last_logits
 from kvcache.strategies.tolerance import difference, largest, tolerance
 

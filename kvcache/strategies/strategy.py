@@ -16,8 +16,8 @@ from transformers import Cache, PreTrainedModel
 
 from kvcache.caches.contract import CacheNotRead, Promise
 from kvcache.caches.held_bytes import held_bytes
+from kvcache.models.rotary import RotaryTables
 from kvcache.models.skeleton import first_position
-from kvcache.strategies.rotary import RotaryTables
 
 OnStep = Callable[[Tensor, Tensor], None]
 """Called after each token with `token [batch]` (the argmax, on the device) and `logits [batch, vocab]`."""

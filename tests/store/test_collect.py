@@ -91,8 +91,8 @@ def test_a_file_killed_before_its_first_record_and_a_part_without_the_earlier_on
         part.mkdir()
         write_attempt(folder, node("node1"), attempt, continues=continues, into=part)
     (parts[1] / "samples-job-1.jsonl").write_bytes(b'{"crc32":1')
-    told = kvbench("collect", str(parts[1]), "--out", str(tmp_path / "runs")).stderr.splitlines()
-    assert told[1].endswith("samples-job-1.jsonl: left out: its job was killed before its first record")
-    assert told[2].startswith(f"{folder}: cannot be read until the missing file is collected, too (")
+    said = kvbench("collect", str(parts[1]), "--out", str(tmp_path / "runs")).stderr.splitlines()
+    assert said[1].endswith("samples-job-1.jsonl: left out: its job was killed before its first record")
+    assert said[2].startswith(f"{folder}: cannot be read until the missing file is collected, too (")
     assert len(kvbench("collect", *map(str, parts), "--out", str(tmp_path / "runs")).stderr.splitlines()) == 3
     read_run(folder)

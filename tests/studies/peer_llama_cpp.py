@@ -18,7 +18,7 @@ CACHE_TYPES = {"float32": 0, "bfloat16": 30, "q8_0": 8, "q4_0": 2}
 
 
 def build_file() -> Path:
-    """Name the file beside llama.cpp's libraries that tells their version."""
+    """Name the file beside llama.cpp's libraries that names their version."""
     return Path(os.environ.get(LLAMA_CPP, ""), "_nlcBuildMetadata.json")
 
 

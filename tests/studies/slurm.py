@@ -98,7 +98,7 @@ def disturbed_grid(slurm: SmallSlurm, folder: Path) -> list[str]:
     by_node, rows = machines(run), len(exact_columns(run))
     check(set(by_node) == set(NODES), f"not every node measured: {by_node}")
     submitted = next(line for line in resumed.splitlines() if "jobs to measure" in line)
-    told = ended.replace(f"{folder}/", "").splitlines()
+    said = ended.replace(f"{folder}/", "").splitlines()
     disturbance = f"While they ran, `{killed}` was killed and set DOWN, and the job {cancelled} was cancelled."
     return [
         f"{len(by_job(run))} jobs on {len(NODES)} nodes. {disturbance}",
@@ -111,7 +111,7 @@ def disturbed_grid(slurm: SmallSlurm, folder: Path) -> list[str]:
         "",
         "Lines of the disturbed run:",
         "",
-        *(f"    {line}" for line in told if line.startswith(("job-", "kvbench:")) or " done, " in line),
+        *(f"    {line}" for line in said if line.startswith(("job-", "kvbench:")) or " done, " in line),
     ]
 
 

@@ -232,18 +232,18 @@ def test_a_slope_of_too_few_positions_is_not_told():
 
 def test_how_to_read_the_figures_is_said_where_it_applies():
     pairs, few = "pairs the turns of the same round", "fewer than six rounds"
-    told = [
+    lines = [
         notes.reading_line(summarize(run_of(cases, rounds=n_rounds)))
         for cases, n_rounds in ((CASES, 6), (CASES, 5), (grid(["dynamic"], [32]), 5), (grid(["naive"], [32]), 6))
     ]
-    assert [(pairs in line, few in line) for line in told] == [
+    assert [(pairs in line, few in line) for line in lines] == [
         (True, False),
         (True, True),
         (False, True),
         (False, False),
     ]
-    assert [line.count("\n") for line in told] == [1, 1, 1, 1]
-    assert told[3] == "No MFU and MBU: the run measured no ceilings (--no-ceilings, or they failed at its start).\n"
+    assert [line.count("\n") for line in lines] == [1, 1, 1, 1]
+    assert lines[3] == "No MFU and MBU: the run measured no ceilings (--no-ceilings, or they failed at its start).\n"
 
 
 def test_cautions_of_many_cases_share_a_line():

@@ -166,16 +166,16 @@ def _why_not(test: Test) -> str:
 
 def _cases(tests: Sequence[Test]) -> list[Case]:
     """Name tests as cases, in their order: what differs between tests of one name is said in their strategy."""
-    cases = [_case(test) for test in tests]
+    named = [(_case(test), _setup(test)) for test in tests]
     setups: dict[str, list[dict[str, str]]] = {}
-    for test, case in zip(tests, cases, strict=True):
-        setups.setdefault(case.key, []).append(_setup(test))
+    for case, setup in named:
+        setups.setdefault(case.key, []).append(setup)
     apart = {key: [name for name in own[0] if len({setup[name] for setup in own}) > 1] for key, own in setups.items()}
     return [
         msgspec.structs.replace(
-            case, strategy=" ".join([STRATEGY, *(f"{name}={_setup(test)[name]}" for name in apart[case.key])])
+            case, strategy=" ".join([STRATEGY, *(f"{name}={setup[name]}" for name in apart[case.key])])
         )
-        for test, case in zip(tests, cases, strict=True)
+        for case, setup in named
     ]
 
 

@@ -14,6 +14,7 @@ from kvcache.compiled.decoder import Norm, RotaryTable
 from kvcache.compiled.kernels import Activation
 from kvcache.compiled.mlp import Mlp
 from kvcache.compiled.products import Linear
+from kvcache.models.rotary import changes_with_length
 
 
 def linear(module: nn.Linear) -> Linear:
@@ -82,7 +83,7 @@ def rotary_table(module: Any, layer_type: str | None = None) -> RotaryTable:
         Unsupported: its frequencies change with the length that is fed.
     """
     rope_type = module.rope_type if layer_type is None else module.rope_type[layer_type]
-    if "dynamic" in rope_type or rope_type == "longrope":  # as transformers' dynamic_rope_update asks
+    if changes_with_length(rope_type):
         raise Unsupported(f"compiled has no rotary positions of type {rope_type}, which change with the length")
     return module if layer_type is None else functools.partial(module, layer_type=layer_type)
 

@@ -18,7 +18,7 @@ class RotaryTables:
         """Find them."""
         self._growing: list[tuple[Any, str]] = []
         """Modules, and what begins the names of a table's attributes: empty, or a type of layer."""
-        self._growing.extend((module, prefix) for module, prefix, kind in _tables(model) if "dynamic" in kind)
+        self._growing.extend((module, prefix) for module, prefix, kind in _tables(model) if is_dynamic(kind))
 
     def make_original(self) -> None:
         """Put every table back to its original length."""
@@ -31,15 +31,30 @@ class RotaryTables:
 def switches(model: PreTrainedModel) -> Iterator[tuple[str, int]]:
     """Yield the kind of each rotary table that changes with the longest sequence, and the tokens beyond which it does.
 
-    The kinds are transformers' `rope_type`: those with "dynamic" in their name, and "longrope".
+    The kinds are transformers' `rope_type`.
     """
     for module, prefix, kind in _tables(model):
-        if "dynamic" in kind:
+        if is_dynamic(kind):
             yield kind, module.original_max_seq_len
-        elif kind == "longrope":
+        elif changes_with_length(kind):
             parameters = module.config.rope_parameters
             parameters = parameters[prefix.removesuffix("_")] if prefix else parameters
             yield kind, parameters["original_max_position_embeddings"]
+
+
+def changing_tables(model: PreTrainedModel) -> Iterator[Any]:
+    """Yield the rotary modules that a forward changes."""
+    return (module for module, _, kind in _tables(model) if changes_with_length(kind))
+
+
+def is_dynamic(rope_type: str) -> bool:
+    """Return whether such a table grows with the sequence."""
+    return "dynamic" in rope_type
+
+
+def changes_with_length(rope_type: str) -> bool:
+    """Return whether such a table grows, or is another beyond a length: as transformers' dynamic_rope_update asks."""
+    return is_dynamic(rope_type) or rope_type == "longrope"
 
 
 def _tables(model: PreTrainedModel) -> Iterator[tuple[Any, str, str]]:
