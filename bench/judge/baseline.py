@@ -84,12 +84,12 @@ def promote(run: Run, baselines: Path, name: str | None) -> Path:
             f"{run.name} cannot be a baseline: {share:.0%} of the rounds of {key} were disturbed; measure again when "
             "the machine is quieter, or with more --repetitions"
         )
-    session = session_of(tidy)
-    folder = baselines / (name if name is not None else machine_name(session.environment))
-    path = folder / f"{session.run_id}.json"
+    folder = baselines / (name if name is not None else machine_name(run.environments[0]))
+    path = folder / f"{run.manifest.run_id}.json"
     with writing(f"--baseline-dir {baselines}"):  # asking for a file may be refused, too
         known = read_sessions(folder) if folder.is_dir() and any(folder.glob("*.json")) else []
         is_known = path.exists()
+    session = session_of(tidy)  # its time comes after those that were read, also where others promote meanwhile
     lost = newest(known).by_case_and_phase.keys() - session.by_case_and_phase.keys() if known else set()
     for key, _ in sorted(lost):
         raise DataError(f"{run.name} lacks {key}, which {folder} has: promote it under another --name")
