@@ -2,15 +2,17 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from bench.cli import main
+from bench.cli import SIGNALS, main
 
 STRATEGIES = ["naive", "dynamic", "static", "hf-generate"]  # compiled would take its time
 TINY = ["-m", "random:tiny", "-t", "1", "-p", "8,16", "-n", "4", "-r", "6", "--strategies", ",".join(STRATEGIES)]
@@ -43,9 +45,20 @@ def kvbench(*arguments: str, code: int = 0) -> Printed:
 def run_to_the_end(*arguments: str) -> tuple[object, Printed]:
     """Run the command in this process; return its exit code, whichever it is, and what it printed."""
     out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
+    with _signals_kept(), redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
         main(list(arguments))
     return ended.value.code, Printed(out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Put the handlers of signals back: a command that was stopped ignores them, and what comes after it would, too."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def refused(*arguments: str, code: int = 2) -> str:
