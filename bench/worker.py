@@ -28,11 +28,12 @@ from bench.measure.references import ids_for, judge_by_text, make_reference, mak
 from bench.record import Quality
 from kvcache import models
 from kvcache.caches.contract import CacheNotRead, Unsupported
+from kvcache.models.own_code import users_line
 from kvcache.models.skeleton import is_out_of_memory
 from kvcache.proof.counts import PhaseCounter
 from kvcache.proof.quality import equal_tokens
 from kvcache.proof.tokens import NotRepeatable, Reference, agreement
-from kvcache.strategies.catalogue import build, is_lossy
+from kvcache.strategies.catalogue import OWN, build, is_lossy
 from kvcache.strategies.strategy import Strategy
 
 
@@ -49,6 +50,8 @@ class Worker:
     """Seconds of compiling that were reported."""
     is_warm = False
     """Whether the strategy has run: the first pass of a process is heavier (`bench.measure.memory`)."""
+    runs_users_code = False
+    """Whether the model or the cache is the user's own, so that an error names its line."""
     ceilings_of: tuple[str, str, int] | None = None
     """The device, dtype and number of threads of `ceilings`."""
 
@@ -76,7 +79,9 @@ class Worker:
         except Exception as error:  # noqa: BLE001  # whatever a model raises is this case's result, and the other cases go on
             lost = isinstance(error, torch.AcceleratorError)  # the CUDA context: no later case may run in it
             status: Literal["oom", "failed"] = "oom" if is_out_of_memory(error) and not lost else "failed"
-            return protocol.Refused(status=status, error=f"{type(error).__name__}: {one_line(error)}", ends=lost)
+            place = users_line(error) if self.runs_users_code else None
+            text = f"{type(error).__name__}: {one_line(error)}" + (f" ({place})" if place else "")
+            return protocol.Refused(status=status, error=text, ends=lost)
 
     def _carry_out(self, request: protocol.Request) -> protocol.Reply:
         match request:
@@ -103,6 +108,7 @@ class Worker:
         """Load the model and build the strategy; from here on the garbage collector is off."""
         group = request.group
         torch.set_num_threads(group.n_threads)
+        self.runs_users_code = group.model.startswith("py:") or request.strategy.startswith(OWN)
         self.device = DEVICES[group.device]
         self.model = models.load(
             group.model,

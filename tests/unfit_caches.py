@@ -1,7 +1,10 @@
 """Factories that do what a user's own cache must not, and some that look odd and are right."""
 
 import functools
-from typing import Any
+import queue
+import tempfile
+import threading
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,6 +25,16 @@ a_class = DynamicCache
 by_name = functools.partial(growing)
 
 
+class Mistaken(DynamicCache):
+    """Takes a model, and fails at a line of its own."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(config=model.config.no_such_part)
+
+
+filled_class = functools.partial(StaticCache, max_cache_len=20)
+
+
 class Promising(DynamicCache):
     """A class is a factory too, if it takes a model."""
 
@@ -32,6 +45,10 @@ class Promising(DynamicCache):
 
 
 def keywords_only(model: PreTrainedModel, *, capacity: int) -> Cache:
+    return StaticCache(config=model.config, max_cache_len=capacity)
+
+
+def positional_only(model: PreTrainedModel, capacity: int, /) -> Cache:
     return StaticCache(config=model.config, max_cache_len=capacity)
 
 
@@ -120,6 +137,52 @@ def in_globals(model: PreTrainedModel) -> Cache:
     return of_layers(model, GlobalLayer)
 
 
+class PooledLayer(DynamicLayer):
+    """Holds its last rows; the tokens are in a pool of its class."""
+
+    pool: ClassVar[dict[int, DynamicLayer]] = {}
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        self.last = key_states, value_states
+        return self.pool.setdefault(id(self), DynamicLayer()).update(key_states, value_states)
+
+    def get_seq_length(self) -> int:
+        return self.pool[id(self)].get_seq_length() if id(self) in self.pool else 0
+
+
+def in_pool(model: PreTrainedModel) -> Cache:
+    PooledLayer.pool.clear()
+    return of_layers(model, PooledLayer)
+
+
+class ThreadLayer(DynamicLayer):
+    """Its tokens are in a variable of a thread."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # of transformers
+        self.length, self.asked, self.answered = 0, queue.Queue[Any](), queue.Queue[Any]()
+        threading.Thread(target=serve, args=(self.asked, self.answered), daemon=True).start()
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        self.asked.put((key_states, value_states))
+        self.length += key_states.shape[2]
+        states: tuple[Tensor, Tensor] = self.answered.get()
+        return states
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+
+def serve(asked: queue.Queue[Any], answered: queue.Queue[Any]) -> None:
+    inner = DynamicLayer()
+    while True:
+        answered.put(inner.update(*asked.get()))
+
+
+def in_thread(model: PreTrainedModel) -> Cache:
+    return of_layers(model, ThreadLayer)
+
+
 # What a cache must leave as it is.
 
 
@@ -169,6 +232,16 @@ class Uncounted(DynamicCache):
         return None
 
 
+def sets_precision(model: PreTrainedModel) -> Cache:
+    torch.set_float32_matmul_precision("medium")
+    return growing(model)
+
+
+def sets_device(model: PreTrainedModel) -> Cache:
+    torch.set_default_device("meta")
+    return growing(model)
+
+
 def uncounted(model: PreTrainedModel) -> Cache:
     return Uncounted(config=model.config)
 
@@ -183,6 +256,79 @@ class Forgetful(DynamicCache):
 
 def forgetful(model: PreTrainedModel) -> Cache:
     return Forgetful(config=model.config)
+
+
+class Legacy(DynamicCache):
+    """Keeps lists as transformers 4 did, so that the masks of transformers 5 know of no earlier token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key_cache: list[Tensor] = []
+        self.value_cache: list[Tensor] = []
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
+        if layer_idx == len(self.key_cache):
+            self.key_cache.append(key_states)
+            self.value_cache.append(value_states)
+        else:
+            self.key_cache[layer_idx] = torch.cat([self.key_cache[layer_idx], key_states], 2)
+            self.value_cache[layer_idx] = torch.cat([self.value_cache[layer_idx], value_states], 2)
+        return self.key_cache[layer_idx], self.value_cache[layer_idx]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.key_cache[layer_idx].shape[2] if layer_idx < len(self.key_cache) else 0
+
+
+def with_lists(model: PreTrainedModel) -> Cache:
+    return Legacy()
+
+
+class Evicting(DynamicCache):
+    """Returns the last rows alone, and does not say so."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        return keys[:, :, -4:], values[:, :, -4:]
+
+
+def evicting(model: PreTrainedModel) -> Cache:
+    return Evicting(config=model.config)
+
+
+class Counting(DynamicCache):
+    """Counts tokens once for all layers, so that it is right when a model asks, before any layer was fed."""
+
+    seen = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        self.seen += key_states.shape[2] if layer_idx == 0 else 0
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self.seen + query_length, 0
+
+
+def counting(model: PreTrainedModel) -> Cache:
+    return Counting(config=model.config)
+
+
+class Narrow(DynamicCache):
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        return keys, values.half()
+
+
+def narrow(model: PreTrainedModel) -> Cache:
+    return Narrow(config=model.config)
+
+
+class Silent(DynamicCache):
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+
+def silent(model: PreTrainedModel) -> Cache:
+    return Silent(config=model.config)
 
 
 def trains(model: PreTrainedModel) -> Cache:
@@ -262,6 +408,32 @@ def _joined(before: Any, new: Any) -> Any:
 
 def in_numpy(model: PreTrainedModel) -> Cache:
     return of_layers(model, NumpyLayer)
+
+
+class MappedLayer(DynamicLayer):
+    """Its tokens are in a map of a file, with room for `n_mapped` of each head."""
+
+    n_mapped = 16
+    pair: Any = None
+    length = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        batch_size, heads, n_new, size = key_states.shape
+        if self.pair is None:
+            shape = 2, batch_size, heads, self.n_mapped, size
+            with tempfile.TemporaryFile() as file:
+                self.pair = np.memmap(file, np.float32, "w+", shape=shape)
+        self.pair[..., self.length : self.length + n_new, :] = torch.stack([key_states, value_states]).numpy()
+        self.length += n_new
+        keys, values = torch.from_numpy(self.pair[..., : self.length, :].copy())
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+
+def in_map(model: PreTrainedModel) -> Cache:
+    return of_layers(model, MappedLayer)
 
 
 class ClosedLayer(DynamicLayer):

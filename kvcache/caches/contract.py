@@ -108,9 +108,18 @@ class KVCache(ABC):
             raise UnfitCache(f"get_seq_length() is {found} after {n_tokens} tokens; positions are counted from it")
 
     @property
+    def stored(self) -> object:
+        """Return what every stored key and value can be reached from."""
+        return self.cache
+
+    @property
     def is_empty(self) -> bool:
         """Return whether it neither holds bytes nor says that it has seen tokens."""
-        return not self.used_bytes and not (counts_tokens(self.cache) and self.cache.get_seq_length())
+        return not self.used_bytes and not self._counted
+
+    @property
+    def _counted(self) -> bool:
+        return counts_tokens(self.cache) and bool(self.cache.get_seq_length())
 
     @property
     @abstractmethod

@@ -1,12 +1,13 @@
 """The bytes that an object really holds: every storage that can be reached from it, each counted once.
 
 It counts what is there, not what a cache reports of itself: scales, zero points, codebooks, residual windows, padding,
-and copies kept beside. It cannot see globals, or what a class or a library keeps.
+and copies kept beside. It cannot see globals, what a class or a library keeps, threads' variables or files.
 """
 
-import array
+import io
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -20,7 +21,8 @@ def held_bytes(root: object, *, leaving_out: nn.Module | None = None) -> int:
     """Sum the storages reachable from `root` by attributes, slots, containers and closures, without `leaving_out`'s.
 
     A tensor subclass (as quanto's) and a sparse tensor are taken apart into the tensors that they are made of. A view
-    counts as the whole storage that it keeps alive; memory of numpy or Python that a tensor shares counts once.
+    counts as the whole storage that it keeps alive; memory of numpy or Python (bytes, arrays, maps of files) that a
+    tensor shares counts once.
     """
     visited: dict[int, object] = {}  # holds what it has seen, so that no id is used twice
     if leaving_out is not None:
@@ -86,9 +88,11 @@ def _parts(part: object) -> list[Any]:
     match part:
         case ModuleType():
             return []
-        case np.ndarray() | memoryview():
-            owner = part.base if isinstance(part, np.ndarray) else part.obj
-            return [] if owner is None else [owner]
+        case np.ndarray():
+            found += [] if part.base is None else [part.base]
+            return [*found, *(part.flat if part.dtype.hasobject else ())]
+        case memoryview():
+            return [part.obj]
         case FunctionType():
             found += [cell.cell_contents for cell in part.__closure__ or () if _is_filled(cell)]
         case MethodType():
@@ -124,12 +128,17 @@ def _storage(tensor: Tensor) -> tuple[tuple[str, int], int]:
 
 
 def _buffers(parts: Iterable[object]) -> Iterator[tuple[tuple[str, int], int]]:
-    """Yield the same for memory of numpy and of Python; of an array that is a view, its owner is among the parts."""
+    """Yield the same for memory of numpy and of Python; of one that is a view, its owner is among the parts."""
     for part in parts:
         match part:
-            case np.ndarray(base=None):
-                yield ("cpu", part.__array_interface__["data"][0]), part.nbytes
-            case array.array():
-                yield ("cpu", part.buffer_info()[0]), len(part) * part.itemsize
-            case bytes() | bytearray():
-                yield ("python", id(part)), len(part)
+            case np.ndarray():
+                if part.base is None:
+                    yield ("cpu", part.__array_interface__["data"][0]), part.nbytes
+            case Tensor() | np.generic() | memoryview():
+                pass
+            case io.BytesIO():
+                yield ("python", id(part)), len(part.getbuffer())
+            case _:
+                with suppress(TypeError, ValueError, BufferError):  # it is no buffer, or an empty or a closed one
+                    seen = np.frombuffer(part, np.uint8)  # type: ignore[call-overload]  # of any object
+                    yield ("cpu", seen.__array_interface__["data"][0]), seen.nbytes

@@ -11,15 +11,18 @@ import gc
 import inspect
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any, get_args
 
 from transformers import Cache, EncoderDecoderCache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, DummyLayer, LinearAttentionCacheLayerMixin
 
+from kvcache.caches.checked_update import check_updates
 from kvcache.caches.contract import KVCache, Promise, UnfitCache, counts_tokens, layers_of
+from kvcache.caches.defining_modules import kept_by_definition
 from kvcache.caches.held_bytes import held_bytes
 from kvcache.caches.untouched import Surroundings, kept_in_model
-from kvcache.models.own_code import load_own, naming_the_line
+from kvcache.models.own_code import load_own, naming_the_line, users_line
 
 
 class OwnKV(KVCache):
@@ -35,6 +38,7 @@ class OwnKV(KVCache):
         """
         self.kind, self.model = kind, model
         self._made: Callable[[], Cache | None] = lambda: None
+        self._lengths = capacity, prompt_length
         super().__init__(model, capacity, prompt_length)
         kind.refuse_changes(model)
 
@@ -43,6 +47,8 @@ class OwnKV(KVCache):
         if made is self._made():
             raise UnfitCache(f"{self.kind.spec} returned the same object twice; valid: a new cache at each call")
         self._made = weakref.ref(made)
+        if self._lengths not in self.kind.checked:
+            check_updates(made, self.kind.spec)
         return made
 
     @property
@@ -61,15 +67,26 @@ class OwnKV(KVCache):
     def check_length(self, n_tokens: int) -> None:
         """Compare what the cache says that it has seen with the `n_tokens` that it was fed, and look after the model.
 
+        Later caches for these lengths are not checked any more while they run, since they may be timed.
+
         Raises:
             UnfitCache: they differ; or the model was changed, or keeps what the cache should.
         """
         super().check_length(n_tokens)
-        self.kind.refuse_changes(self.model, self.cache)
+        self.kind.refuse_changes(self.model, self.stored)
+        self.kind.checked.add(self._lengths)
+
+    @property
+    def stored(self) -> object:
+        return [self.cache, *kept_by_definition(self.kind.factory, self.cache)]
 
     @property
     def used_bytes(self) -> int:
-        return held_bytes(self.cache, leaving_out=self.model)
+        return held_bytes(self.stored, leaving_out=self.model)
+
+    @property
+    def is_empty(self) -> bool:
+        return not held_bytes(self.cache, leaving_out=self.model) and not self._counted
 
 
 KEPT_SHARE = 0.1
@@ -88,6 +105,8 @@ class OwnKind:
         """
         self.spec = spec
         self.takes_padding = True
+        self.checked: set[tuple[int, int | None]] = set()
+        """Capacities and lengths of prompts for which a whole run was checked."""
         self._before: Surroundings | None = None
         _, module, name = [*spec.split(":", 2), "", ""][:3]
         if not module or not name or ":" in name or module.startswith("."):
@@ -115,21 +134,24 @@ class OwnKind:
         """
         with naming_the_line(self.spec):
             signature = inspect.signature(self.factory)
-            named = {name: known[name] for name in signature.parameters if name in known}
-            if None in named.values():
+            wanted = [parameter for name, parameter in signature.parameters.items() if name in known]
+            if any(known[parameter.name] is None for parameter in wanted):
                 raise UnfitCache(f"{self.spec} wants prompt_length: pass it to prepare()")
+            args = [known[each.name] for each in wanted if each.kind is each.POSITIONAL_ONLY]
+            named = {each.name: known[each.name] for each in wanted if each.kind is not each.POSITIONAL_ONLY}
             try:
-                signature.bind(model, **named)
+                signature.bind(model, *args, **named)
             except TypeError as error:
                 valid = "valid: a function of the model, and of prompt_length and capacity if it names them"
                 raise UnfitCache(f"{self.spec}{signature}: {error}; {valid}") from error
-            return self._fit(self._called(model, named))
+            return self._fit(self._called(model, *args, **named))
 
-    def _called(self, model: PreTrainedModel, named: dict[str, int | None]) -> object:
+    def _called(self, *args: object, **named: object) -> object:
         try:
-            return self.factory(model, **named)
+            return self.factory(*args, **named)
         except (TypeError, AttributeError) as error:
-            if inspect.isclass(self.factory):  # its lines are a library's, which name nothing of the user's
+            kind = self.factory.func if isinstance(self.factory, partial) else self.factory
+            if inspect.isclass(kind) and not users_line(error):
                 raise UnfitCache(f"{self.spec} is a class whose first argument is no model ({error})") from error
             raise
 
@@ -151,27 +173,30 @@ class OwnKind:
             raise UnfitCache(f"{self.spec} returned a cache that holds {length} tokens; valid: an empty one each time")
         return made
 
-    def refuse_changes(self, model: PreTrainedModel, cache: Cache | None = None) -> None:
-        """Refuse what the factory, or the `cache` that it made and that holds tokens now, has done to the model.
+    def refuse_changes(self, model: PreTrainedModel, stored: object = None) -> None:
+        """Refuse what the factory, or the cache that it made, has done to the model.
+
+        `stored` is all that is known to be kept of the tokens; None before any was fed.
 
         Raises:
-            UnfitCache: the model or torch's settings are others than before, or `cache` keeps its tokens elsewhere.
+            UnfitCache: the model or torch's settings are others than before, or tokens are kept elsewhere.
         """
         assert self._before is not None
         if changed := self._before.changed(Surroundings.of(model)):
             raise UnfitCache(f"{self.spec} changed {changed}; it must leave them as they are")
-        if cache is None:
+        if stored is None:
             return
-        held, kept = held_bytes(cache, leaving_out=model), kept_in_model(model, cache, self._before)
+        held, kept = held_bytes(stored, leaving_out=model), kept_in_model(model, stored, self._before)
         if kept > KEPT_SHARE * held:
             raise UnfitCache(f"{self.spec} keeps {kept} bytes in the model; valid: all that it keeps in the cache")
         if not held:
             raise UnfitCache(
-                f"{self.spec} holds tokens in nothing that its cache refers to, so their bytes are not known"
+                f"{self.spec} holds its tokens in no tensor, array or bytes that can be reached from its cache, so "
+                "their bytes are not known"
             )
 
 
-_LAYERS = (CacheLayerMixin, LinearAttentionCacheLayerMixin)
+_LAYERS = (CacheLayerMixin, LinearAttentionCacheLayerMixin, DummyLayer)
 
 
 def _described(thing: object) -> str:

@@ -27,6 +27,8 @@ class Surroundings:
     mode: str
     threads: int
     default_dtype: torch.dtype
+    default_device: torch.device
+    precision: str
     kept_bytes: int
     """What is held by the model, its weights included."""
 
@@ -44,6 +46,8 @@ class Surroundings:
             mode="training" if model.training else "evaluation",
             threads=torch.get_num_threads(),
             default_dtype=torch.get_default_dtype(),
+            default_device=torch.get_default_device(),
+            precision=torch.get_float32_matmul_precision(),
             kept_bytes=held_bytes(model),
         )
 
@@ -85,8 +89,10 @@ _WORDS = {
     "mode": "the model's mode",
     "threads": "torch's threads",
     "default_dtype": "torch's default dtype",
+    "default_device": "torch's default device",
+    "precision": "torch's precision of float32 products",
 }
-_SHORT = {"attention", "mode", "threads", "default_dtype"}
+_SHORT = {"attention", "mode", "threads", "default_dtype", "default_device", "precision"}
 """Of which the values fit a line."""
 
 

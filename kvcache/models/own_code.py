@@ -40,16 +40,22 @@ def naming_the_line(spec: str) -> Iterator[None]:
     except (ModelError, MemoryError):
         raise
     except (Exception, SystemExit) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if _is_users(frame.filename)]
-        if is_out_of_memory(error) or not own:
+        place = users_line(error)
+        if is_out_of_memory(error) or place is None:
             raise
-        place = f"{own[-1].filename}, line {own[-1].lineno}"
         raise ModelError(f"{spec} raised {one_line(error)} ({place})") from error
 
 
+def users_line(error: BaseException) -> str | None:
+    """Return the file and the innermost line of the user's own code that led to `error`; None where none did."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if _is_users(frame.filename)]
+    return f"{own[-1].filename}, line {own[-1].lineno}" if own else None
+
+
 def _is_users(filename: str) -> bool:
-    """Return whether a file of a traceback is the user's: not frozen, not in Python's folders or this package's."""
-    path = Path(filename)
+    """Return whether a file of a traceback is the user's: not frozen, not in Python's folders or this project's."""
+    path, project = Path(filename), Path(__file__).parents[2]
     others = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
-    return path.is_file() and not any(path.is_relative_to(folder) for folder in (*others, Path(__file__).parents[1]))
+    others += [project / "kvcache", project / "bench"]
+    return path.is_file() and not any(path.is_relative_to(folder) for folder in others)

@@ -69,7 +69,7 @@ class Cached(Strategy):
 
     @property
     def stored(self) -> object:
-        return self.kv.cache
+        return self.kv.stored
 
     def check_length(self, n_tokens: int) -> None:
         self.kv.check_length(n_tokens)

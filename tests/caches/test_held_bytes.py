@@ -1,8 +1,12 @@
 """The walk over what an object holds finds all of its memory once, and ends quickly at what is no container."""
 
 import array
+import ctypes
 import functools
+import io
+import mmap
 from collections import deque
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -42,6 +46,20 @@ def test_memory_that_torch_and_numpy_share_counts_once() -> None:
 def test_what_is_no_tensor_and_holds_memory_counts() -> None:
     assert held_bytes([bytes(1000), bytearray(100), memoryview(bytes(10))]) == 1110
     assert held_bytes(array.array("d", [1.0, 2.0])) == 16
+    assert held_bytes([(ctypes.c_float * 4)(), io.BytesIO(bytes(10)), mmap.mmap(-1, 4096), b""]) == 16 + 10 + 4096
+    of_objects = np.full(2, None)
+    of_objects[0] = torch.ones(2)
+    assert held_bytes(of_objects) == 2 * 8 + 8
+
+
+def test_memory_of_python_that_a_tensor_shares_counts_once(tmp_path: Path) -> None:
+    room = bytearray(400)
+    assert held_bytes([room, torch.frombuffer(room, dtype=torch.float32), np.frombuffer(room, np.uint8)]) == 400
+    mapped = np.memmap(tmp_path / "rows", np.float32, "w+", shape=(10, 10))
+    assert held_bytes([mapped, mapped[2:], torch.from_numpy(mapped)]) == 400
+    closed = mmap.mmap(-1, 4096)
+    closed.close()
+    assert held_bytes(closed) == 0
 
 
 def test_functions_hold_what_they_close_over() -> None:

@@ -16,6 +16,7 @@ from kvcache.models import ModelError
 from kvcache.proof.tokens import agreement, reference
 from kvcache.strategies.cached import Cached
 from kvcache.strategies.catalogue import build
+from tests import unfit_caches
 from tests.families import dynamic_ntk, family
 from tests.tiny import ARCHITECTURES, token_ids
 from tests.unfit_caches import growing
@@ -24,10 +25,17 @@ PER_TOKEN = 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, head_dim, bytes
 
 
 @pytest.fixture(autouse=True)
-def torch_as_it_was() -> Iterator[None]:
+def nothing_left_behind() -> Iterator[None]:
+    """Put back torch's settings and the globals of the factories, whose tensors count as their caches'."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("highest")
+    torch.set_default_device(None)
+    unfit_caches.turns.clear()
+    unfit_caches.layers.clear()
+    unfit_caches.globals_of_layers.clear()
+    unfit_caches.PooledLayer.pool.clear()
 
 
 def cached(factory: str) -> Cached:
@@ -41,6 +49,7 @@ def cached(factory: str) -> Cached:
     [
         ("number", "is an int; valid: a function of the model"),
         ("a_class", "is a class whose first argument is no model"),
+        ("filled_class", "is a class whose first argument is no model"),
         ("awaited", "returned a coroutine; valid: a transformers.Cache"),
         ("class_itself", "returned the class DynamicCache; valid: a transformers.Cache"),
         ("legacy", "returned a tuple; valid: a transformers.Cache"),
@@ -60,6 +69,8 @@ def cached(factory: str) -> Cached:
         ("uncounted", r"unfit_caches:uncounted: get_seq_length\(\) returned None; valid: how many tokens"),
         ("trains", "changed the model's mode from evaluation to training"),
         ("sets_threads", r"changed torch's threads from \d+ to \d+"),
+        ("sets_precision", "changed torch's precision of float32 products from highest to medium"),
+        ("sets_device", "changed torch's default device from cpu to meta"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:coroutine")
@@ -98,7 +109,7 @@ def test_a_cache_that_is_not_empty_is_refused(factory: str) -> None:
     [
         ("InModel", r"keeps \d+ bytes in the model"),
         ("sets_threads_later", "changed torch's threads"),
-        ("in_globals", "holds tokens in nothing that its cache refers to"),
+        ("in_thread", "holds its tokens in no tensor, array or bytes that can be reached from its cache"),
     ],
 )
 def test_what_it_does_while_it_runs_is_found_out(factory: str, reason: str) -> None:
@@ -111,7 +122,10 @@ def test_what_it_does_while_it_runs_is_found_out(factory: str, reason: str) -> N
 
 @pytest.mark.parametrize(
     "factory",
-    ["growing", "by_name", "Promising", "keywords_only", "unlayered", "in_numpy", "in_closure", "in_slots"],
+    [
+        *("growing", "by_name", "Promising", "keywords_only", "positional_only", "unlayered", "counting"),
+        *("in_numpy", "in_map", "in_closure", "in_slots", "in_globals", "in_pool"),
+    ],
 )
 def test_an_odd_one_that_is_right_is_measured(factory: str) -> None:
     strategy, context, prompt = cached(factory), token_ids(1, 2, 6), token_ids(2, 2, 5)
@@ -121,10 +135,63 @@ def test_an_odd_one_that_is_right_is_measured(factory: str) -> None:
         strategy.reset()
         found = agreement(strategy, prompt, expected)
         assert found.tokens_match == "true"
-        after_prefill = 16 if factory == "keywords_only" else 11  # a static one is allocated at once
-        assert found.kv_bytes_allocated_after_prefill == pytest.approx(2 * after_prefill * PER_TOKEN, rel=0.01)
-        assert found.kv_bytes_allocated_after_decode == pytest.approx(2 * 16 * PER_TOKEN, rel=0.01)
+        after_prefill = (
+            16 if factory in {"keywords_only", "positional_only", "in_map"} else 11
+        )  # these are allocated at once
+        last = (5, 1) if factory == "in_pool" else (0, 0)  # what it holds beside the pool
+        expected_rows = after_prefill + last[0], 16 + last[1]
+        assert found.kv_bytes_allocated_after_prefill == pytest.approx(2 * expected_rows[0] * PER_TOKEN, rel=0.01)
+        assert found.kv_bytes_allocated_after_decode == pytest.approx(2 * expected_rows[1] * PER_TOKEN, rel=0.01)
         strategy.check_length(16)
+
+
+def test_a_class_that_fails_at_a_line_of_its_own_names_it() -> None:
+    with pytest.raises(ModelError, match=r"raised AttributeError: .*no_such_part.*unfit_caches.py, line \d+"):
+        cached("Mistaken").prepare(1, 20)
+
+
+def test_layers_that_store_nothing_are_no_others() -> None:
+    model, prompt = family("gemma4_text"), token_ids(2, 2, 5)
+    strategy = build("cache:tests.unfit_caches:growing", model)
+    strategy.prepare(2, 11, prompt_length=5)
+    assert agreement(strategy, prompt, reference(model, prompt, 6)).tokens_match == "true"
+
+
+@pytest.mark.parametrize(
+    ("factory", "reason"),
+    [
+        ("evicting", r"evicting: update\(\) returned keys of 4 tokens when 8 were fed, and .* had said 8: attention"),
+        ("narrow", r"narrow: update\(\) returned torch.float16 for torch.float32; valid: the dtype"),
+        ("silent", r"silent: update\(\) returned NoneType; valid: two tensors"),
+    ],
+)
+def test_what_update_returns_is_checked_while_it_runs(factory: str, reason: str) -> None:
+    strategy = cached(factory)
+    strategy.prepare(1, 20)
+    with pytest.raises(UnfitCache, match=reason):
+        strategy.prefill(token_ids(1, 1, 8))
+
+
+def test_a_mask_that_forgets_the_context_is_refused_where_a_prompt_follows_one() -> None:
+    """Without a context the same cache is right: a prompt sees itself, and a step needs no mask."""
+    strategy, context, prompt = cached("with_lists"), token_ids(1, 2, 6), token_ids(2, 2, 5)
+    strategy.prepare(2, 10, prompt_length=5)
+    assert agreement(strategy, prompt, reference(strategy.model, prompt, 6)).tokens_match == "true"
+    strategy.prepare(2, 16, context, prompt_length=11)
+    with pytest.raises(UnfitCache, match=r"keys of 11 tokens when 5 were fed, and get_mask_sizes\(\) had said 5"):
+        strategy.prefill(prompt)
+
+
+def test_update_is_left_alone_once_a_run_was_checked() -> None:
+    strategy = cached("growing")
+    strategy.prepare(1, 20, prompt_length=8)
+    assert "update" in vars(strategy.kv.cache)
+    strategy.generate(token_ids(1, 1, 8), 3)
+    strategy.check_length(10)
+    strategy.reset()
+    assert "update" not in vars(strategy.kv.cache)  # rounds are timed
+    strategy.prepare(1, 30, prompt_length=8)
+    assert "update" in vars(strategy.kv.cache)
 
 
 def test_layers_may_have_names() -> None:

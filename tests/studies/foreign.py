@@ -1,4 +1,4 @@
-"""Measures the KV caches that others publish as drop-in, each through `cache:module:factory` (5 min, pip's downloads).
+"""Measures the KV caches that others publish as drop-in, each through `cache:module:factory` (10 min, pip's downloads).
 
 Each is measured, or refused with the true reason; a round whose tokens differ from those that were checked fails.
 Packages are pinned in foreign_caches.py and installed into folders of their own: the environment stays as it is.
@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -26,6 +26,8 @@ RESULTS = TREE / "results" / "examples"
 INSTALLED = TREE / ".nox" / "foreign" / platform.python_version()
 GRID = ["-m", "smollm2-135m", "-p", "128", "-n", "16", "-d", "0,384"]
 QUICK = ["-m", "random:tiny", "-p", "24", "-n", "6", "-d", "0,12"]
+BESIDE = 4
+"""Caches in a run: each has a process with the model."""
 A_CASE_FAILED = 5
 MODULE = "cache:foreign_caches:"
 TIMES = ["step_vs_dynamic", "prefill_vs_dynamic"]
@@ -61,8 +63,16 @@ def install(name: str, package: Package) -> str:
     return ""
 
 
-def measure(names: Iterable[str], arguments: list[str], out: Path) -> pd.DataFrame:
-    """Run all caches and `dynamic` beside each other; return the summary of the run."""
+def measure(names: Sequence[str], arguments: list[str], scratch: Path) -> pd.DataFrame:
+    """Run the caches, BESIDE at a time, each time with `dynamic`; return the summaries, `dynamic` of the first only."""
+    runs = [names[first : first + BESIDE] for first in range(0, len(names), BESIDE)]
+    frames = [run(some, arguments, scratch / str(place)) for place, some in enumerate(runs)]
+    own = [frame[frame["strategy"] != "dynamic"] for frame in frames[1:]]
+    return pd.concat([*frames[:1], *own], ignore_index=True)
+
+
+def run(names: Sequence[str], arguments: list[str], out: Path) -> pd.DataFrame:
+    """Run some caches and `dynamic` beside each other; return the summary."""
     strategies = ",".join(["dynamic", *(MODULE + name for name in names)])
     command = [sys.executable, "-P", "-m", "bench.cli", "run", *arguments, "--strategies", strategies]
     done = subprocess.run(
@@ -107,6 +117,7 @@ def markdown(found: pd.DataFrame, arguments: list[str]) -> str:
         line = [row["package"], row["settings"], str(row["n_depth"]), number(row["bytes_vs_dynamic"]), *small, *shares]
         line.append(NOTHING if missing(row["matching_tokens"]) else f"{row['matching_tokens']:.0f}")
         lines.append(line + [number(row[name]) for name in TIMES if has_times])
+    command = f"kvbench run {' '.join(arguments)}"
     align = ["left", "left", *["right"] * (len(headers) - 2)]
     reasons = dict.fromkeys(
         f"- {row['package']}, depth {row['n_depth']}: {row['status']}: `{row['error']}`"
@@ -116,7 +127,8 @@ def markdown(found: pd.DataFrame, arguments: list[str]) -> str:
     return "\n".join(
         [
             "# Caches that others publish\n",
-            f"`nox -s study -- foreign`: `kvbench run {' '.join(arguments)}`, each package by its own settings.\n",
+            f"`nox -s study -- foreign`: `{command}`, {BESIDE} caches at a time beside `dynamic`.\n",
+            "Each package has the settings that its own documentation recommends.\n",
             f"Bytes are those held after the last token; the rounds of a case emitted equal tokens.{timed}\n",
             markdown_table(lines, headers, align),
             "\nNot measured, with the reason that the run stored:\n",

@@ -54,6 +54,11 @@ def package(*pins: str, settings: str) -> Callable[[Factory], Factory]:
     return register
 
 
+def _head_dim(model: PreTrainedModel) -> int:
+    config = model.config
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 @package("turboquant==0.2.0", settings="3 bits, 128 tokens exact (defaults)")
 def turboquant(model: PreTrainedModel) -> object:
     """Rotate and quantise all but the recent tokens."""
@@ -67,13 +72,11 @@ def kakeyalattice(model: PreTrainedModel) -> object:
     """Round to a lattice what a DynamicCache then keeps."""
     from kakeyalattice.hf import KakeyaLatticeCache
 
-    config = model.config.get_text_config(decoder=True)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return KakeyaLatticeCache(
         variant="e8",
         q_range=38,
-        num_hidden_layers=config.num_hidden_layers,
-        head_dim=head_dim,
+        num_hidden_layers=model.config.num_hidden_layers,
+        head_dim=_head_dim(model),
         device=model.device,
     )
 
@@ -142,9 +145,7 @@ def turboquant_kv(model: PreTrainedModel) -> object:
     from turboquant import TurboQuantProd
     from turboquant.hf_cache import turboquant_dynamic_cache
 
-    config = model.config.get_text_config(decoder=True)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return turboquant_dynamic_cache(model.config, TurboQuantProd(bits=3, head_dim=head_dim, device="cpu"))
+    return turboquant_dynamic_cache(model.config, TurboQuantProd(bits=3, head_dim=_head_dim(model), device="cpu"))
 
 
 @package("turboquant-explained==0.1.1", settings="2 bits, 128 tokens exact (defaults)")
@@ -152,9 +153,7 @@ def turboquant_explained(model: PreTrainedModel) -> object:
     """Quantise all but the recent tokens."""
     from turboquant.kv_cache.hooks import TurboQuantCache
 
-    config = model.config.get_text_config(decoder=True)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return TurboQuantCache(head_dim=head_dim, device="cpu")
+    return TurboQuantCache(head_dim=_head_dim(model), device="cpu")
 
 
 @package("turboquantdc==0.2.0", settings="3 bits keys, 2 bits values, 128 tokens exact (defaults)")
@@ -163,3 +162,85 @@ def turboquantdc(model: PreTrainedModel) -> object:
     from turboquantdc import GenerationCache
 
     return GenerationCache()
+
+
+@package("turboquant-serve==0.1.2", settings="4 bits (defaults), dtype=model.dtype")
+def turboquant_serve(model: PreTrainedModel) -> object:
+    """Store all tokens as rotated codes, unpacked at every step."""
+    from turboquant import TurboQuantCache
+
+    return TurboQuantCache(key_bits=4, value_bits=4, dtype=model.dtype)
+
+
+@package("turboquant-serve==0.1.2", settings="4 bits (defaults)")
+def turboquant_serve_defaults(model: PreTrainedModel) -> object:
+    """Do the same and return bfloat16, whatever the model's dtype is."""
+    from turboquant import TurboQuantCache
+
+    return TurboQuantCache(key_bits=4, value_bits=4)
+
+
+@package("tqai==0.6.1", settings="4 bits keys, 2 bits values (defaults)")
+def tqai(model: PreTrainedModel) -> object:
+    """Quantise each token once and keep what it is read back as."""
+    from tqai import patch
+
+    return patch(model)
+
+
+@package("zerokv-neo==4.0.0", settings="defaults")
+def zerokv(model: PreTrainedModel) -> object:
+    """Keep a window exact, the rest in polar codes."""
+    from zerokv.cache import build_zerokv_cache
+
+    return build_zerokv_cache(model.config)
+
+
+@package("akv-cache==1.4.0", settings="defaults")
+def akv(model: PreTrainedModel) -> object:
+    """Keep tiers of precision, evicting by importance."""
+    from akv.integration import HFAdaptiveCache
+
+    return HFAdaptiveCache()
+
+
+@package("argus-cache==0.2.0", settings="defaults")
+def argus(model: PreTrainedModel) -> object:
+    """Compress pages of 4,096 tokens in seven tiers."""
+    from argus_cache.models.attention_wrapper import PagedDynamicQuantizedCache
+
+    return PagedDynamicQuantizedCache()
+
+
+@package("kvq==0.1.0", settings="4 bits, compute_dtype=model.dtype")
+def kvq(model: PreTrainedModel) -> object:
+    """Quantise with HQQ, in the lists of transformers 4."""
+    from kvq import KVQ, KVQConfig
+
+    return KVQ(KVQConfig(nbits=4, compute_dtype=model.dtype))
+
+
+@package("kvpress==0.5.5", "cachetools==5.5.2", settings="KnormPress, ratio 0.5, entered by the factory")
+def kvpress(model: PreTrainedModel) -> object:
+    """Prune a prompt's keys by hooks on the model's attention."""
+    from kvpress import KnormPress
+    from transformers import DynamicCache
+
+    KnormPress(compression_ratio=0.5)(model).__enter__()
+    return DynamicCache(config=model.config)
+
+
+@package("fused-turboquant==0.1.0", settings="4 bits")
+def fused_turboquant(model: PreTrainedModel) -> object:
+    """Replace the model's attention by one that reads codes (Triton)."""
+    from fused_turboquant.hf import patch_model
+
+    return patch_model(model, bits=4)
+
+
+@package("spectral-kv==1.0.0", settings="4 bits, no profile")
+def spectral_kv(model: PreTrainedModel) -> object:
+    """Project keys to few dimensions; a class of its own, no subclass of Cache."""
+    from spectral_kv.spectral import SpectralCache, SpectralProfile
+
+    return SpectralCache(SpectralProfile("", head_dim=_head_dim(model), n_layers=0, n_heads=0, target_energy=0.95))
