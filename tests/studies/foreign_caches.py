@@ -56,7 +56,7 @@ def package(*pins: str, settings: str) -> Callable[[Factory], Factory]:
 
 def _head_dim(model: PreTrainedModel) -> int:
     config = model.config
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 @package("turboquant==0.2.0", settings="3 bits, 128 tokens exact (defaults)")
@@ -218,16 +218,6 @@ def kvq(model: PreTrainedModel) -> object:
     from kvq import KVQ, KVQConfig
 
     return KVQ(KVQConfig(nbits=4, compute_dtype=model.dtype))
-
-
-@package("kvpress==0.5.5", "cachetools==5.5.2", settings="KnormPress, ratio 0.5, entered by the factory")
-def kvpress(model: PreTrainedModel) -> object:
-    """Prune a prompt's keys by hooks on the model's attention."""
-    from kvpress import KnormPress
-    from transformers import DynamicCache
-
-    KnormPress(compression_ratio=0.5)(model).__enter__()
-    return DynamicCache(config=model.config)
 
 
 @package("fused-turboquant==0.1.0", settings="4 bits")
