@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -51,6 +52,9 @@ class GraphStep(Step):
 
     def _require_compiler(self) -> None:
         """Refuse nothing: inductor's CUDA code needs no C++ compiler to be found beforehand."""
+
+    def _ahead(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def _key(self) -> Hashable:
         return self.batch_size, len(self.positions)

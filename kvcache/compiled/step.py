@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from kvcache.compiled.cache import Slot, attend_to_cache
-from kvcache.compiled.compiler import require_compiler
+from kvcache.compiled.compiler import headers_ahead, require_compiler
 from kvcache.compiled.decoder import Decoder, Layer, Rotary
 from kvcache.compiled.kernels import Activation, block, logits
 from kvcache.compiled.rows import CHUNK
 
 Backend = Literal["inductor", "eager"]
-
-LAYERS_PER_CALL = 2
-"""Layers compiled as one, where the model's number of them is a multiple. A call costs 25 microseconds of Python, one
-more layer five seconds of compiling."""
 
 FEWEST_CHUNKS = 2
 """Chunks in use when a layer is compiled, and the fewest ever: the compiler takes a size of 1 as fixed, and sizes that
@@ -42,9 +39,9 @@ CPU_OPTIONS: dict[str, Any] = {
 
 
 class Step:
-    """Compiled pairs of layers, which run as often as the model has pairs; they share the compiled code.
+    """Compiled layers, one at a time; those of one kind share the compiled code.
 
-    Compiling takes as long as for one pair and serves any capacity; inductor keeps its results on disk.
+    Compiling takes as long as for one layer of each kind and serves any capacity; inductor keeps its results on disk.
     """
 
     options: ClassVar[dict[str, Any]] = CPU_OPTIONS
@@ -83,15 +80,15 @@ class Step:
         self.at = positions[length : length + 1].clone()
         self.ids = positions.new_zeros((self.batch_size, 1))
         in_use = self._in_use_at_first()
-        if self._compiled_for != self._key():
+        is_new = self._compiled_for != self._key()
+        if is_new:
             self._compiled_for = self._key()
-            self._of_kind = functools.cache(lambda _kind: self._compiled(_several))
+            self._of_kind = functools.cache(lambda _kind: self._compiled(_layer))
             self.logits = self._compiled(logits)
             self._mark_what_varies(in_use)
-        size = LAYERS_PER_CALL if len(slots) % LAYERS_PER_CALL == 0 else 1
-        groups = [tuple(slots[first : first + size]) for first in range(0, len(slots), size)]
-        self._calls = [(self._of_kind(_kind([slot.layer for slot in group])), group) for group in groups]
-        self.run(self.ids, self.at, in_use)
+        self._calls = [(self._of_kind(_kind(slot.layer)), slot) for slot in slots]
+        with self._ahead() if is_new else nullcontext():
+            self.run(self.ids, self.at, in_use)
 
     def release(self) -> None:
         """Let go of the slots; what is compiled stays."""
@@ -103,10 +100,13 @@ class Step:
 
     def run(self, ids: Tensor, at: Tensor, in_use: Tensor) -> Tensor:
         """As a call, with the position as a tensor, `at [1]`; `in_use [chunks, CHUNK]`: positions to attend to."""
+        return self.run_embedded(self.model.embed(ids, at), at, in_use)
+
+    def run_embedded(self, x: Tensor, at: Tensor, in_use: Tensor) -> Tensor:
+        """As `run`, from the embedded tokens `x [batch, 1, hidden]` on: all that is compiled."""
         model = self.model
-        x = model.embed(ids, at)
-        for several, slots in self._calls:
-            x = several(x, slots, at, in_use, self.rotaries, model.activation)
+        for layer, slot in self._calls:
+            x = layer(x, slot, at, in_use, self.rotaries, model.activation)
         return self.logits(x, model.head)
 
     def in_use(self, length: int) -> Tensor:
@@ -121,6 +121,10 @@ class Step:
     def _require_compiler(self) -> None:
         """Refuse where inductor could not compile on this CPU, before it tries."""
         require_compiler()
+
+    def _ahead(self) -> AbstractContextManager[None]:
+        """Return what goes on beside the step that compiles."""
+        return headers_ahead(self.options) if self.backend == "inductor" else nullcontext()
 
     def _key(self) -> Hashable:
         """Return what the compiled code is made for; another key compiles anew."""
@@ -165,19 +169,12 @@ def compiled(
     return result
 
 
-def _several(
-    x: Tensor,
-    slots: tuple[Slot, ...],
-    at: Tensor,
-    in_use: Tensor,
-    rotaries: tuple[Rotary, ...],
-    activation: Activation,
+def _layer(
+    x: Tensor, slot: Slot, at: Tensor, in_use: Tensor, rotaries: tuple[Rotary, ...], activation: Activation
 ) -> Tensor:
-    """Take the step of some layers over `x [batch, 1, hidden]`; writes row `at [1]` of their caches."""
+    """Take a layer's step over `x [batch, 1, hidden]`; writes row `at [1]` of its cache."""
     here = tuple((cos[at], sin[at]) for cos, sin in rotaries)
-    for slot in slots:
-        x = block(x, slot.layer, here, functools.partial(attend_to_cache, slot, at, in_use), activation)
-    return x
+    return block(x, slot.layer, here, functools.partial(attend_to_cache, slot, at, in_use), activation)
 
 
 def _kind(part: Layer | object) -> Hashable:

@@ -17,8 +17,9 @@ from kvcache.compiled.candidates import DEFAULT, Kernels
 from kvcache.compiled.choice import Choice
 from kvcache.compiled.cuda_graph import GraphStep
 from kvcache.compiled.kernels import block
+from kvcache.compiled.replay import ReplayStep
 from kvcache.compiled.rows import CHUNK, ExactRows, Rows
-from kvcache.compiled.step import FEWEST_CHUNKS, Backend, Step
+from kvcache.compiled.step import FEWEST_CHUNKS, Backend
 from kvcache.strategies.padding import check_mask, check_whole
 from kvcache.strategies.strategy import Strategy
 
@@ -28,12 +29,12 @@ grows with a piece times the prompt, not with its square."""
 
 
 class Compiled(Strategy):
-    """Static cache, and a compiled pair of layers that runs as often as the model has pairs.
+    """Static cache, and a compiled layer that runs as often as the model has layers of its kind.
 
     Prefill's layers run uncompiled, for any length, by oneDNN's or torch's products and attention. Decode runs layers
     compiled by inductor, which makes of them a single C++ kernel that reads each weight once, from where transformers
-    keeps it, and attends to the chunks in use, not to the whole capacity (`step.py`; on CUDA a recorded graph,
-    `cuda_graph.py`).
+    keeps it, and attends to the chunks in use, not to the whole capacity (`step.py`). A step runs what an earlier one
+    recorded: the kernels on the CPU (`replay.py`), a graph on CUDA (`cuda_graph.py`).
 
     The attention is its own: the model's `attn_implementation` plays no part.
     """
@@ -61,7 +62,7 @@ class Compiled(Strategy):
         """
         super().__init__(model)
         described = describe(model)
-        self._step = (GraphStep if model.device.type == "cuda" else Step)(backend)
+        self.step = (GraphStep if model.device.type == "cuda" else ReplayStep)(backend)
         is_timed = model.device.type == "cpu" and backend == "inductor"
         self._choice = Choice(described, kernels if is_timed or kernels is not None else DEFAULT)
         self.decoder = described
@@ -87,7 +88,7 @@ class Compiled(Strategy):
         self._positions = torch.arange(chunks * CHUNK, device=model.tokens.device)
         self._rotaries = model.rotary(self._positions)
         start = time.perf_counter_ns()
-        self._step.prepare(model, self._slots, self._positions, self._rotaries, self.n_depth)
+        self.step.prepare(model, self._slots, self._positions, self._rotaries, self.n_depth)
         self._compile_ns += time.perf_counter_ns() - start
         self.length = 0
         if context is not None:
@@ -100,7 +101,7 @@ class Compiled(Strategy):
     def release(self) -> None:
         super().release()
         self._slots = []
-        self._step.release()
+        self.step.release()
 
     @torch.inference_mode()
     def prefill(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -129,7 +130,7 @@ class Compiled(Strategy):
                 )
                 x[i] = block(x[i], slot.layer, rotaries[i], attend, model.activation)
         self.length = end
-        return self._step.logits(x[-1][:, -1:].contiguous(), model.head)
+        return self.step.logits(x[-1][:, -1:].contiguous(), model.head)
 
     @torch.inference_mode()
     def decode(self, ids: Tensor) -> Tensor:
@@ -137,7 +138,7 @@ class Compiled(Strategy):
 
     def _decode(self, ids: Tensor) -> Tensor:
         self._refuse_more_than_capacity(1)
-        logits = self._step(ids, self.length)
+        logits = self.step(ids, self.length)
         self.length += 1
         return logits
 

@@ -1,0 +1,104 @@
+"""A step's recorded kernels give what the step itself gives, wherever it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kvcache.compiled import replay
+from kvcache.compiled.rows import CHUNK
+from kvcache.compiled.strategy import Compiled
+from tests.compiled.families import family
+from tests.tiny import token_ids
+
+CAPACITY = CHUNK + 8
+
+
+class Operations(TorchDispatchMode):
+    """Notes what is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[object] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.add(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(scope="module")
+def strategy() -> Compiled:
+    """Return a strategy whose steps the real compiler has compiled."""
+    return Compiled(family("llama", torch.float32))
+
+
+def logits(strategy: Compiled, prompt: Tensor, n_gen: int, keep: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the logits of every step of a generation, `[n_gen, batch, vocab]`."""
+    found: list[Tensor] = []
+    strategy.generate(prompt, n_gen, lambda _, step: found.append(keep(step)))
+    return torch.stack(found)
+
+
+def plain(strategy: Compiled, prompt: Tensor, n_gen: int, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """Return the same of steps that are not replayed."""
+    with monkeypatch.context() as patch:
+        patch.setattr(strategy.step, "is_replayable", False)
+        return logits(strategy, prompt, n_gen, Tensor.clone)
+
+
+def test_replayed_steps_are_equal_to_the_bit_across_the_end_of_a_chunk(
+    strategy: Compiled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = token_ids(5, 1, CHUNK - 4)
+    strategy.prepare(1, CAPACITY)
+    assert strategy.step.is_replayable
+    # Kept as they are: the logits of a step are not those of the next one's memory.
+    replayed = logits(strategy, prompt, 12, lambda step: step)
+    assert torch.equal(replayed, plain(strategy, prompt, 12, monkeypatch))
+
+
+def test_another_capacity_and_a_context_are_recorded_anew(strategy: Compiled, monkeypatch: pytest.MonkeyPatch) -> None:
+    for capacity, n_depth in ((CAPACITY, 0), (3 * CHUNK, 2 * CHUNK - 10), (CHUNK, 7)):
+        strategy.release()
+        strategy.prepare(1, capacity, token_ids(6, 1, n_depth) if n_depth else None)
+        prompt = token_ids(7, 1, 5)
+        replayed = logits(strategy, prompt, 12, Tensor.clone)
+        assert torch.equal(replayed, plain(strategy, prompt, 12, monkeypatch))
+
+
+def test_what_counts_operations_sees_a_step(strategy: Compiled) -> None:
+    strategy.prepare(1, CAPACITY)
+    strategy.prefill(token_ids(8, 1, 4))
+    strategy.decode(token_ids(8, 1, 1))
+    with torch.compiler.set_stance("force_eager"), Operations() as operations:
+        strategy.decode(token_ids(8, 1, 1))
+    assert torch.ops.aten.scaled_dot_product_attention.default in operations.seen
+
+
+def test_where_torch_runs_compiled_code_in_another_way_steps_are_run_as_they_stand(
+    strategy: Compiled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def unknown() -> Iterator[list[object]]:
+        raise AttributeError("CompiledFxGraph has no attribute 'current_callable'")
+        yield []
+
+    monkeypatch.setattr(replay, "recording", unknown)
+    other = Compiled(strategy.model)
+    other.prepare(1, CAPACITY)
+    assert not other.step.is_replayable
+    strategy.prepare(1, CAPACITY)
+    prompt = token_ids(9, 1, 5)
+    assert torch.equal(logits(other, prompt, 4, Tensor.clone), plain(strategy, prompt, 4, monkeypatch))
+
+
+def test_nothing_is_replayed_of_a_step_that_runs_eagerly() -> None:
+    eager = Compiled(family("llama", torch.float32), backend="eager")
+    eager.prepare(1, CAPACITY)
+    assert not eager.step.is_replayable
