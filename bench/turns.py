@@ -79,14 +79,36 @@ Column = Ints | Coded | Lists
 class Turns(Sequence[T], Generic[T]):
     """The turns of a run in columns, in the order of writing; the covariates' columns stand beside the others."""
 
-    def __init__(self, kind: type[T], columns: Mapping[str, Column], length: int) -> None:
+    def __init__(self, kind: type[T], columns: dict[str, Column], length: int) -> None:
         self._kind: type[T] = kind
         self._columns, self._length = columns, length
 
     @classmethod
     def of(cls, kind: type[T], turns: Sequence[T]) -> Turns[T]:
-        """Return `turns` in columns; as they are where they are so already."""
-        return turns if isinstance(turns, Turns) else Builder(kind).add(turns).built()
+        """Return `turns` in columns; as they are where they are so already.
+
+        Raises:
+            OverflowError: an integer has more than 64 bits.
+        """
+        if isinstance(turns, Turns):
+            return turns
+        fields = _by_field(kind.__struct_fields__, turns)
+        fields |= _by_field(COVARIATES, fields.pop("covariates"))
+        return cls(kind, {name: _column(name, values) for name, values in fields.items()}, len(turns))
+
+    @classmethod
+    def joined(cls, kind: type[T], parts: list[Turns[T]]) -> Turns[T]:
+        """Join turns that came in parts, column by column; no part is left in `parts`, lest it keep all of its own."""
+        if not parts:
+            return cls.of(kind, [])
+        length, columns = sum(map(len, parts)), [dict(part.columns) for part in parts]
+        parts.clear()
+        return cls(kind, {name: _joined([own.pop(name) for own in columns]) for name in list(columns[0])}, length)
+
+    @property
+    def columns(self) -> Mapping[str, Column]:
+        """The columns, by field."""
+        return self._columns
 
     def ints(self, name: str) -> Ints:
         """Return a column of integers, `NONE` where there is none."""
@@ -132,64 +154,41 @@ class Turns(Sequence[T], Generic[T]):
                 yield self._kind(**fields | {"warmup": bool(fields["warmup"]), "covariates": covariates})
 
 
-class Builder(Generic[T]):
-    """Puts turns into columns, some at a time."""
+def _by_field(names: Sequence[str], turns: Sequence[msgspec.Struct]) -> dict[str, Sequence[Any]]:
+    """Return the values of each field of some turns, or of their covariates."""
+    rows = zip(*map(msgspec.structs.astuple, turns), strict=True)
+    return dict(zip(names, rows, strict=True)) if turns else dict.fromkeys(names, ())
 
-    def __init__(self, kind: type[T]) -> None:
-        self._kind: type[T] = kind
-        self._length = 0
-        self._names = kind.__struct_fields__
-        self._codes: dict[str, dict[Any, int]] = {name: {} for name in CODED.intersection(self._names)}
-        self._parts: list[dict[str, Column]] = []
 
-    def add(self, turns: Sequence[T]) -> Builder[T]:
-        """Add turns; `last` has their columns.
+def _column(name: str, values: Sequence[Any]) -> Column:
+    """Put the values of a field into a column.
 
-        Raises:
-            OverflowError: an integer has more than 64 bits.
-        """
-        rows = zip(*map(msgspec.structs.astuple, turns), strict=True)
-        by_field = dict(zip(self._names, rows, strict=True)) if turns else dict.fromkeys(self._names, ())
-        rows = zip(*map(msgspec.structs.astuple, by_field.pop("covariates")), strict=True)
-        by_field |= dict(zip(COVARIATES, rows, strict=True)) if turns else dict.fromkeys(COVARIATES, ())
-        self._parts.append({name: self._column(name, values) for name, values in by_field.items()})
-        self._length += len(turns)
-        return self
+    Raises:
+        OverflowError: an integer has more than 64 bits.
+    """
+    if name in LISTS:
+        lengths = _ints([-1 if value is None else len(value) for value in values])
+        flat = np.fromiter(chain.from_iterable(value or () for value in values), dtype=np.int64)
+        return Lists(flat, lengths)
+    if name not in CODED:
+        return _ints(values)
+    if name == "steps":
+        values = list(map(tuple, values))
+    places = {value: place for place, value in enumerate(dict.fromkeys(values))}
+    return Coded(list(places), _ints([places[value] for value in values]))
 
-    @property
-    def last(self) -> Mapping[str, Column]:
-        """The columns of the turns that were added last, by field."""
-        return self._parts[-1]
 
-    def built(self) -> Turns[T]:
-        """Return all turns that were added; nothing can be added after it."""
-        if not self._parts:
-            self.add([])
-        columns: dict[str, Column] = {}
-        for name in list(self._parts[0]):  # column by column: the parts of one are given up before the next is joined
-            columns[name] = self._joined(name, [part.pop(name) for part in self._parts])
-        return Turns(self._kind, columns, self._length)
-
-    def _column(self, name: str, values: Sequence[Any]) -> Column:
-        if name in LISTS:
-            lengths = _ints([-1 if value is None else len(value) for value in values])
-            flat = np.fromiter(chain.from_iterable(value or () for value in values), dtype=np.int64)
-            return Lists(flat, lengths)
-        if name not in CODED:
-            return _ints(values)
-        known = self._codes[name]
-        if name == "steps":
-            values = list(map(tuple, values))
-        for value in dict.fromkeys(values):
-            known.setdefault(value, len(known))
-        return Coded(list(known), _ints([known[value] for value in values]))
-
-    def _joined(self, name: str, parts: list[Any]) -> Column:
-        if name in LISTS:
-            return Lists(*(np.concatenate([getattr(part, side) for part in parts]) for side in ("flat", "lengths")))
-        if name in CODED:
-            return Coded(list(self._codes[name]), np.concatenate([part.codes for part in parts]))
-        return np.concatenate(parts)
+def _joined(parts: list[Any]) -> Column:
+    """Join the parts of a column."""
+    if isinstance(parts[0], Lists):
+        return Lists(*(np.concatenate([getattr(part, side) for part in parts]) for side in ("flat", "lengths")))
+    if isinstance(parts[0], Coded):
+        places: dict[Any, int] = {}
+        codes = [
+            _ints([places.setdefault(value, len(places)) for value in part.distinct])[part.codes] for part in parts
+        ]
+        return Coded(list(places), np.concatenate(codes))
+    return np.concatenate(parts)
 
 
 def alike(*keys: Ints) -> list[Ints]:

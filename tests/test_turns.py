@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from bench.record import CeilingSample, Covariates, Sample
-from bench.turns import Builder, Turns
+from bench.turns import Turns
 from tests.handmade import grid, make_case, make_run, steady_roofs
 
 RUN = make_run(
@@ -34,10 +34,9 @@ def test_a_sequence_of_turns_is_the_same_in_columns(kind, turns):
 
 
 def test_turns_that_come_in_parts_are_joined():
-    builder = Builder(Sample)
-    for start in range(0, len(RUN.samples), 3):
-        builder.add(RUN.samples[start : start + 3])
-    assert builder.built() == RUN.samples
+    parts = [Turns.of(Sample, RUN.samples[start : start + 3]) for start in range(0, len(RUN.samples), 3)]
+    assert Turns.joined(Sample, parts) == RUN.samples
+    assert list(Turns.joined(Sample, [])) == []
 
 
 def test_a_number_of_more_than_64_bits_is_refused():

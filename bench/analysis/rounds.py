@@ -16,8 +16,8 @@ class Rounds:
     def __init__(self, run: Run | None) -> None:
         self.measured: dict[tuple[str, int], set[int]] = {}
         """(case key, process) -> the numbers of its rounds."""
-        self.disturbed: set[tuple[str, int, int]] = set()
-        """(case key, process, round) of the turns that do not count."""
+        self.disturbed: dict[tuple[str, int], set[int]] = {}
+        """Those of its rounds that do not count."""
         if run is None:
             return
         samples = Turns.of(Sample, run.samples)
@@ -32,15 +32,15 @@ class Rounds:
             turns = timed[places]
             key = cases.distinct[cases.codes[turns[0]]], int(process[turns[0]])
             self.measured[key] = set(number[turns].tolist())
-            self.disturbed |= {(*key, count) for count in number[turns[disturbed[turns]]].tolist()}
+            self.disturbed[key] = set(number[turns[disturbed[turns]]].tolist())
 
     def count(self, cases: Collection[str], process: int) -> tuple[int, int]:
         """Return how many rounds have a turn of each of `cases` (keys), and how many of those are undisturbed."""
         if not cases:
             return 0, 0
         complete = set.intersection(*(self.measured.get((key, process), set()) for key in cases))
-        whole = [n for n in complete if not any((key, process, n) in self.disturbed for key in cases)]
-        return len(complete), len(whole)
+        torn = set.union(*(self.disturbed.get((key, process), set()) for key in cases))
+        return len(complete), len(complete - torn)
 
     def missing(self, cases: Collection[str], process: int, repetitions: int) -> int:
         """Return how many rounds of `cases` (keys) are still to do, if none of them is disturbed."""

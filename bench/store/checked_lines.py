@@ -7,9 +7,11 @@ returns: a kill loses at most the line being written, which is recognised and dr
 
 from __future__ import annotations
 
+import io
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Generic, NamedTuple, TypeVar
 
@@ -80,42 +82,100 @@ class Content(NamedTuple, Generic[T]):
     """Whether the writer finished it; otherwise it was interrupted, or still writes."""
 
 
-def read(path: Path, digest: str, decode: Callable[[msgspec.Raw], T | Closing]) -> Content[T]:
-    """Read the records of a file; raises as `stream`."""
-    lines = list(stream(path, digest, decode))
-    finished = bool(lines) and isinstance(lines[-1], Closing)
-    return Content([line for line in lines if not isinstance(line, Closing)], finished)
+PART_BYTES = 8 << 20
+"""Of a file that are read at a time: the objects made of their lines take some 40 MB."""
 
 
-def stream(path: Path, digest: str, decode: Callable[[msgspec.Raw], T | Closing]) -> Iterator[T | Closing]:
-    """Read a file record by record, at last its closing line; the torn last line of a killed writer is left out.
+class Part(NamedTuple):
+    """A stretch of a file, of whole lines."""
+
+    path: Path
+    start: int
+    end: int | None
+    """Where it ends, in bytes; None for the end of the file."""
+    crc: int
+    """The checksum that its first line continues: what the line before it says, which the part before it checks."""
+
+    def records(self, decode: Callable[[msgspec.Raw], T | Closing]) -> list[T | Closing]:
+        """Read its records, last the file's closing line; the torn last line of a killed writer is left out.
+
+        Raises:
+            DataError: it cannot be read, or its content is not what was written.
+        """
+        found: list[T | Closing] = []
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.start)
+                content = io.BytesIO(file.read() if self.end is None else file.read(self.end - self.start))
+            self._decode(content, decode, found)
+        except OSError as error:
+            raise DataError(f"{self.path}: {error.strerror}") from error
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise DataError(f"{self._line(found)}: damaged ({error})") from error
+        return found
+
+    def _decode(
+        self, content: io.BytesIO, decode: Callable[[msgspec.Raw], T | Closing], found: list[T | Closing]
+    ) -> None:
+        """Append the record of each line of `content` to `found`."""
+        crc, record = self.crc, None
+        for text in content:
+            if type(record) is Closing:
+                where = f"{self._line(found)}: stands" if text[-1:] == b"\n" else f"{self.path}: bytes stand"
+                raise DataError(f"{where} after the closing line")
+            if text[-1:] != b"\n":
+                return
+            line = _decode_line(text)
+            crc = zlib.crc32(line.record, crc)
+            if crc != line.crc32:
+                raise DataError(f"{self._line(found)}: damaged (its checksum does not fit)")
+            record = decode(line.record)
+            if type(record) is Closing and record.records != (before := self.lines_before() + len(found)):
+                raise DataError(f"{self._line(found)}: counts {record.records} records, {before} are there")
+            found.append(record)
+
+    def lines_before(self) -> int:
+        """Count the lines of the file before this part. Raises OSError."""
+        count, left = 0, self.start
+        with self.path.open("rb") as file:
+            while left:
+                block = file.read(min(left, PART_BYTES))
+                count, left = count + block.count(b"\n"), left - len(block)
+        return count
+
+    def _line(self, before: Sequence[object]) -> str:
+        """Name the line after those of this part that were read."""
+        return f"{self.path}, line {self.lines_before() + len(before) + 1}"
+
+
+def parts(path: Path, digest: str) -> list[Part]:
+    """Divide a file into parts that can be read separately, each of at least `PART_BYTES` but for the last.
 
     Raises:
-        DataError: it cannot be read, or its content is not what was written.
+        DataError: it cannot be read.
     """
-    crc, number, finished = zlib.crc32(digest.encode()), 0, False
-    try:
-        with path.open("rb") as file:
-            for number, text in enumerate(file, start=1):
-                if finished:
-                    what = (
-                        f"{path}, line {number}: stands after" if text[-1:] == b"\n" else f"{path}: bytes stand after"
-                    )
-                    raise DataError(f"{what} the closing line")
-                if text[-1:] != b"\n":
-                    return
-                line = _decode_line(text)
-                crc = zlib.crc32(line.record, crc)
-                if crc != line.crc32:
-                    raise DataError(f"{path}, line {number}: damaged (its checksum does not fit)")
-                record = decode(line.record)
-                if isinstance(record, Closing):
-                    finished = True
-                    if record.records != number - 1:
-                        counted = f"counts {record.records} records, {number - 1} are there"
-                        raise DataError(f"{path}, line {number}: {counted}")
-                yield record
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}, line {number}: damaged ({error})") from error
+    found = [Part(path, 0, None, zlib.crc32(digest.encode()))]
+    with suppress(msgspec.MsgspecError, UnicodeDecodeError):  # the last part holds the damaged line, and names it
+        try:
+            with path.open("rb") as file:
+                for offset in range(PART_BYTES, path.stat().st_size, PART_BYTES):
+                    file.seek(offset)
+                    file.readline()
+                    line = _decode_line(file.readline())
+                    if file.tell() <= found[-1].start:  # a line longer than a part
+                        continue
+                    with suppress(msgspec.ValidationError):
+                        msgspec.json.decode(line.record, type=Closing)
+                        break  # nothing may stand after it
+                    found[-1] = found[-1]._replace(end=file.tell())
+                    found.append(Part(path, file.tell(), None, line.crc32))
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}") from error
+    return found
+
+
+def read(path: Path, digest: str, decode: Callable[[msgspec.Raw], T | Closing]) -> Content[T]:
+    """Read the records of a file whose first line continues `digest`; raises as `Part.records`."""
+    lines = [line for part in parts(path, digest) for line in part.records(decode)]
+    finished = bool(lines) and isinstance(lines[-1], Closing)
+    return Content([line for line in lines if not isinstance(line, Closing)], finished)

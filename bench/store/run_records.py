@@ -1,8 +1,10 @@
 """The records of a run, read from its samples files and checked: turns into columns, the others as they are."""
 
-import itertools
+from __future__ import annotations
+
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -11,55 +13,71 @@ from bench.errors import DataError
 from bench.manifest import Manifest
 from bench.record import CeilingSample, CellPlan, Check, Failure, JobStart, Record, Run, Sample, Text
 from bench.store import checked_lines
+from bench.store.checked_lines import Closing, Part
+from bench.store.in_processes import mapped
 from bench.store.samples_files import decode_record, refuse_impossible, subject
-from bench.turns import NONE, Builder, Coded, Column, Lists, Turns
-
-AT_ONCE = 4096
-"""Records that are held as objects at a time."""
+from bench.turns import NONE, Coded, Column, Lists, Turns
 
 
 class Records:
     """Collects the records of a run; `planned` are the keys of its cases and cells."""
 
     def __init__(self, planned: Collection[str]) -> None:
-        self._planned = planned
-        self._samples, self._ceilings, self._others = Builder(Sample), Builder(CeilingSample), list[Record]()
+        self._planned = frozenset(planned)
+        self._parts: list[_Sorted] = []
 
     def read(self, path: Path, digest: str) -> None:
-        """Add the records of a file whose first line continues `digest`.
+        """Add the records of a file whose first line continues `digest`; a large one is read by several processes.
 
         Raises:
             DataError: it is damaged, or holds a case that is not planned, or a time that was never measured.
         """
-        lines = checked_lines.stream(path, digest, decode_record)
-        for first in itertools.count(1, AT_ONCE):
-            part = list(itertools.islice(lines, AT_ONCE))
-            if not part:
-                return
-            records = [line for line in part if not isinstance(line, checked_lines.Closing)]  # the last, if any
-            self._add(records, path, first)
+        try:
+            self._parts += mapped(self._sorted, checked_lines.parts(path, digest))
+        except EOFError as error:
+            what = "a process that read it was killed; there may be too little memory"
+            raise DataError(f"{path}: {what}") from error
 
     def run(self, folder: Path, manifest: Manifest) -> Run:
-        """Return the run that the records are of."""
-        others = run_of(folder, manifest, self._others, {})
-        return msgspec.structs.replace(others, samples=self._samples.built(), ceilings=self._ceilings.built())
+        """Return the run that the records are of; no more can be added."""
+        others = run_of(folder, manifest, [record for part in self._parts for record in part.others], {})
+        samples, ceilings = [part.samples for part in self._parts], [part.ceilings for part in self._parts]
+        self._parts.clear()
+        samples, ceilings = Turns.joined(Sample, samples), Turns.joined(CeilingSample, ceilings)
+        return msgspec.structs.replace(others, samples=samples, ceilings=ceilings)
 
-    def _add(self, records: Sequence[Record], path: Path, first: int) -> None:
-        """Add records, the first of which stands on line `first`."""
-        for record in records:
-            if isinstance(record, JobStart):
-                raise DataError(f"{path}: does not begin as a samples file of a run without jobs")
-            if subject(record) not in self._planned:
-                raise DataError(f"{path}: holds a case that the manifest does not plan: {subject(record)}")
+    def _sorted(self, part: Part) -> _Sorted:
+        """Read a part of a file, check its records and sort them."""
+        path = part.path
+        kinds: dict[type, list[Any]] = {Sample: [], CeilingSample: []}
+        lines = part.records(decode_record)
+        for line in lines:
+            kinds.setdefault(type(line), []).append(line)
+        records = lines[:-1] if kinds.pop(Closing, None) else lines
+        if JobStart in kinds:
+            raise DataError(f"{path}: does not begin as a samples file of a run without jobs")
+        others = [record for record in records if not isinstance(record, Sample | CeilingSample)]
+        subjects = {*(one.case for one in kinds[Sample]), *(one.cell for one in kinds[CeilingSample])}
+        unplanned = subjects.union(map(subject, others)) - self._planned
+        if unplanned:
+            raise DataError(f"{path}: holds a case that the manifest does not plan: {min(unplanned)}")
         try:
-            self._samples.add([record for record in records if isinstance(record, Sample)])
-            self._ceilings.add([record for record in records if isinstance(record, CeilingSample)])
+            samples, ceilings = Turns.of(Sample, kinds[Sample]), Turns.of(CeilingSample, kinds[CeilingSample])
         except OverflowError as error:
-            raise DataError(f"{path}, line {first} or later: a number has more than 64 bits") from error
-        if _doubtful(self._samples.last) or _doubtful(self._ceilings.last):
-            for number, record in enumerate(records, start=first):
+            where = f"{path}, line {part.lines_before() + 1} or later"
+            raise DataError(f"{where}: a number has more than 64 bits") from error
+        if _doubtful(samples.columns) or _doubtful(ceilings.columns):
+            for number, record in enumerate(records, start=part.lines_before() + 1):
                 refuse_impossible(record, path, number)
-        self._others += [record for record in records if not isinstance(record, Sample | CeilingSample)]
+        return _Sorted(samples, ceilings, others)
+
+
+class _Sorted(NamedTuple):
+    """The records of a part of a file."""
+
+    samples: Turns[Sample]
+    ceilings: Turns[CeilingSample]
+    others: list[Record]
 
 
 def run_of(folder: Path, manifest: Manifest, records: Sequence[Record], starts: dict[str, JobStart]) -> Run:

@@ -1,8 +1,10 @@
 """A store survives a kill, and accepts nothing damaged as another value."""
 
 import contextlib
+import os
+from contextlib import AbstractContextManager
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import msgspec
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from bench.errors import DataError, UsageError
 from bench.manifest import SCHEMA_VERSION, Manifest
 from bench.record import Run
+from bench.store import checked_lines, in_processes
 from bench.store.run_folder import check_name, find, find_run, read_run, samples_file
 from tests.handmade import grid, make_case, make_ceiling, make_run, steady_roofs
 from tests.stored import create_run
@@ -87,6 +90,52 @@ def test_damaged_line_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"".join(lines))
     with pytest.raises(DataError, match=r"samples\.jsonl, line 5"):
         read_run(path.parent)
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_no_damage_is_accepted_in_a_file_that_is_read_in_parts(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """It says the same, of the same line, as of a file that is read in one part."""
+    path = stored(tmp_path_factory.mktemp("run")) / "samples.jsonl"
+    content = bytearray(path.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(bytes(content))
+    said = refusal(path.parent)
+    with patch.object(checked_lines, "PART_BYTES", data.draw(st.integers(1, len(content)))), one_process():
+        assert refusal(path.parent) == said
+
+
+def test_a_file_that_is_read_in_parts_by_several_processes(tmp_path: Path) -> None:
+    path = stored(tmp_path) / "samples.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    with patch.object(checked_lines, "PART_BYTES", 500), patch.object(os, "sched_getaffinity", lambda _: {0, 1}):
+        assert len(checked_lines.parts(path, "")) >= 2 * in_processes.FEWEST
+        assert same(read_run(path.parent))
+        path.write_bytes(b"".join([*lines[:-3], lines[-2], lines[-3], lines[-1]]))
+        assert refusal(path.parent) == f"{path}, line {len(lines) - 2}: damaged (its checksum does not fit)"
+        path.write_bytes(b"".join([*lines, lines[-1]]))
+        assert refusal(path.parent) == f"{path}, line {len(lines) + 1}: stands after the closing line"
+
+
+def test_a_reader_that_is_killed_is_no_end_of_the_file() -> None:
+    with patch.object(os, "sched_getaffinity", lambda _: {0, 1}), pytest.raises(EOFError):
+        list(in_processes.mapped(lambda item: os._exit(9) if item == 5 else item, range(8)))
+
+
+def refusal(folder: Path) -> str | None:
+    """Return what is said of a run that cannot be read."""
+    try:
+        read_run(folder)
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def one_process() -> AbstractContextManager[object]:
+    """Read in this process, however many parts there are."""
+    return patch.object(os, "sched_getaffinity", lambda _: {0})
 
 
 def test_zero_time_is_refused(tmp_path: Path) -> None:
