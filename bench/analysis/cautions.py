@@ -154,10 +154,10 @@ def _disturbed(tidy: Tidy) -> Iterator[Caution]:
 
 
 def _idle_arms(turns: pd.DataFrame) -> Iterator[Caution]:
-    totals = turns[turns["idle_arms_ns"].notna()].groupby("case", sort=False)[["idle_arms_ns", "wall_ms"]]
-    for case, rows in totals:
-        beyond_rounding = (rows["idle_arms_ns"] - CLOCK_TICK_NS).clip(lower=0)
-        share = float(beyond_rounding.sum()) / frames.NS_PER_MS / float(rows["wall_ms"].sum())
+    known = turns[turns["idle_arms_ns"].notna()]
+    beyond_rounding = (known["idle_arms_ns"] - CLOCK_TICK_NS).clip(lower=0).astype("float64") / frames.NS_PER_MS
+    totals = known[["case", "wall_ms"]].assign(idle_ms=beyond_rounding).groupby("case", sort=False).sum()
+    for case, share in (totals["idle_ms"] / totals["wall_ms"]).items():
         if share > MAX_IDLE_SHARE:
             text = f"the other strategies' processes, which should sleep, used over {MAX_IDLE_SHARE:.0%} of a core"
             advice = "set OMP_WAIT_POLICY=PASSIVE, and see that nothing in the model runs in the background"
@@ -165,12 +165,11 @@ def _idle_arms(turns: pd.DataFrame) -> Iterator[Caution]:
 
 
 def _first_steps(steps: pd.DataFrame) -> Iterator[Caution]:
-    for case, rows in steps.groupby("case", sort=False):
-        if rows["first"].all():
-            continue
-        slowest_first, others = rows.loc[rows["first"], "latency_ms"].max(), rows.loc[~rows["first"], "latency_ms"]
-        ratio = slowest_first / others.median()
-        if ratio >= FIRST_STEP_FACTOR and slowest_first > STALL_FACTOR * others.max():
+    others = steps[~steps["first"]].groupby("case", sort=False)["latency_ms"].agg(["median", "max"])
+    slowest_first = steps[steps["first"]].groupby("case", sort=False)["latency_ms"].max().reindex(others.index)
+    ratios = slowest_first / others["median"]
+    for case, ratio in ratios[slowest_first > STALL_FACTOR * others["max"]].items():
+        if ratio >= FIRST_STEP_FACTOR:
             text = f"a first decode step took {ratio:.0f} x the median step: probably one-time set-up or a stall"
             yield Caution(str(case), text, "compare its rounds, and measure again on a quieter machine")
 
@@ -181,7 +180,7 @@ def _intervals(tidy: Tidy, summary: pd.DataFrame) -> Iterator[Caution]:
     advice = f"measure with --repetitions {MIN_ROUNDS} or more"
     if planned >= MIN_ROUNDS:  # so some were disturbed, and what replaced them too
         advice = "measure again when the machine is quieter"
-    for row in summary[summary["latency_ms"].notna()].to_dict("records"):
+    for row in frames.records(summary[summary["latency_ms"].notna()]):
         if pd.isna(row["latency_ms_low"]):
             if row["phase"] == "prefill" and row["case"] not in tidy.unfinished:  # both phases have the same turns
                 yield Caution(
@@ -193,7 +192,7 @@ def _intervals(tidy: Tidy, summary: pd.DataFrame) -> Iterator[Caution]:
 
 
 def _above_the_roof(summary: pd.DataFrame) -> Iterator[Caution]:
-    for row in summary.to_dict("records"):
+    for row in frames.records(summary):
         for share, what in (("mbu", "reads at {:.2f} x the bandwidth"), ("mfu", "computes at {:.2f} x the GEMM rate")):
             if row[share] > MAX_SHARE:
                 text = f"{row['phase']} {what.format(row[share])} measured beside it: that is no ceiling"

@@ -46,7 +46,7 @@ def median_interval(values: Iterable[float], level: float = LEVEL) -> tuple[floa
     below = special.bdtr(np.arange(len(array)), len(array), 0.5)  # scipy.stats would be half of a report's imports
     rank = int(np.searchsorted(below, (1 - level) / 2))
     low, high = (float(array[rank - 1]), float(array[-rank])) if rank else (None, None)
-    return float(np.median(array)), low, high
+    return middle(array), low, high
 
 
 def paired_ratio(a: Iterable[float], b: Iterable[float], level: float = LEVEL) -> Ratio:
@@ -87,7 +87,7 @@ def unpaired_ratio(a: Iterable[float], b: Iterable[float], level: float = LEVEL)
         ValueError: one is empty, or holds a value that is not finite and positive.
     """
     above, below = _positive(a), _positive(b)
-    estimate, (m, n) = float(np.median(above) / np.median(below)), (len(above), len(below))
+    estimate, (m, n) = middle(np.sort(above)) / middle(np.sort(below)), (len(above), len(below))
     if max(m, n) > EXACT:
         rank = _normal_rank(m * n / 2, m * n * (m + n + 1) / 12, level)
         logs = np.sort(np.log(above)), np.sort(-np.log(below))
@@ -116,6 +116,12 @@ def signed_rank_distribution(n: int) -> Floats:
     return chances
 
 
+def middle(ordered: Floats) -> float:
+    """Return the median of values in order; numpy's own takes several times as long where they are few."""
+    half = len(ordered) // 2
+    return float(ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2)
+
+
 def _finite(values: Iterable[float]) -> Floats:
     array = np.asarray(values if isinstance(values, np.ndarray) else list(values), dtype=np.float64)
     if array.size == 0 or not np.isfinite(array).all():
@@ -133,7 +139,7 @@ def _positive(values: Iterable[float]) -> Floats:
 def _ratio(logs: Floats, rank: int) -> Ratio:
     """From all sorted pairwise logs: their median, and the `rank`-th from either end (0: no interval)."""
     low, high = (math.exp(logs[rank - 1]), math.exp(logs[-rank])) if rank else (None, None)
-    return Ratio(estimate=math.exp(np.median(logs)), low=low, high=high)
+    return Ratio(estimate=math.exp(middle(logs)), low=low, high=high)
 
 
 def _critical_rank(distribution: Floats, level: float) -> int:

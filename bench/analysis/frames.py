@@ -178,6 +178,12 @@ def typed(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], types: Mapp
     return pd.DataFrame(made, copy=False)
 
 
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a frame as mappings, as `to_dict("records")` does in ten times the time."""
+    names, values = list(frame), [frame[name].tolist() for name in frame]
+    return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
+
+
 def _fields(run: Run, samples: Turns[Sample]) -> pd.DataFrame:
     """Make one row per code of the samples' cases, with their fields."""
     cases = {plan.case.key: plan.case for plan in run.manifest.plan}

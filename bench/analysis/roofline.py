@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.analysis.estimators import middle
 from bench.analysis.pairwise import Floats
 from bench.analysis.tidy import Columns, Tidy, grouped, paired_columns
 from bench.manifest import CasePlan
@@ -73,7 +74,7 @@ def columns(tidy: Tidy) -> dict[tuple[str, str], dict[str, Any]]:
                 continue
             found[key] = _row(plan, costs, turns, gemm, read)
             floors = found[key]["compute_floor_ms"], found[key]["memory_floor_ms"]
-            point = Point(*floors, float(np.median(turns["latency_ms"])))
+            point = Point(*floors, middle(np.sort(turns["latency_ms"])))
             machine = tidy.run.environment(plan.case).machine
             curves.setdefault((plan.case.group, plan.case.strategy, phase, machine), {})[key] = point
     for points in curves.values():
@@ -135,7 +136,7 @@ def _leave_one_out_of_many(table: Floats) -> list[float | None]:
 
 
 def _row(plan: CasePlan, costs: Costs, own: Columns, gemm: Columns, read: Columns) -> dict[str, Any]:
-    flop_per_s, bytes_per_s = (float(np.median(roof["per_s"])) for roof in (gemm, read))
+    flop_per_s, bytes_per_s = (middle(np.sort(roof["per_s"])) for roof in (gemm, read))
     compute_ms = costs.flops / costs.forward_calls / flop_per_s * 1000
     memory_ms = costs.bytes / costs.forward_calls / bytes_per_s * 1000
     row = {
@@ -143,7 +144,7 @@ def _row(plan: CasePlan, costs: Costs, own: Columns, gemm: Columns, read: Column
         "read_bytes_per_s": bytes_per_s,
         "compute_floor_ms": compute_ms,
         "memory_floor_ms": memory_ms,
-        "bound": bound(compute_ms, memory_ms, float(np.median(own["latency_ms"]))),
+        "bound": bound(compute_ms, memory_ms, middle(np.sort(own["latency_ms"]))),
         **_share("mfu", costs.flops, own, gemm),
     }
     read_bytes, cache_bytes = int(read["read_bytes"].max()), int(read["cache_bytes"].max())

@@ -78,6 +78,7 @@ def compare(
     from bench.store.derived import Derived
     from bench.store.run_folder import find_run, read_run
     from bench.tell import comparison, ranking
+    from bench.tell.drawn import cases_line
     from bench.tell.ranking_files import write_comparison_page, write_ranking
     from bench.tell.report import write_comparison
 
@@ -87,17 +88,19 @@ def compare(
     two = compare_two(*found) if len(found) == 2 else None
     ranked = Ranking.of(found) if two is None or two.rows.empty else None
     if two is not None and (ranked is None or ranked.entries.empty):
-        code, render = two.exit_code, partial(comparison.render, two)
+        n_rows, code, render = len(two.rows), two.exit_code, partial(comparison.render, two)
         draw = partial(write_comparison, two, found[1])
     else:
         assert ranked is not None
-        code, render, draw = ranked.exit_code, partial(ranking.render, ranked), partial(write_ranking, ranked)
+        n_rows, code, render = len(ranked.entries), ranked.exit_code, partial(ranking.render, ranked)
+        draw = partial(write_ranking, ranked)
     emit(render(output_format))
     if output_format != "md":  # the rows alone are on stdout: the verdict, and what is not compared, must not be lost
         note(render("md"))
     derived, wanted = Derived(), Derived()
     folder = draw(plots, derived)
     note(*(derived.lines() or ["plots: none, nothing was compared" if folder is None else f"plots: {folder}"]))
+    note(*cases_line(0 if folder is None else n_rows).splitlines())
     if html is not None:
         write_comparison_page(ranked or Ranking.of(found), html, wanted)
         note(*(wanted.lines() or [f"page: {html}"]))

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pandas as pd
 
+from bench.analysis import frames
 from bench.analysis.cautions import disturbed
 from bench.analysis.summary import summarize
 from bench.analysis.tidy import Tidy
@@ -33,7 +34,7 @@ def session_of(tidy: Tidy) -> Session:
     run, ended = tidy.run, tidy.outcomes
     if len(run.environments) > 1:
         raise DataError(f"{run.path}: was measured on several machines ({run.machine_names}); a session is of one")
-    rows = {(row["case"], row["phase"]): row for row in summarize(tidy).to_dict("records")}
+    rows = {(row["case"], row["phase"]): row for row in frames.records(summarize(tidy))}
     figures = []
     for case in (plan.case for plan in run.manifest.plan if ended[plan.case.key].status == "ok"):
         match = ended[case.key].tokens_match

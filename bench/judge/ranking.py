@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pandas as pd
 
-from bench.analysis import estimators
+from bench.analysis import estimators, frames
 from bench.analysis.frames import CASE_COLUMNS
 from bench.analysis.summary import phases
 from bench.analysis.tidy import Tidy, independent_values
@@ -113,7 +113,7 @@ class Ranking:
         A ratio is time / time of the baseline with its unpaired 95 % interval. Its counterpart is the baseline's entry
         of the same group with the same subject, or its only one; without one the ratio is empty.
         """
-        records = self.entries.to_dict("records")
+        records = frames.records(self.entries)
         own: dict[tuple[str, str], list[Row]] = {}
         for row in records:
             if row["run"] == letter(baseline):

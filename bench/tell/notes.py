@@ -4,10 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
+from bench.analysis import frames
 from bench.analysis.cautions import Caution
 from bench.analysis.tidy import Tidy, paired_ratio
+from bench.tell.drawn import few
 from bench.tell.words import Row, by_setting, case_labels, catalogue_place, context, missing, number, with_interval
 from kvcache.strategies.catalogue import COMPILING, REFEEDING, YARDSTICKS
+
+MOST_SENTENCES, MOST_LENGTHS = 8, 8
+"""Settings with a closing sentence, and context lengths that it has figures of."""
 
 
 def slope_lines(slopes: pd.DataFrame) -> str:
@@ -15,7 +20,7 @@ def slope_lines(slopes: pd.DataFrame) -> str:
     lines: list[str] = []
     for title, rows in by_setting(slopes):
         lines += [f"Latency of a decode step against the position of its token ({title}):", ""]
-        for row in rows.to_dict("records"):
+        for row in frames.records(rows):
             positions = f"positions {row['first_position']} to {row['last_position']}"
             if missing(row["slope_ms_per_1000_tokens"]):
                 lines.append(f"- {row['strategy']}: too few positions for a slope ({positions.partition(' ')[2]})")
@@ -93,30 +98,36 @@ def closing_lines(tidy: Tidy, summary: pd.DataFrame) -> str:
     cached = decode[~decode["strategy"].isin(REFEEDING)]
     settings = list(by_setting(cached, also=["n_gen"]))
     lines: list[str] = []
-    for title, rows in settings:
+    for title, rows in few(settings, MOST_SENTENCES):
         # The first cached strategy of the catalogue that was measured; the yardstick or a compiled one if no other was.
         names = dict.fromkeys(rows["strategy"])
         ranked = sorted(names, key=lambda name: (name in COMPILING, name in YARDSTICKS, catalogue_place(name)))
         plain, fast = ranked[0], [name for name in ranked[1:] if name in COMPILING]
-        own = rows[rows["strategy"] == plain].to_dict("records")
+        own = frames.records(rows[rows["strategy"] == plain])
         figures = ["speedup_vs_naive", "speedup_low", "speedup_high"]
-        bought = [f"{with_interval(*(row[name] for name in figures))} at prompt {context(row)}" for row in own]
+        bought = [
+            f"{with_interval(*(row[name] for name in figures))} at prompt {context(row)}"
+            for row in few(own, MOST_LENGTHS)
+        ]
+        some = f" ({MOST_LENGTHS} of {len(own):,} lengths, evenly spread)" if len(own) > MOST_LENGTHS else ""
         added = [f"; {name} over {plain}: {gains}" for name in fast if (gains := _gains(tidy, rows, plain, name))]
         where = f" ({title})" if len(settings) > 1 else ""
-        lines.append(f"Speed-up of decode{where}, {plain} over naive re-feed: {', '.join(bought)}{''.join(added)}.\n")
+        gained = f"{', '.join(bought)}{some}{''.join(added)}"
+        lines.append(f"Speed-up of decode{where}, {plain} over naive re-feed: {gained}.\n")
+    if len(settings) > MOST_SENTENCES:
+        lines.append(f"These are {MOST_SENTENCES} of {len(settings):,} settings, evenly spread.\n")
     return "".join(lines)
 
 
 def _gains(tidy: Tidy, rows: pd.DataFrame, plain: str, fast: str) -> str:
     """How many times as fast as `plain` the strategy `fast` is, paired by round, at each length that both have."""
-    keys = {(row["strategy"], context(row)): row["case"] for row in rows.to_dict("records")}
+    keys = {(row["strategy"], context(row)): row["case"] for row in frames.records(rows)}
     gains = []
-    for (strategy, length), key in keys.items():
-        other = keys.get((fast, length))
-        if strategy == plain and other is not None:
-            above, below = (tidy.by_case_and_phase[case, "decode"] for case in (key, other))
-            ratio = paired_ratio(above, below, "latency_ms")
-            gains += [f"{with_interval(ratio.estimate, ratio.low, ratio.high)} at prompt {length}"] if ratio else []
+    lengths = [length for strategy, length in keys if strategy == plain and (fast, length) in keys]
+    for length in few(lengths, MOST_LENGTHS):
+        above, below = (tidy.by_case_and_phase[keys[strategy, length], "decode"] for strategy in (plain, fast))
+        ratio = paired_ratio(above, below, "latency_ms")
+        gains += [f"{with_interval(ratio.estimate, ratio.low, ratio.high)} at prompt {length}"] if ratio else []
     return ", ".join(gains)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pandas as pd
 
+from bench.analysis import frames
 from bench.judge.ranking import BASELINE, COLUMNS, Ranking
 from bench.tell import tables, words
 from bench.tell.comparison import HOW, excluded_lines
@@ -83,7 +84,7 @@ def render(ranking: Ranking, form: Format, baseline: int = 0) -> str:
     columns = cells(ranking, baseline)
     align = ["left" if header in LEFT else "right" for header in columns]
     for title, own in by_shared_setting(ranking, rows):
-        lines = [[cell(row) for cell in columns.values()] for row in own.to_dict("records")]
+        lines = [[cell(row) for cell in columns.values()] for row in frames.records(own)]
         parts.append(f"{title}\n\n{markdown_table(lines, list(columns), align)}\n")
     parts += [f"{HOW}\n"] if len(rows) else []
     parts += filter(None, [exclusions(ranking)])

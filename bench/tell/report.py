@@ -23,6 +23,7 @@ from bench.store.derived import Derived
 from bench.store.sealed import write_atomically
 from bench.tell import notes, tables
 from bench.tell.benchmark_json import benchmark_json
+from bench.tell.drawn import limits_line
 from bench.tell.representative import representative_line
 from bench.tell.words import case_labels
 
@@ -59,12 +60,17 @@ class Report:
         """What weakens the figures."""
         return cautions(self.tidy, self.summary)
 
-    @property
+    @cached_property
     def closing(self) -> str:
         """What the run found, in one sentence per setting, each with its line end; empty without naive and a cache."""
         return notes.closing_lines(self.tidy, self.summary)
 
     @property
+    def timed(self) -> pd.DataFrame:
+        """The rows of the summary that have a time."""
+        return self.summary[self.summary["latency_ms"].notna()]
+
+    @cached_property
     def caution_lines(self) -> str:
         """What a reader should know before believing the run, a line each."""
         return notes.caution_lines(self.cautions, case_labels(self.summary))
@@ -122,7 +128,8 @@ def document(report: Report) -> str:
         notes.reading_line(report.summary),
         notes.slope_lines(report.slopes),
         notes.prediction_lines(report.summary),
-        representative_line(report.summary[report.summary["latency_ms"].notna()]),
+        representative_line(report.timed),
+        limits_line(report.timed),
         report.caution_lines,
         report.closing,
     ]

@@ -8,7 +8,7 @@ import pandas as pd
 from rich.console import Group
 from rich.text import Text
 
-from bench.analysis import columns
+from bench.analysis import columns, frames
 from bench.analysis.summary import PLAIN
 from bench.tell.formats import Format
 from bench.tell.layout import Fitted, markdown_table
@@ -122,8 +122,7 @@ def rows(summary: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    records: list[dict[Any, Any]] = frame.astype(object).where(frame.notna(), None).to_dict("records")
-    return records
+    return frames.records(frame.astype(object).where(frame.notna(), None))
 
 
 def data(frame: pd.DataFrame, form: Literal["csv", "json", "jsonl"]) -> str:
@@ -163,7 +162,7 @@ def terminal(summary: pd.DataFrame) -> Group:
 def comparison_markdown(rows: pd.DataFrame) -> str:
     """Write the rows of a comparison (`bench.judge.compare.Comparison.rows`) as Markdown."""
     found = by_setting(rows, also=["n_gen"])
-    return _markdown(_table(title, COMPARISON, [(row, {}) for row in own.to_dict("records")]) for title, own in found)
+    return _markdown(_table(title, COMPARISON, [(row, {}) for row in frames.records(own)]) for title, own in found)
 
 
 def _times(summary: pd.DataFrame) -> Iterator[_Table]:
@@ -198,7 +197,7 @@ def _memory(summary: pd.DataFrame) -> Iterator[_Table]:
 
 def cases(rows: pd.DataFrame) -> Iterator[tuple[Row, Row]]:
     """Yield each case's rows: a prefill row opens a case, and its decode row, if it has one, follows."""
-    records = rows.to_dict("records")
+    records = frames.records(rows)
     for row, following in zip(records, [*records[1:], {}], strict=True):
         if row["phase"] == "prefill":
             yield row, following if following.get("phase") == "decode" else {}
@@ -211,7 +210,7 @@ def _table(title: str, cells: Cells, cases: Iterable[tuple[Row, Row]]) -> _Table
 def failures(summary: pd.DataFrame) -> list[tuple[str, str, str]]:
     """List the cases that did not end well: label, status and error of each."""
     labels = case_labels(summary)
-    failed = summary[(summary["status"] != "ok") & (summary["phase"] == "prefill")].to_dict("records")
+    failed = frames.records(summary[(summary["status"] != "ok") & (summary["phase"] == "prefill")])
     return [(labels[row["case"]], row["status"], row["error"]) for row in failed]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from bench.analysis import frames
 from bench.case import HOST_DEVICES
 from kvcache.strategies.catalogue import STRATEGIES
 
@@ -110,7 +111,8 @@ def case_labels(summary: pd.DataFrame) -> dict[str, str]:
     Tables have the same words in their columns and titles. `summary` as `summarize` makes it.
     """
     differing = {column for column in [*SETTING_COLUMNS, "n_gen"] if len(set(summary[column])) > 1}
-    return {row["case"]: _case_label(row, differing) for row in summary.to_dict("records")}
+    columns = ["case", "strategy", "n_prompt", "n_depth", *SETTING_COLUMNS, "n_gen"]
+    return {row["case"]: _case_label(row, differing) for row in frames.records(summary[columns])}
 
 
 def _case_label(row: Row, differing: Collection[str]) -> str:

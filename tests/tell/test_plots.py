@@ -10,10 +10,11 @@ from matplotlib.text import Text
 from bench.analysis import slopes, summary
 from bench.analysis.tidy import Tidy
 from bench.judge import compare
+from bench.tell.drawn import MOST_CASES, MOST_CONTEXTS, MOST_LINES, MOST_PLOTS, cases_line, few_contexts, limits_line
 from bench.tell.plots import comparison, style
 from bench.tell.plots import run as run_plots
 from bench.tell.representative import representative_line
-from tests.handmade import fail, grid, make_case, make_run, smollm2_ms
+from tests.handmade import fail, grid, make_case, make_run, smollm2_ms, steady_roofs
 
 USUAL = ["naive", "dynamic", "static", "hf-generate"]
 ALL = ["naive", "dynamic", "static", "compiled", "hf-generate"]
@@ -338,6 +339,37 @@ def test_what_plots_leave_out_is_named_for_every_model():
     assert "draw dtype float32 or bfloat16 (each model's first) alone; " in line
     line = representative_line(summary.summarize(Tidy.of(make_run([case for case in cases if case.model == "a"]))))
     assert "draw dtype float32 alone; the values are compared in plots/across-dtype*" in line
+
+
+def test_a_run_of_many_lengths_is_drawn_at_some_of_them_and_says_so():
+    cases = grid(["naive", "dynamic"], range(8, 8 + 8 * 50, 8), n_gen=4)
+    made = summary.summarize(Tidy.of(make_run(cases, rounds=1)))
+    assert limits_line(made) == "The plots draw at most 40 of 50 context lengths, evenly spread; the tables have all.\n"
+    drawn = figures_of(make_run(cases, rounds=1, roofs=steady_roofs))
+    assert len(legend(drawn["ladder"])) <= MOST_LINES
+    curve = drawn["throughput"].axes[1].lines[0]
+    assert len(curve.get_xdata()) <= MOST_CONTEXTS
+    assert min(few_contexts(made, ["strategy"])["n_prompt"]) == 8
+    assert max(few_contexts(made, ["strategy"])["n_prompt"]) == 400
+    assert limits_line(made[made["n_prompt"] < 80]) == ""
+
+
+def test_of_many_settings_some_are_drawn():
+    cases = [case for threads in range(1, 25) for case in grid(["dynamic"], [8], n_gen=4, n_threads=threads)]
+    run = make_run(cases, rounds=1)
+    made = summary.summarize(Tidy.of(run))
+    assert limits_line(made).startswith(f"The plots draw {MOST_PLOTS} of 24 settings, evenly")
+    names = [name for name in figures_of(run) if name.startswith("throughput")]
+    assert len(names) == MOST_PLOTS
+    assert {"throughput-t1", "throughput-t24"} <= set(names)
+
+
+def test_a_comparison_of_many_cases_draws_what_differs_most():
+    figure = comparison_of(grid(["dynamic"], range(8, 8 + 8 * 40, 8), n_gen=4), rounds=2)["forest"]
+    assert len(ticks(figure.axes[0].yaxis)) == MOST_CASES
+    assert f"\nthe {MOST_CASES} of 80 rows that differ most" in figure.get_suptitle()
+    assert cases_line(80) == "The plots draw at most 60 of 80 cases and phases; the table has all.\n"
+    assert cases_line(MOST_CASES) == ""
 
 
 def test_two_dollars_in_a_name_are_no_formula():

@@ -280,6 +280,9 @@ def test_a_run_closes_with_what_the_cache_bought_and_what_the_fast_path_adds():
     )
     assert document(report).endswith(report.closing)
     assert Report.of(run_of(grid(["dynamic"], [32]))).closing == ""
+    many = Report.of(make_run(grid(["naive", "dynamic"], range(8, 168, 8), n_gen=4), rounds=1)).closing
+    assert many.count(" at prompt ") == 8
+    assert many.endswith(" at prompt 160 (8 of 20 lengths, evenly spread).\n")
     assert Report.of(run_of(grid(["naive"], [32]))).closing == ""
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from bench.analysis import frames
 from bench.analysis.frames import NS_PER_MS
 from bench.analysis.tidy import Tidy
 from bench.tell.words import Row, missing
@@ -12,7 +13,7 @@ from bench.tell.words import Row, missing
 
 def documents(tidy: Tidy, summary: pd.DataFrame) -> dict[str, bytes]:
     """Write a benchmark per case and phase: `latency` in ns and `throughput` in tokens per second, with intervals."""
-    timed = summary[summary["latency_ms"].notna()].to_dict("records")
+    timed = frames.records(summary[summary["latency_ms"].notna()])
     found = {f"{row['phase']}[{row['case']}]": _measures(row) for row in timed}
     return {"bmf.json": f"{json.dumps(found, indent=1, allow_nan=False)}\n".encode()}
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from bench.analysis import frames
 from bench.analysis.tidy import Tidy
 from bench.tell.words import Row, missing, number
 
@@ -19,7 +20,7 @@ def documents(tidy: Tidy, summary: pd.DataFrame) -> dict[str, bytes]:
         case: f"{machine.cpu_model}, torch {machine.torch}, transformers {machine.transformers}"
         for case, machine in machines.items()
     }
-    timed = summary[summary["latency_ms"].notna()].to_dict("records")
+    timed = frames.records(summary[summary["latency_ms"].notna()])
     smaller = [_entry(row, "ms", row["latency_ms"], extra[row["case"]], 1.0) for row in timed]
     bigger = [
         _entry(row, "tokens/s", row["tokens_per_s"], extra[row["case"]], row["tokens_per_s"] * row["latency_ms"])

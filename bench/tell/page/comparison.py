@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from bench.analysis import frames
 from bench.judge.ranking import Ranking
 from bench.tell import ranking as text
 from bench.tell.comparison import HOW
@@ -35,7 +36,7 @@ def comparison_page(ranking: Ranking, pictures: Sequence[Mapping[str, Picture]])
         setting=settings[0] if len(settings) == 1 else "",
         table=results(ranking, rows[0]),
         how=HOW,
-        switch={"against": [[_switched(row) for row in own.to_dict("records")] for own in rows]},
+        switch={"against": [[_switched(row) for row in frames.records(own)] for own in rows]},
     )
 
 
@@ -54,7 +55,7 @@ def results(ranking: Ranking, rows: pd.DataFrame) -> Table:
         )
         for header in cells
     ]
-    records = rows.to_dict("records")
+    records = frames.records(rows)
     opens = separated((row["group"], row["phase"]) for row in records)
     lines = []
     for row, opening in zip(records, opens, strict=True):

@@ -10,6 +10,7 @@ import pandas as pd
 from bench.analysis import columns
 from bench.record import Run
 from bench.tell import notes, tables
+from bench.tell.drawn import limits_line
 from bench.tell.environment import facts
 from bench.tell.page.render import document
 from bench.tell.page.svg import Picture
@@ -33,7 +34,6 @@ _HEADERS = {"n_threads": "threads", "attn_implementation": "attention", "batch_s
 def run_page(report: Report, pictures: Mapping[str, Picture]) -> str:
     """Write the page of a run; `pictures` are its plots, by a name that is unique in the page."""
     run, summary = report.tidy.run, report.summary
-    timed = summary[summary["latency_ms"].notna()]
     return document(
         "run.html",
         title=f"What the cache gains: {', '.join(dict.fromkeys(summary['model']))}",
@@ -48,7 +48,7 @@ def run_page(report: Report, pictures: Mapping[str, Picture]) -> str:
         reading=notes.reading_line(summary),
         table=results(summary),
         pictures=pictures,
-        represented=representative_line(timed),
+        represented=representative_line(report.timed) + limits_line(report.timed),
         notes="\n".join(filter(None, [notes.slope_lines(report.slopes), notes.prediction_lines(summary)])),
         environment=_environment(run),
         turns=_turns(report),

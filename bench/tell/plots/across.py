@@ -4,6 +4,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bench.tell.drawn import MOST_LINES, MOST_PLOTS, few
 from bench.tell.plots.steps import file_suffix, intervals
 from bench.tell.plots.style import PHASES, legend_below, make_figure, styles, value_axis
 from bench.tell.words import EXTENT, SETTING_COLUMNS, context, setting
@@ -26,8 +27,10 @@ def figures(summary: pd.DataFrame) -> dict[str, Figure]:
         others = [name for name in varying if name != column and len(set(summary[name])) <= MOST_ROWS]
         rows_by = others[0] if others else None
         alike = [name for name in [*SETTING_COLUMNS, *EXTENT] if name not in (column, rows_by)]
-        for _, group in summary.groupby(alike, sort=False):
+        varied = summary[summary.groupby(alike)[column].transform("nunique") > 1]
+        for _, group in few(varied.groupby(alike, sort=False), MOST_PLOTS):
             rows = _longest_common(group, column)
+            rows = rows[rows[column].isin(few(sorted(set(rows[column])), MOST_LINES))]
             if len(set(rows[column])) > 1:
                 name = f"across-{column.removesuffix('_size')}{file_suffix(group, summary, alike)}"
                 drawn[name] = across(rows, column, rows_by)

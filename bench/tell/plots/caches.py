@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pandas as pd
 from matplotlib.figure import Figure
 
+from bench.tell.drawn import MOST_LINES, MOST_PLOTS, few, few_contexts
 from bench.tell.plots.agreement import agreement_by_position
 from bench.tell.plots.over_context import contexts_of, kv_bytes, tpot_context
 from bench.tell.plots.steps import file_suffix
@@ -29,18 +30,15 @@ def trades(summary: pd.DataFrame) -> dict[str, Figure]:
     """Draw bytes against TPOT of each cell that has times, by file name (without suffix)."""
     decode = summary[(summary["phase"] == "decode") & summary["latency_ms"].notna()]
     columns = [*SETTING_COLUMNS, *ONE_DEPTH]
-    return {
-        "trade" + file_suffix(rows, decode, columns): trade(rows)
-        for _, rows in by_setting(decode, also=ONE_DEPTH)
-        if len(rows) > 1
-    }
+    several = (rows for _, rows in by_setting(decode, also=ONE_DEPTH) if len(rows) > 1)
+    return {"trade" + file_suffix(rows, decode, columns): trade(rows) for rows in few(several, MOST_PLOTS)}
 
 
 def over_contexts(summary: pd.DataFrame) -> dict[str, Figure]:
     """Draw TPOT and bytes against context of each setting with more than one length, by file name."""
-    decode = summary[summary["phase"] == "decode"]
+    decode = few_contexts(summary[summary["phase"] == "decode"], [*SETTING_COLUMNS, "n_gen"])
     drawn: dict[str, Figure] = {}
-    for _, rows in by_setting(decode, also=["n_gen"]):
+    for _, rows in few(by_setting(decode, also=["n_gen"]), MOST_PLOTS):
         suffix = file_suffix(rows, decode, [*SETTING_COLUMNS, "n_gen"])
         timed = rows[rows["latency_ms"].notna()]
         if len(set(contexts_of(timed))) > 1:
@@ -52,7 +50,8 @@ def over_contexts(summary: pd.DataFrame) -> dict[str, Figure]:
 
 def agreements(agreement: pd.DataFrame) -> dict[str, Figure]:
     """Draw agreement against position of each setting, by file name."""
+    agreement = few_contexts(agreement, SETTING_COLUMNS, MOST_LINES)
     return {
         "agreement" + file_suffix(rows, agreement, SETTING_COLUMNS): agreement_by_position(rows)
-        for _, rows in by_setting(agreement)
+        for _, rows in few(by_setting(agreement), MOST_PLOTS)
     }

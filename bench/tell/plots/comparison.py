@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from bench.tell.drawn import MOST_CASES, MOST_LINES, MOST_PLOTS, few, few_contexts
 from bench.tell.plots import style as drawing
 from bench.tell.plots.steps import CONTEXT, file_suffix, intervals
 from bench.tell.words import EXTENT, PLOT_COLUMNS, by_setting, row_name
@@ -19,21 +20,25 @@ LATENCY = {"prefill": "TTFT (ms)", "decode": "TPOT (ms)"}
 def comparison_figures(rows: pd.DataFrame, a: str, b: str) -> dict[str, Figure]:
     """Draw both plots of each setting, by file name; `rows` of a `Comparison`, and the names of its runs."""
     drawn: dict[str, Figure] = {}
-    for _, group in by_setting(rows, also=EXTENT):
-        drawn["forest" + file_suffix(group, rows, PLOT_COLUMNS)] = forest(group, a, b)
-        drawn["overlay" + file_suffix(group, rows, PLOT_COLUMNS)] = overlay(group, a, b)
+    for _, group in few(by_setting(rows, also=EXTENT), MOST_PLOTS):
+        suffix = file_suffix(group, rows, PLOT_COLUMNS)
+        drawn["forest" + suffix] = forest(group, a, b)
+        drawn["overlay" + suffix] = overlay(few_contexts(group, EXTENT, MOST_LINES), a, b)
     return drawn
 
 
 def forest(rows: pd.DataFrame, a: str, b: str) -> Figure:
     """Draw a line per case and phase: time in B / time in A with its unpaired interval, the largest gain on top.
 
-    `rows` are of one setting. The marker of a row without an interval is hollow.
+    `rows` are of one setting; of many those are drawn whose ratio is furthest from 1. The marker of a row without an
+    interval is hollow.
     """
-    rows = rows.sort_values("ratio", ascending=False, ignore_index=True)
+    furthest = rows["ratio"].map(math.log).abs().nlargest(MOST_CASES).index
+    some = f"\nthe {MOST_CASES} of {len(rows):,} rows that differ most" if len(rows) > MOST_CASES else ""
+    rows = rows.loc[furthest].sort_values("ratio", ascending=False, ignore_index=True)
     figure = drawing.make_figure(
         f"Time of B / time of A, unpaired, {intervals(rows['ratio_low'])}",
-        _subtitle(rows, a, b),
+        _subtitle(rows, a, b) + some,
         2 + ROW_HEIGHT_IN * len(rows),
     )
     axes = figure.add_subplot()

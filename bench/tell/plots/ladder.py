@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from bench.tell.drawn import MOST_LINES, few_contexts
 from bench.tell.plots.style import GUIDE, THOUSANDS, legend_below, make_figure, open_frame, panels, styles, value_axis
 from bench.tell.words import EXTENT, by_setting, catalogue_place, context, plural
 from kvcache.strategies.catalogue import COMPILING, REFEEDING
@@ -21,6 +22,7 @@ _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#222222")
 def ladder(summary: pd.DataFrame) -> Figure:
     """Draw each strategy's latency, rung by rung down to the limit (a cached forward's larger floor), per length."""
     words, _ = next(by_setting(summary, also=EXTENT))
+    summary = few_contexts(summary, EXTENT, MOST_LINES)
     figure = make_figure("From naive re-feed down to what the machine allows, median", words, 4.4)
     # The yardstick is a cached path like dynamic: below it comes what is faster.
     rungs = sorted(set(summary["strategy"]), key=lambda name: (name in COMPILING, catalogue_place(name)))

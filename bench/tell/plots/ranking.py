@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from bench.judge.ranking import BASELINE, RATIO_COLUMNS, TIME_COLUMNS, Ranking
+from bench.tell.drawn import MOST_CASES, MOST_PLOTS, few
 from bench.tell.plots import style as drawing
 from bench.tell.plots.comparison import ratio_axis
 from bench.tell.plots.steps import file_suffix, intervals
@@ -34,7 +35,7 @@ def ranking_figures(ranking: Ranking, rows: pd.DataFrame, baseline: int = 0) -> 
     columns = [name for name in SETTING_COLUMNS if name not in ranking.apart]
     return {
         "ranking" + file_suffix(own, rows, [*columns, "n_gen"]): picture_of(ranking, title, own, baseline)
-        for title, own in by_shared_setting(ranking, rows)
+        for title, own in few(by_shared_setting(ranking, rows), MOST_PLOTS)
     }
 
 
@@ -42,8 +43,11 @@ def picture_of(ranking: Ranking, title: str, rows: pd.DataFrame, baseline: int =
     """Draw a panel per phase, in it a line per case, and on it a marker per run with its 95 % interval.
 
     Ratios to the baseline where every row has one; else, since some have no counterpart in it, the times themselves.
-    `rows` are of one setting.
+    `rows` are of one setting; of many cases some are drawn, evenly spread.
     """
+    groups = list(dict.fromkeys(rows["group"]))
+    rows = rows[rows["group"].isin(few(groups, MOST_CASES))]
+    some = f"\n{MOST_CASES} of {len(groups):,} cases, evenly spread" if len(groups) > MOST_CASES else ""
     own = ranking.letters[baseline]
     by_ratio = bool(rows["ratio"].notna().all())
     columns = RATIO_COLUMNS if by_ratio else TIME_COLUMNS
@@ -53,7 +57,8 @@ def picture_of(ranking: Ranking, title: str, rows: pd.DataFrame, baseline: int =
     names = (f"{letter}: {tidy.run.name}" for letter, tidy in zip(ranking.letters, ranking.tidies, strict=True))
     cases = {row["group"]: _label(ranking, row) for row in rows.to_dict("records")}
     height = 1.9 + LINE_IN * (len(runs) + 0.6) * len(cases)
-    figure = drawing.make_figure(f"{what} {intervals(drawn[columns[1]])}", f"{title}\n{'   '.join(names)}", height)
+    subtitle = f"{title}\n{'   '.join(names)}{some}"
+    figure = drawing.make_figure(f"{what} {intervals(drawn[columns[1]])}", subtitle, height)
     for panel, phase, axes, shown in drawing.panels(figure, drawn):
         for place, run in enumerate(runs):
             of_run = shown[shown["run"] == run]

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from bench.tell.drawn import MOST_LINES, few, few_contexts
 from bench.tell.plots.ladder import look
 from bench.tell.plots.steps import intervals
 from bench.tell.plots.style import GUIDE, context_axis, legend_below, make_figure, value_axis
@@ -28,6 +29,8 @@ def rows_roofline(prefills: pd.DataFrame) -> Figure:
 
     `prefills` are those of one strategy and machine setting, with a column `rows`.
     """
+    prefills = prefills[prefills["n_depth"].isin(few(sorted(set(prefills["n_depth"])), MOST_LINES))]
+    prefills = few_contexts(prefills, ["n_depth"])
     first = prefills.iloc[0].to_dict()
     how = intervals(prefills["latency_ms_low"])
     title = f"Time of a forward against the rows it is fed, {first['strategy']}, median {how}"

@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bench.case import HOST_DEVICES
+from bench.tell.drawn import MOST_PLOTS, few, few_contexts
 from bench.tell.plots import across
 from bench.tell.plots.ladder import ladder, threads
 from bench.tell.plots.rows import MACHINE_COLUMNS, cached_prefills, is_drawn, rows_roofline
@@ -23,10 +24,9 @@ def groups(summary: pd.DataFrame, steps: pd.DataFrame, slopes: pd.DataFrame) -> 
     `slopes.slopes` make them.
     """
     timed = summary[summary["latency_ms"].notna()]
-    shown = representative(timed)
-    own_steps = steps.merge(shown[SETTING_COLUMNS].drop_duplicates(), on=SETTING_COLUMNS)
+    shown = few_contexts(representative(timed), SETTING_COLUMNS)
     return [
-        lambda: over_lengths(shown, own_steps, slopes),
+        lambda: over_lengths(shown, steps[steps["case"].isin(shown["case"])], slopes),
         lambda: across.figures(timed),
         lambda: against_roofs(timed),
     ]
@@ -35,12 +35,12 @@ def groups(summary: pd.DataFrame, steps: pd.DataFrame, slopes: pd.DataFrame) -> 
 def over_lengths(timed: pd.DataFrame, steps: pd.DataFrame, slopes: pd.DataFrame) -> dict[str, Figure]:
     """Draw step latency, throughput and speed-up of each setting that `timed` has, by file name (without suffix).
 
-    `timed` are rows of the summary that have a time (`representative`), `steps` those of the same settings.
+    `timed` are the rows of the summary that are drawn, `steps` those of the same cases.
     """
     drawn: dict[str, Figure] = {}
-    for _, rows in by_setting(steps):
+    for _, rows in few(by_setting(steps), MOST_PLOTS):
         drawn["step_latency" + file_suffix(rows, steps, SETTING_COLUMNS)] = step_latency(rows, slopes, timed)
-    for _, rows in by_setting(timed, also=EXTENT):
+    for _, rows in few(by_setting(timed, also=EXTENT), MOST_PLOTS):
         suffix = file_suffix(rows, timed, PLOT_COLUMNS)
         drawn["throughput" + suffix] = throughput(rows)
         if (rows["speedup_vs_naive"].notna() & ~rows["strategy"].isin(REFEEDING)).any():
@@ -57,18 +57,18 @@ def against_roofs(timed: pd.DataFrame) -> dict[str, Figure]:
     drawn: dict[str, Figure] = {}
     columns = [*MACHINE_COLUMNS, "strategy"]
     prefills = cached_prefills(known)
-    for _, rows in prefills.groupby(columns, sort=False):
+    for _, rows in few(prefills.groupby(columns, sort=False), MOST_PLOTS):
         if is_drawn(rows):
             drawn["rows" + file_suffix(rows, prefills, columns)] = rows_roofline(rows)
     shown = representative(known)
-    for _, rows in by_setting(shown, also=EXTENT):
+    for _, rows in few(by_setting(shown, also=EXTENT), MOST_PLOTS):
         suffix = file_suffix(rows, shown, PLOT_COLUMNS)
         if not waterfall_cell(rows).empty:
             drawn["waterfall" + suffix] = waterfall(rows)
         if len(set(rows["strategy"])) > 1:
             drawn["ladder" + suffix] = ladder(rows)
     columns = [column for column in PLOT_COLUMNS if column != "n_threads"]
-    for _, rows in timed[timed["device"].isin(HOST_DEVICES)].groupby(columns, sort=False):
-        if len(set(rows["n_threads"])) > 1:
-            drawn["threads" + file_suffix(rows, timed, columns)] = threads(rows)
+    varied = timed[timed.groupby(columns)["n_threads"].transform("nunique") > 1]
+    for _, rows in few(varied[varied["device"].isin(HOST_DEVICES)].groupby(columns, sort=False), MOST_PLOTS):
+        drawn["threads" + file_suffix(rows, timed, columns)] = threads(rows)
     return drawn

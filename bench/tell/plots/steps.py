@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bench.analysis.slopes import latency_at
+from bench.tell.drawn import MOST_DOTS, few
 from bench.tell.plots import style as drawing
 from bench.tell.words import EXTENT, SETTING_COLUMNS, by_setting, context, missing, number, with_interval
 from kvcache.strategies.catalogue import REFEEDING
@@ -114,7 +115,8 @@ def _step_curve(
     if points.empty:
         return
     marks = {**style.curve, "linestyle": "none"}
-    axes.plot(points["position"], points["latency_ms"], ".", color=style.color, markersize=3)
+    dots = points.iloc[few(range(len(points)), MOST_DOTS)]
+    axes.plot(dots["position"], dots["latency_ms"], ".", color=style.color, markersize=3)
     axes.plot(table["position"], table["latency_ms"], **marks)
     axes.vlines(table["position"], table["latency_ms_low"], table["latency_ms_high"], color=style.color, linewidth=1.6)
     label = str(points["strategy"].iloc[0])
