@@ -180,7 +180,7 @@ def typed(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], types: Mapp
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the rows of a frame as mappings, as `to_dict("records")` does in ten times the time."""
-    names, values = list(frame), [frame[name].tolist() for name in frame]
+    names, values = [str(name) for name in frame], [frame[name].tolist() for name in frame]
     return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
 
 

@@ -9,7 +9,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import TypeVar
 
-A, B = TypeVar("A"), TypeVar("B")
+A = TypeVar("A")
+B = TypeVar("B")
 
 FEWEST = 4
 """Items of a process: with fewer, starting it takes longer than it saves."""

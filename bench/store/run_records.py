@@ -43,8 +43,9 @@ class Records:
         others = run_of(folder, manifest, [record for part in self._parts for record in part.others], {})
         samples, ceilings = [part.samples for part in self._parts], [part.ceilings for part in self._parts]
         self._parts.clear()
-        samples, ceilings = Turns.joined(Sample, samples), Turns.joined(CeilingSample, ceilings)
-        return msgspec.structs.replace(others, samples=samples, ceilings=ceilings)
+        return msgspec.structs.replace(
+            others, samples=Turns.joined(Sample, samples), ceilings=Turns.joined(CeilingSample, ceilings)
+        )
 
     def _sorted(self, part: Part) -> _Sorted:
         """Read a part of a file, check its records and sort them."""
@@ -53,7 +54,7 @@ class Records:
         lines = part.records(decode_record)
         for line in lines:
             kinds.setdefault(type(line), []).append(line)
-        records = lines[:-1] if kinds.pop(Closing, None) else lines
+        records: list[Any] = lines[:-1] if kinds.pop(Closing, None) else lines
         if JobStart in kinds:
             raise DataError(f"{path}: does not begin as a samples file of a run without jobs")
         others = [record for record in records if not isinstance(record, Sample | CeilingSample)]
