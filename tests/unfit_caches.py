@@ -80,6 +80,12 @@ def lists_promise(model: PreTrainedModel) -> Cache:
     return growing(model)
 
 
+def promised(model: PreTrainedModel) -> Cache:
+    return growing(model)
+
+
+promised.promise = "exact"  # type: ignore[attr-defined]
+promised_partial = functools.partial(promised)
 lists_promise.promise = ["exact"]  # type: ignore[attr-defined]
 
 
@@ -227,6 +233,15 @@ def patches_a_forward(model: PreTrainedModel) -> Cache:
     return growing(model)
 
 
+class Fractional(DynamicCache):
+    def get_seq_length(self, layer_idx: int = 0) -> Any:
+        return super().get_seq_length(layer_idx) / 1
+
+
+def fractional(model: PreTrainedModel) -> Cache:
+    return Fractional(config=model.config)
+
+
 class Uncounted(DynamicCache):
     def get_seq_length(self, layer_idx: int = 0) -> Any:
         return None
@@ -320,6 +335,21 @@ class Narrow(DynamicCache):
 
 def narrow(model: PreTrainedModel) -> Cache:
     return Narrow(config=model.config)
+
+
+class FirstSequence(DynamicCache):
+    """Keeps the first sequence of a batch, to which torch would broadcast the others."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        return super().update(key_states[:1], value_states[:1], layer_idx, *args, **kwargs)
+
+
+def first_sequence(model: PreTrainedModel) -> Cache:
+    return FirstSequence(config=model.config)
+
+
+def one_layer(model: PreTrainedModel) -> Cache:
+    return Cache(layers=[DynamicLayer()])
 
 
 class Silent(DynamicCache):

@@ -6,17 +6,18 @@ from typing import Any
 from torch import Tensor
 from transformers import Cache
 
-from kvcache.caches.contract import UnfitCache
+from kvcache.caches.contract import UnfitCache, layers_of
 
 
 def check_updates(cache: Cache, spec: str) -> None:
-    """Check from now on the keys and values that `cache.update` returns: their dtype, and their number of tokens.
+    """Check from now on the keys and values that `cache.update` returns: dtype, shape, and number of tokens.
 
     A model makes its masks before it calls `update`, as long as `get_mask_sizes` says. Where that is another length,
     torch attends to the first keys as if the others were not there, or fails at some shape. One token needs no mask.
 
     Raises (from `update`):
-        UnfitCache: they are no two tensors, of another dtype than the model's, or as many as no mask.
+        UnfitCache: they are no two tensors, of another dtype or shape than what was fed, or as many as no mask; or the
+            cache has too few layers.
     """
     sizes, update = type(cache).get_mask_sizes, type(cache).update
     itself = weakref.ref(cache)  # a cycle would outlive the cache: a worker collects none while it takes times
@@ -33,11 +34,18 @@ def check_updates(cache: Cache, spec: str) -> None:
             lengths.add(int(found[0]))
         return found
 
-    def checked(key_states: Tensor, value_states: Tensor, *args: Any, **named: Any) -> Any:
+    def checked(key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **named: Any) -> Any:
         nonlocal has_begun
-        has_begun = True
-        returned = update(itself(), key_states, value_states, *args, **named)  # type: ignore[arg-type]
-        _refuse_other_kinds(returned, key_states, spec)
+        has_begun, fed = True, itself()
+        assert fed is not None  # whoever calls holds it
+        try:
+            returned = update(fed, key_states, value_states, layer_idx, *args, **named)
+        except IndexError as error:
+            n_layers = len(layers_of(fed))
+            if layer_idx < n_layers or not n_layers:  # an error of its own
+                raise
+            raise UnfitCache(f"{spec} has {n_layers} layers, fewer than the model") from error
+        _refuse_other_kinds(returned, (key_states, value_states), spec)
         n_new, n_keys = key_states.shape[-2], returned[0].shape[-2]
         if n_new > 1 and lengths and n_keys not in lengths:
             raise UnfitCache(
@@ -50,10 +58,16 @@ def check_updates(cache: Cache, spec: str) -> None:
     object.__setattr__(cache, "update", checked)
 
 
-def _refuse_other_kinds(returned: object, fed: Tensor, spec: str) -> None:
+def _refuse_other_kinds(returned: object, fed: tuple[Tensor, Tensor], spec: str) -> None:
     parts = list(returned) if isinstance(returned, tuple | list) else []
     if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
         raise UnfitCache(f"{spec}: update() returned {type(returned).__name__}; valid: two tensors, keys and values")
-    for part in parts:
-        if part.dtype != fed.dtype:
-            raise UnfitCache(f"{spec}: update() returned {part.dtype} for {fed.dtype}; valid: the dtype that it is fed")
+    for part, new in zip(parts, fed, strict=True):
+        if part.dtype != new.dtype:
+            raise UnfitCache(f"{spec}: update() returned {part.dtype} for {new.dtype}; valid: the dtype that it is fed")
+        n_keys = parts[0].shape[-2]
+        if part.shape != (*new.shape[:-2], n_keys, new.shape[-1]):
+            raise UnfitCache(
+                f"{spec}: update() returned shape {list(part.shape)} for {list(new.shape)}, and {n_keys} keys; valid: "
+                "the shape that it is fed, with as many tokens in keys as in values"
+            )

@@ -114,7 +114,8 @@ class OwnKind:
         self.factory: Callable[..., object] = load_own(module, name, spec)
         if not callable(self.factory):
             raise UnfitCache(f"{spec} is {_described(self.factory)}; valid: a function of the model")
-        promise: Any = getattr(self.factory, "promise", "lossy")
+        inner = self.factory.func if isinstance(self.factory, partial) else self.factory
+        promise: Any = getattr(self.factory, "promise", getattr(inner, "promise", "lossy"))
         if promise not in get_args(Promise):
             raise UnfitCache(f"{spec}: promise is {promise!r}; valid: {', '.join(get_args(Promise))}")
         self.promise: Promise = promise
@@ -167,8 +168,9 @@ class OwnKind:
                 "valid: subclasses of transformers' CacheLayerMixin, which keep keys and values"
             )
         length = made.get_seq_length() if counts_tokens(made) else 0
-        if length is None:
-            raise UnfitCache(f"{self.spec}: get_seq_length() returned None; valid: how many tokens the cache has seen")
+        if not hasattr(length, "__index__"):  # an integer of Python, numpy or torch has it; a position is made of it
+            valid = "valid: how many tokens the cache has seen"
+            raise UnfitCache(f"{self.spec}: get_seq_length() returned {_described(length)}; {valid}")
         if length:
             raise UnfitCache(f"{self.spec} returned a cache that holds {length} tokens; valid: an empty one each time")
         return made

@@ -67,6 +67,7 @@ def cached(factory: str) -> Cached:
         ("hooks_what_goes_in", "changed the hooks of the model's modules"),
         ("patches_a_forward", "changed the forward of a module of the model"),
         ("uncounted", r"unfit_caches:uncounted: get_seq_length\(\) returned None; valid: how many tokens"),
+        ("fractional", r"get_seq_length\(\) returned a float; valid: how many tokens"),
         ("trains", "changed the model's mode from evaluation to training"),
         ("sets_threads", r"changed torch's threads from \d+ to \d+"),
         ("sets_precision", "changed torch's precision of float32 products from highest to medium"),
@@ -162,14 +163,19 @@ def test_layers_that_store_nothing_are_no_others() -> None:
     [
         ("evicting", r"evicting: update\(\) returned keys of 4 tokens when 8 were fed, and .* had said 8: attention"),
         ("narrow", r"narrow: update\(\) returned torch.float16 for torch.float32; valid: the dtype"),
+        (
+            "first_sequence",
+            r"update\(\) returned shape \[1, 2, 8, 8\] for \[2, 2, 8, 8\], and 8 keys; valid: the shape",
+        ),
+        ("one_layer", "one_layer has 1 layers, fewer than the model"),
         ("silent", r"silent: update\(\) returned NoneType; valid: two tensors"),
     ],
 )
 def test_what_update_returns_is_checked_while_it_runs(factory: str, reason: str) -> None:
     strategy = cached(factory)
-    strategy.prepare(1, 20)
+    strategy.prepare(2, 20)
     with pytest.raises(UnfitCache, match=reason):
-        strategy.prefill(token_ids(1, 1, 8))
+        strategy.prefill(token_ids(1, 2, 8))
 
 
 def test_a_mask_that_forgets_the_context_is_refused_where_a_prompt_follows_one() -> None:
@@ -180,6 +186,11 @@ def test_a_mask_that_forgets_the_context_is_refused_where_a_prompt_follows_one()
     strategy.prepare(2, 16, context, prompt_length=11)
     with pytest.raises(UnfitCache, match=r"keys of 11 tokens when 5 were fed, and get_mask_sizes\(\) had said 5"):
         strategy.prefill(prompt)
+
+
+def test_a_partial_keeps_the_promise_of_its_function() -> None:
+    assert cached("promised_partial").promise == "exact"
+    assert cached("by_name").promise == "lossy"
 
 
 def test_update_is_left_alone_once_a_run_was_checked() -> None:
