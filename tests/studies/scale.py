@@ -1,7 +1,8 @@
 """How long `report` and `compare` take, and how much memory, as a run grows to a million samples of 64 steps.
 
 Makes runs of 10^4, 10^5 and 10^6 samples, as six cases and as 2,000, with ceilings beside them; then times each command
-in a process of its own. Writes `scale.csv`, `scale.png` and `scale.md`.
+in a process of its own. Writes `scale.csv`, `scale.png` and `scale.md`, and keeps the rows of `scale.csv` that it does
+not measure again.
 """
 
 import argparse
@@ -132,23 +133,39 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/examples"), help="Folder of scale.csv, .png and .md.")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="Samples of each run.")
     parser.add_argument("--runs", type=Path, help="Folder for the runs, kept and used again [default: temporary].")
+    parser.add_argument("--commands", nargs="+", default=("report", "compare"), help="Commands to measure.")
+    parser.add_argument("--grids", nargs="+", default=tuple(GRIDS), help=f"Of {' and '.join(GRIDS)}.")
     arguments = parser.parse_args()
-    rows: list[dict[str, object]] = []
+    rows = _stored(arguments.out)
     with tempfile.TemporaryDirectory() as scratch:
         for n_samples in arguments.sizes:
-            for grid, cases in GRIDS.items():
+            for grid, cases in ((grid, GRIDS[grid]) for grid in arguments.grids):
                 out, name = arguments.runs or Path(scratch), f"{len(cases)}-cases-{n_samples}"
                 folder = out / name if (out / name).exists() else store(out, name, cases, n_samples)
-                for command in (["report", str(folder)], ["compare", str(folder), str(folder)]):
-                    used = timed(*command)
-                    row = {"command": command[0], "grid": grid, "samples": n_samples, **used._asdict()}
-                    rows.append(row)
-                    print(row, flush=True)
+                for command in arguments.commands:
+                    used = timed(command, *[str(folder)] * (1 + (command == "compare")))
+                    rows[command, grid, n_samples] = used
+                    print(command, grid, n_samples, used, flush=True)
                 _write(arguments.out, rows)
 
 
-def _write(out: Path, rows: Sequence[dict[str, object]]) -> None:
-    frame = pd.DataFrame(rows).round(3)
+Rows = dict[tuple[str, str, int], Used]
+"""By command, grid and number of samples."""
+
+
+def _stored(out: Path) -> Rows:
+    if not (out / "scale.csv").exists():
+        return {}
+    stored = pd.read_csv(out / "scale.csv")
+    return {(row[0], row[1], int(row[2])): Used(*map(float, row[3:])) for row in stored.itertuples(index=False)}
+
+
+def _write(out: Path, rows: Rows) -> None:
+    ordered = sorted(rows.items(), key=lambda row: (row[0][2], list(GRIDS).index(row[0][1]), row[0][0] == "compare"))
+    frame = pd.DataFrame(
+        [(*key, *used) for key, used in ordered], columns=["command", "grid", "samples", *Used._fields]
+    )
+    frame = frame.round(3)
     frame.to_csv(out / "scale.csv", index=False, lineterminator="\n")
     words = frame.assign(samples=frame["samples"].map("{:,}".format))
     headers = ["command", "grid", "samples", "s to the table", "s in all", "CPU s", "peak GiB"]
@@ -162,7 +179,8 @@ PAGE = f"""# Time and memory of `report` and `compare` as a run grows
 
 Made runs of 64 decode steps a sample, ceilings beside every round, on {usable_cores()} cores (`nox -s study -- scale`).
 Each command runs in a process of its own; `compare` reads two such runs. Every line's checksum is checked, as always.
-CPU seconds are what a command takes on a machine that has nothing else to do; the others include what it waited for."""
+CPU seconds are those of all its processes; the others include what it waited for, other programs too. Peak memory is the
+command's own; each of the processes that read for it adds 0.1 GiB."""
 
 
 def _figure(frame: pd.DataFrame) -> Figure:

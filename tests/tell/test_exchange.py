@@ -28,7 +28,7 @@ def documents(form, tidy=TIDY, summary=SUMMARY):
 
 
 class Metric(msgspec.Struct, forbid_unknown_fields=True):
-    """https://bencher.dev/bmf.json: benchmark -> measure -> this."""
+    """https://bencher.dev/bmf.json: benchmark -> measure -> this. No registry has its command: not run here."""
 
     value: float
     lower_value: float | None = None
@@ -36,7 +36,10 @@ class Metric(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Entry(msgspec.Struct, forbid_unknown_fields=True):
-    """An entry of customSmallerIsBetter and customBiggerIsBetter, by github-action-benchmark's README."""
+    """An entry of customSmallerIsBetter and customBiggerIsBetter, by github-action-benchmark's README.
+
+    Its own reader (src/extract.ts) takes these fields by name. npm does not have the action, so it is not run here.
+    """
 
     name: str
     unit: str
@@ -69,8 +72,10 @@ LLAMA_BENCH_FIELDS = [
     "no_kv_offload",
     "flash_attn",
     "tensor_split",
+    "tensor_buft_overrides",
     "use_mmap",
     "embeddings",
+    "no_op_offload",
     "n_prompt",
     "n_gen",
     "n_depth",
@@ -82,7 +87,14 @@ LLAMA_BENCH_FIELDS = [
     "samples_ns",
     "samples_ts",
 ]
-"""Of tools/llama-bench/README.md, in its order (build 5163)."""
+"""The columns of llama.cpp's scripts/compare-llama-bench.py (commit 05f3b204) in its order, which tables that
+`llama-bench -o sql` makes have too, and the samples. No registry has llama.cpp's tools, so none of them is run here."""
+
+LLAMA_BENCH_REQUIRED = set(LLAMA_BENCH_FIELDS) - {
+    *("build_number", "model_size", "model_n_params", "no_op_offload"),
+    *("avg_ns", "stddev_ns", "stddev_ts", "samples_ns", "samples_ts"),
+}
+"""Without one of these that script ends with `Missing required data key(s)`."""
 
 
 def test_bencher_gets_ns_and_tokens_per_second_in_the_form_of_its_schema():
@@ -120,6 +132,7 @@ def test_llama_bench_rows_have_its_fields_and_a_decode_stands_at_the_depth_of_it
     (document,) = documents("llama-bench").values()
     rows = [json.loads(line) for line in document.splitlines()]
     assert all(list(row) == LLAMA_BENCH_FIELDS for row in rows)
+    assert all(row[name] is not None for row in rows for name in LLAMA_BENCH_REQUIRED)
     shapes = [(row["model_type"].split()[-1], row["n_prompt"], row["n_gen"], row["n_depth"]) for row in rows]
     assert shapes == [("naive", 128, 0, 0), ("naive", 0, 7, 128), ("dynamic", 128, 0, 0), ("dynamic", 0, 7, 128)]
     for row in rows:  # the batch of two is left out
@@ -130,7 +143,8 @@ def test_llama_bench_rows_have_its_fields_and_a_decode_stands_at_the_depth_of_it
 
 
 GO_LINE = re.compile(r"Benchmark[A-Z]\S*-\d+ 1 [\d.]+ ns/op [\d.e+]+ tok/s")
-"""Of the format's proposal (golang/proposal 14313): name, iterations, then pairs of value and unit."""
+"""Of the format's proposal (golang/proposal 14313): name, iterations, then pairs of value and unit. Neither Debian nor
+PyPI has benchstat, so it is not run here."""
 
 
 def test_benchstat_gets_a_line_of_gos_format_for_each_turn():
@@ -145,10 +159,7 @@ def test_benchstat_gets_a_line_of_gos_format_for_each_turn():
 
 
 def test_benchstat_compares_two_runs_of_one_machine_and_gets_no_line_from_its_name():
-    """Its -table is .config by default (golang.org/x/perf/cmd/benchstat): a line that differs is a table of its own.
-
-    benchstat itself is not run here.
-    """
+    """Its -table is .config by default (golang.org/x/perf/cmd/benchstat): a line that differs is a table of its own."""
     environment = msgspec.structs.replace(TIDY.run.manifest.environment, cpu_model="A\nBenchmarkEvil 1 5 ns/op")
     heads = []
     for path in ("runs/before", "runs/after"):

@@ -34,7 +34,7 @@ STRATEGY = "llama.cpp"
 SETUP = (
     *("build_commit", "backends", "model_filename", "model_size", "n_batch", "n_ubatch", "cpu_mask", "cpu_strict"),
     *("poll", "type_k", "type_v", "n_gpu_layers", "split_mode", "main_gpu", "no_kv_offload", "flash_attn"),
-    *("tensor_split", "use_mmap"),
+    *("tensor_split", "tensor_buft_overrides", "use_mmap", "no_op_offload"),
 )
 """Fields of a test in which tests of one case may differ."""
 

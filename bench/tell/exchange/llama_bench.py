@@ -1,6 +1,7 @@
 """llama-bench's JSONL, with its field names: a `pp` row per prefill and a `tg` row per decode.
 
-The fields are those of tools/llama-bench/README.md in llama.cpp. A decode of ours begins after the prompt, so `tg31` of
+The fields are those of tools/llama-bench/README.md in llama.cpp, and what its scripts/compare-llama-bench.py requires
+besides. A decode of ours begins after the prompt, so `tg31` of
 a case with a prompt of 128 stands at `n_depth` 128, as llama-bench measures it with `-d 128`.
 """
 
@@ -57,8 +58,10 @@ class Test(msgspec.Struct, frozen=True, kw_only=True):
     no_kv_offload: bool | int = False
     flash_attn: bool | int | str = False
     tensor_split: str = "0.00"
+    tensor_buft_overrides: str = "none"
     use_mmap: bool | int = True
     embeddings: bool | int = False
+    no_op_offload: bool | int = False
     n_prompt: Count
     n_gen: Count
     n_depth: Count = 0
