@@ -179,8 +179,8 @@ PAGE = f"""# Time and memory of `report` and `compare` as a run grows
 
 Made runs of 64 decode steps a sample, ceilings beside every round, on {usable_cores()} cores (`nox -s study -- scale`).
 Each command runs in a process of its own; `compare` reads two such runs. Every line's checksum is checked, as always.
-CPU seconds are those of all its processes; the others include what it waited for, other programs too. Peak memory is the
-command's own; each of the processes that read for it adds 0.1 GiB."""
+CPU seconds are those of all processes of a command; the others include what it waited for, other programs too. Peak
+memory is the command's own; each of the processes that read for it adds 0.1 GiB."""
 
 
 def _figure(frame: pd.DataFrame) -> Figure:
