@@ -22,7 +22,7 @@ BLOCKED = """
 import sys
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in ('torch', 'transformers'):
+        if name.split('.')[0] in ('torch', 'transformers', 'accelerate', 'gguf', 'safetensors'):
             raise ImportError('blocked: ' + name)
 sys.meta_path.insert(0, Blocker())
 from bench.cli import main

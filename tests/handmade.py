@@ -1,5 +1,6 @@
 """Small runs made by hand, with seeded times: what the tests of frames, tables and plots read instead of real ones."""
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -98,8 +99,9 @@ def steady_roofs(case: Case, number: int) -> dict[str, float]:
     return {"read_bandwidth": 40e9, "gemm": 200e9 * case.n_threads}
 
 
+@functools.cache
 def smollm2_plan(case: Case) -> CasePlan:
-    """The true costs of SmolLM2-135M in float32."""
+    """The true costs of SmolLM2-135M in float32; to add them up takes longer than the rest of a run made by hand."""
     shape = {name: getattr(case, name) for name in ("batch_size", "n_prompt", "n_gen", "n_depth")}
     prefill, decode = (
         phase_costs(SMOLLM2, phase, refeeds=case.strategy == "naive", dtype_bytes=4, **shape)

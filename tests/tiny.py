@@ -5,7 +5,6 @@ single key heads, sliding windows (all layers, or alternate ones), offsets of th
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -158,11 +157,6 @@ EVERYWHERE = [name for name, entry in STRATEGIES.items() if not entry.cache and 
 COMPILED = ("gpt2", "mistral")
 """Architectures that `compiled` is tested on at once: learned positions, one group of heads and biases; rotary
 positions, grouped heads, a gate and a sliding window. The others run under `-m compiled`."""
-
-
-def traced_for(architecture: str) -> AbstractContextManager[object]:
-    """Trace `compiled` for two architectures, and for the others run its code as it is: a trace takes seconds."""
-    return nullcontext() if architecture in COMPILED else torch.compiler.set_stance("force_eager")
 
 
 def build_eagerly(name: str, model: PreTrainedModel) -> Strategy:

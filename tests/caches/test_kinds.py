@@ -1,5 +1,6 @@
 """Every kind of cache: it comes back to its mark, holds the bytes predicted, and loses what it must."""
 
+import functools
 import importlib.metadata
 from typing import Any
 
@@ -38,8 +39,9 @@ LOSSY = [kind(name) for name, entry in STRATEGIES.items() if entry.lossy and ent
 KINDS = [*LOSSY, "dynamic", "static"]
 
 
+@functools.cache
 def model_of(**overrides: object) -> PreTrainedModel:
-    """A Llama whose heads fill the groups of 64 of the quantised kinds."""
+    """A Llama whose heads fill the groups of 64 of the quantised kinds; the same object for equal overrides."""
     return ARCHITECTURES["llama"](head_dim=64, max_position_embeddings=1024, **overrides)
 
 

@@ -17,8 +17,8 @@ from tests.torture import store_ab
 REPORT_AND_COMPARE = f"""
 import contextlib, sys
 {BLOCKED.replace("main()", "")}
-run, plots = sys.argv[1:]
-for arguments in ["report", run], ["compare", run, run, "--plots", plots]:
+run, plots, ab = sys.argv[1:]
+for arguments in ["report", run], ["compare", run, run, "--plots", plots], ["report", ab]:
     with contextlib.suppress(SystemExit):
         main(arguments)
 """
@@ -29,12 +29,16 @@ def test_report_and_compare_need_no_torch(run_folder: Path, tmp_path: Path) -> N
     kvbench("report", str(run_folder))
     before = (run_folder / "summary.csv").read_text()
     (run_folder / "summary.csv").unlink()
-    command = [sys.executable, "-c", REPORT_AND_COMPARE, str(run_folder), str(tmp_path)]
+    ab, plots = store_ab(tmp_path / "ab"), tmp_path / "plots"
+    command = [sys.executable, "-c", REPORT_AND_COMPARE, str(run_folder), str(plots), str(ab)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, timeout=300)
     assert (run_folder / "summary.csv").read_text() == before
     assert "no difference" in done.stdout
+    assert "against main; a change up to 3 % counts as none" in done.stdout
     assert "not written" not in done.stderr
-    assert list(tmp_path.glob("*.png"))
+    drawn = {path.name for folder in (plots, run_folder / "plots") for path in folder.iterdir()}
+    names = ("forest", "overlay", "speedup", "step_latency", "throughput")
+    assert {f"{name}.{suffix}" for name in names for suffix in ("png", "svg")} <= drawn
 
 
 @pytest.mark.usefixtures("unsaved")

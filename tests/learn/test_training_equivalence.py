@@ -17,11 +17,11 @@ from kvcache.strategies.catalogue import build
 from kvcache.strategies.strategy import Strategy
 from kvcache.strategies.tolerance import TOLERANCE
 from tests.strategies.test_equivalence import MODELS, model_of, token_ids
-from tests.tiny import EVERYWHERE, build_without_compiler, traced_for
+from tests.tiny import EVERYWHERE, build_without_compiler
 
 PAD = 0
 CAPACITY = 32
-"""Of every strategy, above the longest text: with one capacity `compiled` traces its step once, not per example."""
+"""Of every strategy, above the longest text."""
 LENGTHS = st.lists(st.integers(1, 24), min_size=1, max_size=3)
 
 
@@ -62,6 +62,7 @@ def assert_equal(found: Tensor, expected: Tensor) -> None:
     assert (found - expected).abs().max() <= TOLERANCE[expected.dtype] * expected.abs().max()
 
 
+@pytest.mark.usefixtures("untraced")  # what the compiler makes of a step: tests/compiled/test_strategy.py
 @pytest.mark.alike
 @pytest.mark.parametrize("architecture", MODELS)
 @pytest.mark.parametrize("name", EVERYWHERE)
@@ -75,8 +76,7 @@ def test_position_t_of_training_is_step_t_of_generation(
     at_once = parallel(model, *padded(texts, left=False))
     for row, text in enumerate(texts):
         n_prompt = data.draw(st.integers(1, text.shape[1]))
-        with traced_for(architecture):
-            found = stepwise(strategy_of(name, architecture), text, n_prompt)
+        found = stepwise(strategy_of(name, architecture), text, n_prompt)
         assert_equal(found, at_once[row : row + 1, n_prompt - 1 : text.shape[1]])
 
 
@@ -104,6 +104,7 @@ def test_left_padded_generation_equals_right_padded_training(
         assert_equal(found[row], at_once[row, length - 1 : length + n_more])
 
 
+@pytest.mark.usefixtures("untraced")  # what the compiler makes of a step: tests/compiled/test_strategy.py
 @pytest.mark.alike
 @pytest.mark.parametrize("architecture", MODELS)
 @pytest.mark.parametrize("name", EVERYWHERE)
@@ -116,8 +117,7 @@ def test_prompt_may_be_fed_in_any_pieces(
     model, text = model_of(architecture), token_ids(seed, 1, length)
     cuts = sorted(data.draw(st.sets(st.integers(1, length - 1), max_size=4)))
     strategy = strategy_of(name, architecture)
-    with traced_for(architecture):
-        strategy.prepare(1, CAPACITY)
+    strategy.prepare(1, CAPACITY)
     at_once = parallel(model, text)
     for start, end in zip([0, *cuts], [*cuts, length], strict=True):
         assert_equal(strategy.prefill(text[:, start:end]), at_once[:, end - 1])

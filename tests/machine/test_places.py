@@ -15,7 +15,7 @@ from bench.machine import places
 from bench.measure import server_process
 from bench.measure.server_process import TREE
 from kvcache.models import ModelError, weight_cache
-from tests import inline
+from tests import inline, stub_run
 from tests.commandline import refused
 from tests.stub_run import STUB
 
@@ -172,8 +172,11 @@ TWICE = """
 import os, sys
 import bench.tell.report
 from bench.cli import main
+from bench.measure import server_process
+from tests.inline import InlineServers
 
 bench.tell.report.write_plots = lambda report, derived: {}  # it takes longer than the rest
+server_process.RunServers = InlineServers  # its worker imports torch a second time; the stub's is a process
 
 def code():
     try:
@@ -189,28 +192,35 @@ sys.exit(code())
 
 @pytest.mark.skipif(not as_nobody(), reason="only root can start a process of another user, with util-linux's setpriv")
 def test_a_user_without_an_entry_in_the_password_file(tmp_path):
-    """Without a cache it is refused; with one it measures, and leaves nothing in the current folder."""
-    here = tmp_path / "here"
-    here.mkdir()
-    for folder in (here, tmp_path):
+    """Without a cache it is refused; with one it measures, and leaves nothing in the current folder.
+
+    Measured twice: with torch by a worker in the same process, and by a stub in a process that a fork server forks.
+    """
+    here, marks = tmp_path / "here", tmp_path / "marks"
+    for folder in (tmp_path, here, marks):
+        folder.mkdir(exist_ok=True)
         folder.chmod(0o777)
     rights = "+dac_override,+dac_read_search"  # python itself may lie where only root reads
     user = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
     as_user = ["setpriv", *user, f"--inh-caps={rights}", f"--ambient-caps={rights}"]
-    words = [*COMMANDS["run"], "--out", str(tmp_path / "runs")]
     gone = {"HOME", "USER", "LOGNAME", "XDG_CACHE_HOME", "TMPDIR", "KVBENCH_CACHE"}
-    done = subprocess.run(
-        [*as_user, sys.executable, "-c", TWICE, str(tmp_path / "cache"), *words],
-        cwd=here,
-        env={name: value for name, value in os.environ.items() if name not in gone} | {"PYTHONPATH": str(TREE)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("set KVBENCH_CACHE") == 1
-    assert not any(here.iterdir())
+    env = {name: value for name, value in os.environ.items() if name not in gone} | {"PYTHONPATH": str(TREE)}
+    torch = [sys.executable, "-c", TWICE, str(tmp_path / "cache")]
+    stub = [sys.executable, "-m", "tests.stub_run"]
+    for program, own, refusals in (torch, {}, 1), (stub, stub_run.variables(marks, None), 0):
+        words = [*COMMANDS["run"], "--out", str(tmp_path / f"runs-{refusals}")]
+        done = subprocess.run(
+            [*as_user, *program, *words],
+            cwd=here,
+            env=env | own,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("set KVBENCH_CACHE") == refusals
+        assert not any(here.iterdir())
 
 
 @pytest.fixture

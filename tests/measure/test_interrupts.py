@@ -1,6 +1,6 @@
 """A run that is killed or interrupted, at any moment: what was measured is kept, and resumed."""
 
-import os
+import multiprocessing
 import signal
 import subprocess
 import sys
@@ -13,7 +13,6 @@ import pandas as pd
 import psutil
 import pytest
 
-from bench.measure.server_process import TREE
 from bench.store.run_folder import read_run
 from tests import inline, stub_run
 from tests.commandline import kvbench
@@ -28,10 +27,10 @@ def started(out: Path, *flags: str, script: Any = SLOW) -> subprocess.Popen[str]
     return stub_run.start(["run", *GRID, "-r", str(ROUNDS), "--name", "killed", *flags, "--out", str(out)], out, script)
 
 
-def samples_file(out: Path, process: subprocess.Popen[str], n_lines: int) -> Path:
-    """Wait until the run has stored so many lines."""
+def samples_file(out: Path, pid: int, n_lines: int) -> Path:
+    """Wait until the run of process `pid` has stored so many lines."""
     deadline = time.monotonic() + 600
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         for path in out.glob("*-killed/samples.jsonl"):
             if path.read_bytes().count(b"\n") >= n_lines:
                 return path
@@ -39,9 +38,9 @@ def samples_file(out: Path, process: subprocess.Popen[str], n_lines: int) -> Pat
     raise AssertionError("the run ended, or stored nothing in ten minutes")
 
 
-def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """What the fork server of a run has forked."""
-    (server,) = psutil.Process(process.pid).children()
+def workers_of(pid: int) -> list[psutil.Process]:
+    """What the fork server of the run of process `pid` has forked."""
+    (server,) = psutil.Process(pid).children()
     return list(server.children())
 
 
@@ -54,9 +53,9 @@ def resumed_rows(path: Path, kept: bytes, out: str) -> pd.DataFrame:
 @pytest.mark.parametrize(("victim", "n_lines"), [("parent", 0), ("parent", 9), ("parent", 33), ("worker", 21)])
 def test_killed_run_resumes_to_the_same_cases(n_lines: int, victim: str, tmp_path: Path) -> None:
     process = started(tmp_path, *([] if n_lines == 33 else ["--no-ceilings"]))
-    path = samples_file(tmp_path, process, n_lines)
+    path = samples_file(tmp_path, process.pid, n_lines)
     if victim == "worker":
-        workers = workers_of(process)
+        workers = workers_of(process.pid)
         workers[n_lines % len(workers)].kill()
         process.wait(timeout=120)
     process.kill()
@@ -71,20 +70,21 @@ def test_killed_run_resumes_to_the_same_cases(n_lines: int, victim: str, tmp_pat
 
 
 def test_a_real_run_that_is_killed_resumes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    inline.use(monkeypatch)  # to resume: what was killed had real workers
+    """Of the user's own model, driven by a fork of this process, which has torch already; its workers are real."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr("bench.tell.report.write_plots", lambda report, derived: {})
-    few = ["-r", "6", "--no-ceilings"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bench.cli", "run", *GRID, *few, "--name", "killed", "--out", str(tmp_path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(TREE)},
-    )
-    path = samples_file(tmp_path, process, 12)
-    workers = workers_of(process)
+    Path("theirs.py").write_text("from kvcache.models import load\ndef make():\n    return load('random:tiny')\n")
+    own = [*GRID[2:], "-m", "py:theirs:make", "-r", "6", "--no-ceilings", "--name", "killed", "--out", str(tmp_path)]
+    process = multiprocessing.get_context("fork").Process(target=kvbench, args=["run", *own])
+    process.start()
+    assert process.pid is not None
+    path = samples_file(tmp_path, process.pid, 12)
+    workers = workers_of(process.pid)
     process.kill()
-    process.communicate()
+    process.join()
     assert not psutil.wait_procs(workers, timeout=30)[1]  # they die with it
+    inline.use(monkeypatch)
     rows = resumed_rows(path, path.read_bytes(), kvbench("run", "--resume", str(path.parent)).stdout)
     assert set(rows["status"]) == {"ok"}
     turns = Counter(sample.case for sample in read_run(path.parent).samples if not sample.warmup)
@@ -94,8 +94,8 @@ def test_a_real_run_that_is_killed_resumes_too(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupt_keeps_what_was_measured(number: signal.Signals, code: int, tmp_path: Path) -> None:
     process = started(tmp_path, "--no-ceilings")
-    path = samples_file(tmp_path, process, 20)
-    workers = workers_of(process)
+    path = samples_file(tmp_path, process.pid, 20)
+    workers = workers_of(process.pid)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code

@@ -111,7 +111,7 @@ def as_costs(counted: OperationCounter, unseen_bytes: int, kv_bytes: int) -> Cos
 @pytest.mark.alike
 @pytest.mark.parametrize("kind", [Naive, Dynamic, Static, HfGenerate])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(n_depth=DEPTHS, **SIZES)
 def test_counted_equals_formula(name: str, kind: type[Strategy], **sizes: int) -> None:
     check(model_of(name), kind, **sizes)
@@ -120,7 +120,7 @@ def test_counted_equals_formula(name: str, kind: type[Strategy], **sizes: int) -
 @pytest.mark.alike
 @pytest.mark.parametrize("kind", [Naive, Dynamic, Static])
 @pytest.mark.parametrize("name", ["gpt2", "qwen3", "gemma3", "falcon"])
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(n_depth=DEPTHS, **SIZES)
 def test_eager_attention_counts_the_same(name: str, kind: type[Strategy], **sizes: int) -> None:
     check(model_of(name, "eager"), kind, **sizes)
@@ -140,7 +140,7 @@ def test_variants(name: str) -> None:
 @pytest.mark.alike
 @pytest.mark.parametrize("implementation", ["eager", "grouped_mm", "batched_mm"])
 @pytest.mark.parametrize("name", EXPERTS)
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(n_depth=DEPTHS, **SIZES)
 def test_experts(name: str, implementation: str, **sizes: int) -> None:
     model = experts_model(name)

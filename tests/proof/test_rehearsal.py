@@ -70,7 +70,7 @@ STATIC = [name for name in DYNAMIC if name not in {"deepseek_v4", "gpt_neo"}]
 @pytest.mark.parametrize(
     ("strategy", "name"), [("dynamic", name) for name in DYNAMIC] + [("static", name) for name in STATIC]
 )
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(
     batch_size=st.integers(1, 2),
     n_depth=st.sampled_from([0, 3, 8]),
@@ -87,7 +87,7 @@ def test_bytes_are_those_measured(strategy: str, name: str, **lengths: int) -> N
 
 @pytest.mark.alike
 @pytest.mark.parametrize("name", [*DYNAMIC, "rwkv", "openai-gpt", "minimax"])
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(batch_size=st.integers(1, 2), n_query=st.integers(1, 12), n_cached=st.sampled_from([None, 0, 1, 3, 10]))
 def test_products_are_those_counted(name: str, batch_size: int, n_query: int, n_cached: int | None) -> None:
     model = family(name)

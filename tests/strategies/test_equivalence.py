@@ -43,7 +43,7 @@ def test_listed_name_is_the_strategys_own(name: str) -> None:
 @pytest.mark.usefixtures("untraced")  # a strategy that compiles would be traced anew for each example
 @pytest.mark.parametrize("architecture", MODELS)
 @pytest.mark.parametrize("name", EVERYWHERE)
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(
     batch_size=st.integers(1, 3),
     n_depth=st.integers(0, 20),
