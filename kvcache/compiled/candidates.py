@@ -15,6 +15,7 @@ STEP = {
     "sum-2": "the same, which reads each weight at two places at once",
     "sum-4": "the same at four places",
     "linear": "torch's F.linear",
+    "weight-first": "torch's product with the weight as its first factor",
 }
 """Candidates for the rows of a decode step (one for each sequence of the batch)."""
 

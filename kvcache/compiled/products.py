@@ -94,6 +94,17 @@ def weight_first(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     return result.t().view(*x.shape[:2], -1)
 
 
+def weight_first_step(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x @ weight.T + bias` by torch's product with the weight as first factor: a transposed view of `[out, rows]`.
+
+    It lays nothing out anew for few rows: 16 rows take 0.65 to 0.8 of `F.linear`'s time in float32 (AVX2).
+    """
+    result = torch.mm(weight, x.flatten(0, 1).t()).t()
+    if bias is not None:
+        result = result + bias
+    return result.view(*x.shape[:2], -1)
+
+
 def summed(streams: int) -> Product:
     """Make the multiply-and-sum that reads a weight at so many places at once, to be compiled by inductor.
 
@@ -104,13 +115,25 @@ def summed(streams: int) -> Product:
         rows, out_features = x.shape[0] * x.shape[1], weight.shape[0]
         places = streams if out_features % streams == 0 else 1
         parts = weight.float().unflatten(0, (places, -1)).unbind(0)
-        sums = torch.stack([(part * row).sum(-1) for row in x.flatten(0, 1).float().unbind(0) for part in parts])
+        sums = torch.stack(
+            [(part * row).sum(-1) for row in stored(x.flatten(0, 1).float()).unbind(0) for part in parts]
+        )
         sums = sums.view(rows, out_features)
         if bias is not None:
             sums = sums + bias
         return sums.to(x.dtype).view(*x.shape[:2], -1)
 
     return kernel
+
+
+def stored(x: Tensor) -> Tensor:
+    """Have inductor store what `x [rows, in]` is computed by, where it would compute it anew for every row of a weight.
+
+    It does so for a value with one reader: with eight sequences, one place at a time, the head then took 58 ms and the
+    product alone 6. What is viewed by its strides lies in memory.
+    """
+    x = x.contiguous()
+    return x.as_strided(x.shape, x.stride())
 
 
 def widened(kernel: Product) -> Product:
@@ -125,6 +148,7 @@ def widened(kernel: Product) -> Product:
 STEP: dict[str, Product] = {
     **{name: summed(places) for name, places in SUMS.items()},
     "linear": functional.linear,
+    "weight-first": weight_first_step,
 }
 """`candidates.STEP`, to be called within a function that inductor compiles.
 
