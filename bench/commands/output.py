@@ -67,7 +67,7 @@ def print_summary(run: Run, form: Format, html: Path | None = None) -> None:
     from bench.record import FAULTS
     from bench.store.derived import Derived
     from bench.tell import notes, tables
-    from bench.tell.drawn import limits_line
+    from bench.tell.drawn import limits_line, page_line
     from bench.tell.report import Report, write_page, write_plots, write_tables
 
     report = Report.of(run)
@@ -88,6 +88,7 @@ def print_summary(run: Run, form: Format, html: Path | None = None) -> None:
         print(derived.text("cautions", lambda: report.caution_lines), end="", file=sys.stderr, flush=True)
     pictures = write_plots(report, derived)  # they take seconds: the table is read meanwhile
     note(*derived.text("what the plots leave out", lambda: limits_line(report.timed)).splitlines())
+    note(*page_line(summary["case"].nunique()).splitlines())
     write_page(report, pictures, report.folder / "report.html", derived)
     wanted = Derived()
     if html is not None:

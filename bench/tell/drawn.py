@@ -19,6 +19,8 @@ MOST_LINES = 12
 """Lines of one plot that a legend names one by one."""
 MOST_CASES = 60
 """Lines of a plot with a line per case, which grows taller with each."""
+MOST_PAGE_CASES = 2000
+"""Rows of the table of a run's page, which then has some 7 MB: few enough to sort in a browser, and to mail."""
 MOST_DOTS = 500
 """Decode steps of a strategy that are drawn as dots."""
 
@@ -61,6 +63,13 @@ def limits_line(timed: pd.DataFrame) -> str:
     if n_lengths > MOST_CONTEXTS:
         parts.append(f"at most {MOST_CONTEXTS} of {n_lengths:,} context lengths")
     return f"The plots draw {' and '.join(parts)}, evenly spread; the tables have all.\n" if parts else ""
+
+
+def page_line(n_cases: int) -> str:
+    """Say in one line that a run's page leaves cases out; nothing where it has all."""
+    if n_cases <= MOST_PAGE_CASES:
+        return ""
+    return f"The page has {MOST_PAGE_CASES:,} of {n_cases:,} cases, evenly spread; summary.csv has all.\n"
 
 
 def cases_line(n_cases: int) -> str:

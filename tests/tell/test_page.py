@@ -11,6 +11,7 @@ import pytest
 from bench.analysis import columns
 from bench.judge.ranking import Ranking
 from bench.record import JobStart, Run
+from bench.tell import drawn as drawn_amounts
 from bench.tell import tables
 from bench.tell.page import run as run_pages
 from bench.tell.page.comparison import comparison_page
@@ -169,6 +170,18 @@ def test_a_table_has_every_case_once_and_no_empty_column() -> None:
     assert len(found.lines) == 6
     assert found.lines[0].names == "prompt 100 dynamic ok"
     assert [line.opens for line in found.lines] == [False, False, False, True, False, False]
+
+
+def test_a_page_of_very_many_cases_has_some_of_them_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (drawn_amounts, run_pages):
+        monkeypatch.setattr(module, "MOST_PAGE_CASES", 3)
+    page = run_page(Report.of(make_run(CASES)), {})
+    assert "The page has 3 of 4 cases, evenly spread; summary.csv has all." in page
+    assert page.count("<tr data-names=") == 3
+    rows = embedded(page, "summary")
+    assert isinstance(rows, dict)
+    assert len(rows["rows"]) == 6
+    assert drawn_amounts.page_line(3) == ""
 
 
 def test_settings_that_vary_have_columns() -> None:

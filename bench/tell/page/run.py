@@ -10,7 +10,7 @@ import pandas as pd
 from bench.analysis import columns
 from bench.record import Run
 from bench.tell import notes, tables
-from bench.tell.drawn import limits_line
+from bench.tell.drawn import MOST_PAGE_CASES, few, limits_line, page_line
 from bench.tell.environment import facts
 from bench.tell.page.render import document
 from bench.tell.page.svg import Picture
@@ -34,6 +34,8 @@ _HEADERS = {"n_threads": "threads", "attn_implementation": "attention", "batch_s
 def run_page(report: Report, pictures: Mapping[str, Picture]) -> str:
     """Write the page of a run; `pictures` are its plots, by a name that is unique in the page."""
     run, summary = report.tidy.run, report.summary
+    cases = list(dict.fromkeys(summary["case"]))
+    shown = summary[summary["case"].isin(few(cases, MOST_PAGE_CASES))]
     return document(
         "run.html",
         title=f"What the cache gains: {', '.join(dict.fromkeys(summary['model']))}",
@@ -42,18 +44,19 @@ def run_page(report: Report, pictures: Mapping[str, Picture]) -> str:
         machine=run.machine_names,
         closing=report.closing or _closing(summary),
         failures=tables.failures(summary),
-        n_cases=summary["case"].nunique(),
+        n_cases=len(cases),
+        left_out=page_line(len(cases)),
         cautions=report.caution_lines,
         setting=_shared_setting(summary),
         reading=notes.reading_line(summary),
-        table=results(summary),
+        table=results(shown),
         pictures=pictures,
         represented=representative_line(report.timed) + limits_line(report.timed),
         notes="\n".join(filter(None, [notes.slope_lines(report.slopes), notes.prediction_lines(summary)])),
         environment=_environment(run),
         turns=_turns(report),
         columns=[(f"`{column.name}`", column.unit, column.meaning) for column in columns.COLUMNS],
-        summary=_every_column(summary),
+        summary=_every_column(shown),
     )
 
 
