@@ -168,7 +168,7 @@ ROWS = (
         name="home-read-only",
         variables={"HOME": "/proc", "KVBENCH_CACHE": None},
         commands=COMMANDS,
-        refused={"run": NO_CACHE},
+        refused={"run": NO_CACHE, "ab": NO_CACHE},
     ),
     Row(
         name="user-without-entry",
