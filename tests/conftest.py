@@ -21,8 +21,15 @@ hypothesis.settings.load_profile("kvbench")
 
 
 TRACED_CASES = 2
-"""Cases of a test marked `alike` that --cov traces. Tracing takes nearly as long again as what is traced, also in
-libraries that are not measured (matplotlib: 0.9 s became 1.7 s)."""
+"""Cases of a test marked `alike` that --cov traces: tracing takes nearly as long again as what is traced."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Under --cov, leave libraries untraced where none of our code runs."""
+    if config.pluginmanager.hasplugin("_cov"):
+        from tests.untraced import put_tracer_aside
+
+        put_tracer_aside()
 
 
 @pytest.fixture(autouse=True)
@@ -42,10 +49,15 @@ def same_threads() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def love(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train the tutorial's model once: `kvbench train --out love` and nothing else, on one thread."""
+    """Train the tutorial's model once: `kvbench train --out love` and nothing else, on one thread.
+
+    Untraced by --cov: 3 steps of `test_own_text_is_cut_and_counted` run the same lines.
+    """
     from bench.cli import main
     from tests.once import made_once
+    from tests.untraced import without_tracer
 
+    @without_tracer
     def train(folder: Path) -> None:
         with pytest.raises(SystemExit) as ended:
             main(["train", "--out", str(folder), "-t", "1"])
@@ -77,7 +89,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             config.hook.pytest_deselected(items=left_out)
             items[:] = [item for item in items if item not in left_out]
 
-    if config.pluginmanager.hasplugin("pytest_cov"):
+    if config.pluginmanager.hasplugin("_cov"):
         cases = Counter[str]()
         for item in items:
             if item.get_closest_marker("alike"):

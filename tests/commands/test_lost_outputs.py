@@ -62,7 +62,7 @@ WRITERS = {
 
 
 @pytest.mark.usefixtures("unsaved")
-@pytest.mark.parametrize(("writer", "failure"), zip(WRITERS, itertools.cycle([broken, full]), strict=False))
+@pytest.mark.parametrize(("writer", "failure"), list(zip(WRITERS, itertools.cycle([broken, full]), strict=False)))
 def test_a_derived_file_that_fails_costs_no_table(
     writer: str, failure: Callable[..., Any], run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,72 @@
+"""What `--cov` does not trace: libraries while they are imported, draw or compile, which run none of our code.
+
+On Python 3.11 a tracer slows every instruction of its thread, also in files that are not measured: a plot takes 1.8
+times as long, transformers 1.6 times as long to import. Models are traced: their caches are ours.
+
+That holds for the process of the tests and for what it forks; processes that tests start anew are traced all through.
+"""
+
+import functools
+import sys
+from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+OURS = tuple(str(Path(__file__).resolve().parents[1] / package) for package in ("bench", "kvcache", "tests"))
+
+LIBRARIES = {
+    "matplotlib.axes._axes": ["Axes.annotate", "Axes.barh", "Axes.errorbar", "Axes.fill_between", "Axes.plot"],
+    "matplotlib.axes._base": ["_AxesBase.get_tightbbox"],
+    "matplotlib.backends.backend_agg": ["FigureCanvasAgg.draw"],
+    "matplotlib.figure": [
+        "Figure.draw_without_rendering",
+        "Figure.savefig",
+        "FigureBase.add_subplot",
+        "FigureBase.colorbar",
+        "FigureBase.legend",
+        "FigureBase.subplots",
+    ],
+    "pandas.core.frame": [
+        "DataFrame.__getitem__",
+        "DataFrame.drop_duplicates",
+        "DataFrame.merge",
+        "DataFrame.sort_values",
+    ],
+    "torch._dynamo.convert_frame": ["CatchErrorsWrapper.__call__"],
+}
+"""By module, what takes long and calls nothing of ours but the texts of ticks. (To trace a graph calls no function.)"""
+
+
+def put_tracer_aside() -> None:
+    """Have libraries be imported, from now on, and do what `LIBRARIES` names, without coverage's tracer."""
+    execute = SourceFileLoader.exec_module
+    untraced = without_tracer(execute)
+
+    @functools.wraps(execute)
+    def exec_module(loader: SourceFileLoader, module: ModuleType) -> None:
+        (execute if loader.path.startswith(OURS) else untraced)(loader, module)
+        for name in LIBRARIES.get(module.__name__, ()):
+            kind, _, method = name.partition(".")
+            owner = getattr(module, kind)
+            setattr(owner, method, without_tracer(getattr(owner, method)))
+
+    SourceFileLoader.exec_module = exec_module  # type: ignore[assignment, method-assign]
+
+
+def without_tracer(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function`, which puts the tracer aside, if there is one, while it runs."""
+
+    @functools.wraps(function)
+    def untraced(*arguments: Any, **named: Any) -> Any:
+        tracer: Any = sys.gettrace()
+        if tracer is None:
+            return function(*arguments, **named)
+        sys.settrace(None)
+        try:
+            return function(*arguments, **named)
+        finally:
+            tracer.start()  # coverage's own way: after sys.settrace it would not see this function return
+
+    return untraced
