@@ -86,6 +86,18 @@ def promised(model: PreTrainedModel) -> Cache:
 
 promised.promise = "exact"  # type: ignore[attr-defined]
 promised_partial = functools.partial(promised)
+
+
+class Maker:
+    promise = "exact"
+
+    @classmethod
+    def make(cls, model: PreTrainedModel) -> Cache:
+        return growing(model)
+
+
+promised_method = Maker.make
+promised_bound = Maker().make
 lists_promise.promise = ["exact"]  # type: ignore[attr-defined]
 
 

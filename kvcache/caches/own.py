@@ -114,8 +114,8 @@ class OwnKind:
         self.factory: Callable[..., object] = load_own(module, name, spec)
         if not callable(self.factory):
             raise UnfitCache(f"{spec} is {_described(self.factory)}; valid: a function of the model")
-        inner = self.factory.func if isinstance(self.factory, partial) else self.factory
-        promise: Any = getattr(self.factory, "promise", getattr(inner, "promise", "lossy"))
+        owners: list[Any] = [self.factory, *(getattr(self.factory, name, None) for name in ("func", "__self__"))]
+        promise: Any = next((owner.promise for owner in owners if hasattr(owner, "promise")), "lossy")
         if promise not in get_args(Promise):
             raise UnfitCache(f"{spec}: promise is {promise!r}; valid: {', '.join(get_args(Promise))}")
         self.promise: Promise = promise

@@ -188,8 +188,9 @@ def test_a_mask_that_forgets_the_context_is_refused_where_a_prompt_follows_one()
         strategy.prefill(prompt)
 
 
-def test_a_partial_keeps_the_promise_of_its_function() -> None:
-    assert cached("promised_partial").promise == "exact"
+@pytest.mark.parametrize("factory", ["promised", "promised_partial", "promised_method", "promised_bound"])
+def test_a_partial_keeps_the_promise_of_its_function_and_a_method_that_of_its_class(factory: str) -> None:
+    assert cached(factory).promise == "exact"
     assert cached("by_name").promise == "lossy"
 
 
