@@ -94,6 +94,7 @@ class Tidy:
         measured = _judged(turns, turns["case"].map(cores))
         hopeless = measured.groupby("case")["disturbed"].transform("all").astype("bool")
         well = [key for key, outcome in ended.items() if outcome.status == "ok"]
+        counts = measured["case"].isin(well) & (~measured["disturbed"] | hopeless)
         roofs = frames.ceilings(run)
         ceilings = _judged(roofs, roofs["cell"].map(cores))
         return cls(
@@ -101,7 +102,7 @@ class Tidy:
             outcomes=ended,
             unfinished=unfinished(run, ended, rounds),
             measured=measured,
-            turns=measured[measured["case"].isin(well) & (~measured["disturbed"] | hopeless)],
+            turns=measured if counts.all() else measured[counts],  # of a million turns it is 250 MB
             ceilings=ceilings[~ceilings["disturbed"]],
         )
 
@@ -122,7 +123,8 @@ class Tidy:
     def by_case_and_phase(self) -> dict[tuple[str, str], Columns]:
         """The `turns` of each case and phase, by (case key, phase)."""
         names = ["process", "round", "order", "latency_ms", "total_ms", "steps_timed"]
-        groups = grouped(self.turns.fillna({"steps_timed": 0}), ["case", "phase"], names)
+        turns = self.turns[["case", "phase", *names]].fillna({"steps_timed": 0})
+        groups = grouped(turns, ["case", "phase"], names)
         return {(case, phase): rows for (case, phase), rows in groups.items()}
 
 

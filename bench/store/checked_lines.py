@@ -138,8 +138,7 @@ class Part(NamedTuple):
         """Count the lines of the file before this part. Raises OSError."""
         count, left = 0, self.start
         with self.path.open("rb") as file:
-            while left:
-                block = file.read(min(left, PART_BYTES))
+            while block := file.read(min(left, PART_BYTES)):
                 count, left = count + block.count(b"\n"), left - len(block)
         return count
 

@@ -57,9 +57,9 @@ def against_roofs(timed: pd.DataFrame) -> dict[str, Figure]:
     drawn: dict[str, Figure] = {}
     columns = [*MACHINE_COLUMNS, "strategy"]
     prefills = cached_prefills(known)
-    for _, rows in few(prefills.groupby(columns, sort=False), MOST_PLOTS):
-        if is_drawn(rows):
-            drawn["rows" + file_suffix(rows, prefills, columns)] = rows_roofline(rows)
+    enough = (rows for _, rows in prefills.groupby(columns, sort=False) if is_drawn(rows))
+    for rows in few(enough, MOST_PLOTS):
+        drawn["rows" + file_suffix(rows, prefills, columns)] = rows_roofline(rows)
     shown = representative(known)
     for _, rows in few(by_setting(shown, also=EXTENT), MOST_PLOTS):
         suffix = file_suffix(rows, shown, PLOT_COLUMNS)
