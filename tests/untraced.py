@@ -3,10 +3,12 @@
 On Python 3.11 a tracer slows every instruction of its thread, also in files that are not measured: a plot takes 1.8
 times as long, transformers 1.6 times as long to import. Models are traced: their caches are ours.
 
-That holds for the process of the tests and for what it forks; processes that tests start anew are traced all through.
+That holds for the process of the tests and for what it forks. Processes that tests start anew are traced all through,
+or not at all (`untraced_variables`).
 """
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from importlib.machinery import SourceFileLoader
@@ -53,6 +55,11 @@ def put_tracer_aside() -> None:
             setattr(owner, method, without_tracer(getattr(owner, method)))
 
     SourceFileLoader.exec_module = exec_module  # type: ignore[assignment, method-assign]
+
+
+def untraced_variables() -> dict[str, str]:
+    """Return this process's environment for one whose lines other tests run: coverage's variables are left out."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
 
 
 def without_tracer(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -26,6 +26,7 @@ from kvcache.learn.training_folder import Outcome
 from tests.commandline import ROOT, kvbench
 from tests.handmade import grid, make_case, make_run
 from tests.torture import store, store_ab
+from tests.untraced import untraced_variables
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +211,7 @@ def codes_of_reports(
     """Report each run in a fork of one process, under its variables and with its streams; return the exit codes."""
     by_folder = json.dumps({str(folder): each for folder, each in given.items()})
     command = [sys.executable, "-c", REPORTS, by_folder, *imported]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    env = untraced_variables() | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env, check=True, timeout=900)
     return [int(code) for code in done.stdout.split()]
 

@@ -9,6 +9,7 @@ import pytest
 
 import kvbench
 from tests.commandline import ROOT, refused
+from tests.untraced import untraced_variables
 
 
 def started(path: str, here: Path) -> subprocess.CompletedProcess[str]:
@@ -16,10 +17,9 @@ def started(path: str, here: Path) -> subprocess.CompletedProcess[str]:
 
     Unmeasured: coverage would import the modules that are hidden here, before anything of ours runs.
     """
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     return subprocess.run(
         [sys.executable, "-P", "-c", "from kvbench import main; main()", "report", "x"],
-        env=variables | {"PYTHONPATH": f"{path}:{ROOT}"},
+        env=untraced_variables() | {"PYTHONPATH": f"{path}:{ROOT}"},
         cwd=here,
         capture_output=True,
         text=True,

@@ -13,6 +13,7 @@ from bench.commands.values import thread_count
 from bench.errors import UsageError
 from bench.machine import affinity, cgroup
 from bench.machine.affinity import binding, notice, user_variables, with_threads
+from tests.untraced import untraced_variables
 
 TWO_THREADS = "import threading; threading.Thread(target=threading.Event().wait, daemon=True).start(); print(); input()"
 
@@ -60,7 +61,7 @@ print(len(before), len(bound or before), len(os.sched_getaffinity(0)), affinity.
 @linux
 @pytest.mark.parametrize(("name", "value"), [("OMP_PROC_BIND", "close"), ("GOMP_CPU_AFFINITY", "0")])
 def test_an_import_that_binds_changes_neither_the_count_nor_what_children_inherit(name, value):
-    answer = subprocess.check_output([sys.executable, "-c", BOUND], text=True, env=os.environ | {name: value})
+    answer = subprocess.check_output([sys.executable, "-c", BOUND], text=True, env=untraced_variables() | {name: value})
     n_cores = len(os.sched_getaffinity(0))
     before, bound, after, again = answer.split()
     assert int(before) == int(after) == n_cores

@@ -18,6 +18,7 @@ from kvcache.models import ModelError, weight_cache
 from tests import inline, stub_run
 from tests.commandline import refused
 from tests.stub_run import STUB
+from tests.untraced import untraced_variables
 
 NOBODY = 54321
 """A user id without an entry in the password file."""
@@ -204,7 +205,7 @@ def test_a_user_without_an_entry_in_the_password_file(tmp_path):
     user = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
     as_user = ["setpriv", *user, f"--inh-caps={rights}", f"--ambient-caps={rights}"]
     gone = {"HOME", "USER", "LOGNAME", "XDG_CACHE_HOME", "TMPDIR", "KVBENCH_CACHE"}
-    env = {name: value for name, value in os.environ.items() if name not in gone} | {"PYTHONPATH": str(TREE)}
+    env = {name: value for name, value in untraced_variables().items() if name not in gone} | {"PYTHONPATH": str(TREE)}
     torch = [sys.executable, "-c", TWICE, str(tmp_path / "cache")]
     stub = [sys.executable, "-m", "tests.stub_run"]
     for program, own, refusals in (torch, {}, 1), (stub, stub_run.variables(marks, None), 0):
