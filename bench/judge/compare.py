@@ -164,12 +164,12 @@ def _row(case: Case, phase: Phase, tidy_a: Tidy, tidy_b: Tidy) -> dict[str, Any]
 
 
 def differences(a: Run, b: Run) -> list[str]:
-    """List the fields of the environments, and the weights, that differ; the load of the moment always does.
+    """List what differs of the environments, the weights and the kernels; the load of the moment always does.
 
     Of a run of several machines, also how many cases the other run has of another machine than this one.
     """
     facts_a, facts_b = (
-        _facts(run) | {f"weights of {model}": digest for model, digest in run.manifest.weights.items()}
+        _facts(run) | {f"weights of {model}": digest for model, digest in run.manifest.weights.items()} | _kernels(run)
         for run in (a, b)
     )
     both = [name for name in facts_a if name in facts_b and name != "load_1min"]
@@ -185,6 +185,15 @@ def differences(a: Run, b: Run) -> list[str]:
 def kinds(run: Run) -> set[tuple[str | int | None, ...]]:
     """Return what decides times on the machines that measured a run: the values of their fingerprints."""
     return {tuple(environment.fingerprint.values()) for environment in run.environments}
+
+
+def _kernels(run: Run) -> dict[str, str]:
+    """Return which kernels computed each product of `compiled`, those of several processes with commas."""
+    chosen = [item for check in run.checks for item in sorted((check.kernels or {}).items())]
+    named: dict[str, dict[str, None]] = {}
+    for product, kernel in chosen:
+        named.setdefault(f"kernel of {product}", {})[kernel] = None
+    return {product: ", ".join(kernels) for product, kernels in named.items()}
 
 
 def _facts(run: Run) -> dict[str, str]:

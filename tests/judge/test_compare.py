@@ -163,6 +163,17 @@ def test_other_weights_under_the_same_name_are_not_comparable():
     assert found.differences == [f"weights of smollm2-135m: {'5f' * 32} -> {'77' * 32}"]
 
 
+def test_other_kernels_of_a_product_are_named():
+    def computed_by(**kernels):
+        run = make_run(CASES)
+        checks = [msgspec.structs.replace(check, kernels=kernels) for check in run.checks]
+        return msgspec.structs.replace(run, checks=checks)
+
+    found = compare.compare(computed_by(head="sum-2", own="linear", o="linear"), computed_by(head="sum-4", o="linear"))
+    assert found.differences == ["kernel of head: sum-2 -> sum-4"]
+    assert found.same_machine
+
+
 def test_another_environment_is_told_and_a_loaded_moment_is_none():
     elsewhere = msgspec.structs.replace(
         ENVIRONMENT, cpu_model="Xeon", torch="2.14.0", load_1min=1.5, governor="powersave"
