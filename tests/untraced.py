@@ -67,13 +67,13 @@ def without_tracer(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def untraced(*arguments: Any, **named: Any) -> Any:
-        tracer: Any = sys.gettrace()
-        if tracer is None:
+        start = getattr(sys.gettrace(), "start", None)
+        if start is None:  # no tracer, or not coverage's own
             return function(*arguments, **named)
         sys.settrace(None)
         try:
             return function(*arguments, **named)
         finally:
-            tracer.start()  # coverage's own way: after sys.settrace it would not see this function return
+            start()  # coverage's own way: after sys.settrace it would not see this function return
 
     return untraced
