@@ -61,7 +61,12 @@ def store(folder: Path, numbers: range) -> None:
                     file.append(record)
         factor = (1 + 0.15 * (number % 2)) * (0.93**release) * np.exp(np.random.default_rng(number).normal(0, 0.01))
         names = [name for name in ("latency_ms", "latency_ms_low", "latency_ms_high") if name in rows[0]]
-        own = [row | {name: row[name] * factor for name in names if row[name] is not None} for row in rows]
+        own = [
+            row
+            | {name: row[name] * factor for name in names if row[name] is not None}
+            | {"machine": environment.hostname}
+            for row in rows
+        ]
         (path / "summary.json").write_text(document(path, own), encoding="utf-8")
 
 

@@ -12,6 +12,11 @@ from bench.tell.plots.style import GUIDE, legend_below, make_figure, value_axis
 from bench.tell.words import SETTING_COLUMNS, context, plural, setting
 
 MOST_PANELS = 6
+MANY = 200
+"""Runs of a machine that are drawn as dots alone."""
+NAMED_AT = {"torch": 1.0, "transformers": 0.9}
+"""At which height a change is named, where the last one is further away than `CROWDED` of the width."""
+CROWDED = 0.18
 MARKED = {"torch": "-", "transformers": "--", "commit": ":"}
 """What is marked where it changes between two runs of a machine, and the line."""
 
@@ -37,7 +42,7 @@ def trends(rows: pd.DataFrame, alike: list[str]) -> Figure:
     grid = figure.subplots(len(shown), 1, sharex=True, squeeze=False)
     for own, axes in zip(shown, grid[:, 0], strict=True):
         _panel(axes, own, machines)
-    dates = AutoDateLocator(maxticks=7)  # type: ignore[no-untyped-call]
+    dates = AutoDateLocator(minticks=3, maxticks=7)  # type: ignore[no-untyped-call]
     grid[-1][0].xaxis.set_major_locator(dates)
     grid[-1][0].xaxis.set_major_formatter(ConciseDateFormatter(dates))  # type: ignore[no-untyped-call]
     first = grid[0][0]
@@ -48,25 +53,26 @@ def trends(rows: pd.DataFrame, alike: list[str]) -> Figure:
 
 
 def _panel(axes: Axes, rows: pd.DataFrame, machines: list[str]) -> None:
+    named: dict[str, list[pd.Timestamp]] = {name: [] for name in NAMED_AT}
+    near = CROWDED * (rows["measured_utc"].max() - rows["measured_utc"].min())
     for place, machine in enumerate(machines):
         own = rows[rows["machine"] == machine]
         drawn: dict[str, Any] = look(place)
-        axes.plot(own["measured_utc"], own["latency_ms"], label=machine, linewidth=1.2, markersize=4, **drawn)
-        axes.vlines(
-            own["measured_utc"], own["latency_ms_low"], own["latency_ms_high"], color=drawn["color"], linewidth=1.2
-        )
+        many = len(own) > MANY  # whose line and intervals would be a band
+        sizes = {"markersize": 1.5, "linestyle": "none"} if many else {"markersize": 4, "linewidth": 1.2}
+        axes.plot(own["measured_utc"], own["latency_ms"], **drawn | sizes)
+        axes.plot([], [], label=machine, linewidth=1.2, markersize=4, **drawn)
+        ends = own["measured_utc"], own["latency_ms_low"], own["latency_ms_high"]
+        axes.vlines(*ends, color=drawn["color"], linewidth=1.2, alpha=0.1 if many else 1.0)
         for name, line in MARKED.items():
             changed = own[name].ne(own[name].shift()) & own[name].notna() & own[name].shift().notna()
             for when, value in own.loc[changed, ["measured_utc", name]].itertuples(index=False):
                 axes.axvline(when, color=GUIDE, linewidth=0.9, linestyle=line, zorder=1)
-                if name != "commit":
+                if name in NAMED_AT and all(abs(when - other) > near for other in named[name]):
+                    named[name].append(when)
+                    at = when, NAMED_AT[name]
                     axes.annotate(
-                        f" {name} {value}",
-                        (when, 1),
-                        xycoords=("data", "axes fraction"),
-                        va="top",
-                        fontsize=7.5,
-                        color=GUIDE,
+                        f" {name} {value}", at, xycoords=("data", "axes fraction"), va="top", fontsize=7.5, color=GUIDE
                     )
     first = rows.iloc[0].to_dict()
     words = f"{first['strategy']} {first['phase']}, prompt {context(first)}, {setting(first, only=SETTING_COLUMNS)}"
