@@ -33,8 +33,8 @@ PROMPT_ROWS = 128
 """Positions of the prompt for which candidates are timed."""
 
 LEAST_SUMS, MOST_SUMS = 2, 16
-"""Rows times places between which a multiply-and-sum is a candidate. Each is a sum of its own in the compiled code: one
-alone was never the fastest, and more than today's default of 8 rows has take longer to compile."""
+"""Rows times places between which a multiply-and-sum is a candidate. Each is a sum of its own in the compiled code: a
+single one was never the fastest, and more than 16 take long to compile."""
 
 ROUNDS, LEAST_ROUNDS, SECONDS = 7, 3, 8.0
 """Passes of each candidate in one phase after the first, which warms up; past SECONDS no round beyond LEAST_ROUNDS."""

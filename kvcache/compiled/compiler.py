@@ -59,12 +59,16 @@ def headers_ahead(options: Mapping[str, Any]) -> Iterator[None]:
     cores of Zen 3). A failure is left to whoever needs the headers.
     """
     from torch._inductor import config
-    from torch._inductor.codecache import CppPythonBindingsCodeCache
 
     def compile_nothing() -> None:
+        from torch._inductor.codecache import CppPythonBindingsCodeCache
+
         with config.patch(dict(options)):
             CppPythonBindingsCodeCache.load_pybinding(["const float*"], NOTHING)
 
+    if not config.cpp_cache_precompile_headers:
+        yield
+        return
     with ThreadPoolExecutor(1) as threads:
         threads.submit(copy_context().run, compile_nothing)  # with the settings of this thread
         yield

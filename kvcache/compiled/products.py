@@ -115,9 +115,8 @@ def summed(streams: int) -> Product:
         rows, out_features = x.shape[0] * x.shape[1], weight.shape[0]
         places = streams if out_features % streams == 0 else 1
         parts = weight.float().unflatten(0, (places, -1)).unbind(0)
-        sums = torch.stack(
-            [(part * row).sum(-1) for row in stored(x.flatten(0, 1).float()).unbind(0) for part in parts]
-        )
+        own = x.flatten(0, 1) if places > 1 else materialised(x.flatten(0, 1))
+        sums = torch.stack([(part * row).sum(-1) for row in own.float().unbind(0) for part in parts])
         sums = sums.view(rows, out_features)
         if bias is not None:
             sums = sums + bias
@@ -126,11 +125,11 @@ def summed(streams: int) -> Product:
     return kernel
 
 
-def stored(x: Tensor) -> Tensor:
-    """Have inductor store what `x [rows, in]` is computed by, where it would compute it anew for every row of a weight.
+def materialised(x: Tensor) -> Tensor:
+    """Have inductor store `x [rows, in]`, which it would compute anew for every row of a weight.
 
-    It does so for a value with one reader: with eight sequences, one place at a time, the head then took 58 ms and the
-    product alone 6. What is viewed by its strides lies in memory.
+    It does that to a value with one reader: with eight sequences and one place at a time the head took 58 ms, of which
+    its product is 6. `as_strided` takes what lies in memory.
     """
     x = x.contiguous()
     return x.as_strided(x.shape, x.stride())

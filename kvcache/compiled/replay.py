@@ -1,8 +1,8 @@
 """One decode step on the CPU: the kernels of an earlier step recorded, which the next ones run without Python around.
 
-Around a kernel inductor looks up its inputs, unpacks their sizes and allocates each intermediate anew: 125 us for two
-layers on a core of Zen 3, and SmolLM2-135M has 30. Recorded, a kernel is called again
-with the very tensors it was given, whose contents are new, as a CUDA graph does on a GPU.
+Around a kernel inductor looks up its inputs, unpacks their sizes and allocates each intermediate anew: 125 us for a
+call of two layers on a core of Zen 3, and SmolLM2-135M has 30. Recorded, a kernel is called again with the very tensors
+it was given, whose contents are new, as a CUDA graph does on a GPU.
 """
 
 from __future__ import annotations
@@ -10,26 +10,31 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from threading import get_ident
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
-from torch._inductor.output_code import CompiledFxGraph
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from kvcache.compiled.cache import Slot
 from kvcache.compiled.decoder import Decoder, Rotary
 from kvcache.compiled.step import Backend, Step
 
-Recorded = list[functools.partial[None]]
+Recorded = list[functools.partial[Any]]
 """Kernels with their arguments, in the order in which they were called."""
 
 KERNELS = "cpp_"
 """How the names of inductor's C++ kernels begin in the module that it writes."""
 LIBRARY = "extern_kernels"
 """How that module calls the library whose products it leaves as they are; they are given the tensor to write to."""
+ALLOCATE = "empty_strided_cpu"
+"""How that module makes an intermediate."""
+
+
+class NotRecordable(Exception):
+    """A step does something that a recording would leave out, or torch runs compiled code in another way."""
 
 
 class ReplayStep(Step):
@@ -37,9 +42,10 @@ class ReplayStep(Step):
 
     def __init__(self, backend: Backend) -> None:
         super().__init__(backend)
-        self._replayable_for: Hashable = None
+        self._checked_for: Hashable = None
         self.is_replayable = False
         """Whether recorded kernels are the whole step."""
+        self._recorded: Recorded = []
 
     @torch.inference_mode()
     def prepare(
@@ -50,21 +56,22 @@ class ReplayStep(Step):
         rotaries: tuple[Rotary, ...],
         length: int,
     ) -> None:
+        self._forget()
         super().prepare(model, slots, positions, rotaries, length)
-        self._recorded: Recorded = []
-        if self._replayable_for != self._key():
-            self._replayable_for = self._key()
+        if self._checked_for != self._key():
+            self.is_replayable = False
             self.is_replayable = self._replays()
+            self._checked_for = self._key()
+            self._forget()
 
     def release(self) -> None:
         super().release()
-        for name in ("_recorded", "_x", "_logits"):
-            vars(self).pop(name, None)
+        self._forget()
 
     @torch.inference_mode()
     def __call__(self, ids: Tensor, length: int) -> Tensor:
         # A mode that counts operations sees none of a replayed step.
-        if not self.is_replayable or _get_current_dispatch_mode() is not None:
+        if not self.is_replayable or ids.shape != self.ids.shape or _get_current_dispatch_mode() is not None:
             return super().__call__(ids, length)
         self.ids.copy_(ids)
         self.at.fill_(length)
@@ -73,90 +80,144 @@ class ReplayStep(Step):
             self._replay()
         else:
             self._record(in_use)
-        return self._logits.clone()
+        return self._logits.clone(memory_format=torch.contiguous_format)
+
+    def _forget(self) -> None:
+        """Let go of the recorded kernels and of what they hold."""
+        self._recorded = []
+        for name in ("_x", "_logits"):
+            vars(self).pop(name, None)
 
     def _record(self, in_use: Tensor) -> None:
-        """Take the step of `ids` at `at`, and keep its kernels: they serve as long as `in_use` is as large."""
-        self._recorded = []  # its intermediates are freed before there are others
+        """Take the step of `self.ids` at `self.at`, and keep its kernels: they serve while `in_use` is as large.
+
+        Raises:
+            NotRecordable: the step is more than its kernels.
+        """
+        self._forget()  # its intermediates are freed before there are others
         self._x, self._recorded_chunks = self.model.embed(self.ids, self.at), len(in_use)
         with recording() as recorded:
             self._logits = self.run_embedded(self._x, self.at, in_use)
         self._recorded = recorded
 
     def _replay(self) -> None:
-        """Take the step of `ids` at `at` by the recorded kernels."""
+        """Take the step of `self.ids` at `self.at` by the recorded kernels."""
         self._x.copy_(self.model.embed(self.ids, self.at))
         for kernel in self._recorded:
             kernel()
 
     def _replays(self) -> bool:
-        """Return whether recorded kernels give the logits of a step as it stands, for another token elsewhere.
+        """Return whether the kernels of the step at position 0 are the whole step, for other tokens at position 1.
 
-        They would not where a step did something between them that `recording` does not see; and where torch runs
-        compiled code in another way than it knows, there are none.
+        They are if they give the same logits and write the same rows as the step that is run as it stands.
         """
         in_use = self._in_use_at_first()
+        written = [tensor[:, :, : len(in_use)] for slot in self.slots for tensor in slot.rows]
+        self.at.fill_(0)
         try:
             self._record(in_use)
-        except AttributeError:
+        except NotRecordable:
             return False
-        self.ids.fill_(1)
-        self.at.copy_((self.at - 1).abs())
+        self.at.fill_(1)
+        self.ids.copy_(torch.arange(1, len(self.ids) + 1).remainder(len(self.model.tokens))[:, None])
         self._replay()
-        replayed = self._logits.clone()
-        return torch.equal(replayed, self.run(self.ids, self.at, in_use))
+        replayed = [self._logits.clone(), *(tensor.clone() for tensor in written)]
+        as_it_stands = [self.run(self.ids, self.at, in_use), *written]
+        return all(torch.equal(*pair) for pair in zip(replayed, as_it_stands, strict=True))
 
 
 @contextmanager
 def recording() -> Iterator[Recorded]:
     """Record the kernels that compiled code calls within: inductor's own, and the library's products between them.
 
-    Calls of one compiled function share their intermediates: those of the first one serve all. What a call returns is
-    its own, since the next one reads it.
+    Calls of one compiled function share their intermediates: those of the first one serve all. Each call keeps its own
+    result, because the next layer reads it. What other threads call is left out.
 
     Raises:
-        AttributeError: this version of torch runs compiled code in another way.
+        NotRecordable: within, where compiled code calls something else between its kernels; or this version of torch
+            runs compiled code in another way.
     """
+    try:
+        from torch._inductor.output_code import CompiledFxGraph
+
+        run = CompiledFxGraph.__call__
+    except (ImportError, AttributeError) as error:
+        raise NotRecordable(str(error)) from error
     recorded: Recorded = []
     intermediates: dict[tuple[int, int, int | str], Any] = {}
-    run = CompiledFxGraph.__call__
+    thread = get_ident()
 
-    def run_noted(self: CompiledFxGraph, inputs: Sequence[Any]) -> Any:
-        scope: dict[str, Any] = self.current_callable.__func__.__globals__  # type: ignore[union-attr]
-        outside = _storages(inputs)
+    def run_noted(self: Any, inputs: Sequence[Any]) -> Any:
+        if get_ident() != thread:
+            return run(self, inputs)
+        outside = _storages(inputs)  # before the call, which empties the list
         calls: Recorded = []
-        with mock.patch.dict(scope, _noted_names(scope, calls)):
+        own: set[int] = set()
+        scope = _scope(self)
+        noting = _noted_names(scope, calls, own)
+        replaced = {name: scope[name] for name in noting}
+        scope.update(noting)
+        try:
             results = run(self, inputs)
-        outside |= _storages(results)
+        finally:
+            scope.update(replaced)
+        constants = _storages(scope.values())
+        results_of_call = _storages(results)
         for i, call in enumerate(calls):
 
             def kept(place: int | str, argument: Any, i: int = i) -> Any:
-                own = _storages([argument]) - outside
-                return intermediates.setdefault((id(self), i, place), argument) if own else argument
+                where = _storages([argument])
+                if where - outside - own - constants:
+                    raise NotRecordable("a kernel reads what was made between kernels")
+                shared = where & own - outside - results_of_call
+                return intermediates.setdefault((id(self), i, place), argument) if shared else argument
 
             arguments = [kept(place, argument) for place, argument in enumerate(call.args)]
             named = {name: kept(name, argument) for name, argument in call.keywords.items()}
             recorded.append(functools.partial(call.func, *arguments, **named))
         return results
 
-    with mock.patch.object(CompiledFxGraph, "__call__", run_noted):
+    CompiledFxGraph.__call__ = run_noted  # type: ignore[method-assign]
+    try:
         yield recorded
+    finally:
+        CompiledFxGraph.__call__ = run  # type: ignore[method-assign]
 
 
-def _noted_names(scope: Mapping[str, Any], calls: Recorded) -> dict[str, Any]:
-    """Return stand-ins for the kernels and the library in a module's `scope`, which note what they call."""
+def _scope(graph: Any) -> dict[str, Any]:
+    """Return the names of the module that inductor wrote for a compiled graph.
 
-    def noted(kernel: Callable[..., None]) -> Callable[..., None]:
-        def call(*arguments: Any, **named: Any) -> None:
+    Raises:
+        NotRecordable: there is no such module, or it calls its kernels in another way.
+    """
+    try:
+        scope: dict[str, Any] = graph.current_callable.__func__.__globals__
+    except AttributeError as error:
+        raise NotRecordable(str(error)) from error
+    if not {LIBRARY, ALLOCATE} <= scope.keys():
+        raise NotRecordable(f"the module of a compiled graph has no {LIBRARY} or no {ALLOCATE}")
+    return scope
+
+
+def _noted_names(scope: Mapping[str, Any], calls: Recorded, own: set[int]) -> dict[str, Any]:
+    """Return stand-ins for what a module's `scope` calls: they note the calls, and where intermediates are made."""
+
+    def noted(kernel: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
             calls.append(functools.partial(kernel, *arguments, **named))
-            calls[-1]()
+            return calls[-1]()
 
         return call
 
-    library = scope[LIBRARY]
+    def allocate(*arguments: Any, **named: Any) -> Any:
+        made = scope_allocate(*arguments, **named)
+        own.update(_storages([made]))
+        return made
+
+    scope_allocate, library = scope[ALLOCATE], scope[LIBRARY]
     products = {name: noted(product) for name, product in vars(library).items() if callable(product)}
     kernels = {name: noted(kernel) for name, kernel in scope.items() if name.startswith(KERNELS) and callable(kernel)}
-    return kernels | {LIBRARY: SimpleNamespace(**products)}
+    return kernels | {LIBRARY: SimpleNamespace(**products), ALLOCATE: allocate}
 
 
 def _storages(values: Iterable[Any]) -> set[int]:

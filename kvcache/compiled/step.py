@@ -27,7 +27,7 @@ EXPECTED_CHUNKS = 64
 be too short for it to share, and with a long context one thread would run them."""
 
 CPU_OPTIONS: dict[str, Any] = {
-    # A normalised row is stored once, not computed anew for every row of the weight that it meets.
+    # A row that two sums or more read is stored once, not computed anew for every row of the weight that it meets.
     "realize_reads_threshold": 1,
     # a * b + c in one instruction; it matters from four rows on, where arithmetic and not memory is the limit.
     "cpp.enable_floating_point_contract_flag": "fast",
@@ -83,8 +83,9 @@ class Step:
         is_new = self._compiled_for != self._key()
         if is_new:
             self._compiled_for = self._key()
-            self._of_kind = functools.cache(lambda _kind: self._compiled(_layer))
-            self.logits = self._compiled(logits)
+            made = functools.partial(compiled, backend=self.backend, options=self.options)
+            self._of_kind = functools.cache(lambda _kind: made(_layer))
+            self.logits = made(logits)
             self._mark_what_varies(in_use)
         self._calls = [(self._of_kind(_kind(slot.layer)), slot) for slot in slots]
         with self._ahead() if is_new else nullcontext():
@@ -145,9 +146,6 @@ class Step:
         ):
             for tensor in tensors:  # SLF001: documented, if not by its name
                 torch._dynamo.mark_dynamic(tensor, axis, hint_override=expected)  # noqa: SLF001
-
-    def _compiled(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return compiled(function, self.backend, self.options)
 
 
 def compiled(

@@ -160,6 +160,11 @@ class Compiled(Strategy):
         return self._compile_ns / 1e9
 
     @property
+    def replays(self) -> bool:
+        """Return whether decode steps run what was recorded: kernels, as the last `prepare` showed; on CUDA a graph."""
+        return getattr(self.step, "is_replayable", True)
+
+    @property
     def kernels(self) -> dict[str, str] | None:
         return self._kernels
 

@@ -28,6 +28,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_other_candidates_are_another_version_of_the_file() -> None:
+    """A machine that has chosen looks again only then: raise `VERSION` with these lists."""
+    sums = ["sum-1", "sum-2", "sum-4"]
+    prompt = ["onednn", "linear", "weight-first"]
+    assert choices_file.VERSION == 3
+    assert list(candidates.STEP) == [*sums, "linear", "weight-first"]
+    assert list(candidates.PROMPT) == [*prompt, *(name + candidates.WIDE for name in prompt)]
+
+
 def test_one_table_of_names_and_functions() -> None:
     assert list(products.STEP) == list(candidates.STEP)
     assert list(products.PROMPT) == list(candidates.PROMPT)

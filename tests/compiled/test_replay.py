@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor import output_code
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kvcache.compiled import replay
@@ -57,7 +59,7 @@ def test_replayed_steps_are_equal_to_the_bit_across_the_end_of_a_chunk(
 ) -> None:
     prompt = token_ids(5, 1, CHUNK - 4)
     strategy.prepare(1, CAPACITY)
-    assert strategy.step.is_replayable
+    assert strategy.replays
     # Kept as they are: the logits of a step are not those of the next one's memory.
     replayed = logits(strategy, prompt, 12, lambda step: step)
     assert torch.equal(replayed, plain(strategy, prompt, 12, monkeypatch))
@@ -81,24 +83,75 @@ def test_what_counts_operations_sees_a_step(strategy: Compiled) -> None:
     assert torch.ops.aten.scaled_dot_product_attention.default in operations.seen
 
 
-def test_where_torch_runs_compiled_code_in_another_way_steps_are_run_as_they_stand(
+class OtherGraph:
+    """A compiled graph of a torch that runs it in another way."""
+
+    def __call__(self, inputs: object) -> object:
+        return inputs
+
+
+@pytest.mark.parametrize("scope", [None, {}, {"extern_kernels": None}])
+def test_a_torch_that_runs_compiled_code_in_another_way_records_nothing(
+    scope: dict[str, object] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if scope is not None:
+        run = SimpleNamespace(__func__=SimpleNamespace(__globals__=scope))
+        monkeypatch.setattr(OtherGraph, "current_callable", run, raising=False)
+    monkeypatch.setattr(output_code, "CompiledFxGraph", OtherGraph)
+    with replay.recording() as recorded, pytest.raises(replay.NotRecordable):
+        OtherGraph()([])
+    assert not recorded
+    assert OtherGraph()([1]) == [1]
+
+
+def test_what_is_made_between_kernels_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A router's choice of experts, say, which no kernel computes: a replay would go on with the recorded one."""
+    scope: dict[str, Any] = {
+        "extern_kernels": SimpleNamespace(),
+        "empty_strided_cpu": torch.empty,
+        "cpp_add": torch.add,
+    }
+
+    def run(x: Tensor) -> Tensor:
+        made: Tensor = scope["empty_strided_cpu"](2)
+        scope["cpp_add"](x, x.topk(1).values, out=made)
+        return made
+
+    def call(_graph: OtherGraph, inputs: list[Tensor]) -> list[Tensor]:
+        return [run(*inputs)]
+
+    monkeypatch.setattr(
+        OtherGraph, "current_callable", SimpleNamespace(__func__=SimpleNamespace(__globals__=scope)), raising=False
+    )
+    monkeypatch.setattr(OtherGraph, "__call__", call)
+    monkeypatch.setattr(output_code, "CompiledFxGraph", OtherGraph)
+    with replay.recording(), pytest.raises(replay.NotRecordable, match="made between kernels"):
+        OtherGraph()([torch.ones(2)])  # type: ignore[arg-type]
+    assert scope["cpp_add"] is torch.add
+
+
+def test_a_strategy_that_fails_to_record_runs_its_steps_as_they_stand(
     strategy: Compiled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    @contextmanager
-    def unknown() -> Iterator[list[object]]:
-        raise AttributeError("CompiledFxGraph has no attribute 'current_callable'")
-        yield []
-
-    monkeypatch.setattr(replay, "recording", unknown)
+    monkeypatch.setattr(replay, "LIBRARY", "another name")
     other = Compiled(strategy.model)
     other.prepare(1, CAPACITY)
-    assert not other.step.is_replayable
+    assert not other.replays
     strategy.prepare(1, CAPACITY)
     prompt = token_ids(9, 1, 5)
     assert torch.equal(logits(other, prompt, 4, Tensor.clone), plain(strategy, prompt, 4, monkeypatch))
 
 
+def test_what_a_recording_holds_is_let_go(strategy: Compiled) -> None:
+    strategy.prepare(1, CAPACITY)
+    strategy.prefill(token_ids(8, 1, 4))
+    strategy.decode(token_ids(8, 1, 1))
+    held = weakref.ref(strategy.step.slots[0].rows.keys)
+    strategy.release()
+    assert held() is None
+
+
 def test_nothing_is_replayed_of_a_step_that_runs_eagerly() -> None:
     eager = Compiled(family("llama", torch.float32), backend="eager")
     eager.prepare(1, CAPACITY)
-    assert not eager.step.is_replayable
+    assert not eager.replays
