@@ -4,14 +4,16 @@ Writes `history.md` and `history.png`.
 """
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 from unittest.mock import patch
 
 import msgspec
@@ -70,32 +72,52 @@ def store(folder: Path, numbers: range) -> None:
         (path / "summary.json").write_text(document(path, own), encoding="utf-8")
 
 
-def refreshed(folder: Path) -> float:
-    """Bring the database up to date, as every command does first; return the seconds that it took."""
-    start = time.perf_counter()
-    with connect() as connection:
-        History(connection, [folder], COLUMNS, past_runs.derive)
-    return time.perf_counter() - start
+class Took(NamedTuple):
+    """Seconds on the clock, and of one core: what is left of them where nothing else runs."""
+
+    wall_s: float
+    cpu_s: float
 
 
-def command(*arguments: str) -> float:
-    """Run `kvbench history` in a process of its own; return the seconds that it took."""
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "bench.cli", "history", *arguments], check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - start
+def _took(act: Callable[[], object]) -> Took:
+    start, before = time.perf_counter(), os.times()
+    act()
+    wall_s, after = time.perf_counter() - start, os.times()
+    return Took(wall_s, sum(after[:4]) - sum(before[:4]))
 
 
-def figures(folder: Path, n_runs: int) -> Iterator[tuple[str, float]]:
-    """Measure; yield what, and its seconds."""
+def refreshed(folder: Path) -> Took:
+    """Bring the database up to date, as every command does first; return what it took."""
+
+    def refresh() -> None:
+        with connect() as connection:
+            History(connection, [folder], COLUMNS, past_runs.derive)
+
+    return _took(refresh)
+
+
+def command(*arguments: str) -> Took:
+    """Run `kvbench history` in a process of its own; return what it took."""
+    line = [sys.executable, "-m", "bench.cli", "history", *arguments]
+    return _took(lambda: subprocess.run(line, check=True, stdout=subprocess.DEVNULL))
+
+
+def _median(times: Iterable[Took]) -> Took:
+    return Took(*(statistics.median(column) for column in zip(*times, strict=True)))
+
+
+def figures(folder: Path, n_runs: int) -> Iterator[tuple[str, Took]]:
+    """Measure; yield what, and its times."""
     yield f"the first look at {n_runs:,} runs", refreshed(folder)
-    yield "`kvbench history`, the newest 50 listed", statistics.median(command(str(folder)) for _ in range(3))
-    unchanged = statistics.median(refreshed(folder) for _ in range(ADDED))
+    yield "`kvbench history`, the newest 50 listed", _median(command(str(folder)) for _ in range(3))
+    unchanged = _median(refreshed(folder) for _ in range(ADDED))
     yield "the database brought up to date, nothing new", unchanged
     times = []
     for number in range(n_runs, n_runs + ADDED):
         store(folder, range(number, number + 1))
-        times.append(refreshed(folder) - unchanged)
-    yield "one run more, beyond that", statistics.median(times)
+        times.append(refreshed(folder))
+    one_more = _median(times)
+    yield "one run more, beyond that", Took(*(one - other for one, other in zip(one_more, unchanged, strict=True)))
 
 
 def main() -> None:
@@ -112,18 +134,18 @@ def main() -> None:
         if not folder.exists():
             store(folder, range(arguments.n_runs))
         lines = []
-        for what, seconds in figures(folder, arguments.n_runs):
-            lines.append(f"| {what} | {seconds * 1000:,.0f} |")
+        for what, took in figures(folder, arguments.n_runs):
+            lines.append(f"| {what} | {took.wall_s * 1000:,.0f} | {took.cpu_s * 1000:,.0f} |")
             print(lines[-1], flush=True)
         command(str(folder), "--strategy", "dynamic", "--plot", str(arguments.out / "history.png"))
     title = f"# `kvbench history` over {arguments.n_runs:,} made runs, on {usable_cores()} cores"
     page = [
         title,
         "",
-        "`nox -s study -- history`; each run has eight cases. Medians.",
+        "`nox -s study -- history`; each run has eight cases. Medians; where nothing else runs, CPU time is all.",
         "",
-        "| what | ms |",
-        "|---|---:|",
+        "| what | ms | CPU ms |",
+        "|---|---:|---:|",
     ]
     picture = "![Latency over time, a line per machine](history.png)"
     (arguments.out / "history.md").write_text("\n".join([*page, *lines, "", picture, ""]), encoding="utf-8")
