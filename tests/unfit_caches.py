@@ -84,7 +84,7 @@ def promised(model: PreTrainedModel) -> Cache:
     return growing(model)
 
 
-promised.promise = "exact"  # type: ignore[attr-defined]
+promised.promise = "exact"  # type: ignore[attr-defined]  # of a function
 promised_partial = functools.partial(promised)
 
 

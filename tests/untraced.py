@@ -54,7 +54,7 @@ def put_tracer_aside() -> None:
             owner = getattr(module, kind)
             setattr(owner, method, without_tracer(getattr(owner, method)))
 
-    SourceFileLoader.exec_module = exec_module  # type: ignore[assignment, method-assign]
+    SourceFileLoader.exec_module = exec_module  # type: ignore[assignment, method-assign]  # for good
 
 
 def untraced_variables() -> dict[str, str]:

@@ -189,10 +189,10 @@ def kinds(run: Run) -> set[tuple[str | int | None, ...]]:
 
 def _kernels(run: Run) -> dict[str, str]:
     """Return which kernels computed each product of `compiled`, those of several processes with commas."""
-    chosen = [item for check in run.checks for item in sorted((check.kernels or {}).items())]
     named: dict[str, dict[str, None]] = {}
-    for product, kernel in chosen:
-        named.setdefault(f"kernel of {product}", {})[kernel] = None
+    for check in run.checks:
+        for product, kernel in sorted((check.kernels or {}).items()):
+            named.setdefault(f"kernel of {product}", {})[kernel] = None
     return {product: ", ".join(kernels) for product, kernels in named.items()}
 
 

@@ -56,7 +56,7 @@ def _started(function: Callable[[A], B], items: Sequence[A]) -> Iterator[Connect
 
 def _send(function: Callable[[A], B], items: Sequence[A], sender: Connection, receiver: Connection) -> None:
     """Send the result of each item, or the error that ends it; a reader that is gone ends the process."""
-    receiver.close()  # else it would never be told that its reader is gone
+    receiver.close()  # while this copy is open, sending to a reader that is gone would not fail but wait
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the reader ends it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gc.disable()  # records refer to nothing that refers to them

@@ -8,7 +8,7 @@ it was given, whose contents are new, as a CUDA graph does on a GPU.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import get_ident
 from types import SimpleNamespace
@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from kvcache.compiled.cache import Slot
-from kvcache.compiled.decoder import Decoder, Rotary
 from kvcache.compiled.step import Backend, Step
 
 Recorded = list[functools.partial[Any]]
 """Kernels with their arguments, in the order in which they were called."""
+
+Place = tuple[int, int, int | str]
+"""A graph, the number of a call within it, and the argument: its place or its name."""
 
 KERNELS = "cpp_"
 """How the names of inductor's C++ kernels begin in the module that it writes."""
@@ -42,27 +43,9 @@ class ReplayStep(Step):
 
     def __init__(self, backend: Backend) -> None:
         super().__init__(backend)
-        self._checked_for: Hashable = None
         self.is_replayable = False
         """Whether recorded kernels are the whole step."""
         self._recorded: Recorded = []
-
-    @torch.inference_mode()
-    def prepare(
-        self,
-        model: Decoder,
-        slots: Sequence[Slot],
-        positions: Tensor,
-        rotaries: tuple[Rotary, ...],
-        length: int,
-    ) -> None:
-        self._forget()
-        super().prepare(model, slots, positions, rotaries, length)
-        if self._checked_for != self._key():
-            self.is_replayable = False
-            self.is_replayable = self._replays()
-            self._checked_for = self._key()
-            self._forget()
 
     def release(self) -> None:
         super().release()
@@ -106,12 +89,16 @@ class ReplayStep(Step):
         for kernel in self._recorded:
             kernel()
 
-    def _replays(self) -> bool:
+    def _look_at_compiled(self, in_use: Tensor) -> None:
+        self.is_replayable = False  # also where the look fails
+        self.is_replayable = self._replays(in_use)
+        self._forget()
+
+    def _replays(self, in_use: Tensor) -> bool:
         """Return whether the kernels of the step at position 0 are the whole step, for other tokens at position 1.
 
         They are if they give the same logits and write the same rows as the step that is run as it stands.
         """
-        in_use = self._in_use_at_first()
         written = [tensor[:, :, : len(in_use)] for slot in self.slots for tensor in slot.rows]
         self.at.fill_(0)
         try:
@@ -144,7 +131,7 @@ def recording() -> Iterator[Recorded]:
     except (ImportError, AttributeError) as error:
         raise NotRecordable(str(error)) from error
     recorded: Recorded = []
-    intermediates: dict[tuple[int, int, int | str], Any] = {}
+    intermediates: dict[Place, Any] = {}
     thread = get_ident()
 
     def run_noted(self: Any, inputs: Sequence[Any]) -> Any:
@@ -161,27 +148,38 @@ def recording() -> Iterator[Recorded]:
             results = run(self, inputs)
         finally:
             scope.update(replaced)
-        constants = _storages(scope.values())
-        results_of_call = _storages(results)
-        for i, call in enumerate(calls):
-
-            def kept(place: int | str, argument: Any, i: int = i) -> Any:
-                where = _storages([argument])
-                if where - outside - own - constants:
-                    raise NotRecordable("a kernel reads what was made between kernels")
-                shared = where & own - outside - results_of_call
-                return intermediates.setdefault((id(self), i, place), argument) if shared else argument
-
-            arguments = [kept(place, argument) for place, argument in enumerate(call.args)]
-            named = {name: kept(name, argument) for name, argument in call.keywords.items()}
-            recorded.append(functools.partial(call.func, *arguments, **named))
+        known, shared = outside | own | _storages(scope.values()), own - outside - _storages(results)
+        recorded.extend(_kept(calls, id(self), known, shared, intermediates))
         return results
 
-    CompiledFxGraph.__call__ = run_noted  # type: ignore[method-assign]
+    CompiledFxGraph.__call__ = run_noted  # type: ignore[method-assign]  # put back below
     try:
         yield recorded
     finally:
-        CompiledFxGraph.__call__ = run  # type: ignore[method-assign]
+        CompiledFxGraph.__call__ = run  # type: ignore[method-assign]  # as it was
+
+
+def _kept(calls: Recorded, graph: int, known: set[int], shared: set[int], intermediates: dict[Place, Any]) -> Recorded:
+    """Return the calls of one run of a graph as they are replayed: with the `shared` memory of the graph's first run.
+
+    Raises:
+        NotRecordable: one is given memory that is not `known`.
+    """
+
+    def kept(place: Place, argument: Any) -> Any:
+        where = _storages([argument])
+        if where - known:
+            raise NotRecordable("a kernel reads what was made between kernels")
+        return intermediates.setdefault(place, argument) if where & shared else argument
+
+    return [
+        functools.partial(
+            call.func,
+            *(kept((graph, number, place), argument) for place, argument in enumerate(call.args)),
+            **{name: kept((graph, number, name), argument) for name, argument in call.keywords.items()},
+        )
+        for number, call in enumerate(calls)
+    ]
 
 
 def _scope(graph: Any) -> dict[str, Any]:

@@ -74,6 +74,7 @@ class Step:
         `slots` are the layers of `model` with their caches, `positions [chunks * CHUNK]` those of the caches, and
         `rotaries` the model's tables of their cosines and sines.
         """
+        self.release()
         self.model, self.slots, self.positions, self.rotaries = model, slots, positions, rotaries
         # 32 bits: a vector compares as many as it holds scores.
         self.chunks = positions.view(-1, CHUNK).int()
@@ -90,6 +91,8 @@ class Step:
         self._calls = [(self._of_kind(_kind(slot.layer)), slot) for slot in slots]
         with self._ahead() if is_new else nullcontext():
             self.run(self.ids, self.at, in_use)
+        if is_new:
+            self._look_at_compiled(in_use)
 
     def release(self) -> None:
         """Let go of the slots; what is compiled stays."""
@@ -126,6 +129,9 @@ class Step:
     def _ahead(self) -> AbstractContextManager[None]:
         """Return what goes on beside the step that compiles."""
         return headers_ahead(self.options) if self.backend == "inductor" else nullcontext()
+
+    def _look_at_compiled(self, in_use: Tensor) -> None:
+        """Find out what later steps may do with newly compiled code, which has taken a step over `in_use`."""
 
     def _key(self) -> Hashable:
         """Return what the compiled code is made for; another key compiles anew."""

@@ -86,7 +86,7 @@ def test_what_counts_operations_sees_a_step(strategy: Compiled) -> None:
 class OtherGraph:
     """A compiled graph of a torch that runs it in another way."""
 
-    def __call__(self, inputs: object) -> object:
+    def __call__(self, inputs: list[Any]) -> list[Any]:
         return inputs
 
 
@@ -126,7 +126,7 @@ def test_what_is_made_between_kernels_is_seen(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(OtherGraph, "__call__", call)
     monkeypatch.setattr(output_code, "CompiledFxGraph", OtherGraph)
     with replay.recording(), pytest.raises(replay.NotRecordable, match="made between kernels"):
-        OtherGraph()([torch.ones(2)])  # type: ignore[arg-type]
+        OtherGraph()([torch.ones(2)])
     assert scope["cpp_add"] is torch.add
 
 
