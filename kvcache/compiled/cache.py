@@ -5,6 +5,7 @@ Axes: `batch` sequences, `q` positions of one forward, `chunks` of CHUNK positio
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -65,9 +66,14 @@ def attend_to_prefix(
         end = start + sum(part.shape[2] for part, _ in own)
         k, v = (part.to(q.dtype) for part in slot.rows.plain(end))
     elif start or len(own) > 1:
-        keys, values = (torch.cat(parts, dim=2) for parts in zip(*own, strict=True))
+        keys, values = map(joined, zip(*own, strict=True))
         k, v = slot.rows.with_own(start, keys, values)
     return attend_at_once(slot.layer, q, k, v, mask)
+
+
+def joined(pieces: Sequence[Tensor]) -> Tensor:
+    """Put pieces `[batch, heads, q, head_dim]` one after the other; a single one is not copied."""
+    return torch.cat(tuple(pieces), dim=2) if len(pieces) > 1 else pieces[0]
 
 
 def attend_at_once(layer: Layer, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kvcache.compiled import choices_file
-from kvcache.compiled.candidates import OF_PROMPT, Kernels
+from kvcache.compiled.candidates import OF_PROMPT, PROMPT_ROWS, Kernels
 from kvcache.compiled.decoder import Decoder
 from kvcache.compiled.mlp import Mlp
 from kvcache.compiled.products import STEP, SUMS, Linear, Product, default_step, prompt_kernels
@@ -28,9 +28,6 @@ CLEAR_GAIN = 0.05
 
 LEAST_BYTES = 1 << 24
 """Of all weights of equal shape; fewer have their default, since a step reads them in less than a millisecond."""
-
-PROMPT_ROWS = 128
-"""Positions of the prompt for which candidates are timed."""
 
 LEAST_SUMS, MOST_SUMS = 2, 16
 """Rows times places between which a multiply-and-sum is a candidate. Each is a sum of its own in the compiled code: a
@@ -43,7 +40,7 @@ COMPILE_SECONDS = 15.0
 """After so long no product's sums are compiled any more, and its default is kept."""
 
 STEP_BYTES, PROMPT_BYTES = 1 << 27, 1 << 24
-"""How many bytes of equal weights a pass covers, one weight at least."""
+"""How many bytes of equal weights a pass covers, one weight at least; PROMPT_BYTES for the least of PROMPT_ROWS."""
 
 EMPTY_CALLS = 200
 """Calls with hardly a weight, of which the shortest is what a call takes by itself."""
@@ -104,13 +101,14 @@ class Choice:
             if not large.keys() <= known.keys():
                 self._chosen |= choices_file.completed(large, lambda missing: choose(missing, rows))
         kernels = {name: known.get(name, own.default) for name, own in found.items()}
-        prompt = [name for name in found if name.endswith(OF_PROMPT)]
-        if self.pinned is None and len({kernels[name] in TORCHS_OWN for name in prompt}) > 1:
-            # Alone `F.linear` took 0.77 of oneDNN's time in the attention's products, between oneDNN's others the whole
-            # prefill took 1.05 (Zen 3, two threads): a prompt is computed by one library.
-            kernels |= {name: found[name].default for name in prompt}
+        for size in PROMPT_ROWS:
+            prompt = [name for name in found if is_of_prompt(name, size)]
+            if self.pinned is None and len({kernels[name] in TORCHS_OWN for name in prompt}) > 1:
+                # Chosen with those of different models.
+                kernels |= {name: found[name].default for name in prompt}
         model = self.model.with_kernels(
-            lambda linear: kernels[step_name(linear, rows)], lambda part: kernels[prompt_name(part)]
+            lambda linear: kernels[step_name(linear, rows)],
+            lambda part: tuple(kernels[prompt_name(part, size)] for size in PROMPT_ROWS),
         )
         return model, kernels
 
@@ -120,13 +118,18 @@ def step_name(linear: Linear, rows: int) -> str:
     return f"{linear.shape}, step of {rows}"
 
 
-def prompt_name(part: Linear | Mlp) -> str:
-    """Name a product, or a feed-forward block, of a prompt."""
-    return part.shape + OF_PROMPT
+def prompt_name(part: Linear | Mlp, rows: int) -> str:
+    """Name a product, or a feed-forward block, of a prompt of so many rows."""
+    return f"{part.shape}{OF_PROMPT}{rows}"
+
+
+def is_of_prompt(name: str, rows: int) -> bool:
+    """Return whether a product's name is one of a prompt of so many rows."""
+    return name.endswith(f"{OF_PROMPT}{rows}")
 
 
 def products(model: Decoder, rows: int) -> dict[str, Products]:
-    """List all products of a model by name: those of a step over `rows` and those of a prompt, mixed."""
+    """List all products of a model by name: those of a step over `rows` and those of prompts, mixed."""
     found: dict[str, Products] = {}
 
     def noted(name: str, default: str, part: Linear | Mlp) -> str:
@@ -135,7 +138,7 @@ def products(model: Decoder, rows: int) -> dict[str, Products]:
 
     model.with_kernels(
         lambda linear: noted(step_name(linear, rows), default_step(rows, len(linear.weight)), linear),
-        lambda part: noted(prompt_name(part), part.default_prompt, part),
+        lambda part: tuple(noted(prompt_name(part, size), part.default_prompt, part) for size in PROMPT_ROWS),
     )
     return found
 
@@ -143,12 +146,40 @@ def products(model: Decoder, rows: int) -> dict[str, Products]:
 @torch.inference_mode()
 def choose(found: Mapping[str, Products], rows: int) -> dict[str, tuple[str, Times]]:
     """Time the candidates of every product; return the fastest one's name, and all times."""
-    step = {name: own for name, own in found.items() if not name.endswith(OF_PROMPT)}
+    step = {name: own for name, own in found.items() if OF_PROMPT not in name}
     prompt = {name: own for name, own in found.items() if name not in step}
-    passes = [step_passes(step, rows), {name: prompt_passes(own) for name, own in prompt.items()}]
+    of_prompt = {name: prompt_passes(own, int(name.rpartition(OF_PROMPT)[2])) for name, own in prompt.items()}
+    passes = [step_passes(step, rows), of_prompt]
     times = {name: own for phase in passes for name, own in interleaved(phase, found).items()}
-    untimed = {name: (own.default, Times()) for name, own in found.items() if name not in times}
-    return untimed | {name: (fastest(own, found[name].default), own) for name, own in times.items()}
+    kernels = {name: own.default for name, own in found.items()}
+    kernels |= {name: fastest(times[name], kernels[name]) for name in times.keys() & step.keys()}
+    for size in PROMPT_ROWS:
+        kernels |= of_one_library({name: own for name, own in prompt.items() if is_of_prompt(name, size)}, times)
+    return {name: (kernel, times.get(name, Times())) for name, kernel in kernels.items()}
+
+
+def of_one_library(prompt: Mapping[str, Products], times: Mapping[str, Times]) -> dict[str, str]:
+    """Return kernels for the products of a prompt, from the library that takes less time for all of them together.
+
+    Libraries are not mixed: alone `F.linear` took 0.77 of oneDNN's time in the attention's products, between oneDNN's
+    others the whole prefill took 1.05 (Zen 3, two threads).
+    """
+    onednns, torchs = dict[str, str](), dict[str, str]()
+    for name, own in prompt.items():
+        by_torch = {kernel: taken for kernel, taken in times[name].items() if kernel in TORCHS_OWN}
+        onednns[name] = fastest({k: taken for k, taken in times[name].items() if k not in by_torch}, own.default)
+        if by_torch:
+            torchs[name] = fastest(by_torch, next(iter(by_torch)))
+    if torchs.keys() != onednns.keys():
+        return onednns
+    totals = {
+        library: [
+            math.fsum(map(operator.mul, in_round, (len(own.parts) for own in prompt.values())))
+            for in_round in zip(*(times[name][kernels[name]] for name in prompt), strict=True)
+        ]
+        for library, kernels in (("onednn", onednns), ("torch", torchs))
+    }
+    return torchs if fastest(totals, "onednn") == "torch" else onednns
 
 
 def fastest(times: Times, default: str) -> str:
@@ -188,10 +219,10 @@ def step_passes(found: Mapping[str, Products], rows: int) -> dict[str, dict[str,
     return passes
 
 
-def prompt_passes(own: Products) -> dict[str, Pass]:
-    """Make the passes over the weights of a prompt's product."""
-    x = torch.ones(1, PROMPT_ROWS, own.weight.shape[1], dtype=own.weight.dtype)
-    parts = _some(own, PROMPT_BYTES)
+def prompt_passes(own: Products, rows: int) -> dict[str, Pass]:
+    """Make the passes over the weights of a prompt's product: the fewer weights, the more rows."""
+    x = torch.ones(1, rows, own.weight.shape[1], dtype=own.weight.dtype)
+    parts = _some(own, PROMPT_BYTES * PROMPT_ROWS[0] // rows)
     kernels = prompt_kernels(x.dtype)
     return {name: Pass([functools.partial(part.over_prompt, x, name) for part in parts]) for name in kernels}
 

@@ -18,7 +18,7 @@ from kvcache.models.weight_cache import ModelError, cache_folder
 
 Wanted = TypeVar("Wanted")
 
-VERSION = 3
+VERSION = 4
 """Of the file; raised where candidates change, or are timed in another way (1: one sum for all shapes)."""
 
 

@@ -125,10 +125,11 @@ class Decoder:
             x = x * self.embedding
         return x if self.positions is None else x + self.positions[at]
 
-    def with_kernels(self, step: Callable[[Linear], str], prompt: Callable[[Linear | Mlp], str]) -> Self:
+    def with_kernels(self, step: Callable[[Linear], str], prompt: Callable[[Linear | Mlp], tuple[str, ...]]) -> Self:
         """Return the same model with the kernels that `step` and `prompt` say of its products.
 
-        `prompt` is asked about feed-forward blocks as a whole. The head sees one position of a prompt, in a step.
+        `prompt` returns one for each of PROMPT_ROWS, and is asked about feed-forward blocks as a whole. The head sees
+        one position of a prompt, in a step.
         """
 
         def chosen(linear: Linear) -> Linear:

@@ -33,7 +33,7 @@ class Experts(NamedTuple):
     """The weights of a position's experts are divided by their sum."""
     rounded: bool
     """The weights are rounded to the model's dtype, and with them each expert's share (Qwen3)."""
-    prompt: str = ""
+    prompt: tuple[str, ...] = ()
     """As in `Linear`, for the products of an expert. A step has no choice, nor has the router."""
 
     def block(self, expert: int) -> Mlp:
@@ -41,8 +41,8 @@ class Experts(NamedTuple):
         gate, up = self.gate_up[expert].chunk(2)
         return Mlp(*(Linear(part, prompt=self.prompt) for part in (gate, up, self.down[expert])))
 
-    def with_kernels(self, step: Callable[[Linear], str], prompt: Callable[[Linear | Mlp], str]) -> Self:
-        """Return the same experts with the kernel that `prompt` says of the first."""
+    def with_kernels(self, step: Callable[[Linear], str], prompt: Callable[[Linear | Mlp], tuple[str, ...]]) -> Self:
+        """Return the same experts with the kernels that `prompt` says of the first."""
         del step
         return self._replace(prompt=prompt(self.block(0)))
 

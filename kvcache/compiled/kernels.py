@@ -27,12 +27,22 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def block(x: Tensor, layer: Layer, rotaries: tuple[Rotary, ...], attend: Attend, activation: Activation) -> Tensor:
     """One layer over `x [batch, q, hidden]`; `rotaries` are the model's tables at its q positions."""
+    return after_attention(x, attend(*heads(x, layer, rotaries)), layer, activation)
+
+
+def heads(x: Tensor, layer: Layer, rotaries: tuple[Rotary, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Make queries, keys and values `[batch, heads, q, head_dim]` of `x [batch, q, hidden]`: a layer's first part."""
     h = normalise(x, layer.attention_norm)
     q, k, v = layer.split(tuple(product(h, part).contiguous() for part in layer.qkv), layer.head_dim)
     q, k = normalise(q, layer.q_norm), normalise(k, layer.k_norm)
     if layer.rotary is not None:
         q, k = (_rotate(part, rotaries[layer.rotary]) for part in (q, k))
-    attended = product(attend(q, k, v).transpose(1, 2).flatten(2), layer.o)
+    return q, k, v
+
+
+def after_attention(x: Tensor, attended: Tensor, layer: Layer, activation: Activation) -> Tensor:
+    """Go on from `x [batch, q, hidden]` and `attended [batch, heads, q, head_dim]`: a layer's second part."""
+    attended = product(attended.transpose(1, 2).flatten(2), layer.o)
     after = x + times(normalise(attended, layer.attention_output_norm), layer.residual)
     fed = layer.mlp.feed(normalise(x if layer.parallel else after, layer.mlp_norm), activation)
     return after + times(normalise(fed, layer.mlp_output_norm), layer.residual)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.nn import functional
 
+from kvcache.compiled.candidates import PROMPT_ROWS
 from kvcache.compiled.kernels import Activation
 from kvcache.compiled.products import Linear, default_prompt, product
 
@@ -42,10 +43,13 @@ class Mlp(NamedTuple):
 
     def over_prompt(self, x: Tensor, kernel: str) -> Tensor:
         """Compute the block by a candidate, with a fixed activation for all; what that is hardly counts."""
-        return self.with_kernels(lambda own: own.step, lambda _: kernel).feed(x, functional.silu)
+        return self.with_kernels(lambda own: own.step, lambda _: (kernel,) * len(PROMPT_ROWS)).feed(x, functional.silu)
 
-    def with_kernels(self, step: Callable[[Linear], str], prompt: Callable[[Linear | Mlp], str]) -> Mlp:
-        """Return the same block with the kernels that `step` says of each product, and `prompt` of the whole."""
+    def with_kernels(self, step: Callable[[Linear], str], prompt: Callable[[Linear | Mlp], tuple[str, ...]]) -> Mlp:
+        """Return the same block with the kernels that `step` says of each product, and `prompt` of the whole.
+
+        `prompt` returns one for each of PROMPT_ROWS.
+        """
         whole = prompt(self)
 
         def chosen(linear: Linear) -> Linear:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kvcache.compiled import candidates
+from kvcache.compiled.candidates import PROMPT_ROWS
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """`x [batch, q, in]`, `weight [out, in]`, `bias [out]` or None -> `[batch, q, out]`."""
@@ -28,8 +29,8 @@ class Linear(NamedTuple):
     weight: Tensor
     bias: Tensor | None = None
     step: str = "sum-2"
-    prompt: str = ""
-    """Empty: the default of its dtype."""
+    prompt: tuple[str, ...] = ()
+    """One for each of PROMPT_ROWS; empty: the default of its dtype."""
 
     @property
     def shape(self) -> str:
@@ -54,8 +55,13 @@ def product(x: Tensor, linear: Linear) -> Tensor:
     if torch.compiler.is_compiling():
         return STEP[linear.step](x, linear.weight, linear.bias)
     # One position is a step that is run as it stands, to be counted: with the weight first it would count as many rows.
-    chosen = linear.prompt if x.shape[1] > 1 else ""
+    chosen = linear.prompt[nearest(x.shape[0] * x.shape[1])] if linear.prompt and x.shape[1] > 1 else ""
     return PROMPT[chosen or linear.default_prompt](x, linear.weight, linear.bias)
+
+
+def nearest(rows: int) -> int:
+    """Return the index of that number of PROMPT_ROWS which is nearest to `rows`, by ratio."""
+    return min(range(len(PROMPT_ROWS)), key=lambda i: max(rows / PROMPT_ROWS[i], PROMPT_ROWS[i] / rows))
 
 
 def default_step(rows: int, out_features: int) -> str:

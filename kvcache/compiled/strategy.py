@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 
 from kvcache.caches.contract import Unsupported
 from kvcache.compiled.architectures.catalogue import describe
-from kvcache.compiled.cache import Slot, attend_to_prefix, seen
+from kvcache.compiled.cache import Slot, attend_to_prefix, joined, seen
 from kvcache.compiled.candidates import DEFAULT, Kernels
 from kvcache.compiled.choice import Choice
 from kvcache.compiled.cuda_graph import GraphStep
-from kvcache.compiled.kernels import block
+from kvcache.compiled.kernels import after_attention, heads
 from kvcache.compiled.replay import ReplayStep
 from kvcache.compiled.rows import CHUNK, ExactRows, Rows
 from kvcache.compiled.step import FEWEST_CHUNKS, Backend
@@ -122,13 +122,16 @@ class Compiled(Strategy):
         # Of one piece, layers share the masks; those of all pieces would together be the square of the prompt.
         mask = functools.lru_cache(maxsize=len({layer.window for layer in model.layers}))(self._mask)
         for slot in self._slots:
-            own: list[tuple[Tensor, Tensor]] = []
-            for i, span in enumerate(spans):
-                visible = mask(*span, slot.layer.window)
-                attend = functools.partial(
-                    attend_to_prefix, slot, at[i], start, visible, own, as_stored=self._prefill_as_stored
-                )
-                x[i] = block(x[i], slot.layer, rotaries[i], attend, model.activation)
+            layer, own = slot.layer, list[tuple[Tensor, Tensor]]()
+            # torch's causal attention over a whole prompt needs no mask, and no memory of the prompt's square.
+            at_once = layer.softcap is None and _sees_all(start, end, layer.window)
+            for pieces in [range(len(spans))] if at_once else [range(i, i + 1) for i in range(len(spans))]:
+                first, last = spans[pieces[0]][0], spans[pieces[-1]][1]
+                visible, here = mask(first, last, layer.window), self._positions[first:last]
+                qkv = map(joined, zip(*(heads(x[i], layer, rotaries[i]) for i in pieces), strict=True))
+                attended = attend_to_prefix(slot, here, start, visible, own, *qkv, as_stored=self._prefill_as_stored)
+                for i, part in zip(pieces, attended.split(size, dim=2), strict=True):
+                    x[i] = after_attention(x[i], part, layer, model.activation)
         self.length = end
         return self.step.logits(x[-1][:, -1:].contiguous(), model.head)
 
@@ -178,9 +181,14 @@ class Compiled(Strategy):
 
     def _mask(self, start: int, end: int, window: int | None) -> Tensor | None:
         """Return which positions up to `end` each one from `start` on sees, `[q, end]`; None: all up to itself."""
-        if start == 0 and (window is None or end <= window):
+        if _sees_all(start, end, window):
             return None
         return seen(self._positions[:end], self._positions[start:end, None], window)
+
+
+def _sees_all(start: int, end: int, window: int | None) -> bool:
+    """Return whether each position from `start` to `end` sees all those of one forward before it, and no other."""
+    return start == 0 and (window is None or end <= window)
 
 
 def piece_size(batch_size: int, n_prompt: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from kvcache.compiled import candidates, choice, choices_file, products
@@ -32,7 +33,8 @@ def test_other_candidates_are_another_version_of_the_file() -> None:
     """A machine that has chosen looks again only then: raise `VERSION` with these lists."""
     sums = ["sum-1", "sum-2", "sum-4"]
     prompt = ["onednn", "linear", "weight-first"]
-    assert choices_file.VERSION == 3
+    assert choices_file.VERSION == 4
+    assert candidates.PROMPT_ROWS == (128, 512)
     assert list(candidates.STEP) == [*sums, "linear", "weight-first"]
     assert list(candidates.PROMPT) == [*prompt, *(name + candidates.WIDE for name in prompt)]
 
@@ -91,12 +93,15 @@ def test_the_products_of_a_model() -> None:
     found = choice.products(describe(ARCHITECTURES["llama"]()), 4)
     assert {name: (own.default, len(own.parts)) for name, own in found.items()} == {
         "32x32 float32, step of 4": ("sum-2", 4),
-        "32x32 float32, prompt": ("onednn", 4),
+        "32x32 float32, prompt of 128": ("onednn", 4),
+        "32x32 float32, prompt of 512": ("onednn", 4),
         "16x32 float32, step of 4": ("sum-2", 4),
-        "16x32 float32, prompt": ("onednn", 4),
+        "16x32 float32, prompt of 128": ("onednn", 4),
+        "16x32 float32, prompt of 512": ("onednn", 4),
         "64x32 float32, step of 4": ("sum-2", 4),
         "32x64 float32, step of 4": ("sum-2", 2),
-        "mlp gated 64x32 float32, prompt": ("weight-first", 2),
+        "mlp gated 64x32 float32, prompt of 128": ("weight-first", 2),
+        "mlp gated 64x32 float32, prompt of 512": ("weight-first", 2),
         "97x32 float32, step of 4": ("sum-1", 1),  # 97 is odd
     }
 
@@ -138,7 +143,7 @@ def test_a_look_at_a_models_own_weights(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(compiled) == 4 * len(products.SUMS) + 1 + 1
     assert set(found["64x32 float32, step of 4"][1]) == set(candidates.STEP)
     assert set(found["97x32 float32, step of 4"][1]) == set(candidates.STEP) - {"sum-2", "sum-4"}
-    assert set(found["mlp gated 64x32 float32, prompt"][1]) == {"onednn", "linear", "weight-first"}
+    assert set(found["mlp gated 64x32 float32, prompt of 512"][1]) == {"onednn", "linear", "weight-first"}
     for kernel, times in found.values():
         assert kernel in times
         assert len({len(own) for own in times.values()}) == 1
@@ -221,8 +226,8 @@ def test_large_weights_are_timed_once_and_by_batch(cache: Path, monkeypatch: pyt
         for rows in (1, 1, 2):
             model, kernels = own.of_batch(rows)
             assert set(kernels.values()) == {"sum-4", "linear"}
-            assert (model.head.linear.step, model.layers[1].mlp.up.prompt) == ("sum-4", "linear")  # type: ignore[union-attr]
-    assert [len(look) for look in looks] == [8, 5]  # the prompt's three are known when another batch size comes
+            assert (model.head.linear.step, model.layers[1].mlp.up.prompt) == ("sum-4", ("linear",) * 2)  # type: ignore[union-attr]
+    assert [len(look) for look in looks] == [11, 5]  # the prompts' six are known when another batch size comes
     (file,) = cache.glob("kernels-*.json")
     assert candidates.read(file) == dict.fromkeys(looks[0] | looks[1]) | {
         name: "sum-4" if "step" in name else "linear" for name in looks[0] | looks[1]
@@ -237,9 +242,46 @@ def test_a_prompt_is_computed_by_one_library(of_blocks: str, used: str, monkeypa
     monkeypatch.setattr(choice, "LEAST_BYTES", 1)
     monkeypatch.setattr(choices_file, "completed", completed)
     _, kernels = Choice(describe(ARCHITECTURES["llama"]())).of_batch(1)
-    assert kernels["mlp gated 64x32 float32, prompt"] == of_blocks
-    assert kernels["32x32 float32, prompt"] == used
+    assert kernels["mlp gated 64x32 float32, prompt of 128"] == of_blocks
+    assert kernels["32x32 float32, prompt of 128"] == used
     assert kernels["32x32 float32, step of 1"] == "linear"
+
+
+@pytest.mark.parametrize(
+    ("of_blocks", "chosen"),
+    [
+        ({"weight-first": 8.0, "linear": 9.5}, {"x": "onednn", "mlp": "weight-first"}),  # 14 and 13.5: no clear gain
+        ({"weight-first": 8.0, "linear": 7.0}, {"x": "linear", "mlp": "linear"}),
+        ({"weight-first": 8.0}, {"x": "onednn", "mlp": "weight-first"}),  # torch's was hopeless
+    ],
+)
+def test_the_library_of_a_prompt_is_that_of_the_least_time_in_all(
+    of_blocks: dict[str, float], chosen: dict[str, str]
+) -> None:
+    weight = torch.zeros(1, 1)
+    prompt = {"x": Products("onednn", [Linear(weight)] * 2), "mlp": Products("weight-first", [Linear(weight)])}
+    seconds = {"x": {"onednn": 3.0, "linear": 2.0}, "mlp": of_blocks}
+    times = {name: {kernel: [taken] * 3 for kernel, taken in own.items()} for name, own in seconds.items()}
+    assert choice.of_one_library(prompt, times) == chosen
+
+
+def test_each_number_of_rows_takes_the_nearest_kernel() -> None:
+    """By ratio: between 128 and 512 the border is 256."""
+    assert [products.nearest(rows) for rows in (2, 128, 256, 257, 512, 100_000)] == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_prompt_takes_the_kernel_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def note(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        taken.append(x.shape[0] * x.shape[1])
+        return functional.linear(x, weight, bias)
+
+    monkeypatch.setitem(products.PROMPT, "linear", note)
+    linear = Linear(torch.eye(4), prompt=("onednn", "linear"))
+    for batch_size, q in ((1, 2), (2, 128), (2, 129), (1, 512)):
+        products.product(torch.ones(batch_size, q, 4), linear)
+    assert taken == [258, 512]
 
 
 def stored(names: list[str]) -> dict[str, str]:
@@ -285,7 +327,7 @@ def test_without_a_cache_folder_the_choice_is_for_this_process(
         ("{", "no JSON document"),
         ("[]", 'no object "kernels"'),
         ('{"kernels": {"4x4 float32, step of 1": "onednn"}}', "choose from sum-1, sum-2"),
-        ('{"kernels": {"4x4 float32, prompt": []}}', "choose from onednn"),
+        ('{"kernels": {"4x4 float32, prompt of 128": []}}', "choose from onednn"),
     ],
 )
 def test_a_file_that_pins_nothing_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -298,12 +340,12 @@ def test_a_file_that_pins_nothing_is_refused(tmp_path: Path, text: str, message:
 def test_a_session_of_a_baseline_pins_its_kernels(tmp_path: Path) -> None:
     path = tmp_path / "session.json"
     figures: list[dict[str, Any]] = [
-        {"kernels": {"a, prompt": "linear"}},
+        {"kernels": {"a, prompt of 512": "linear"}},
         {"kernels": None},
         {"kernels": {"b": "sum-4"}},
     ]
     path.write_text(json.dumps({"figures": figures}))
-    assert candidates.pinned(str(path)) == {"a, prompt": "linear", "b": "sum-4"}
+    assert candidates.pinned(str(path)) == {"a, prompt of 512": "linear", "b": "sum-4"}
     path.write_text(json.dumps({"figures": [*figures, {"kernels": {"b": "sum-1"}}]}))
     with pytest.raises(candidates.InvalidKernels, match="b has two kernels, sum-4 and sum-1"):
         candidates.pinned(str(path))

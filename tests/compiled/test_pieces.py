@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from kvcache.compiled import cache
 from kvcache.compiled import strategy as module
 from kvcache.compiled.quantized import CompiledInt4, CompiledInt8
 from kvcache.compiled.strategy import Compiled, piece_size
@@ -68,6 +69,27 @@ def test_pieces_give_the_logits_of_the_whole(
     # What rounds keys and values may round one the other way for its last bit.
     tolerance = 1e-4 if kind is Compiled else 1e-2
     torch.testing.assert_close(found[1], found[0], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("name", "n_depth", "calls"), [("llama", 0, 4), ("llama", 5, 16), ("mistral", 0, 16)])
+def test_attention_needs_a_mask_only_after_a_context_or_by_a_window(
+    name: str, n_depth: int, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four layers, a prompt in four pieces: at once it is torch's causal kernel, which skips what nobody sees."""
+    masks: list[Tensor | None] = []
+    attend = cache.attend_at_once
+
+    def note(*args: Any) -> Tensor:
+        masks.append(args[-1])
+        return attend(*args)
+
+    own = Compiled(family(name), backend="eager")
+    own.prepare(1, 40, token_ids(1, 1, n_depth) if n_depth else None)
+    monkeypatch.setattr(module, "PIECE_ROWS", 8)
+    monkeypatch.setattr(cache, "attend_at_once", note)
+    own.prefill(token_ids(2, 1, 31))
+    assert len(masks) == calls
+    assert [mask is None for mask in masks] == [n_depth == 0 and (name == "llama" or i % 4 == 0) for i in range(calls)]
 
 
 @pytest.mark.parametrize(("name", "kind", "options"), VARIANTS)
