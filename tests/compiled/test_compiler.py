@@ -13,7 +13,7 @@ from torch._inductor.cpp_builder import cpp_compiler_search
 from torch._inductor.utils import clear_caches
 
 from kvcache.caches.contract import Unsupported
-from kvcache.compiled.compiler import require_compiler
+from kvcache.compiled.compiler import WHOLE_VECTORS, require_compiler
 from kvcache.compiled.strategy import Compiled
 from kvcache.proof.tokens import agreement, reference
 from tests.tiny import ARCHITECTURES, token_ids
@@ -39,7 +39,7 @@ SAYS_WHO = "#!/bin/sh\n[ $1 = --version ] && echo g++ 13 && exit\n"
 def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Give inductor a cache folder of the test's own, and forget which compiler it found."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    with config.patch({"cpp.cxx": None, "cpp_cache_precompile_headers": True}):
+    with config.patch({"cpp.cxx": None, "cpp.march": None, "cpp_cache_precompile_headers": True}):
         yield
     forget()
 
@@ -81,6 +81,41 @@ def test_a_prefix_and_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     require_compiler()
     assert str(program) in log(prefix)
     assert "-DA=b c" in log(program)
+
+
+KNOWS_NO_MOVES = COMPILES.replace(
+    "for word; do",
+    """for word; do
+    case $word in -mmove-max=*) echo "g++: error: unrecognized command-line option"; exit 1 ;; esac""",
+)
+
+
+@pytest.mark.parametrize(
+    ("capability", "script", "named", "march"),
+    [
+        ("AVX2", COMPILES, None, WHOLE_VECTORS),
+        ("AVX2", KNOWS_NO_MOVES, None, None),
+        ("AVX2", COMPILES, "x86-64-v3", "x86-64-v3"),
+        ("AVX512", COMPILES, None, None),
+    ],
+    ids=["gcc-12", "older", "named", "avx-512"],
+)
+def test_integer_vectors_are_moved_whole_where_the_compiler_can(
+    capability: str,
+    script: str,
+    named: str | None,
+    march: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    program = compiler(tmp_path / "bin", script)
+    monkeypatch.setenv("CXX", str(program))
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    with config.patch({"cpp.march": named}):
+        for _ in range(2):
+            require_compiler()
+            assert config.cpp.march == march
+    assert ("-mmove-max=256" in log(program)) == (capability == "AVX2" and named is None)
 
 
 def test_an_empty_cxx_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
