@@ -7,6 +7,7 @@ case itself.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -100,26 +101,20 @@ def predict(point: Point, others: Sequence[Point] | Floats) -> float:
     1 / a and 1 / b are the shares of the roofs that the strategy reaches, c is its overhead per forward, in ms; none is
     negative. The sum, and not the larger floor: products and attention follow each other and do not overlap.
     """
-    from scipy.optimize import lsq_linear  # a run without ceilings need not wait for it
-
     table = np.asarray(others)
     measured = table[:, 2]
     typical_ms = float(np.median(measured))
     terms = np.column_stack([table[:, 0], table[:, 1], np.full(len(table), typical_ms)]) / measured[:, None]
     expected = np.array([1.0, 1.0, 0.0])
-    fit = lsq_linear(
+    a, b, c = _fit(
         np.vstack([terms, PRIOR_WEIGHT * np.eye(3)]),
         np.concatenate([np.ones(len(table)), PRIOR_WEIGHT * expected]),
-        bounds=(0, np.inf),
     )
-    a, b, c = fit.x
     return float(a * point.compute_ms + b * point.memory_ms + c * typical_ms)
 
 
 def _leave_one_out_of_many(table: Floats) -> list[float | None]:
     """Predict each row as `predict` does: its share of the normal equations is taken off those of all rows."""
-    from scipy.optimize import nnls
-
     measured = table[:, 2]
     terms = np.column_stack([table[:, :2], np.ones(len(table))]) / measured[:, None]
     squares, sums = terms.T @ terms, terms.sum(axis=0)
@@ -130,9 +125,30 @@ def _leave_one_out_of_many(table: Floats) -> list[float | None]:
         left = scale[:, None] * (squares - np.outer(terms[number], terms[number])) * scale + PRIOR_WEIGHT**2 * np.eye(3)
         right = scale * (sums - terms[number]) + PRIOR_WEIGHT**2 * np.array([1.0, 1.0, 0.0])
         lower = np.linalg.cholesky(left)
-        fit, _ = nnls(lower.T, np.linalg.solve(lower, right))
+        fit = _fit(lower.T, np.linalg.solve(lower, right))
         predicted.append(float(fit @ (compute_ms, memory_ms, typical_ms)))
     return predicted
+
+
+def _fit(terms: Floats, target: Floats) -> Floats:
+    """Solve least squares with no negative unknown: the best of the solutions that leave some unknowns at 0.
+
+    scipy.optimize does it too, but its import takes as long as the rest of a small run's table.
+    """
+    n_unknowns = terms.shape[1]
+    best, least = np.zeros(n_unknowns), float(target @ target)
+    for size in range(n_unknowns, 0, -1):
+        for kept in map(list, itertools.combinations(range(n_unknowns), size)):
+            fit = np.zeros(n_unknowns)
+            fit[kept] = np.linalg.lstsq(terms[:, kept], target, rcond=None)[0]
+            if (fit < 0).any():
+                continue
+            if size == n_unknowns:
+                return fit
+            error = float(np.sum((terms @ fit - target) ** 2))
+            if error < least:
+                best, least = fit, error
+    return best
 
 
 def _row(plan: CasePlan, costs: Costs, own: Columns, gemm: Columns, read: Columns) -> dict[str, Any]:

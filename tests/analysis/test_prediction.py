@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import nnls
 
-from bench.analysis.roofline import Point, leave_one_out, predict
+from bench.analysis.roofline import PRIOR_WEIGHT, Point, leave_one_out, predict
 
 shares = st.floats(1.0, 4.0)
 
@@ -47,3 +48,16 @@ def test_of_many_points_each_is_predicted_as_from_all_others(overhead_ms):
     for number in range(0, 80, 16):
         expected = predict(points[number], [*points[:number], *points[number + 1 :]])
         assert predicted[number] == pytest.approx(expected, rel=1e-5)
+
+
+@given(st.lists(st.tuples(*[st.floats(0.01, 1000)] * 3), min_size=1, max_size=6))
+def test_the_fit_is_the_least_squares_without_a_negative_unknown(points):
+    table = np.array(points)
+    typical_ms = float(np.median(table[:, 2]))
+    terms = np.column_stack([table[:, :2], np.full(len(table), typical_ms)]) / table[:, 2:]
+    fit, _ = nnls(
+        np.vstack([terms, PRIOR_WEIGHT * np.eye(3)]),
+        np.concatenate([np.ones(len(table)), PRIOR_WEIGHT * np.array([1.0, 1.0, 0.0])]),
+    )
+    expected = float(fit @ (7.0, 5.0, typical_ms))
+    assert predict(Point(7.0, 5.0, 1.0), [Point(*point) for point in points]) == pytest.approx(expected, rel=1e-6)

@@ -13,6 +13,7 @@ from bench.cli import main
 from tests.commandline import BLOCKED, ROOT, kvbench, refused
 from tests.tell.test_exchange import PP
 from tests.torture import store_ab
+from tests.untraced import untraced_variables
 
 REPORT_AND_COMPARE = f"""
 import contextlib, sys
@@ -39,6 +40,28 @@ def test_report_and_compare_need_no_torch(run_folder: Path, tmp_path: Path) -> N
     drawn = {path.name for folder in (plots, run_folder / "plots") for path in folder.iterdir()}
     names = ("forest", "overlay", "speedup", "step_latency", "throughput")
     assert {f"{name}.{suffix}" for name in names for suffix in ("png", "svg")} <= drawn
+
+
+TABLE = """
+import sys
+from pathlib import Path
+import bench.cli
+from bench.store.run_folder import read_run
+from bench.tell import notes, tables
+from bench.tell.report import Report
+report = Report.of(read_run(Path(sys.argv[1])))
+print(tables.markdown(report.summary), notes.reading_line(report.summary), report.closing)
+print(report.summary["predicted_ms"].notna().any())
+print({"scipy", "matplotlib", "torch", "transformers", "duckdb", "jinja2"} & set(sys.modules))
+"""
+
+
+def test_a_table_waits_for_no_import_that_only_the_rest_of_a_report_needs() -> None:
+    command = [sys.executable, "-c", TABLE, "results/examples/smollm2-135m-2-cores"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, check=True, timeout=300, env=untraced_variables()
+    )
+    assert done.stdout.splitlines()[-2:] == ["True", "set()"]
 
 
 @pytest.mark.usefixtures("unsaved")

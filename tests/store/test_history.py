@@ -81,6 +81,23 @@ def test_the_database_can_be_deleted_and_is_made_again_of_the_summaries(runs, de
     assert derived == []
 
 
+def test_a_new_database_has_small_blocks_and_an_older_one_is_used_as_it_is(runs):
+    def size_of_a_block():
+        with connect() as connection:
+            connection.execute(f"ATTACH '{runs / DATABASE}' AS f0")
+            found = "SELECT block_size FROM pragma_database_size() WHERE database_name = 'f0'"
+            return connection.execute(found).fetchall()
+
+    before = names(runs)
+    assert size_of_a_block() == [(16384,)]
+    (runs / DATABASE).unlink()
+    assert size_of_a_block() == [(262144,)]  # as DuckDB makes it
+    assert names(runs) == before
+    add(runs, "d")
+    assert names(runs) == ["d", *before]
+    assert size_of_a_block() == [(262144,)]
+
+
 def test_a_summary_that_is_not_of_these_samples_is_derived_again(runs, derived):
     names(runs)
     stored = json.loads((runs / "a" / "summary.json").read_text())
