@@ -44,7 +44,10 @@ def export(
         raise UsageError(f"--out {out}: is a folder; give a file")
     folder = find_run(run, flags.RESULTS)
     tidy = Tidy.of(read_run(folder))
-    made = EXPORTERS[to](tidy, summarize(tidy))
+    summary = summarize(tidy)
+    made = EXPORTERS[to](tidy, summary)
+    if to != "parquet" and (untimed := int(summary["latency_ms"].isna().sum())):
+        note(f"left out: {plural(untimed, 'row')} of the summary without a time; `kvbench report` shows why")
     if to == "llama-bench" and (lost := left_out(tidy)):
         note(f"left out: {plural(lost, 'case')} with several sequences in a batch, which llama-bench does not have")
     if out == Path("-"):

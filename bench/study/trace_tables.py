@@ -23,7 +23,7 @@ def markdown(trace: Trace) -> str:
     """Return the trace as Markdown: a line per step, the strategies side by side."""
     headers = [header.replace("\n", " ") for header in _headers(trace)]
     align = ["left" if _is_text(header) else "right" for header in headers]
-    lines = [[cell.replace("|", "\\|") for cell in line] for line in _lines(trace, LONGEST_INPUT["page"])]
+    lines = _lines(trace, LONGEST_INPUT["page"])
     return f"{trace.setting}\n\n{markdown_table(lines, headers, align)}\n\n{LEGEND}\n"
 
 

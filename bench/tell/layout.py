@@ -14,8 +14,12 @@ GAP = 2
 
 
 def markdown_table(lines: Iterable[Sequence[str]], headers: Sequence[str], align: Sequence[str] | None = None) -> str:
-    """Write `lines` of cells as Markdown; `align` says left or right by column (None: all left)."""
-    return str(tabulate(list(lines), headers, tablefmt="pipe", colalign=align, disable_numparse=True))
+    """Write `lines` of cells as Markdown; `align` says left or right by column (None: all left).
+
+    A | in a cell, as in the name of a model, ends no column.
+    """
+    cells = [[cell.replace("|", r"\|") for cell in line] for line in lines]
+    return str(tabulate(cells, headers, tablefmt="pipe", colalign=align, disable_numparse=True))
 
 
 def terminal_table(title: str | None, caption: str | None = None) -> Table:

@@ -52,9 +52,8 @@ def derive(folder: Path) -> list[dict[str, Any]]:
 def condition(where: str | None, equal: Mapping[str, str | None]) -> Condition:
     """Join a user's condition with columns that are to have a value; None asks for nothing."""
     wanted = {f'"{name}" = ?': value for name, value in equal.items() if value is not None}
-    return Condition(
-        " AND ".join([*wanted, *([f"({where})"] if where else [])]) or "true", list(wanted.values()), f"--where {where}"
-    )
+    parts = [*wanted, *([f"({where}\n)"] if where else [])]  # the line ends a comment
+    return Condition(" AND ".join(parts) or "true", list(wanted.values()), f"--where {where}")
 
 
 def listed(history: History, chosen: Condition, limit: int) -> Answer:

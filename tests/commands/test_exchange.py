@@ -7,20 +7,24 @@ import pytest
 
 from bench.store.run_folder import samples_file
 from tests.commandline import kvbench, refused
-from tests.handmade import grid, make_run
+from tests.handmade import fail, grid, make_run
 from tests.stored import create_run
 from tests.tell.test_exchange import PP, TG
 
 RUN = make_run([*grid(["dynamic"], [512], n_gen=1), *grid(["dynamic"], [512], n_gen=1, batch_size=2)])
 
 
-@pytest.fixture
-def run(tmp_path):
-    folder, manifest = create_run(tmp_path / "runs", RUN.manifest)
+def store(run, out):
+    folder, manifest = create_run(out, run.manifest)
     with samples_file(folder, manifest.digest) as file:
-        for record in [*RUN.checks, *RUN.samples]:
+        for record in [*run.checks, *run.samples, *run.failures]:
             file.append(record)
     return folder
+
+
+@pytest.fixture
+def run(tmp_path):
+    return store(RUN, tmp_path / "runs")
 
 
 def test_a_document_goes_into_the_runs_folder_to_a_file_or_to_stdout(run, tmp_path):
@@ -43,6 +47,14 @@ def test_two_documents_get_a_name_each(run, tmp_path):
 def test_what_a_format_cannot_hold_is_said(run):
     printed = kvbench("export", str(run), "--to", "llama-bench")
     assert printed.stderr == "left out: 1 case with several sequences in a batch, which llama-bench does not have\n"
+
+
+@pytest.mark.parametrize("to", ["bmf", "github-action-benchmark", "llama-bench", "benchstat"])
+def test_a_case_that_failed_is_said_to_be_left_out(tmp_path, to):
+    cases = grid(["naive", "dynamic"], [8], n_gen=3)
+    folder = store(make_run(cases, failures=[fail(cases[1])]), tmp_path)
+    line = "left out: 2 rows of the summary without a time; `kvbench report` shows why\n"
+    assert kvbench("export", str(folder), "--to", to).stderr == line
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,7 @@ def test_a_damaged_run_is_named_and_skipped_each_time(runs):
 def test_a_condition_is_one_on_the_summarys_columns(runs):
     assert names(runs, where="strategy = 'dynamic' AND torch = '2.14.0'") == ["c"]
     assert names(runs, where="n_prompt > 8") == []
+    assert names(runs, where="n_prompt = 8 -- of a short prompt", limit=1) == ["c"]
     with pytest.raises(UsageError, match="no_such_column"):
         names(runs, where="no_such_column = 1")
 
@@ -238,6 +239,9 @@ def test_the_command_lists_queries_and_draws(runs, tmp_path):
     assert kvbench("history", str(runs), "--strategy", "static").stdout == "no run\n"
     sql = "SELECT run, count(*) AS n FROM runs JOIN rows USING (folder) GROUP BY run ORDER BY run"
     assert kvbench("history", str(runs), "-o", "csv", "--sql", sql).stdout == "run,n\na,4\nb,4\nc,4\n"
+    (runs / "a").rename(runs / "a|b")
+    assert r"| a\|b " in kvbench("history", str(runs)).stdout
+    (runs / "a|b").rename(runs / "a")
     listed = json.loads(kvbench("history", str(runs), "-o", "json", "--limit", "1").stdout)
     assert [(row["run"], row["torch"], row["machine"]) for row in listed] == [("c", "2.14.0", "bench-1")]
     plot = tmp_path / "trend.png"
