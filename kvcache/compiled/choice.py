@@ -170,7 +170,7 @@ def of_one_library(prompt: Mapping[str, Products], times: Mapping[str, Times]) -
         onednns[name] = fastest({k: taken for k, taken in times[name].items() if k not in by_torch}, own.default)
         if by_torch:
             torchs[name] = fastest(by_torch, next(iter(by_torch)))
-    if torchs.keys() != onednns.keys():
+    if torchs.keys() != onednns.keys() or not prompt:
         return onednns
     totals = {
         library: [

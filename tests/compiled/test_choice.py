@@ -252,6 +252,7 @@ def test_a_prompt_is_computed_by_one_library(of_blocks: str, used: str, monkeypa
     [
         ({"weight-first": 8.0, "linear": 9.5}, {"x": "onednn", "mlp": "weight-first"}),  # 14 and 13.5: no clear gain
         ({"weight-first": 8.0, "linear": 7.0}, {"x": "linear", "mlp": "linear"}),
+        ({}, {}),  # those of a prompt are known
         ({"weight-first": 8.0}, {"x": "onednn", "mlp": "weight-first"}),  # torch's was hopeless
     ],
 )
@@ -260,6 +261,7 @@ def test_the_library_of_a_prompt_is_that_of_the_least_time_in_all(
 ) -> None:
     weight = torch.zeros(1, 1)
     prompt = {"x": Products("onednn", [Linear(weight)] * 2), "mlp": Products("weight-first", [Linear(weight)])}
+    prompt = prompt if of_blocks else {}
     seconds = {"x": {"onednn": 3.0, "linear": 2.0}, "mlp": of_blocks}
     times = {name: {kernel: [taken] * 3 for kernel, taken in own.items()} for name, own in seconds.items()}
     assert choice.of_one_library(prompt, times) == chosen
