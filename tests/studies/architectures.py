@@ -8,205 +8,27 @@ left-padded. Writes results/examples/architectures.csv and docs/architectures.md
 import argparse
 import fnmatch
 import multiprocessing
-import signal
 import sys
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, fields
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from kvcache.caches.contract import Unsupported
-from kvcache.proof.tokens import NonFiniteLogits, NotRepeatable, Reference, WrongShape, agreement, reference
-from kvcache.strategies.strategy import Strategy
-from kvcache.strategies.tolerance import difference, largest, tolerance
-from tests.studies.architecture_configs import TYPES, shrunken
+from tests.studies.architecture_cells import DTYPES, Cell, cells
+from tests.studies.architecture_configs import TYPES
 from tests.studies.architectures_page import write
-from tests.tiny import EVERYWHERE, build_eagerly, token_ids
 
 TREE = Path(__file__).resolve().parents[2]
 TABLE = TREE / "results" / "examples" / "architectures.csv"
-N_PROMPT, N_GEN, N_DEPTH = 12, 5, 8
-"""Prompt and context cross the windows, chunks and top-k of 8, the convolutions of 4 and the longrope switch at 16."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-BATCH_SIZES = (1, 3)
-REFUSALS = (Unsupported, NotRepeatable)
-"""How a strategy says that it does not take a model; a padded prompt is refused by a ValueError."""
 LONGEST_S = 600
-"""Between two cells of one type."""
-CELL_S = 60
-
-Scenario = Literal["whole", "context", "chunks", "padding"]
-Outcome = Literal["right", "tie", "false", "refused", "failed", "silent"]
-"""`false`: other tokens or logits, and the proof says so. `silent`: other tokens without a word, which must not be."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What one strategy did with one model, fed in one way; `scenario` is empty where no model came about."""
-
-    model_type: str
-    dtype: str
-    batch_size: int
-    strategy: str
-    scenario: Scenario | Literal[""]
-    outcome: Outcome
-    logits_error: float | None = None
-    """Largest difference from the reference, as a share of its largest logit."""
-    prefix_stable: bool | None = None
-    reason: str = ""
-
-
-class _Slow(Exception):
-    """A cell took longer than `CELL_S`."""
-
-
-def cells(model_type: str, dtypes: Sequence[str]) -> Iterator[Cell]:
-    """Try everything with one type."""
-    for dtype in dtypes:
-        try:
-            with _limit():
-                model = shrunken(model_type, DTYPES[dtype])
-            if model.config.is_encoder_decoder:
-                raise Unsupported("an encoder and a decoder: kvbench takes decoders")  # noqa: TRY301  # becomes a cell
-        except Exception as error:  # noqa: BLE001  # whatever transformers raises where it cannot make one
-            yield Cell(model_type, dtype, 0, "", "", "refused", reason=_line(error))
-            return
-        wrong: set[str] = set()  # and said to be so
-        for batch_size in BATCH_SIZES:
-            for scenario, n_depth in (("whole", 0), ("context", N_DEPTH)):
-                for cell in _generated(model, model_type, dtype, batch_size, scenario, n_depth):  # type: ignore[arg-type]
-                    if cell.outcome == "false" or cell.prefix_stable is False:
-                        wrong.add(cell.strategy)
-                    yield cell
-        yield from _padded(model, model_type, dtype, wrong)
-
-
-def _generated(
-    model: PreTrainedModel, model_type: str, dtype: str, batch_size: int, scenario: Scenario, n_depth: int
-) -> Iterator[Cell]:
-    context = token_ids(1, batch_size, n_depth) if n_depth else None
-    prompt = token_ids(2, batch_size, N_PROMPT)
-    try:
-        with _limit():
-            expected = reference(model, prompt, N_GEN, context)
-    except Exception as error:  # noqa: BLE001  # it becomes the cell
-        yield Cell(model_type, dtype, batch_size, "", scenario, _kind(error), reason=_line(error))
-        return
-    for name in EVERYWHERE:
-        where = (model_type, dtype, batch_size, name)
-        try:
-            with _limit():
-                strategy = build_eagerly(name, model)
-                strategy.prepare(batch_size, n_depth + N_PROMPT + N_GEN, context, prompt_length=n_depth + N_PROMPT)
-                found = agreement(strategy, prompt, expected)
-                strategy.check_length(n_depth + N_PROMPT + N_GEN - 1)
-                outcome = _again(strategy, prompt, expected, found.tokens_match)
-            yield Cell(*where, scenario, outcome, found.logits_error, expected.prefix_stable)
-        except Exception as error:  # noqa: BLE001  # it becomes the cell
-            yield Cell(*where, scenario, _kind(error), None, expected.prefix_stable, _line(error))
-            continue
-        if not n_depth and name in {"dynamic", "static"}:
-            yield _in_chunks(strategy, where, prompt, expected)
-
-
-def _again(strategy: Strategy, prompt: Tensor, expected: Reference, match: str) -> Outcome:
-    """A whole round more, from `reset`: what is `true` must be so in each."""
-    if match != "true":
-        return "tie" if match == "tie" else "false"
-    strategy.reset()
-    return "right" if torch.equal(strategy.generate(prompt, N_GEN), expected.tokens) else "silent"
-
-
-@torch.inference_mode()
-def _in_chunks(strategy: Strategy, where: tuple[str, str, int, str], prompt: Tensor, expected: Reference) -> Cell:
-    """Feed the prompt in three pieces, then the expected tokens."""
-    try:
-        with _limit():
-            strategy.reset()
-            first = [strategy.prefill(chunk) for chunk in prompt.chunk(3, dim=1)]
-            steps = [first[-1], *(strategy.decode(expected.tokens[:, at : at + 1]) for at in range(N_GEN - 1))]
-    except Exception as error:  # noqa: BLE001  # it becomes the cell
-        return Cell(*where, "chunks", _kind(error), None, expected.prefix_stable, _line(error))
-    apart = difference(expected.logits, torch.stack(steps, dim=1), largest(expected.logits))
-    outcome: Outcome = "right" if apart <= tolerance(strategy.model) else "false"
-    return Cell(*where, "chunks", outcome, apart, expected.prefix_stable)
-
-
-def _padded(model: PreTrainedModel, model_type: str, dtype: str, wrong: Collection[str]) -> Iterator[Cell]:
-    """Rows of 5 and 9 tokens, padded on the left: each as alone, or refused; what else is `wrong` is known."""
-    short, long = token_ids(3, 1, 5), token_ids(4, 1, 9)
-    ids = torch.cat([torch.nn.functional.pad(short, (4, 0)), long])
-    mask = torch.ones_like(ids)
-    mask[0, :4] = 0
-    for name in EVERYWHERE:
-        where = (model_type, dtype, 2, name)
-        try:
-            with _limit():
-                together = build_eagerly(name, model)
-                together.prepare(2, 9 + N_GEN, prompt_length=9)
-                found = _logits(together, ids, mask)
-                worst = 0.0
-                for row, alone in enumerate((short, long)):
-                    single = build_eagerly(name, model)
-                    single.prepare(1, 9 + N_GEN, prompt_length=alone.shape[1])
-                    expected = _logits(single, alone, None)
-                    worst = max(worst, difference(expected[0], found[row], largest(expected)))
-        except Exception as error:  # noqa: BLE001  # it becomes the cell
-            outcome: Outcome = "refused" if isinstance(error, ValueError) else _kind(error)
-            yield Cell(*where, "padding", outcome, reason=_line(error))
-            continue
-        yield Cell(*where, "padding", _padding_outcome(worst, model, known=name in wrong), worst)
-
-
-def _padding_outcome(worst: float, model: PreTrainedModel, *, known: bool) -> Outcome:
-    """Judge a padded row; twice the tolerance is still rounding: both rows have it, and add in another order."""
-    if worst <= tolerance(model):
-        return "right"
-    if worst <= 2 * tolerance(model):
-        return "tie"
-    return "false" if known else "silent"
-
-
-def _logits(strategy: Strategy, prompt: Tensor, mask: Tensor | None) -> Tensor:
-    """Logits `[batch, N_GEN, vocab]` of the same fed tokens, whatever the strategy chooses."""
-    steps: list[Tensor] = []
-    forced = token_ids(5, 1, N_GEN).expand(prompt.shape[0], -1)
-    strategy.generate(prompt, N_GEN, lambda _, logits: steps.append(logits), forced=forced, attention_mask=mask)
-    return torch.stack(steps, dim=1)
-
-
-def _kind(error: Exception) -> Outcome:
-    return "refused" if isinstance(error, REFUSALS) else "failed"
-
-
-def _line(error: Exception) -> str:
-    """The error in one line; of those that are no sentence for users, its class too."""
-    text = " ".join(str(error).split())[:300]
-    own = isinstance(error, (*REFUSALS, NonFiniteLogits, WrongShape, _Slow, ValueError))
-    return text if own and text else f"{type(error).__name__}: {text}"
-
-
-class _limit:  # noqa: N801  # a context manager
-    """Raise `_Slow` in what takes longer than a cell may."""
-
-    def __enter__(self) -> None:
-        def stop(*_: object) -> None:
-            raise _Slow(f"no end within {CELL_S} s")
-
-        signal.signal(signal.SIGALRM, stop)
-        signal.alarm(CELL_S)
-
-    def __exit__(self, *_: object) -> None:
-        signal.alarm(0)
+"""Between two cells of one type, by the clock: what waits for ever uses no processor time."""
 
 
 def _child(model_type: str, dtypes: Sequence[str], out: Connection) -> None:
@@ -240,38 +62,53 @@ def tried(model_type: str, dtypes: Sequence[str]) -> list[Cell]:
     return found
 
 
+def lacking(stored: pd.DataFrame, types: Sequence[str], dtypes: Sequence[str]) -> dict[str, list[str]]:
+    """Return the dtypes of each type that the stored table has no cell of; none of a type that could not be built."""
+    found = stored.groupby("model_type")["dtype"].agg(set).to_dict()
+    unbuilt = set(stored["model_type"]) - set(stored.loc[stored["strategy"] != "", "model_type"])
+    open_ = {each: [dtype for dtype in dtypes if dtype not in found.get(each, ())] for each in types}
+    return {each: dtypes_ for each, dtypes_ in open_.items() if dtypes_ and each not in unbuilt}
+
+
+def merged(stored: pd.DataFrame, model_type: str, dtypes: Sequence[str], found: Sequence[Cell]) -> pd.DataFrame:
+    """Put a type's new cells in the place of what the table had of these dtypes, in the table's order."""
+    old = (stored["model_type"] == model_type) & stored["dtype"].isin([*dtypes, ""])
+    new = pd.DataFrame([asdict(cell) for cell in found]).astype(object).fillna("")
+    # Of one type, float32 comes first.
+    return pd.concat([stored[~old], new]).sort_values(
+        ["model_type", "dtype"],
+        kind="stable",
+        key=lambda column: column.replace({dtype: str(at) for at, dtype in enumerate(DTYPES)}),
+    )
+
+
 def main() -> None:
     """Try all types, or those of --only, and write table and page."""
     parser = argparse.ArgumentParser(prog="nox -s study -- architectures", description=__doc__)
     parser.add_argument("--only", action="append", metavar="TYPE", help="Try this one again (repeatable; *, ?).")
     parser.add_argument("--jobs", type=int, default=2, help="Types at a time.")
-    parser.add_argument("--missing", action="store_true", help="Try those alone that the stored table lacks.")
+    parser.add_argument("--missing", action="store_true", help="Try only the types and dtypes that the table lacks.")
     parser.add_argument("--dtypes", default=",".join(DTYPES), help="Which, separated by commas.")
     parser.add_argument("--page", action="store_true", help="Write docs/architectures.md from the stored table alone.")
     asked = parser.parse_args()
-    types = (
-        []
-        if asked.page
-        else [each for each in TYPES if any(fnmatch.fnmatch(each, name) for name in asked.only or ["*"])]
-    )
-    if not types and not asked.page:
+    types = [each for each in TYPES if any(fnmatch.fnmatch(each, name) for name in asked.only or ["*"])]
+    if not types:
         parser.error(f"--only {' '.join(asked.only)}: valid: {', '.join(TYPES)}")
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     warnings.simplefilter("ignore")
-    stored = pd.read_csv(TABLE, keep_default_na=False) if TABLE.exists() else pd.DataFrame(columns=["model_type"])
-    if asked.missing:
-        types = [each for each in types if each not in set(stored["model_type"])]
+    columns = [field.name for field in fields(Cell)]
+    stored = pd.read_csv(TABLE, keep_default_na=False) if TABLE.exists() else pd.DataFrame(columns=columns)
     dtypes = asked.dtypes.split(",")
+    wanted = lacking(stored, types, dtypes) if asked.missing else dict.fromkeys(types, dtypes)
     with ThreadPoolExecutor(asked.jobs) as pool:
-        answers = pool.map(lambda each: tried(each, dtypes), types)
-        for done, (model_type, found) in enumerate(zip(types, answers, strict=True), 1):
-            new = pd.DataFrame([asdict(cell) for cell in found])
-            stored = pd.concat([stored[stored["model_type"] != model_type], new.astype(object).fillna("")])
-            outcomes = new["outcome"].value_counts()
-            said = ", ".join(f"{count} {name}" for name, count in outcomes.items())
-            print(f"{done} of {len(types)} {model_type}: {said}", file=sys.stderr, flush=True)
-            stored = stored.sort_values("model_type", kind="stable")
+        work = {} if asked.page else wanted
+        answers = pool.map(tried, work, work.values())
+        for done, (model_type, found) in enumerate(zip(work, answers, strict=True), 1):
+            stored = merged(stored, model_type, work[model_type], found)
+            outcomes = Counter(cell.outcome for cell in found)
+            said = ", ".join(f"{count} {name}" for name, count in outcomes.most_common())
+            print(f"{done} of {len(work)} {model_type}: {said}", file=sys.stderr, flush=True)
             stored.to_csv(TABLE, index=False, lineterminator="\n", float_format="%.2g")
     page = write(stored)
     print(page)

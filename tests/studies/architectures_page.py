@@ -20,7 +20,7 @@ def write(cells: pd.DataFrame) -> str:
         (
             f"`nox -s study -- architectures`, transformers {version('transformers')}, torch {version('torch')}, CPU. "
             "Tiny random models, shrunken so that a dozen tokens cross windows, top-k, convolutions and rope switches; "
-            "each in float32, many also in bfloat16, at batch 1 and 3, with a whole prompt, after a context of 8 "
+            "each in float32, most also in bfloat16, at batch 1 and 3, with a whole prompt, after a context of 8 "
             "tokens (`-d 8`), in three chunks, and left-padded. Every cell is in "
             "[architectures.csv](../results/examples/architectures.csv)."
         ),
@@ -90,13 +90,16 @@ def _table(cells: pd.DataFrame, odd: pd.DataFrame) -> str:
 
 def _worst(odd: pd.DataFrame, cells: pd.DataFrame, name: str, strategy: str, scenario: str) -> str:
     """Say `false`, `refused` or `failed`, with the part of dtypes and batch sizes it holds for; else `right`."""
+    n_dtypes = cells.loc[cells["model_type"] == name, "dtype"].nunique()
     here = (cells["model_type"] == name) & (cells["strategy"] == strategy) & (cells["scenario"] == scenario)
     asked = cells[here]
     if odd.empty:
         return "right" if len(asked) else ""
     words = []
     for outcome, found in odd.groupby("outcome", sort=False):
-        part = "" if len(found) == len(asked) else f" {len(found)} of {len(asked)}"
+        dtypes = found["dtype"].unique()
+        in_all = len(found) == asked["dtype"].isin(dtypes).sum()
+        part = f" {len(found)} of {len(asked)}" if not in_all else "" if len(dtypes) == n_dtypes else f" in {dtypes[0]}"
         words.append(f"{outcome}{part}")
     return ", ".join(words)
 
