@@ -48,7 +48,7 @@ class MakeText(msgspec.Struct, frozen=True, kw_only=True, tag="make-text"):
     tokens: list[list[int]] | None = None
     """A text for each sequence of the batch, or a longer one whose beginning it is; None: the model writes it."""
     writer: str = "dynamic"
-    """The exact strategy that then writes; where the model cannot have it, `dynamic` does."""
+    """The exact strategy that then writes; where it fails, `dynamic` does."""
     n_context: int = 0
     """The longest context that the text will be used for."""
 
@@ -141,6 +141,8 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
     """Whether it runs the strategy so (`Load.prefill_quantized`)."""
     kernels: dict[str, str] = {}
     """The fastest kernels for `Load.kernels_for`; empty where the strategy, or an older worker, has no choice."""
+    exact: bool = False
+    """Whether the strategy promises to be exact, which of a user's cache only the worker knows."""
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):

@@ -44,8 +44,8 @@ class OtherTokens(Exception):
 class Worker:
     """Carries out requests, one at a time; between them it holds a model, a strategy and the case checked last."""
 
-    judged: tuple[Case, Quality] | None = None
-    """What was found of the case that is checked next."""
+    judged: tuple[Case, Quality | None] | None = None
+    """What was found of the case that is checked next; no quality where its text cannot judge."""
     compiled_s = 0.0
     """Seconds of compiling that were reported."""
     is_warm = False
@@ -139,6 +139,7 @@ class Worker:
             lockstep=True,
             prefill_quantized=request.prefill_quantized,
             kernels=chosen,
+            exact=bool(request.strategy) and not self._is_lossy,
         )
 
     def make(self, request: protocol.MakeReference | protocol.MakeText) -> protocol.Done | protocol.TextMade:
@@ -179,7 +180,8 @@ class Worker:
         self.case, self.tokens_per_turn = case, request.tokens_per_turn
         context, self.prompt = ids_for(self.model, case)
         self.strategy.release()
-        judged = self.judged[1] if self.judged is not None and self.judged[0] == case else None
+        judging = self.judged if self.judged is not None and self.judged[0] == case else None
+        judged = None if judging is None else judging[1]
         reference, weight = read_reference(request.path, self.device.name), None
         depends_on_later, expected = not reference.prefix_stable, reference.tokens
         with _as_other_tokens() if depends_on_later else nullcontext():
@@ -230,7 +232,7 @@ class Worker:
             exact=not self._is_lossy,
             kernels=self.strategy.kernels,
             quality=judged,
-            depends_on_later=depends_on_later,
+            depends_on_later=depends_on_later or (judging is not None and judged is None),
         )
 
     def _prepare(self, context: Tensor | None) -> None:

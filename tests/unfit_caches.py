@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.modules.module import register_module_forward_hook
 from transformers import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache, PreTrainedModel, StaticCache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
 def growing(model: PreTrainedModel) -> Cache:
@@ -236,6 +238,47 @@ def hooks_the_head(model: PreTrainedModel) -> Cache:
 
 def hooks_what_goes_in(model: PreTrainedModel) -> Cache:
     model.lm_head.register_forward_pre_hook(lambda _module, arguments: (arguments[0] * 1.5,))
+    return growing(model)
+
+
+def rounding_by_a_wrapper(model: PreTrainedModel) -> Cache:
+    """Wraps `update` on the object, as libraries do."""
+    cache = growing(model)
+    inner = cache.update
+
+    def update(key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return inner((key_states * 2).round() / 2, (value_states * 2).round() / 2, *args, **kwargs)
+
+    cache.update = update  # type: ignore[method-assign]
+    return cache
+
+
+def of_a_local_class(model: PreTrainedModel) -> Cache:
+    """Keeps a second copy of its rows in the dictionary of a class that no module knows."""
+
+    class Copying(DynamicLayer):
+        rows: ClassVar[dict[tuple[int, int], tuple[Tensor, Tensor]]] = {}
+
+        def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            self.rows[id(self), self.get_seq_length()] = key_states.clone(), value_states.clone()
+            return super().update(key_states, value_states, *args, **kwargs)
+
+    return of_layers(model, Copying)
+
+
+def swaps_rows(model: PreTrainedModel) -> Cache:
+    weight = model.model.layers[0].self_attn.o_proj.weight
+    weight.data[[0, 1]] = weight.data[[1, 0]]
+    return growing(model)
+
+
+def replaces_attention(model: PreTrainedModel) -> Cache:
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = functools.partial(ALL_ATTENTION_FUNCTIONS["sdpa"])
+    return growing(model)
+
+
+def hooks_every_module(model: PreTrainedModel) -> Cache:
+    register_module_forward_hook(lambda _module, _arguments, result: result)
     return growing(model)
 
 

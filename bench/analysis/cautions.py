@@ -215,7 +215,7 @@ def _quality(run: Run) -> Iterator[Caution]:
     for case in dict.fromkeys(check.case for check in run.checks if check.depends_on_later and not check.exact):
         yield Caution(
             case,
-            "earlier positions of this model depend on later ones, so it was not judged over a text",
+            "earlier positions of this model depend on later ones within its text, so it was not judged",
             "judge this cache on a model whose forward is causal",
         )
 
@@ -232,5 +232,6 @@ def _growth(run: Run) -> Iterator[Caution]:
             case,
             f"its process grew by {growth / 1e6:.1f} MB while the cache was filled, of which {found / 1e6:.1f} MB "
             "can be reached from it: kv_bytes_allocated is too small",
-            "look for what it keeps in closures, globals, numpy arrays or in the model",
+            "look for what it keeps in a library's or a thread's variables, in memory of its own (C, a device), or for "
+            "working memory that it does not give back",
         )

@@ -142,7 +142,8 @@ def _quality(case: Case, checks: list[Check]) -> dict[str, Any]:
     judged = [check.quality for check in checks if check.quality is not None]
     if not judged:
         return row
-    for name in ("top1_agreement", "recall_agreement", "logit_kl", "logit_kl_floor", "perplexity_ratio"):
+    medians = "top1_agreement", "recall_agreement", "logit_kl", "logit_kl_p99", "logit_kl_floor", "perplexity_ratio"
+    for name in medians:
         values = [value for value in (getattr(quality, name) for quality in judged) if value is not None]
         row[name] = statistics.median(values) if values else None
     return row | {"matching_tokens": min(quality.matching_tokens for quality in judged)}

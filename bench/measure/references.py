@@ -11,13 +11,15 @@ from transformers import PreTrainedModel
 from bench.case import Case
 from bench.protocol import MakeText, TextMade
 from bench.record import Quality
-from kvcache.caches.contract import Unsupported
 from kvcache.models.skeleton import max_positions
 from kvcache.proof.judging import JudgedText, judge, predict, text_length
 from kvcache.proof.quality import sample_text
 from kvcache.proof.tokens import Reference, reference
 from kvcache.strategies.catalogue import build
 from kvcache.strategies.strategy import Strategy
+
+PLAIN = "dynamic"
+"""The strategy that writes a text where a faster one cannot: it has no memory for it, or what it needs fails."""
 
 
 def token_ids(case: Case, vocab_size: int) -> tuple[Tensor | None, Tensor]:
@@ -62,11 +64,17 @@ def make_text(model: PreTrainedModel, request: MakeText, room_bytes: int | None)
 
 def _written(model: PreTrainedModel, request: MakeText, n: int) -> TextMade:
     start = torch.cat([ids for ids in ids_for(model, request.case) if ids is not None], dim=1)[:, :1]
-    try:
-        strategy = build(request.writer, model)
-    except Unsupported:
-        strategy = build("dynamic", model)
-    return TextMade(writer=strategy.name, tokens=sample_text(strategy, start, n, request.case.seed).tolist())
+    for writer in dict.fromkeys((request.writer, PLAIN)):
+        try:
+            tokens = sample_text(build(writer, model), start, n, request.case.seed)
+        except torch.AcceleratorError:  # the CUDA context is lost
+            raise
+        except Exception:
+            if writer == PLAIN:
+                raise
+        else:
+            break
+    return TextMade(writer=writer, tokens=tokens.tolist())
 
 
 def read_reference(path: str, device: str) -> Reference:
@@ -75,9 +83,14 @@ def read_reference(path: str, device: str) -> Reference:
     return Reference(stored["tokens"], stored["logits"], bool(stored.get("prefix_stable", True)))
 
 
-def judge_by_text(strategy: Strategy, path: str, device: str) -> Quality:
-    """Compare with the exact predictions over the text at `path`; leaves `matching_tokens` open."""
+def judge_by_text(strategy: Strategy, path: str, device: str) -> Quality | None:
+    """Compare with the exact predictions over the text at `path`; leaves `matching_tokens` open.
+
+    None where these predictions depend on later tokens, so that they are no measure of what a cache loses.
+    """
     text = JudgedText(**load_file(path, device=device))
+    if not text.prefix_stable:
+        return None
     found, recall = judge(strategy, text)
     return Quality(
         positions=len(found.agreement_by_position),

@@ -12,11 +12,15 @@ from bench.record import FILE, Text
 from bench.store.checked_lines import Appender
 from kvcache.strategies.catalogue import COMPILING, is_lossy
 
+PLAIN = "dynamic"
+"""The strategy that writes where a faster one cannot."""
+
 
 class Texts:
     """Has a text written by the fastest exact strategy for the longest cell, stores it, and gives it to every cell.
 
-    Where that fails (such a text may take longer than --timeout), a cell gets one of the length that it needs itself.
+    Where that fails (its worker dies, or takes longer than --timeout), `dynamic` writes one, and where that fails, one
+    of the length that a cell needs itself.
     """
 
     def __init__(self, plans: Sequence[CasePlan], past: Past, writer: Appender, file: TextFile | None) -> None:
@@ -46,14 +50,15 @@ class Texts:
                 return text.writer
         lossy = [other for other in alike if is_lossy(other.strategy) and not self._left_out(other)]
         longest = max(other.n_depth + other.n_prompt for other in lossy)
-        fastest = "compiled" if any(other.strategy in COMPILING for other in alike) else "dynamic"
-        for n_context in (longest, own):
+        fastest = "compiled" if any(other.strategy in COMPILING for other in alike) else PLAIN
+        for n_context, writer in dict.fromkeys([(longest, fastest), (longest, PLAIN), (own, PLAIN)]):
             if case.text not in self._failed or n_context < self._failed[case.text][0]:
-                request = MakeText(case=case, path=path, writer=fastest, n_context=n_context)
+                request = MakeText(case=case, path=path, writer=writer, n_context=n_context)
                 try:
                     return self._written(request, workers)
                 except WorkerFailed as failure:
-                    self._failed[case.text] = n_context, failure
+                    if writer == PLAIN:
+                        self._failed[case.text] = n_context, failure
         raise self._failed[case.text][1]
 
     def _left_out(self, case: Case) -> bool:

@@ -79,6 +79,8 @@ class Workers(AbstractContextManager["Workers"]):
         self._fork, self._writer, self._progress = fork, writer, progress
         self._workers: dict[WorkerKey, WorkerProcess] = {}
         self._loaded: set[WorkerKey] = set()
+        self.exact: set[WorkerKey] = set()
+        """Those whose strategy promises to be exact, as far as they were loaded."""
         self._failed: dict[WorkerKey, WorkerFailed] = {}
         """Why a worker could not be forked, or load the model, at the start: the result of its first case."""
         self._stack = ExitStack()
@@ -203,6 +205,7 @@ class Workers(AbstractContextManager["Workers"]):
         if not isinstance(reply, Loaded) or reply.version != VERSION:
             raise WorkerFailed("failed", f"the worker speaks another protocol than {VERSION}", alive=True)
         self._loaded.add(key)
+        self.exact |= {key} if reply.exact else set()
 
     def _start(self, key: WorkerKey) -> None:
         self._workers[key] = self._stack.enter_context(self._fork())

@@ -13,7 +13,7 @@ from bench.analysis.summary import PLAIN
 from bench.tell.formats import Format
 from bench.tell.layout import Fitted, markdown_table
 from bench.tell.words import NOTHING, Row, by_setting, case_labels, context, missing, number, time_ratio, with_interval
-from kvcache.strategies.catalogue import REFEEDING, YARDSTICKS
+from kvcache.strategies.catalogue import OWN, REFEEDING, YARDSTICKS
 
 Cells = dict[str, Callable[[Row, Row], str]]
 """The columns of a table: header -> the cell of a case, from its prefill row and its decode row (empty without one)."""
@@ -148,7 +148,7 @@ def times_markdown(summary: pd.DataFrame) -> str:
 
 
 def caches_markdown(summary: pd.DataFrame) -> str:
-    """Write a line per cache with bytes, times and quality, for the settings in which a lossy one was judged."""
+    """Write a line per cache with bytes, times and quality, for the settings with a lossy cache or a user's own."""
     return _markdown(_caches(summary))
 
 
@@ -180,10 +180,13 @@ def _roofs(summary: pd.DataFrame) -> Iterator[_Table]:
 
 
 def _caches(summary: pd.DataFrame) -> Iterator[_Table]:
-    """Yield a table for each setting in which a lossy strategy was judged; a case that holds no cache has no line."""
+    """Yield a table for each setting in which a lossy cache or a user's own was measured, judged or not.
+
+    A case that holds no cache has no line.
+    """
     for title, rows in by_setting(summary, also=["n_gen"]):
-        if rows["logit_kl"].notna().any():
-            held = rows[(rows["kv_bytes_allocated"] > 0).groupby(rows["case"]).transform("any")]
+        held = rows[(rows["kv_bytes_allocated"] > 0).groupby(rows["case"]).transform("any")]
+        if ((held["exact"] == "false") | held["strategy"].str.startswith(OWN)).any():
             yield _table(f"Caches compared with dynamic (compiled kinds with compiled): {title}", CACHES, cases(held))
 
 

@@ -1,6 +1,8 @@
 """What `update` of a user's cache returns, held against what it said of it: a mask of another length goes unnoticed."""
 
 import weakref
+from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 from torch import Tensor
@@ -9,8 +11,11 @@ from transformers import Cache
 from kvcache.caches.contract import UnfitCache, layers_of
 
 
-def check_updates(cache: Cache, spec: str) -> None:
+def check_updates(cache: Cache, spec: str) -> Callable[[], None]:
     """Check from now on the keys and values that `cache.update` returns: dtype, shape, and number of tokens.
+
+    What is checked are the methods that the object has, which need not be its class's: a factory may have set others on
+    it. Returns a function that puts them back.
 
     A model makes its masks before it calls `update`, as long as `get_mask_sizes` says. Where that is another length,
     torch attends to the first keys as if the others were not there, or fails at some shape. One token needs no mask.
@@ -19,7 +24,7 @@ def check_updates(cache: Cache, spec: str) -> None:
         UnfitCache: they are no two tensors, of another dtype or shape than what was fed, or as many as no mask; or the
             cache has too few layers.
     """
-    sizes, update = type(cache).get_mask_sizes, type(cache).update
+    sizes, update = _unbound(cache, "get_mask_sizes"), _unbound(cache, "update")
     itself = weakref.ref(cache)  # a cycle would outlive the cache: a worker collects none while it takes times
     lengths: set[int] = set()
     has_begun = False  # whether a layer was updated since `lengths` were asked for
@@ -29,7 +34,7 @@ def check_updates(cache: Cache, spec: str) -> None:
         if has_begun:
             lengths.clear()
             has_begun = False
-        found = sizes(itself(), *args, **named)  # type: ignore[arg-type]  # whoever calls holds it
+        found = sizes(itself(), *args, **named)
         if isinstance(found, tuple):
             lengths.add(int(found[0]))
         return found
@@ -54,8 +59,27 @@ def check_updates(cache: Cache, spec: str) -> None:
             )
         return returned
 
-    object.__setattr__(cache, "get_mask_sizes", asked)
-    object.__setattr__(cache, "update", checked)
+    replaced = {"get_mask_sizes": asked, "update": checked}
+    before = {name: vars(cache)[name] for name in replaced if name in vars(cache)}
+
+    def put_back() -> None:
+        fed = itself()
+        attributes = {} if fed is None else vars(fed)
+        for name in [name for name, checking in replaced.items() if attributes.get(name) is checking]:
+            del attributes[name]
+            attributes |= {name: before[name]} if name in before else {}
+
+    vars(cache).update(replaced)
+    return put_back
+
+
+def _unbound(cache: Cache, name: str) -> Callable[..., Any]:
+    """Return a method of the object as a function of it, which does not keep it alive unless the method itself does."""
+    method = getattr(cache, name)
+    if isinstance(method, MethodType) and method.__self__ is cache:
+        function: Callable[..., Any] = method.__func__
+        return function
+    return lambda _cache, *args, **named: method(*args, **named)
 
 
 def _refuse_other_kinds(returned: object, fed: tuple[Tensor, Tensor], spec: str) -> None:

@@ -51,6 +51,8 @@ class KVCache(ABC):
     """False for a kind that would hold padding in place of tokens."""
     padded_length = 0
     """Tokens that attention sees whatever is filled; 0 where it sees the filled ones alone."""
+    fed = 1, 0
+    """How many sequences it is fed, and how many tokens of a context come before the prompt."""
 
     def __init__(self, model: PreTrainedModel, capacity: int, prompt_length: int | None = None) -> None:
         """Make an empty cache for `model`; `prompt_length` tokens come before the first generated one.

@@ -19,6 +19,9 @@ def kept_by_definition(factory: Callable[..., object], cache: Cache) -> Iterator
             yield thing
             if isinstance(thing, type) and thing.__module__ == name:
                 yield from list(vars(thing).values())
+    for kind in classes:  # one that a function makes is no global
+        if kind.__module__.partition(".")[0] not in _OTHERS:
+            yield from list(vars(kind).values())
 
 
 _OTHERS = sys.stdlib_module_names | {"kvcache", "numpy", "torch", "transformers"}

@@ -2,6 +2,7 @@
 
 It counts what is there, not what a cache reports of itself: scales, zero points, codebooks, residual windows, padding,
 and copies kept beside. It cannot see globals, what a class or a library keeps, threads' variables or files.
+Memory is a range of addresses on a device; ranges that overlap count once.
 """
 
 import io
@@ -9,12 +10,21 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
-from types import CellType, FunctionType, MethodType, ModuleType
-from typing import Any
+from types import CellType, FunctionType, MemberDescriptorType, MethodType, ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+
+class Range(NamedTuple):
+    """Memory that is held."""
+
+    memory: str
+    """A device; or an object, where its address is not known."""
+    start: int
+    size: int
 
 
 def held_bytes(root: object, *, leaving_out: nn.Module | None = None) -> int:
@@ -23,14 +33,28 @@ def held_bytes(root: object, *, leaving_out: nn.Module | None = None) -> int:
     A tensor subclass (as quanto's) and a sparse tensor are taken apart into the tensors that they are made of. A view
     counts as the whole storage that it keeps alive; memory of numpy or Python (bytes, arrays, maps of files) that a
     tensor shares counts once.
+
+    Raises:
+        TypeError: a tensor subclass has no storage of its own, and no attribute is a tensor that it is made of.
     """
     visited: dict[int, object] = {}  # holds what it has seen, so that no id is used twice
     if leaving_out is not None:
         for part in leaving_out.modules():
             visited[id(part)] = part
-    storages = dict(map(_storage, _tensors(root, visited))) | dict(_buffers(visited.values()))
-    of_model = set() if leaving_out is None else {_storage(t)[0] for t in _tensors(list(_state(leaving_out)), {})}
-    return sum(size for place, size in storages.items() if place not in of_model)
+    held = [*map(_storage, _tensors(root, visited)), *_buffers(visited.values())]
+    of_model = [] if leaving_out is None else [*map(_storage, _tensors(list(_state(leaving_out)), {}))]
+    return _covered([*held, *of_model]) - _covered(of_model)
+
+
+def _covered(ranges: Iterable[Range]) -> int:
+    """Sum the bytes that lie in any of the ranges."""
+    total, memory, end = 0, "", 0
+    for each in sorted(ranges):
+        if each.memory != memory:
+            memory, end = each.memory, 0
+        total += max(0, each.start + each.size - max(each.start, end))
+        end = max(end, each.start + each.size)
+    return total
 
 
 def reachable_tensors(root: object) -> Iterator[Tensor]:
@@ -51,22 +75,48 @@ def _tensors(root: object, visited: dict[int, object]) -> Iterator[Tensor]:
         if id(part) in visited or isinstance(part, type):
             continue
         visited[id(part)] = part
+        ahead += _parts(part)
         if isinstance(part, Tensor):
             inner = _inner(part)
-            if not inner:
+            if inner is None:
                 yield part
-            ahead += inner
-        else:
-            ahead += _parts(part)
+            ahead += inner or _beside(part)
 
 
-def _inner(tensor: Tensor) -> list[Any]:
-    """Return the tensors that a wrapper subclass or a sparse tensor is made of; none of a plain tensor."""
+def _inner(tensor: Tensor) -> list[Any] | None:
+    """Return the tensors that a wrapper subclass or a sparse tensor is made of; None of one with memory of its own."""
     if hasattr(tensor, "__tensor_flatten__"):
         names, _ = tensor.__tensor_flatten__()
         return [getattr(tensor, name) for name in names]
-    return [getattr(tensor, name)() for name in _SPARSE.get(tensor.layout, ())]
+    if tensor.layout in _SPARSE:
+        return [getattr(tensor, name)() for name in _SPARSE[tensor.layout]]
+    if _has_storage(tensor):
+        return None
+    inner = [part for part in _attributes(tensor) if isinstance(part, Tensor)]
+    if not inner:
+        kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
+        raise TypeError(f"the bytes of {kind} cannot be counted: it has no storage, and no attribute that is a tensor")
+    return inner
 
+
+def _has_storage(tensor: Tensor) -> bool:
+    if type(tensor) in (Tensor, nn.Parameter) or tensor.device.type == "meta" or tensor.layout is not torch.strided:
+        return True
+    try:
+        tensor.untyped_storage().data_ptr()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _beside(tensor: Tensor) -> list[Tensor]:
+    """Return what a tensor quantised per channel has beside its codes."""
+    if tensor.is_quantized and tensor.qscheme() in _PER_CHANNEL:
+        return [tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()]
+    return []
+
+
+_PER_CHANNEL = torch.per_channel_affine, torch.per_channel_affine_float_qparams, torch.per_channel_symmetric
 
 _ROWS, _COLUMNS = ("crow_indices", "col_indices", "values"), ("ccol_indices", "row_indices", "values")
 _SPARSE: dict[torch.layout, tuple[str, ...]] = {
@@ -95,6 +145,7 @@ def _parts(part: object) -> list[Any]:
             return [part.obj]
         case FunctionType():
             found += [cell.cell_contents for cell in part.__closure__ or () if _is_filled(cell)]
+            found += [part.__defaults__, part.__kwdefaults__]
         case MethodType():
             return [part.__self__, part.__func__]
         case partial():
@@ -103,9 +154,18 @@ def _parts(part: object) -> list[Any]:
             found += [*part.keys(), *part.values()]
         case list() | tuple() | set() | frozenset() | deque():
             found += list(part)
-    found += vars(part).values() if hasattr(part, "__dict__") else []
-    slots = (name for kind in type(part).__mro__ for name in getattr(kind, "__slots__", ()))
-    return found + [getattr(part, name) for name in slots if hasattr(part, name)]
+    return found + _attributes(part)
+
+
+def _attributes(part: object) -> list[Any]:
+    """Return the values of an object's attributes and slots."""
+    found = list(vars(part).values()) if hasattr(part, "__dict__") else []
+    with_slots = (kind for kind in type(part).__mro__ if "__slots__" in vars(kind))
+    slots = (slot for kind in with_slots for slot in vars(kind).values() if isinstance(slot, MemberDescriptorType))
+    for slot in slots:
+        with suppress(AttributeError):  # it is empty
+            found.append(slot.__get__(part))
+    return found
 
 
 def _is_filled(cell: CellType) -> bool:
@@ -117,28 +177,33 @@ def _is_filled(cell: CellType) -> bool:
     return True
 
 
-def _storage(tensor: Tensor) -> tuple[tuple[str, int], int]:
-    """Return where a plain tensor's memory is, and its bytes; a tensor on the meta device has none."""
+def _storage(tensor: Tensor) -> Range:
+    """Return where a plain tensor's memory is; a tensor on the meta device has none."""
     if tensor.device.type == "meta":
-        return ("meta", 0), 0
+        return Range("meta", 0, 0)
     if tensor.layout is not torch.strided:  # oneDNN's own
-        return (str(tensor.device), id(tensor)), tensor.numel() * tensor.element_size()
-    storage = tensor.untyped_storage()
-    return (str(tensor.device), storage.data_ptr() or id(storage)), storage.nbytes()
+        return Range(f"object {id(tensor)}", 0, tensor.numel() * tensor.element_size())
+    return _of(tensor.untyped_storage())
 
 
-def _buffers(parts: Iterable[object]) -> Iterator[tuple[tuple[str, int], int]]:
+def _of(storage: torch.UntypedStorage) -> Range:
+    return Range(str(storage.device), storage.data_ptr(), storage.nbytes())
+
+
+def _buffers(parts: Iterable[object]) -> Iterator[Range]:
     """Yield the same for memory of numpy and of Python; of one that is a view, its owner is among the parts."""
     for part in parts:
         match part:
             case np.ndarray():
                 if part.base is None:
-                    yield ("cpu", part.__array_interface__["data"][0]), part.nbytes
+                    yield Range("cpu", part.__array_interface__["data"][0], part.nbytes)
             case Tensor() | np.generic() | memoryview():
                 pass
+            case torch.UntypedStorage():
+                yield Range("meta", 0, 0) if part.device.type == "meta" else _of(part)
             case io.BytesIO():
-                yield ("python", id(part)), len(part.getbuffer())
+                yield Range(f"object {id(part)}", 0, len(part.getbuffer()))
             case _:
                 with suppress(TypeError, ValueError, BufferError):  # it is no buffer, or an empty or a closed one
                     seen = np.frombuffer(part, np.uint8)  # type: ignore[call-overload]  # of any object
-                    yield ("cpu", seen.__array_interface__["data"][0]), seen.nbytes
+                    yield Range("cpu", seen.__array_interface__["data"][0], seen.nbytes)

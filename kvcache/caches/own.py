@@ -38,7 +38,6 @@ class OwnKV(KVCache):
         """
         self.kind, self.model = kind, model
         self._made: Callable[[], Cache | None] = lambda: None
-        self._lengths = capacity, prompt_length
         super().__init__(model, capacity, prompt_length)
         kind.refuse_changes(model)
 
@@ -47,9 +46,13 @@ class OwnKV(KVCache):
         if made is self._made():
             raise UnfitCache(f"{self.kind.spec} returned the same object twice; valid: a new cache at each call")
         self._made = weakref.ref(made)
-        if self._lengths not in self.kind.checked:
-            check_updates(made, self.kind.spec)
+        is_checked = self._case in self.kind.checked
+        self._put_back = _nothing if is_checked else check_updates(made, self.kind.spec)
         return made
+
+    @property
+    def _case(self) -> Fed:
+        return self.capacity, self.prompt_length, *self.fed
 
     @property
     def restores(self) -> bool:
@@ -59,7 +62,7 @@ class OwnKV(KVCache):
         """Remember nothing: `restores` is False, so the context is fed again."""
 
     def restore(self) -> None:
-        del self.cache  # before there is another
+        del self.cache, self._put_back  # before there is another
         if self._made() is not None:
             gc.collect()  # it refers to itself, and a worker collects nothing while it takes times
         self.cache = self._empty()
@@ -67,14 +70,15 @@ class OwnKV(KVCache):
     def check_length(self, n_tokens: int) -> None:
         """Compare what the cache says that it has seen with the `n_tokens` that it was fed, and look after the model.
 
-        Later caches for these lengths are not checked any more while they run, since they may be timed.
+        Later caches that are fed alike are not checked any more while they run, since they may be timed.
 
         Raises:
             UnfitCache: they differ; or the model was changed, or keeps what the cache should.
         """
         super().check_length(n_tokens)
         self.kind.refuse_changes(self.model, self.stored)
-        self.kind.checked.add(self._lengths)
+        self.kind.checked.add(self._case)
+        self._put_back()
 
     @property
     def stored(self) -> object:
@@ -88,6 +92,13 @@ class OwnKV(KVCache):
     def is_empty(self) -> bool:
         return not held_bytes(self.cache, leaving_out=self.model) and not self._counted
 
+
+def _nothing() -> None:
+    """Put nothing back."""
+
+
+Fed = tuple[int, int | None, int, int]
+"""What a case feeds to a cache: capacity, tokens before the first generated one, sequences, tokens of the context."""
 
 KEPT_SHARE = 0.1
 """A model may keep a little, as the angles of longer positions; this share of a cache's bytes is no little any more."""
@@ -105,8 +116,8 @@ class OwnKind:
         """
         self.spec = spec
         self.takes_padding = True
-        self.checked: set[tuple[int, int | None]] = set()
-        """Capacities and lengths of prompts for which a whole run was checked."""
+        self.checked: set[Fed] = set()
+        """The cases of which a whole run was checked."""
         self._before: Surroundings | None = None
         _, module, name = [*spec.split(":", 2), "", ""][:3]
         if not module or not name or ":" in name or module.startswith("."):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kvcache.models.rotary import RotaryTables, is_dynamic, switches
 from kvcache.models.skeleton import max_positions
 from kvcache.proof.quality import (
     RECALLED,
@@ -19,7 +20,8 @@ from kvcache.proof.quality import (
     with_recall,
 )
 from kvcache.proof.rounding import logit_kl_floor
-from kvcache.strategies.strategy import Strategy
+from kvcache.strategies.strategy import Strategy, last_logits
+from kvcache.strategies.tolerance import difference, largest, tolerance
 
 POSITIONS = 128
 """Decode steps that are compared, where the model has positions for so many beyond one token."""
@@ -37,6 +39,9 @@ class JudgedText:
     """Tokens of the passage, `[]`: RECALLED, or 0 where there is none."""
     floor: Tensor
     """`logit_kl_floor`, `[1]` in float64; `[0]` where there is none."""
+    prefix_stable: Tensor
+    """Whether the first of these predictions is the same without the tokens after it, `[]`: where it is not, they are
+    no measure of what a cache loses."""
 
 
 def kept_positions(n_context: int, n_positions: int | None) -> int:
@@ -59,23 +64,46 @@ def text_length(n_context: int, n_positions: int | None) -> int:
 def predict(model: PreTrainedModel, tokens: Tensor, room_bytes: int | None = None) -> JudgedText:
     """Make what judging needs of a text, `tokens [batch, n]`, whose last POSITIONS steps are compared.
 
-    The context of a shorter text is one token. `room_bytes` is as in `logit_kl_floor`.
+    The context of a shorter text is one token. `room_bytes` is as in `logit_kl_floor`. A text that begins before the
+    length at which the model computes positions in another way, and ends beyond it, is cut to that length: one forward
+    over all of it is not what a step computes.
 
     Raises:
         ValueError: the text has fewer than three tokens.
         NonFiniteLogits: the model gave NaN or infinity.
     """
     n = tokens.shape[1]
-    steps, n_recalled = _steps(n), _recalled(n, max_positions(model))
+    positions = _alike_positions(model, n - 1 - _steps(n))
+    n = min(n, text_length(n - 1 - _steps(n), positions))
+    tokens = tokens[:, :n]
+    steps, n_recalled = _steps(n), _recalled(n, positions)
     n_context = n - 1 - steps
+    tables = RotaryTables(model)
+    tables.make_original()
     exact = exact_logits(model, with_recall(tokens) if n_recalled else tokens, n_context)
+    tables.make_original()
+    stable = _is_prefix_stable(model, tokens[:, : n_context + 1], exact)
     floor = logit_kl_floor(model, tokens, n_context, exact[:, :steps], room_bytes)
     return JudgedText(
         tokens=tokens,
         exact=exact,
         n_recalled=torch.tensor(n_recalled),
         floor=torch.tensor([] if floor is None else [floor], dtype=torch.float64),
+        prefix_stable=torch.tensor(stable),
     )
+
+
+def _alike_positions(model: PreTrainedModel, n_context: int) -> int | None:
+    """Return how many positions the model computes as it does those after `n_context` tokens; None: any number."""
+    limits = [length for kind, length in switches(model) if is_dynamic(kind) or n_context <= length]
+    return min([*limits, *([] if (most := max_positions(model)) is None else [most])], default=None)
+
+
+@torch.inference_mode()
+def _is_prefix_stable(model: PreTrainedModel, beginning: Tensor, exact: Tensor) -> bool:
+    """Return whether a forward over `beginning` alone gives the first of the `exact` predictions."""
+    alone = last_logits(model, beginning)[:, -1]
+    return difference(exact[:, 0], alone, largest(exact)) <= tolerance(model)
 
 
 def _steps(n: int) -> int:

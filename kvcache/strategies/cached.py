@@ -28,6 +28,7 @@ class Cached(Strategy):
         cache_argument(self.model)
         self._read = False
         self._kept = self.kv = self.kind(self.model, capacity, prompt_length)
+        self.kv.fed = batch_size, self.n_depth
         if context is not None and self.kv.restores:
             self._feed(context)
             self.kv.mark()

@@ -67,6 +67,7 @@ COLUMNS = [
     "top1_agreement",
     "recall_agreement",
     "logit_kl",
+    "logit_kl_p99",
     "logit_kl_floor",
     "perplexity_ratio",
     "kv_bytes_vs_exact",
@@ -284,6 +285,7 @@ def test_quality_and_bytes_of_lossy_kinds() -> None:
         assert row["top1_agreement"] == 0.5
         assert row["recall_agreement"] == 0.75
         assert (row["logit_kl"], row["logit_kl_floor"], row["perplexity_ratio"]) == (0.02, 1e-3, 1.25)
+        assert row["logit_kl_p99"] == 0.2
         assert row["matching_tokens"] == 3
         assert row["kv_bytes_vs_exact"] == 0.25
         assert row["kv_bytes_per_token"] == pytest.approx(200)

@@ -6,6 +6,7 @@ import functools
 import io
 import mmap
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -60,6 +61,92 @@ def test_memory_of_python_that_a_tensor_shares_counts_once(tmp_path: Path) -> No
     closed = mmap.mmap(-1, 4096)
     closed.close()
     assert held_bytes(closed) == 0
+
+
+def test_views_at_an_offset_of_memory_that_is_held_count_once() -> None:
+    array, room = np.zeros((2, 100), np.float32), bytearray(800)
+    assert held_bytes([array, torch.from_numpy(array[0]), torch.from_numpy(array[1])]) == 800
+    assert held_bytes([torch.from_numpy(array[1][10:]), torch.from_numpy(array[1][:20])]) >= 400
+    assert held_bytes([room, torch.frombuffer(room, dtype=torch.float32, offset=400)]) == 800
+
+
+def test_memory_of_a_model_that_is_seen_at_an_offset_is_left_out() -> None:
+    model = torch.nn.Linear(8, 8, bias=False)
+    assert held_bytes([model.weight.detach().numpy()[1:], torch.ones(4)], leaving_out=model) == 16
+
+
+class WithQuantState(torch.nn.Parameter):
+    """As bitsandbytes' `Params4bit`."""
+
+
+class Private:
+    __slots__ = ("__rows",)
+
+    def __init__(self) -> None:
+        self.__rows = torch.zeros(1000)
+
+
+class OneSlot:
+    __slots__ = "rows"  # noqa: PLC0205  # Python takes it, too
+
+    def __init__(self) -> None:
+        self.rows = torch.zeros(1000)
+
+
+class Wrapper(torch.Tensor):
+    """Wraps tensors, or none, and says nothing of what it is made of."""
+
+    @staticmethod
+    def __new__(cls, *_: torch.Tensor) -> "Wrapper":
+        return torch.Tensor._make_wrapper_subclass(cls, (1000,), dtype=torch.float32)  # type: ignore[attr-defined, no-any-return]
+
+    def __init__(self, *parts: torch.Tensor) -> None:
+        for number, part in enumerate(parts):
+            setattr(self, f"part{number}", part)
+
+    @classmethod
+    def __torch_dispatch__(cls, *_: object) -> None:
+        raise NotImplementedError
+
+
+def with_scale(tensor: torch.Tensor) -> torch.Tensor:
+    tensor.scale = torch.zeros(1000)  # type: ignore[attr-defined]
+    return tensor
+
+
+def with_defaults(pool: list[torch.Tensor] = [torch.zeros(1000)], *, more: torch.Tensor = torch.zeros(10)) -> None:  # noqa: B006, B008
+    """Hold tensors as defaults."""
+
+
+@pytest.mark.parametrize(
+    ("holder", "size"),
+    [
+        (lambda: with_scale(torch.zeros(10, dtype=torch.int8)), 10 + 4000),
+        (lambda: with_scale(WithQuantState(torch.zeros(10), requires_grad=False)), 40 + 4000),
+        (Private, 4000),
+        (OneSlot, 4000),
+        (lambda: with_defaults, 4000 + 40),
+        (lambda: torch.UntypedStorage(1000), 1000),
+        (lambda: Wrapper(torch.zeros(1000, dtype=torch.int8), torch.zeros(1000)), 5000),
+    ],
+)
+def test_memory_is_found_wherever_a_holder_keeps_it(holder: Callable[[], object], size: int) -> None:
+    assert held_bytes(holder()) == size
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize_per_channel")
+def test_scales_and_zero_points_of_channels_count() -> None:
+    channels = torch.arange(1, 101) * 0.1, torch.zeros(100, dtype=torch.long)
+    codes = torch.quantize_per_channel(torch.ones(100, 4), *channels, 0, torch.qint8)
+    scales = [codes.q_per_channel_scales(), codes.q_per_channel_zero_points()]
+    assert held_bytes(codes) == 400 + sum(part.nbytes for part in scales)
+
+
+def test_a_tensor_that_cannot_be_counted_is_named() -> None:
+    with pytest.raises(
+        TypeError, match=r"^the bytes of .*test_held_bytes.Wrapper cannot be counted: it has no storage"
+    ):
+        held_bytes(Wrapper())
 
 
 def test_functions_hold_what_they_close_over() -> None:

@@ -40,9 +40,9 @@ KINDS = [*LOSSY, "dynamic", "static"]
 
 
 @functools.cache
-def model_of(**overrides: object) -> PreTrainedModel:
-    """A Llama whose heads fill the groups of 64 of the quantised kinds; the same object for equal overrides."""
-    return ARCHITECTURES["llama"](head_dim=64, max_position_embeddings=1024, **overrides)
+def model_of(dtype: torch.dtype = torch.float32, **overrides: object) -> PreTrainedModel:
+    """A Llama whose heads fill the groups of 64 of the quantised kinds; the same object for equal arguments."""
+    return ARCHITECTURES["llama"](head_dim=64, max_position_embeddings=1024, **overrides).to(dtype)
 
 
 def prepared(name: str, model: PreTrainedModel, capacity: int, context: Tensor | None = None, batch: int = 1) -> Cached:
@@ -70,13 +70,26 @@ def test_second_round_equals_the_first(name: str, n_depth: int, n_prompt: int, n
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize(("n_depth", "n_prompt", "n_steps"), [(0, 300, 5), (70, 120, 20), (0, 9, 260), (200, 150, 0)])
-def test_allocated_bytes_are_those_predicted(name: str, n_depth: int, n_prompt: int, n_steps: int) -> None:
-    model = model_of()
+@pytest.mark.parametrize(
+    ("n_depth", "n_prompt", "n_steps", "dtype"),
+    [
+        (0, 300, 5, torch.float32),
+        (70, 120, 20, torch.float32),
+        (0, 9, 260, torch.float32),
+        (200, 150, 0, torch.float32),
+        (70, 120, 20, torch.bfloat16),
+    ],
+)
+def test_allocated_bytes_are_those_predicted(
+    name: str, n_depth: int, n_prompt: int, n_steps: int, dtype: torch.dtype
+) -> None:
+    model = model_of(dtype=dtype)
     capacity = n_depth + n_prompt + n_steps + 1
     strategy = prepared(name, model, capacity, token_ids(1, 2, n_depth) if n_depth else None, batch=2)
     strategy.generate(token_ids(2, 2, n_prompt), n_steps + 1, forced=token_ids(3, 2, n_steps + 1))
-    fed = Fed(batch_size=2, n_depth=n_depth, n_prompt=n_prompt, n_steps=n_steps, capacity=capacity, dtype_bytes=4)
+    fed = Fed(
+        batch_size=2, n_depth=n_depth, n_prompt=n_prompt, n_steps=n_steps, capacity=capacity, dtype_bytes=dtype.itemsize
+    )
     predicted = allocated_bytes(name, geometry(model.config).layers, fed)
     assert held_bytes(strategy.kv.layers) == pytest.approx(predicted, rel=0.01)
     assert strategy.kv.cache.get_seq_length() == n_depth + n_prompt + n_steps
@@ -89,12 +102,15 @@ def test_every_kind_is_predicted() -> None:
 @pytest.mark.parametrize("name", [name for name, entry in STRATEGIES.items() if entry.compiles])
 @pytest.mark.parametrize("capacity", [20, 300, 1000])
 @pytest.mark.parametrize("head_dim", [8, 64, 128])
-def test_allocated_bytes_of_compiled_kinds_are_those_predicted(name: str, capacity: int, head_dim: int) -> None:
-    model = ARCHITECTURES["llama"](head_dim=head_dim, max_position_embeddings=1024)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_allocated_bytes_of_compiled_kinds_are_those_predicted(
+    name: str, capacity: int, head_dim: int, dtype: torch.dtype
+) -> None:
+    model = ARCHITECTURES["llama"](head_dim=head_dim, max_position_embeddings=1024).to(dtype)
     strategy = STRATEGIES[name].load()(model, backend="eager")
     with torch.compiler.set_stance("force_eager"):
         strategy.prepare(2, capacity)
-    fed = Fed(batch_size=2, n_depth=0, n_prompt=1, n_steps=0, capacity=capacity, dtype_bytes=4)
+    fed = Fed(batch_size=2, n_depth=0, n_prompt=1, n_steps=0, capacity=capacity, dtype_bytes=dtype.itemsize)
     held = held_bytes([slot.rows for slot in strategy._slots])
     assert held == pytest.approx(allocated_bytes(name, geometry(model.config).layers, fed), rel=0.01)
 

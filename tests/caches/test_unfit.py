@@ -8,10 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn.modules import module as every_module
 from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kvcache.caches.contract import UnfitCache, layers_of
-from kvcache.caches.untouched import Surroundings
+from kvcache.caches.untouched import COLUMNS, Surroundings
 from kvcache.models import ModelError
 from kvcache.proof.tokens import agreement, reference
 from kvcache.strategies.cached import Cached
@@ -27,9 +29,11 @@ PER_TOKEN = 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, head_dim, bytes
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """Put back torch's settings and the globals of the factories, whose tensors count as their caches'."""
-    threads = torch.get_num_threads()
+    threads, attention = torch.get_num_threads(), ALL_ATTENTION_FUNCTIONS["sdpa"]
     yield
     torch.set_num_threads(threads)
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = attention
+    every_module._global_forward_hooks.clear()
     torch.set_float32_matmul_precision("highest")
     torch.set_default_device(None)
     unfit_caches.turns.clear()
@@ -66,6 +70,9 @@ def cached(factory: str) -> Cached:
         ("hooks_the_head", "changed the hooks of the model's modules"),
         ("hooks_what_goes_in", "changed the hooks of the model's modules"),
         ("patches_a_forward", "changed the forward of a module of the model"),
+        ("swaps_rows", "changed the model's weights"),
+        ("replaces_attention", "changed the functions that compute attention"),
+        ("hooks_every_module", "changed torch's hooks of all modules"),
         ("uncounted", r"unfit_caches:uncounted: get_seq_length\(\) returned None; valid: how many tokens"),
         ("fractional", r"get_seq_length\(\) returned a float; valid: how many tokens"),
         ("trains", "changed the model's mode from evaluation to training"),
@@ -146,6 +153,13 @@ def test_an_odd_one_that_is_right_is_measured(factory: str) -> None:
         strategy.check_length(16)
 
 
+def test_what_a_class_made_by_the_factory_keeps_counts() -> None:
+    strategy = cached("of_a_local_class")
+    strategy.prepare(1, 12, prompt_length=8)
+    strategy.generate(token_ids(1, 1, 8), 3)
+    assert strategy.kv_bytes_allocated == 2 * 10 * PER_TOKEN
+
+
 def test_a_class_that_fails_at_a_line_of_its_own_names_it() -> None:
     with pytest.raises(ModelError, match=r"raised AttributeError: .*no_such_part.*unfit_caches.py, line \d+"):
         cached("Mistaken").prepare(1, 20)
@@ -217,6 +231,20 @@ def test_recurrent_states_alone_are_measured() -> None:
     strategy.prepare(2, 11, prompt_length=5)
     assert agreement(strategy, prompt, reference(model, prompt, 6)).tokens_match == "true"
     strategy.check_length(10)
+
+
+@pytest.mark.parametrize("size", [9, 4 * COLUMNS + 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_two_elements_that_change_places_are_found(dtype: torch.dtype, size: int) -> None:
+    model = ARCHITECTURES["llama"]()
+    weight = torch.nn.Parameter(torch.tensor([1.0, -1.0]).repeat(size)[1 : size + 1].to(dtype))
+    model.register_parameter("swapped", weight)
+    before = Surroundings.of(model)
+    for far in (1, size - 1 - size % 2):
+        weight.data[[0, far]] = weight.data[[far, 0]]
+        assert before.changed(Surroundings.of(model)) == "the model's weights"
+        weight.data[[0, far]] = weight.data[[far, 0]]
+        assert before.changed(Surroundings.of(model)) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.bfloat16])

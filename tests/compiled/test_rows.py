@@ -59,11 +59,14 @@ def test_a_row_of_zeros_comes_back_as_zeros(rows_of: type[Rows]) -> None:
         assert torch.equal(part, zeros)
 
 
+@pytest.mark.parametrize("head_dim", [HEAD_DIM, 128, 256])  # 2, 4 and 8 groups of int4
 @pytest.mark.parametrize("rows_of", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_attention_over_rows_is_attention_to_what_they_hold(rows_of: type[Rows], dtype: torch.dtype) -> None:
-    q = random(BATCH, KV_HEADS * GROUP, 1, HEAD_DIM, seed=1).to(dtype)
-    k, v = (random(BATCH, KV_HEADS, LENGTH, HEAD_DIM, seed=seed).to(dtype) for seed in (2, 3))
+def test_attention_over_rows_is_attention_to_what_they_hold(
+    rows_of: type[Rows], dtype: torch.dtype, head_dim: int
+) -> None:
+    q = random(BATCH, KV_HEADS * GROUP, 1, head_dim, seed=1).to(dtype) * (HEAD_DIM / head_dim) ** 0.5
+    k, v = (random(BATCH, KV_HEADS, LENGTH, head_dim, seed=seed).to(dtype) for seed in (2, 3))
     rows = filled(rows_of, k, v)
     held = [part.to(dtype) for part in rows.plain(LENGTH)]
     seen = (torch.arange(CHUNKS * CHUNK) < LENGTH).view(CHUNKS, CHUNK)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from bench.case import Case, Sweep, naive_steps
 from bench.machine.clock import Times
+from bench.measure import references
 from bench.measure.plan import plan
 from bench.measure.references import token_ids
 from bench.protocol import (
@@ -39,6 +40,7 @@ from kvcache.arithmetic.costs import Costs
 from kvcache.caches.contract import Unsupported
 from kvcache.compiled import choice
 from kvcache.models.skeleton import is_out_of_memory
+from kvcache.proof import judging
 from kvcache.strategies.cached import Cached, Dynamic
 from kvcache.strategies.naive import Naive
 from kvcache.strategies.strategy import Strategy
@@ -172,6 +174,44 @@ def test_an_exact_strategy_needs_no_quality(tmp_path: Path) -> None:
     reply = judged(tiny_case("static"), tmp_path)
     assert reply.exact
     assert reply.quality is None
+
+
+def test_a_text_that_is_no_measure_judges_nothing_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judging, "_is_prefix_stable", lambda *_: False)
+    reply = judged(tiny_case("fp8"), tmp_path)
+    assert reply.quality is None
+    assert reply.depends_on_later
+
+
+@pytest.mark.parametrize("error", [Unsupported("feeds experts at most 8 sequences"), RuntimeError("compiling failed")])
+def test_a_text_is_written_by_dynamic_where_the_fastest_fails(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing(Dynamic):
+        def prepare(self, *_: Any, **__: Any) -> None:
+            raise error
+
+    honest = references.build
+    monkeypatch.setattr(
+        references, "build", lambda name, model: Failing(model) if name == "compiled" else honest(name, model)
+    )
+    case = tiny_case("fp8")
+    request = MakeText(case=case, path=str(tmp_path / "text"), writer="compiled", n_context=8)
+    made = loaded(case).answer(request)
+    assert isinstance(made, TextMade), made
+    assert made.writer == "dynamic"
+
+
+def test_a_workers_own_cache_says_what_it_promises() -> None:
+    promises = {}
+    for strategy in ("cache:tests.unfit_caches:promised", "cache:tests.unfit_caches:growing", "fp8", "dynamic"):
+        case = tiny_case(strategy)
+        reply = Worker().answer(Load(group=case.group, strategy=case.strategy, naive_logits=case.naive_logits, seed=0))
+        assert isinstance(reply, Loaded)
+        promises[strategy.rpartition(":")[2]] = reply.exact
+    assert promises == {"promised": True, "growing": False, "fp8": False, "dynamic": True}
 
 
 def test_bytes_allocated_hold_padding_and_grow(tmp_path: Path) -> None:

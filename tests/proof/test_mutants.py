@@ -75,8 +75,19 @@ def test_damaged_rows_show(kind: type[Compiled], damage: Callable[[Any], None]) 
     assert broken.logit_kl > {CompiledInt8: 1e-3, CompiledInt4: 2e-2}[kind]  # what the whole one may lose
 
 
-@pytest.mark.skipif(not any(importlib.metadata.distributions(name="hqq")), reason="hqq is not installed")
-@pytest.mark.parametrize("name", ["hqq-int8", "hqq-int4"])
+def quantised(name: str, package: str, *marks: pytest.MarkDecorator) -> Any:
+    missing = not any(importlib.metadata.distributions(name=package))
+    return pytest.param(name, marks=[pytest.mark.skipif(missing, reason=f"{package} is not installed"), *marks])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        quantised("hqq-int8", "hqq"),
+        quantised("hqq-int4", "hqq"),
+        quantised("quanto-int4", "optimum-quanto", pytest.mark.compiled),
+    ],
+)
 def test_a_dropped_residual_window_shows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, update = judged()[0], QuantizedLayer.update
     whole = found(build(name, model))

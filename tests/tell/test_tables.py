@@ -320,6 +320,21 @@ def test_caches_have_a_table_of_their_own_where_one_is_lossy():
     assert cells[6:] == ["2e-02", "1e-03", "0.500", "0.750", "3 of 32"]
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_caches_have_a_table_too_where_none_was_judged(exact: bool):
+    """A user's own that promises to be exact, and a lossy one of which the model could not be judged."""
+    run = run_with_lossy_kinds(["naive", "dynamic", "cache:mine:make"] if exact else ["naive", "dynamic", "fp8"])
+    checks = [msgspec.structs.replace(check, quality=None, exact=exact or check.exact) for check in run.checks]
+    document = tables.render(summaries.summarize(Tidy.of(msgspec.structs.replace(run, checks=checks))), "md")
+    table = document[document.index("Caches compared with dynamic") :]
+    name = "cache:mine:make" if exact else "fp8"
+    (line,) = [line for line in table.splitlines() if name in line and " 300 " in line][:1]
+    cells = [cell.strip() for cell in line.split("|")[1:-1]]
+    assert cells[1:4] == [name, "66200", "0.250"]
+    assert cells[4].startswith("1.00")
+    assert cells[6:] == ["-"] * 5
+
+
 def test_memory_of_each_arm_has_a_table_where_it_is_known():
     assert "Memory" not in tables.render(SUMMARY, "md")
     run = run_with_lossy_kinds(["naive", "dynamic", "fp8"])
