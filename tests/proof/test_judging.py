@@ -8,8 +8,8 @@ from kvcache.proof.judging import JudgedText, judge, kept_positions, predict, te
 from kvcache.proof.quality import RECALLED, divergence, sample_text
 from kvcache.proof.rounding import floor_bytes, logit_kl_floor
 from kvcache.strategies.cached import Dynamic
-from tests.families import family, seeing_the_future
-from tests.tiny import ARCHITECTURES
+from tests.families import CONFIGS, seeing_the_future
+from tests.tiny import ARCHITECTURES, tiny
 
 
 @pytest.mark.parametrize(("n_context", "max_positions"), [(3, None), (3, 100), (200, 140), (1, 3)])
@@ -43,7 +43,7 @@ def test_the_beginning_of_a_longer_text_is_the_text_of_a_shorter_context() -> No
 @pytest.mark.parametrize(("n", "kept"), [(60, 16), (143, 16), (200, 200)])
 def test_a_text_is_cut_where_positions_are_computed_in_another_way(n: int, kept: int) -> None:
     """Longrope switches at 16: beyond it one forward over all is what no step computes, unless all steps lie there."""
-    model = family("phi3")
+    model = tiny("phi3", {**CONFIGS["phi3"], "max_position_embeddings": 512})
     assert model.config.rope_parameters["original_max_position_embeddings"] == 16
     text = predict(model, sample_text(Dynamic(model), torch.zeros(1, 1, dtype=torch.long), n, seed=0))
     assert text.prefix_stable
