@@ -1,5 +1,6 @@
 """What a case is checked against, in files: one worker makes them from the model, the others read them."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -64,17 +65,14 @@ def make_text(model: PreTrainedModel, request: MakeText, room_bytes: int | None)
 
 def _written(model: PreTrainedModel, request: MakeText, n: int) -> TextMade:
     start = torch.cat([ids for ids in ids_for(model, request.case) if ids is not None], dim=1)[:, :1]
-    for writer in dict.fromkeys((request.writer, PLAIN)):
-        try:
-            tokens = sample_text(build(writer, model), start, n, request.case.seed)
-        except torch.AcceleratorError:  # the CUDA context is lost
-            raise
-        except Exception:
-            if writer == PLAIN:
-                raise
-        else:
-            break
-    return TextMade(writer=writer, tokens=tokens.tolist())
+
+    def made(writer: str) -> TextMade:
+        return TextMade(writer=writer, tokens=sample_text(build(writer, model), start, n, request.case.seed).tolist())
+
+    if request.writer != PLAIN:
+        with suppress(Exception):  # whatever it is; where the CUDA context is lost, the other fails, too
+            return made(request.writer)
+    return made(PLAIN)
 
 
 def read_reference(path: str, device: str) -> Reference:
