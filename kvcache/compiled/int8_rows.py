@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 import torch
@@ -53,6 +54,9 @@ class Int8Rows(NamedTuple):
             self.values[:, :, :chunks],
             self.value_scales[:, :, :chunks],
         )
+
+    def begin(self, keys: Sequence[Tensor]) -> None:
+        """Do nothing: each row has a scale of its own."""
 
     def write(self, chunk: Tensor, place: Tensor, k: Tensor, v: Tensor) -> None:
         (key_words, value_words), scales = quantise(torch.stack([k, v]))

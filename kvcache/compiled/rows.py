@@ -8,7 +8,7 @@ of a few lanes reads memory in order. A format is a tuple of tensors, so that co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol, Self
 
 import torch
@@ -43,6 +43,9 @@ class Rows(Protocol):
 
     def first(self, chunks: int) -> Self:
         """Return the first chunks, without copying."""
+
+    def begin(self, keys: Sequence[Tensor]) -> None:
+        """Prepare for a sequence that begins with `keys`, pieces of `[batch, kv_heads, q, head_dim]`; none: unknown."""
 
     def write(self, chunk: Tensor, place: Tensor, k: Tensor, v: Tensor) -> None:
         """Store `k` and `v [batch, kv_heads, q, head_dim]` at positions `chunk [q]` and `place [q]` within it."""
@@ -86,6 +89,9 @@ class ExactRows(NamedTuple):
 
     def first(self, chunks: int) -> ExactRows:
         return ExactRows(self.keys[:, :, :chunks], self.values[:, :, :chunks])
+
+    def begin(self, keys: Sequence[Tensor]) -> None:
+        """Do nothing: keys are stored as they are."""
 
     def write(self, chunk: Tensor, place: Tensor, k: Tensor, v: Tensor) -> None:
         # Indices that are not neighbours come first.

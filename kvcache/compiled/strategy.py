@@ -123,13 +123,16 @@ class Compiled(Strategy):
         mask = functools.lru_cache(maxsize=len({layer.window for layer in model.layers}))(self._mask)
         for slot in self._slots:
             layer, own = slot.layer, list[tuple[Tensor, Tensor]]()
+            qkv = [heads(piece, layer, rotary) for piece, rotary in zip(x, rotaries, strict=True)]
+            if start == 0:
+                slot.rows.begin([k for _, k, _ in qkv])
             # torch's causal attention over a whole prompt needs no mask, and no memory of the prompt's square.
             at_once = layer.softcap is None and _sees_all(start, end, layer.window)
             for pieces in [range(len(spans))] if at_once else [range(i, i + 1) for i in range(len(spans))]:
                 first, last = spans[pieces[0]][0], spans[pieces[-1]][1]
                 visible, here = mask(first, last, layer.window), self._positions[first:last]
-                qkv = map(joined, zip(*(heads(x[i], layer, rotaries[i]) for i in pieces), strict=True))
-                attended = attend_to_prefix(slot, here, start, visible, own, *qkv, as_stored=self._prefill_as_stored)
+                parts = map(joined, zip(*(qkv[i] for i in pieces), strict=True))
+                attended = attend_to_prefix(slot, here, start, visible, own, *parts, as_stored=self._prefill_as_stored)
                 for i, part in zip(pieces, attended.split(size, dim=2), strict=True):
                     x[i] = after_attention(x[i], part, layer, model.activation)
         self.length = end
@@ -141,6 +144,9 @@ class Compiled(Strategy):
 
     def _decode(self, ids: Tensor) -> Tensor:
         self._refuse_more_than_capacity(1)
+        if self.length == 0:
+            for slot in self._slots:
+                slot.rows.begin(())
         logits = self.step(ids, self.length)
         self.length += 1
         return logits
