@@ -77,8 +77,8 @@ class Int4Rows(NamedTuple):
         """Take the mean of `keys` for that of all to come."""
         self.key_means.zero_()
         if keys:
-            total = sum(piece.float().sum(2, keepdim=True) for piece in keys)
-            self.key_means.copy_(total / sum(piece.shape[2] for piece in keys))
+            sums = torch.stack([piece.float().sum(2, keepdim=True) for piece in keys])
+            self.key_means.copy_(sums.sum(0) / sum(piece.shape[2] for piece in keys))
 
     def write(self, chunk: Tensor, place: Tensor, k: Tensor, v: Tensor) -> None:
         groups = self.key_scales.shape[3]
