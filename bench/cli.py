@@ -181,14 +181,12 @@ def _refusal(error: typer.TyperException) -> str:
 
 
 def _end_children() -> None:
-    """End a worker whose start the signal cut off, so that nothing in this process knew of it."""
+    """End all that still runs for this process: a worker whose start the signal cut off, a compiler of a library."""
     import psutil
 
-    children = psutil.Process().children()
-    for child in children:
-        with suppress(psutil.NoSuchProcess):
-            child.kill()
-    psutil.wait_procs(children, timeout=5)
+    from bench.measure.worker_process import kill_tree
+
+    kill_tree(psutil.Process(), itself=False)
 
 
 def _stopped(number: int, _frame: FrameType | None) -> NoReturn:

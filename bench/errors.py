@@ -25,3 +25,8 @@ class FailedRun(KvbenchError):
     """The run itself failed: a case of it crashed or emitted other tokens, so it cannot be used for this."""
 
     exit_code = 5
+
+
+def blaming(flag: str, value: str, reason: object) -> str:
+    """Write what is wrong with the value of a flag; many reasons name the value, which is then not repeated."""
+    return f"{flag} {value}: {str(reason).removeprefix(value).lstrip(': ')}"

@@ -177,6 +177,10 @@ class CeilingTimes(msgspec.Struct, frozen=True, kw_only=True):
     covariates: Covariates = Covariates()
 
 
+LEAST_READ_BYTES = 4 << 20
+"""The smallest read of a ceiling: a pass over less is mostly the call of its kernel."""
+
+
 class CeilingSample(CeilingTimes, frozen=True, kw_only=True, tag="ceiling"):
     """One turn of a ceiling's kernel, beside the turns of a cell: the machine's speed at that moment."""
 

@@ -12,6 +12,7 @@ from bench.errors import UsageError
 
 BaselineFolder = Annotated[Path, Option("--baseline-dir", metavar="DIR", help="Folder of baselines.")]
 BASELINES = Path("results/baselines")
+_ITSELF = " (the baseline is this very run, so its counters are compared with themselves: judge a later run)"
 
 
 def gate(
@@ -39,19 +40,21 @@ def gate(
 
     \b
     Example:
-      kvbench run --preset smoke --name ci
+      kvbench run --preset smoke -t 1 --name ci
       kvbench gate 20261123T040000Z-ci --baseline results/baselines/smoke
     """
+    from bench.judge.baseline import newest
     from bench.judge.gate import gate as judge
     from bench.judge.gate import read_baseline
     from bench.store.run_folder import find_run, read_run
 
-    judged = read_run(find_run(run, out))
+    judged, sessions = read_run(find_run(run, out)), read_baseline(baseline, out)
+    itself = newest(sessions).run_id == judged.manifest.run_id
     print_verdicts(
-        judge(judged, read_baseline(baseline, out)),
+        judge(judged, sessions),
         output_format,
         command="gate",
-        title=f"kvbench gate: {judged.name}",
+        title=f"kvbench gate: {judged.name}{_ITSELF if itself else ''}",
         require_time=require_time,
     )
 

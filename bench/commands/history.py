@@ -1,12 +1,13 @@
 """`kvbench history`: every run below a folder as a database: a list, trends, SQL."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 from typer import Argument, Option
 
 from bench.commands import flags
-from bench.commands.output import emit, note
+from bench.commands.output import emit, note, terminal
 from bench.errors import UsageError
 
 HistoryFormat = Literal["md", "csv", "json", "parquet"]
@@ -66,6 +67,9 @@ def history(
         if plot is not None:
             past_runs.draw(found, chosen, plot)
             note(f"plot: {plot}")
+    if out is None and output_format == "md" and sys.stdout.isatty():
+        terminal().print(past_runs.terminal(answer), markup=False, highlight=False)
+        return
     if output_format == "parquet":
         content = parquet(answer.columns, answer.rows)
     else:

@@ -58,8 +58,8 @@ def ask(question: str) -> bool:
 def print_summary(run: Run, form: Format, html: Path | None = None) -> None:
     """Print the summary of a run, then write its tables, draw its plots and write its page, also to `html`.
 
-    Files that cannot be written are named. The path of the run folder is the last line: of stdout with `md`, of stderr
-    with the other formats.
+    Files that cannot be written are named. The path of the run folder is the very last line: on stdout with `md`, on
+    stderr with the other formats.
 
     Raises:
         typer.Exit: a case failed, or every case is unsupported (exit code 5); `html` cannot be written (2).
@@ -77,12 +77,11 @@ def print_summary(run: Run, form: Format, html: Path | None = None) -> None:
     closing = derived.text("the closing sentence", lambda: report.closing)
     if form != "md":
         emit(tables.render(summary, form))
-        note(run.path)
     elif sys.stdout.isatty():
         terminal().print(tables.terminal(summary))
-        emit(f"{reading}{closing}{run.path}\n")
+        emit(f"{reading}{closing}")
     else:
-        emit("\n".join([tables.markdown(summary), *filter(None, [reading, closing]), f"{run.path}\n"]))
+        emit("\n".join([tables.markdown(summary), *filter(None, [reading, closing]), ""]))
     write_tables(report, derived)  # after the table is printed: it takes as long again
     if form == "md":  # what weakens the figures must be seen beside them
         print(derived.text("cautions", lambda: report.caution_lines), end="", file=sys.stderr, flush=True)
@@ -94,6 +93,10 @@ def print_summary(run: Run, form: Format, html: Path | None = None) -> None:
     if html is not None:
         write_page(report, pictures, html, wanted)
     note(*derived.lines(), *wanted.lines())
+    if form == "md":
+        emit(f"{run.path}\n")
+    else:
+        note(run.path)
     failed = summary["status"].isin(FAULTS).any()
     if failed or (summary["status"] == "unsupported").all():
         raise typer.Exit(FailedRun.exit_code)

@@ -1,5 +1,6 @@
 """`kvbench report` and `kvbench compare`: stored runs, drawn again and side by side."""
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +9,7 @@ import typer
 from typer import Argument, Option
 
 from bench.commands import flags
-from bench.commands.output import emit, note, print_ab, print_summary
+from bench.commands.output import emit, note, print_ab, print_summary, terminal
 from bench.errors import UsageError
 
 
@@ -89,12 +90,17 @@ def compare(
     ranked = Ranking.of(found) if two is None or two.rows.empty else None
     if two is not None and (ranked is None or ranked.entries.empty):
         n_rows, code, render = len(two.rows), two.exit_code, partial(comparison.render, two)
+        show = partial(comparison.terminal, two)
         draw = partial(write_comparison, two, found[1])
     else:
         assert ranked is not None
         n_rows, code, render = len(ranked.entries), ranked.exit_code, partial(ranking.render, ranked)
+        show = partial(ranking.terminal, ranked)
         draw = partial(write_ranking, ranked)
-    emit(render(output_format))
+    if output_format == "md" and sys.stdout.isatty():
+        terminal().print(show(), markup=False, highlight=False)
+    else:
+        emit(render(output_format))
     if output_format != "md":  # the rows alone are on stdout: the verdict, and what is not compared, must not be lost
         note(render("md"))
     derived, wanted = Derived(), Derived()

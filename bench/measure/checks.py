@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 
 from bench.case import HOST_DEVICES
-from bench.errors import UsageError
+from bench.errors import UsageError, blaming
 from bench.machine.places import temporary_folder
 from bench.measure.progress import ProgressBar
 from bench.measure.texts import Texts
@@ -59,7 +59,7 @@ class Checks:
             self._workers.ask_reference(MakeReference(case=entries[0].case, path=path))
         except WorkerFailed as failure:
             if failure.of_model and sole_model:
-                raise UsageError(f"--model {entries[0].case.model}: {failure.error}") from None
+                raise UsageError(blaming("--model", entries[0].case.model, failure.error)) from None
             for entry in entries:
                 self._workers.fail(entry, failure, "the reference (one parallel forward) failed: ")
         return path

@@ -5,20 +5,20 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from bench.case import Case, Sweep
-from bench.errors import UsageError
+from bench.errors import UsageError, blaming
 from bench.machine.devices import DEVICES
 from bench.manifest import CasePlan, Manifest
 from bench.measure.case_costs import exact_kv_bytes, with_costs
 from bench.measure.fit import PROCESS_BYTES, need
 from kvcache import models
 from kvcache.models.checkpoint import COPY_LIMIT_BYTES
-from kvcache.strategies.catalogue import COMPILING, is_lossy
+from kvcache.strategies.catalogue import COMPILING, OWN, is_lossy
 
 COMPILER_BYTES = 32_000_000
 """Room for what inductor and the C++ compiler write; a compiler that finds none says no more than that it failed."""
@@ -74,9 +74,10 @@ def plan(sweeps: Sequence[Sweep]) -> list[CasePlan]:
     A case that several sweeps name is measured once.
 
     Raises:
-        UsageError: a model is not available, or a case does not fit its model.
+        UsageError: a model or a user's own cache is not available, or a case does not fit its model.
     """
     planned = {}
+    refuse_missing_factories(strategy for sweep in sweeps for strategy in sweep.strategies)
     for case in (case for sweep in sweeps for case in sweep.cases()):
         model = describe(case.model, case.attn_implementation)
         settled = msgspec.structs.replace(case, attn_implementation=model.attn_implementation)
@@ -91,7 +92,20 @@ def describe(model: str, attn_implementation: str) -> models.ModelDescription:
     try:
         return models.describe(model, attn_implementation=attn_implementation or None)
     except models.ModelError as error:
-        raise UsageError(f"--model {model}: {error}") from error
+        raise UsageError(blaming("--model", model, error)) from error
+
+
+def refuse_missing_factories(strategies: Iterable[str]) -> None:
+    """Raise UsageError if the factory of a user's own cache cannot be imported: one that raises fails its cases."""
+    from kvcache.models.own_code import load_own  # imports torch, as describing the models does
+
+    for strategy in dict.fromkeys(strategies):
+        if strategy.startswith(OWN):
+            _, module, name = strategy.split(":")
+            try:
+                load_own(module, name, strategy)
+            except models.ModelError as error:
+                raise UsageError(blaming("--strategies", strategy, error)) from error
 
 
 def memory_bytes(plans: Sequence[CasePlan]) -> int:

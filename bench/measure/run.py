@@ -4,7 +4,7 @@ import math
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from bench.case import Sweep
-from bench.errors import DataError, UsageError
+from bench.errors import DataError, UsageError, blaming
 from bench.machine.affinity import notice, user_variables
 from bench.machine.devices import DEVICES
 from bench.machine.environment import read_environment
@@ -49,10 +49,12 @@ class Job:
 
 
 @contextmanager
-def noting(what_is_kept: str) -> Iterator[None]:
-    """Note on whatever ends the run early, an interruption too, what is kept of it."""
+def noting(what_is_kept: str, *, unless: type[BaseException] | tuple[()] = ()) -> Iterator[None]:
+    """Note on whatever ends the run early, an interruption too, what is kept of it, but for errors of `unless`."""
     try:
         yield
+    except unless:
+        raise
     except BaseException as error:
         error.add_note(what_is_kept)
         raise
@@ -61,7 +63,7 @@ def noting(what_is_kept: str) -> Iterator[None]:
 NOTHING_KEPT = "nothing was measured yet, so nothing is kept"
 
 
-@noting(NOTHING_KEPT)
+@noting(NOTHING_KEPT, unless=UsageError)  # what is refused before anything ran keeps nothing, of course
 def plan(
     sweeps: Sequence[Sweep],
     limits: Limits,
@@ -98,7 +100,7 @@ def plan(
         try:
             weights[model] = models.weights_digest(model, seed=planned[0].case.seed)
         except models.ModelError as error:
-            raise UsageError(f"--model {model}: {error}") from error
+            raise UsageError(blaming("--model", model, error)) from error
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         run_id=f"{stamp}-{check_name(name) if name is not None else created.strftime('%f')}",
@@ -216,15 +218,22 @@ def _kept(folder: Path, *, new: bool) -> Iterator[None]:
 
     Only for a folder that this process has locked: another may be measuring into it otherwise.
     """
+    go_on = f"go on with: kvbench run --resume {folder}"
     try:
-        with noting(f"what was measured is kept, go on with: kvbench run --resume {folder}"):
-            yield
+        yield
     except UsageError as error:
         run = read_run(folder)
         if not new or run.samples or run.checks or run.failures or run.ceilings or run.texts:
+            error.add_note(f"what was measured is kept, {go_on}")
             raise
         shutil.rmtree(folder)
         raise UsageError(f"{error}; {NOTHING_KEPT}") from None
+    except BaseException as error:
+        some = ""
+        with suppress(Exception):  # a disk that fails is the error itself
+            some = "" if read_run(folder).samples else " (no case yet)"
+        error.add_note(f"what was measured is kept{some}, {go_on}")
+        raise
 
 
 def measure_ceilings(plans: Sequence[CasePlan], servers: RunServers) -> dict[str, float]:

@@ -12,7 +12,7 @@ from typing import Self
 
 import msgspec
 
-from bench.errors import DataError, UsageError
+from bench.errors import DataError, UsageError, blaming
 from bench.machine.affinity import unbind, with_threads
 from bench.machine.places import temporary_folder
 from bench.measure.worker_process import WorkerProcess, last_line, read_line
@@ -108,7 +108,7 @@ class ForkServer:
         if Path(found.code) != (expected / "bench").resolve().parent:
             raise DataError(f"{self.name} imported its code from {found.code}, not from {expected}: not comparable")
         if found.refused is not None:
-            raise UsageError(f"--model {self.model}: {found.refused}")
+            raise UsageError(blaming("--model", self.model, found.refused))
         self._introduction = found
         return found
 

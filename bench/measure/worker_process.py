@@ -138,8 +138,7 @@ class WorkerProcess(AbstractContextManager["WorkerProcess"]):
         self._kill()
 
     def _kill(self) -> None:
-        with suppress(psutil.NoSuchProcess):  # it compares start times: the id may be another process's by now
-            self._usage.kill()
+        kill_tree(self._usage)
         self._connection.close()
 
     def __exit__(self, *_: object) -> None:
@@ -147,6 +146,16 @@ class WorkerProcess(AbstractContextManager["WorkerProcess"]):
 
     def _read_line(self, timeout_s: float) -> bytes:
         return read_line(self._connection.fileno(), self._buffer, timeout_s)
+
+
+def kill_tree(process: psutil.Process, *, itself: bool = True) -> None:
+    """Kill a process and all that it started: a compiler would go on, and torch's lock for its build would stay."""
+    with suppress(psutil.NoSuchProcess):  # psutil compares start times: the id may be another process's by now
+        doomed = process.children(recursive=True)
+        for one in [process] * itself + doomed:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        psutil.wait_procs(doomed, timeout=END_TIMEOUT_S)
 
 
 def _forked(answer: bytes) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bench.errors import UsageError
+from bench.errors import UsageError, blaming
 from bench.measure.own_text import encode
 from kvcache import models
 from kvcache.caches.contract import UnfitCache, Unsupported
@@ -59,7 +59,7 @@ def get_ready(setting: Setting, prompt: str, *, n_gen: int | None, stop: int | N
             attn_implementation=described.attn_implementation,
         )
     except models.ModelError as error:
-        raise UsageError(f"--model {setting.model}: {error}") from error
+        raise UsageError(blaming("--model", setting.model, error)) from error
     for caution in described.cautions:
         sys.stderr.write(f"kvbench: {setting.model}: {caution}\n")
     tokens = encode(prompt, tokenizer, described.vocab_size, "--prompt")

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from bench.errors import UsageError
+from bench.errors import UsageError, blaming
 from bench.machine.clock import Clock, stamping
 from bench.machine.devices import DEVICES
 from bench.study.prompt import Setting, get_ready, refusing
@@ -78,7 +78,7 @@ def run(setting: Setting, prompt: str, *, strategies: tuple[str, ...], n_gen: in
         try:
             expected = reference(network, ids, limit)
         except NotRepeatable as error:
-            raise UsageError(f"--model {setting.model}: {error}") from error
+            raise UsageError(blaming("--model", setting.model, error)) from error
         for name in exact:
             built[name].reset()
             if agreement(built[name], ids, expected).tokens_match == "false":

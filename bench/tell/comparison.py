@@ -3,6 +3,10 @@
 from collections.abc import Iterable
 from typing import Literal
 
+from rich.console import Group
+from rich.text import Text
+
+from bench.analysis.frames import CASE_COLUMNS
 from bench.judge.compare import Comparison, Difference
 from bench.tell import tables, words
 from bench.tell.formats import Format
@@ -15,16 +19,21 @@ HOW = (
 
 def sentence(comparison: Comparison) -> str:
     """Say in one line what got faster or slower, and how much could not be compared."""
-    counts = comparison.rows["verdict"].value_counts()
+    rows = comparison.rows
+    counts = rows["verdict"].value_counts()
     parts = [_extreme(comparison, "faster", best="min"), _extreme(comparison, "slower", best="max")]
     without = ("no difference shown", "too few rounds", "measured elsewhere")
     parts += [f"{name} in {counts[name]}" for name in without if name in counts]
     why = f" ({'; '.join(comparison.fields_apart)})" if comparison.fields_apart else ""
     parts = [part for part in parts if part] or [f"nothing could be compared{why}"]
     lacking = len(comparison.one_sided)
-    parts += [f"{words.plural(lacking, 'case')} not comparable"] if lacking else []
+    noun = "case" if rows.empty else "other case"
+    parts += [f"{words.plural(lacking, noun)} not comparable"] if lacking else []
     machine = "" if comparison.same_machine else ", on another machine or software"
-    return f"{comparison.b} against {comparison.a}{machine}: {'; '.join(parts)}"
+    what = (
+        f", {words.plural(len(rows), 'time')} of {words.plural(rows[CASE_COLUMNS].drop_duplicates().shape[0], 'case')}"
+    )
+    return f"B ({comparison.b}) against A ({comparison.a}){machine}{what if len(rows) else ''}: {'; '.join(parts)}"
 
 
 def render(comparison: Comparison, form: Format) -> str:
@@ -34,7 +43,18 @@ def render(comparison: Comparison, form: Format) -> str:
     parts = [f"{sentence(comparison)}.\n"]
     if not comparison.rows.empty:
         parts.append(tables.comparison_markdown(comparison.rows))
-        parts.append(f"{HOW}\n")
+    return "\n".join([*parts, *_below(comparison)])
+
+
+def terminal(comparison: Comparison) -> Group:
+    """Make the same document for a terminal of any width."""
+    drawn = tables.comparison_terminal(comparison.rows)
+    return Group(Text(f"{sentence(comparison)}.\n"), *drawn, Text("\n" + "\n".join(_below(comparison)).rstrip()))
+
+
+def _below(comparison: Comparison) -> list[str]:
+    """List the paragraphs below the table: how to read it, what is not in it, and what differs between the runs."""
+    parts = [] if comparison.rows.empty else [f"{HOW}\n"]
     excluded = {
         f"Only in A ({comparison.a})": comparison.only_in_a,
         f"Only in B ({comparison.b})": comparison.only_in_b,
@@ -46,7 +66,7 @@ def render(comparison: Comparison, form: Format) -> str:
             parts.append(f"{title}:\n\n{excluded_lines(('', one.case, one.reason) for one in cases)}")
     if comparison.differences:
         parts.append("Differences, A -> B:\n\n" + "".join(f"- {line}\n" for line in comparison.differences))
-    return "\n".join(parts)
+    return parts
 
 
 def excluded_lines(excluded: Iterable[tuple[str, str, str]]) -> str:
@@ -72,4 +92,4 @@ def _extreme(comparison: Comparison, difference: Difference, best: Literal["min"
         return ""
     row = rows.loc[rows["ratio"].agg(f"idx{best}")].to_dict()
     largest = f"{words.row_name(row)}, time x {words.time_ratio(row)}"
-    return f"{difference} in {len(rows)} of {len(comparison.rows)} (most: {largest})"
+    return f"{difference} in {len(rows)} (most: {largest})"

@@ -16,7 +16,8 @@ from bench.tell.words import NOTHING, number
 if TYPE_CHECKING:
     from bench.measure.fit import Fit
 
-_HEADERS = ("strategy", "batch", "largest context", "limited by", "cache GB", "workspace GB", "decode tok/s at most")
+_HEADERS = ("strategy", "batch", "largest context", "limited by", "cache GB", "process GB", "decode tok/s at most")
+_PROCESS = "process: Python, torch and transformers (0.4 GB), and the workspace of a forward; an estimate"
 
 
 def render(rows: Sequence[Fit], form: Format) -> str:
@@ -42,7 +43,8 @@ def render(rows: Sequence[Fit], form: Format) -> str:
     table = markdown_table(lines, _HEADERS, ["left", *["right"] * 2, "left", *["right"] * 3])
     reasons = {row.strategy: row.error for row in rows if row.error is not None}
     below = "".join(f"- {strategy}: {reason}\n" for strategy, reason in reasons.items())
-    return f"{title}\n\n{table}\n" + (f"\n{below}" if below else "")
+    noted = f"\n{_PROCESS}\n" if lines else ""
+    return f"{title}\n\n{table}\n{noted}" + (f"\n{below}" if below else "")
 
 
 def _gigabytes(size: int | None) -> str:

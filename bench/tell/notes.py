@@ -7,6 +7,7 @@ import pandas as pd
 from bench.analysis import frames
 from bench.analysis.cautions import Caution
 from bench.analysis.tidy import Tidy, paired_ratio
+from bench.record import LEAST_READ_BYTES
 from bench.tell.drawn import few
 from bench.tell.words import Row, by_setting, case_labels, catalogue_place, context, missing, number, with_interval
 from kvcache.strategies.catalogue import COMPILING, REFEEDING, YARDSTICKS
@@ -53,7 +54,8 @@ def _roofs(timed: pd.DataFrame) -> Iterator[str]:
     sizes = timed.loc[timed["mbu"].notna(), "read_bytes"].dropna()
     if len(sizes):
         ends = dict.fromkeys(number(size / 1e6) for size in (sizes.min(), sizes.max()))
-        yield f"MBU is a share of the best read of as many bytes as a step reads ({' to '.join(ends)} MB)."
+        floor = ", which is the smallest read that is timed" if sizes.min() <= LEAST_READ_BYTES else ""
+        yield f"MBU is a share of the best read of as many bytes as a step reads ({' to '.join(ends)} MB{floor})."
 
 
 def _missing_shares(timed: pd.DataFrame, labels: Mapping[str, str]) -> Iterator[str]:

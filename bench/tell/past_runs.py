@@ -17,12 +17,21 @@ from bench.store.run_folder import read_run, writing
 from bench.store.sealed import write_atomically
 from bench.store.summary_file import document
 from bench.tell import tables
-from bench.tell.layout import markdown_table
+from bench.tell.layout import Fitted, markdown_table
 from bench.tell.words import NOTHING, SETTING_COLUMNS, number
 
-LIST = "measured_utc, run, model, machine, commit, torch, transformers, cases, origin"
-"""Columns of the list of runs."""
+LIST = (
+    "measured_utc, run, model, machine, commit, torch, transformers, cases, coalesce(measured, 0) AS measured, origin"
+)
+"""Columns of the list of runs; `measured` are those of the planned `cases` that have times."""
 
+_RUNS = (
+    "runs LEFT JOIN (SELECT folder, count(*) AS measured FROM rows WHERE phase = 'prefill' AND status = 'ok' "
+    "GROUP BY folder) USING (folder)"
+)
+
+COMMIT_DIGITS = 9
+"""Of a commit's hash, as git shortens it in a repository of this size; files have it whole."""
 
 CASE = ["strategy", *SETTING_COLUMNS, "n_prompt", "n_gen", "n_depth"]
 """What the points of one panel have in common, and the phase."""
@@ -63,11 +72,22 @@ def listed(history: History, chosen: Condition, limit: int) -> Answer:
         UsageError: the condition is not valid.
     """
     some = "" if chosen.sql == "true" else f" WHERE folder IN (SELECT folder FROM history WHERE {chosen.sql})"
-    return history.query(
-        f"SELECT {LIST} FROM runs{some} ORDER BY measured_utc DESC, run DESC LIMIT {limit}",
-        chosen.values,
-        asked=chosen.asked,
+    return _asked(
+        history,
+        f"SELECT {LIST} FROM {_RUNS}{some} ORDER BY measured_utc DESC, run DESC LIMIT {limit}",
+        chosen,
     )
+
+
+def _asked(history: History, sql: str, chosen: Condition) -> Answer:
+    """Query with a user's condition; where it names a column that is not there, say which there are."""
+    try:
+        return history.query(sql, chosen.values, asked=chosen.asked)
+    except UsageError as error:
+        if "not found in FROM clause" not in str(error):
+            raise
+        names = history.query("SELECT * FROM history LIMIT 0", asked="the columns").columns
+        raise UsageError(f"{error}; valid: {', '.join(names)}") from error
 
 
 def rendered(answer: Answer, form: Literal["md", "csv", "json"]) -> str:
@@ -78,8 +98,19 @@ def rendered(answer: Answer, form: Literal["md", "csv", "json"]) -> str:
         return json.dumps(rows, indent=2) + "\n"
     if form == "csv":
         return tables.data(pd.DataFrame(answer.rows, columns=names, dtype=object), form)
-    lines = [[_cell(row[name]) for name in names] for row in answer.rows]
+    lines = _lines(answer)
     return f"{markdown_table(lines, names)}\n" if lines else "no run\n"
+
+
+def terminal(answer: Answer) -> Fitted | str:
+    """Make the same table for a terminal of any width."""
+    names, lines = list(answer.columns), _lines(answer)
+    left = frozenset(name for name, kind in answer.columns.items() if kind in ("VARCHAR", "TIMESTAMP"))
+    return Fitted(None, names, lines, left, names=2) if lines else "no run"
+
+
+def _lines(answer: Answer) -> list[list[str]]:
+    return [[_cell(row[name], name) for name in answer.columns] for row in answer.rows]
 
 
 def trend(history: History, chosen: Condition) -> pd.DataFrame:
@@ -91,10 +122,10 @@ def trend(history: History, chosen: Condition) -> pd.DataFrame:
     shown = [*CASE, "phase", "machine", "measured_utc", "commit", "torch", "transformers"]
     figures = ["latency_ms", "latency_ms_low", "latency_ms_high"]
     columns = ", ".join(f'"{name}"' for name in [*shown, *figures])
-    found = history.query(
+    found = _asked(
+        history,
         f"SELECT {columns} FROM history WHERE latency_ms IS NOT NULL AND {chosen.sql} ORDER BY measured_utc",
-        chosen.values,
-        asked=chosen.asked,
+        chosen,
     )
     if not found.rows:
         raise UsageError("--plot: no run has such a latency")
@@ -116,9 +147,11 @@ def draw(history: History, chosen: Condition, path: Path) -> None:
         trends(rows, CASE).savefig(path, dpi=PNG_DPI)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, column: str) -> str:
     if value is None:
         return NOTHING
+    if column == "commit":
+        return str(value)[:COMMIT_DIGITS]
     return (
         f"{value:%Y-%m-%d %H:%M}"
         if isinstance(value, datetime)

@@ -3,13 +3,15 @@
 from collections.abc import Callable, Iterator
 
 import pandas as pd
+from rich.console import Group
+from rich.text import Text
 
 from bench.analysis import frames
 from bench.judge.ranking import BASELINE, COLUMNS, Ranking
 from bench.tell import tables, words
 from bench.tell.comparison import HOW, excluded_lines
 from bench.tell.formats import Format
-from bench.tell.layout import markdown_table
+from bench.tell.layout import Fitted, markdown_table
 from bench.tell.words import NOTHING, SETTING_COLUMNS, Row, context, missing, setting, time_ratio, with_interval
 
 Cells = dict[str, Callable[[Row], str]]
@@ -86,11 +88,33 @@ def render(ranking: Ranking, form: Format, baseline: int = 0) -> str:
     for title, own in by_shared_setting(ranking, rows):
         lines = [[cell(row) for cell in columns.values()] for row in frames.records(own)]
         parts.append(f"{title}\n\n{markdown_table(lines, list(columns), align)}\n")
-    parts += [f"{HOW}\n"] if len(rows) else []
+    return "\n".join([*parts, *_below(ranking, baseline)])
+
+
+def terminal(ranking: Ranking, baseline: int = 0) -> Group:
+    """Make the same document for a terminal of any width."""
+    columns = cells(ranking, baseline)
+    drawn = [
+        Fitted(
+            title,
+            list(columns),
+            [[cell(row) for cell in columns.values()] for row in frames.records(own)],
+            frozenset(LEFT),
+            names=3,
+        )
+        for title, own in by_shared_setting(ranking, ranking.against(baseline))
+    ]
+    above = "\n".join([f"{sentence(ranking, baseline)}\n", *run_lines(ranking, baseline)])
+    return Group(Text(above), *drawn, Text("\n" + "\n".join(_below(ranking, baseline)).rstrip()))
+
+
+def _below(ranking: Ranking, baseline: int) -> list[str]:
+    """List the paragraphs below the table: how to read it, what is not in it, and what differs between the runs."""
+    parts = [f"{HOW}\n"] if len(ranking.entries) else []
     parts += filter(None, [exclusions(ranking)])
     if changed := difference_lines(ranking, baseline):
         parts.append(f"Differences from {ranking.letters[baseline]}:\n\n{changed}")
-    return "\n".join(parts)
+    return parts
 
 
 def ratio(row: Row) -> str:

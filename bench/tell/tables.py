@@ -42,7 +42,10 @@ def _small(value: float) -> str:
 
 
 def _megabytes(size: float) -> str:
-    return NOTHING if missing(size) else f"{size / 1e6:.1f}"
+    """Write a size in MB: to a tenth, and one below 10 MB with three digits, since a small cache takes few."""
+    if missing(size) or size >= 1e7:
+        return NOTHING if missing(size) else f"{size / 1e6:.1f}"
+    return number(size / 1e6)
 
 
 def _word(value: str | None) -> str:
@@ -165,6 +168,13 @@ def comparison_markdown(rows: pd.DataFrame) -> str:
     return _markdown(_table(title, COMPARISON, [(row, {}) for row in frames.records(own)]) for title, own in found)
 
 
+def comparison_terminal(rows: pd.DataFrame) -> list[Fitted]:
+    """Make the same for a terminal of any width."""
+    found = by_setting(rows, also=["n_gen"])
+    tables = [_table(title, COMPARISON, [(row, {}) for row in frames.records(own)]) for title, own in found]
+    return [Fitted(title, headers, lines, LEFT, names=3) for title, headers, lines in tables]
+
+
 def _times(summary: pd.DataFrame) -> Iterator[_Table]:
     for title, rows in by_setting(summary, also=["n_gen"]):
         yield _table(title, TIMES, cases(rows))
@@ -218,8 +228,14 @@ def failures(summary: pd.DataFrame) -> list[tuple[str, str, str]]:
 
 
 def _failures(summary: pd.DataFrame) -> str:
-    """Write a line per case that did not end well."""
-    lines = [f"- {case}: {status}: {error}\n" for case, status, error in failures(summary)]
+    """Write a line per reason for which cases did not end well, with the case or the first of them and their number."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for case, status, error in failures(summary):
+        alike.setdefault((status, error), []).append(case)
+    lines = [
+        f"- {f'{len(cases)} cases, such as ' if len(cases) > 1 else ''}{cases[0]}: {status}: {error}\n"
+        for (status, error), cases in alike.items()
+    ]
     return "".join(["\n", *lines]) if lines else ""
 
 

@@ -38,6 +38,8 @@ HEADERS = ["verdict", "case", "phase", "quantity", "base", "head", "change", "de
 
 _GROUPED: frozenset[VerdictKind] = frozenset({"not-comparable", "inconclusive"})
 """Kinds whose details stand in one line for all verdicts that share them."""
+_WHOLE_CASES: frozenset[VerdictKind] = frozenset({"missing", "new"})
+"""Kinds of cases that one side lacks, often all for one reason: that, too, stands in one line."""
 _STYLES = {
     "failed": "bold red",
     "regression": "bold red",
@@ -164,7 +166,7 @@ def _notes(ordered: Sequence[Verdict]) -> list[str]:
     equal = sum(verdict.kind == "same" and _is_dull(verdict) for verdict in ordered)
     paired = any(verdict.quantity == "time" and verdict.effect is not None for verdict in ordered)
     reasons = Counter((verdict.kind, verdict.detail) for verdict in ordered)
-    shared = {key: count for key, count in reasons.items() if key[0] in _GROUPED and count > 1}
+    shared = {key: count for key, count in reasons.items() if key[0] in _GROUPED | _WHOLE_CASES and count > 1}
     detailed = [
         verdict
         for verdict in ordered

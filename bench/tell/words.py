@@ -64,10 +64,15 @@ def with_interval(value: float | None, low: float | None, high: float | None) ->
 
 
 def time_ratio(row: Row) -> str:
-    """Write the ratio of a comparison's row and its interval, to a thousandth: `0.798 [0.789-0.807]`."""
-    if missing(row["ratio_low"]):
-        return f"{row['ratio']:.3f}"
-    return f"{row['ratio']:.3f} [{row['ratio_low']:.3f}-{row['ratio_high']:.3f}]"
+    """Write the ratio of a comparison's row and its interval, to a thousandth: `0.798 [0.789-0.807]`.
+
+    What a thousandth would hide has three digits: `0.00412 [0.00398-0.00431]`.
+    """
+    ratio, low, high = (
+        number(value) if 0 < value < 0.01 else f"{value:.3f}"  # a NaN is neither
+        for value in (row["ratio"], row["ratio_low"], row["ratio_high"])
+    )
+    return ratio if missing(row["ratio_low"]) else f"{ratio} [{low}-{high}]"
 
 
 def setting(row: Row, also: Sequence[str] = (), only: Sequence[str] = tuple(SETTING_COLUMNS)) -> str:

@@ -1,5 +1,6 @@
 """The user's own code, `module:factory`: import it, and name the line where it raised."""
 
+import difflib
 import importlib
 import sys
 import sysconfig
@@ -17,13 +18,26 @@ def load_own(module: str, name: str, spec: str) -> Callable[..., Any]:
     """Import the function `name` of `module`, which may lie in the working directory.
 
     Raises:
-        ModelError: there is none, or its module raises.
+        ModelError: there is no such module or function, or the module raises.
     """
+    if module.endswith(".py"):
+        raise ModelError(f"{spec}: {module} is a file; give its module, {module.removesuffix('.py')}")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)  # not first: a random.py of the user must not hide Python's
     with refusing(spec), naming_the_line(spec):
-        factory: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        try:
+            loaded = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise  # of a module that the user's own imports
+            looked = f"looked in {here} and on Python's path"
+            raise ModelError(f"{spec}: No module named {error.name!r} ({looked})") from error
+        if not hasattr(loaded, name):
+            near = difflib.get_close_matches(name, vars(loaded), n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ModelError(f"{spec}: module {module} ({loaded.__file__}) has no {name}{hint}")
+        factory: Callable[..., Any] = getattr(loaded, name)
     return factory
 
 

@@ -78,3 +78,16 @@ def test_a_size_that_is_none_is_refused(word: str) -> None:
     else:
         assert "--memory" in refused("fit", "-m", "random:tiny", "--memory", word)
     assert "--strategies" in refused("fit", "-m", "random:tiny", "--strategies", "naive")
+
+
+def test_no_extension_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which bytes quanto takes is arithmetic: whether it is installed is enough."""
+    pytest.importorskip("optimum.quanto", reason="optimum-quanto is not installed: pip install 'kvbench[quantized]'")
+
+    def compiled() -> None:
+        raise AssertionError("the extension is compiled")
+
+    monkeypatch.setattr("kvcache.caches.quanto.build_extension", compiled)
+    printed = kvbench("fit", "-m", "random:tiny", "--memory", "2GiB", "--strategies", "quanto-int4", *JSON).stdout
+    (row,) = json.loads(printed)
+    assert (row["max_context"], row["error"]) == (4096, None)

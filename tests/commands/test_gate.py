@@ -207,3 +207,11 @@ def test_history_tells_and_draws(capsys: pytest.CaptureFixture[str]) -> None:
     assert Path("drift.png").stat().st_size > 0
     kvbench("baseline", "history", "-o", "csv", code=0)
     assert capsys.readouterr().out.startswith("session,created_utc,machine")
+
+
+def test_a_baseline_that_is_the_run_itself_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    kvbench("baseline", "promote", stored("first"), "--name", "mine", code=0)
+    for run, itself in ("first", True), (stored("second"), False):
+        capsys.readouterr()
+        kvbench("gate", run, "--baseline", "results/baselines/mine", code=0)
+        assert ("the baseline is this very run" in capsys.readouterr().out) == itself

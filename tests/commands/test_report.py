@@ -151,3 +151,16 @@ def test_two_runs_of_different_models_are_ranked(tmp_path: Path) -> None:
 
 def test_a_run_alone_is_not_compared(run_folder: Path) -> None:
     assert "give two runs or more" in refused("compare", str(run_folder))
+
+
+@pytest.mark.usefixtures("unsaved")
+def test_the_folder_is_the_very_last_line_of_a_terminal(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cautions, and what the plots leave out, come before it."""
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(sys, "stdout", screen)
+    with pytest.raises(SystemExit):
+        main(["report", str(run_folder)])
+    lines = screen.getvalue().splitlines()
+    assert lines[-1] == str(run_folder)
+    assert any(line.startswith("- ") for line in lines[:-1])

@@ -1,5 +1,6 @@
 """`kvbench run`: a real run of a tiny model, what it refuses, and what a failed case does."""
 
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -169,3 +170,31 @@ def test_other_tokens_are_code_5(own_model: Callable[[str, str], str], monkeypat
     assert rows.loc[("dynamic", "decode"), "tokens_match"] == "false"
     assert pd.isna(rows.loc[("dynamic", "decode"), "latency_ms"])
     assert rows.loc[("naive", "decode"), "status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("typo:biuld", r"module typo \(.*typo\.py\) has no biuld; did you mean build\?"),
+        ("typo.py:build", r"typo\.py is a file; give its module, typo"),
+        ("nowhere:build", r"No module named 'nowhere' \(looked in .* and on Python's path\)"),
+        ("broken_import:build", r"raised ModuleNotFoundError: No module named 'missing_library' \(.*, line 1\)"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["py", "cache"])
+@pytest.mark.parametrize("dry", [True, False])
+def test_own_code_that_is_not_there_is_refused_once(
+    dry: bool, kind: str, spec: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller reads what was looked for, where, and what may have been meant; the name stands there once."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "typo.py").write_text("def build(): ...\n")
+    (tmp_path / "broken_import.py").write_text("import missing_library\n")
+    spec = f"{kind}:{spec}"
+    own = ["-m", spec] if kind == "py" else ["-m", "random:tiny", "--strategies", f"dynamic,{spec}"]
+    line = refused("run", *own, "-p", "8", "-n", "2", "--out", str(tmp_path / "out"), *["--dry-run"] * dry)
+    flag = "--model" if kind == "py" else "--strategies"
+    assert re.fullmatch(f"kvbench: {flag} {re.escape(spec)}:? {says}\n", line)
+    assert not (tmp_path / "out").exists()
+    sys.modules.pop("typo", None)

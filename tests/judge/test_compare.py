@@ -26,7 +26,9 @@ def test_a_run_against_itself_shows_nothing():
     assert set(found.rows["interval"]) == {"unpaired"}
     assert found.differences == []
     assert found.same_machine
-    assert comparison.sentence(found) == "handmade against handmade: no difference shown in 8"
+    assert (
+        comparison.sentence(found) == "B (handmade) against A (handmade), 8 times of 4 cases: no difference shown in 8"
+    )
 
 
 def test_what_got_faster_and_slower_is_said_in_a_line():
@@ -36,7 +38,9 @@ def test_what_got_faster_and_slower_is_said_in_a_line():
     verdicts = found.rows.groupby("phase")["verdict"].unique()
     assert list(verdicts["decode"]) == ["faster"]
     assert list(verdicts["prefill"]) == ["no difference shown"]
-    assert comparison.sentence(found).startswith("after against before: faster in 4 of 8 (most: ")
+    assert comparison.sentence(found).startswith(
+        "B (after) against A (before), 8 times of 4 cases: faster in 4 (most: "
+    )
     back = compare.compare(b, a)
     assert set(back.rows.loc[back.rows["phase"] == "decode", "verdict"]) == {"slower"}
     assert back.rows["ratio"].to_list() == pytest.approx((1 / found.rows["ratio"]).to_list())
@@ -82,7 +86,7 @@ def test_a_ratio_is_that_of_the_two_medians_beside_it():
 def test_too_few_rounds_are_not_no_difference():
     a, b = make_run(CASES, rounds=3), make_run(CASES, rounds=3, ms=scaled(20))
     found = compare.compare(a, b)
-    assert comparison.sentence(found) == "handmade against handmade: too few rounds in 8"
+    assert comparison.sentence(found) == "B (handmade) against A (handmade), 8 times of 4 cases: too few rounds in 8"
     assert found.rows["ratio"].to_list() == pytest.approx([20] * 8, rel=0.2)
 
 
@@ -95,7 +99,7 @@ def test_a_case_on_one_side_is_exit_3_with_the_nearest_one_named():
         (["t4", "b1"], "not in B, which has it with n_threads = 2")
     ]
     assert found.only_in_b[0].reason == "not in A, which has it with n_threads = 4"
-    assert comparison.sentence(found).endswith("2 cases not comparable")
+    assert comparison.sentence(found).endswith("2 other cases not comparable")
 
 
 def test_nothing_in_common_is_exit_3():
@@ -103,7 +107,7 @@ def test_nothing_in_common_is_exit_3():
     assert found.exit_code == 3
     assert found.rows.empty
     assert comparison.sentence(found) == (
-        "handmade against handmade: nothing could be compared "
+        "B (handmade) against A (handmade): nothing could be compared "
         "(strategy: A has naive, dynamic, B has static; n_prompt: A has 32, 512, B has 64); 5 cases not comparable"
     )
     assert "nothing could be compared" in comparison.render(found, "md")
@@ -214,7 +218,9 @@ def test_the_interval_holds_a_true_ratio_between_sessions():
 def test_runs_without_a_case_in_common_are_told_which_fields_differ(fields, says):
     found = compare.compare(make_run(CASES, path="runs/a"), make_run(grid(["naive"], [32], **fields), path="runs/b"))
     assert found.fields_apart == says
-    assert comparison.sentence(found).startswith(f"b against a: nothing could be compared ({'; '.join(says)}); ")
+    assert comparison.sentence(found).startswith(
+        f"B (b) against A (a): nothing could be compared ({'; '.join(says)}); "
+    )
     assert found.exit_code == 3
 
 

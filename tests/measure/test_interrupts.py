@@ -13,6 +13,7 @@ import pandas as pd
 import psutil
 import pytest
 
+from bench.measure.worker_process import kill_tree
 from bench.store.run_folder import read_run
 from tests import inline, stub_run
 from tests.commandline import kvbench
@@ -131,3 +132,14 @@ def test_interrupt_before_the_first_turn_says_what_is_kept(
     assert [str(folder) in complaint for folder in folders] == ([] if "nothing" in says else [True])
     assert "Traceback" not in errors
     assert not psutil.wait_procs(workers, timeout=30)[1]
+
+
+def test_what_a_worker_started_ends_with_it() -> None:
+    """A compiler that a library runs for a worker would otherwise go on with nobody to wait for it."""
+    worker = psutil.Popen(["sh", "-c", "sh -c 'sleep 300 & wait' & wait"])
+    deadline = time.monotonic() + 60
+    while len(started := worker.children(recursive=True)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    kill_tree(worker)
+    assert len(started) == 2
+    assert not psutil.wait_procs([worker, *started], timeout=30)[1]

@@ -1,12 +1,16 @@
 """The history is made of the runs, follows them, and loses nothing when it cannot."""
 
+import io
 import json
 import os
 import resource
 import shutil
 
 import msgspec
+import pandas as pd
 import pytest
+from matplotlib.text import Text
+from rich.console import Console
 
 from bench.analysis import columns
 from bench.errors import DataError, UsageError
@@ -15,6 +19,7 @@ from bench.store.history import DATABASE, TYPES, History, connect
 from bench.store.run_folder import samples_file
 from bench.store.summary_file import fitting_rows
 from bench.tell import past_runs
+from bench.tell.plots.past_runs import trends
 from tests.commandline import kvbench, refused
 from tests.handmade import ENVIRONMENT, grid, make_run
 from tests.stored import create_run
@@ -260,6 +265,7 @@ def test_the_command_lists_queries_and_draws(runs, tmp_path):
         (["--sql", "SELECT 1", "--limit", "5"], "--sql: goes without"),
         (["--sql", ""], "kvbench: --sql: give one SELECT; the history is only read"),
         (["--where", "nosuch > 1"], "kvbench: --where nosuch > 1: Binder Error"),
+        (["--where", "nosuch > 1"], "; valid: folder, model, strategy, phase, "),
         (["--out", "."], "--out .: cannot be written (Is a directory)"),
         (["--plot", "trend.gif"], "--plot trend.gif: give a file that ends in .png or .svg"),
         (["--plot", "x.png", "--strategy", "static"], "--plot: no run has such a latency"),
@@ -296,3 +302,55 @@ def test_without_duckdb_one_line_says_what_to_install(runs, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "duckdb", None)
     assert "pip install 'kvbench[history]'" in refused("history", str(runs))
     assert history.DATABASE == DATABASE
+
+
+def test_the_list_fits_a_terminal_and_says_what_was_measured(runs, monkeypatch):
+    """Of an interrupted run no case has a time; columns that are empty, or alike, take no width."""
+    manifest = msgspec.structs.replace(
+        RUN.manifest, run_id="d", environment=msgspec.structs.replace(ENVIRONMENT, git_commit="0123456789" * 4)
+    )
+    path, manifest = create_run(runs, manifest)
+    with samples_file(path, manifest.digest):
+        pass
+    listed = json.loads(kvbench("history", str(runs), "-o", "json").stdout)
+    assert {row["run"]: (row["cases"], row["measured"]) for row in listed} == {
+        **dict.fromkeys("abc", (2, 2)),
+        "d": (2, 0),
+    }
+    with connect() as connection:
+        found = History(connection, [runs], COLUMNS, past_runs.derive)
+        table = past_runs.terminal(past_runs.listed(found, past_runs.condition(None, {}), 50))
+    screen = io.StringIO()
+    Console(file=screen, width=80, color_system=None).print(table)
+    lines = screen.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "012345678 " in screen.getvalue()
+    assert "0123456789" not in screen.getvalue()
+    assert "origin" not in screen.getvalue()
+
+
+def test_a_plot_counts_the_runs_it_draws_and_names_the_lines_it_has(runs):
+    rows = pd.DataFrame(
+        {
+            **dict.fromkeys(past_runs.CASE, "x"),
+            "n_prompt": 8,
+            "n_depth": 0,
+            "n_gen": 3,
+            "n_threads": 1,
+            "batch_size": 1,
+            "device": "cpu",
+            "strategy": [*["dynamic"] * 12, "static"],
+            "phase": [*[str(n // 2) for n in range(12)], "6"],
+            "machine": "one",
+            "measured_utc": pd.to_datetime([f"2026-03-{1 + n % 2 if n < 12 else 3:02}" for n in range(13)]),
+            "commit": "a",
+            "transformers": "1",
+            "torch": [str(n % 2) for n in range(13)],
+            **dict.fromkeys(("latency_ms", "latency_ms_low", "latency_ms_high"), 1.0),
+        }
+    )
+    figure = trends(rows, past_runs.CASE)
+    words = " ".join(text.get_text() for text in figure.findobj(Text))
+    assert "2 runs, 1 machine; 6 of 7 cases and phases" in words
+    assert "another torch" in words
+    assert "another commit" not in words

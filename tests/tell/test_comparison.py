@@ -1,17 +1,21 @@
 # ruff: noqa: E501  what documents look like stands here as it is printed
+import io
 import json
+import re
 
 import msgspec
 import pytest
+from rich.console import Console
 
 from bench.judge import compare
+from bench.judge.ranking import Ranking
 from bench.store.derived import Derived
-from bench.tell import comparison, tables
+from bench.tell import comparison, ranking, tables, words
 from bench.tell.report import write_comparison
 from tests.handmade import ENVIRONMENT, grid, make_case, make_run
 
 MARKDOWN = """\
-b against a: faster in 1 of 2 (most: dynamic decode, prompt 128, time x 0.500 [0.500-0.500]); no difference shown in 1; 1 case not comparable.
+B (b) against A (a), 2 times of 1 case: faster in 1 (most: dynamic decode, prompt 128, time x 0.500 [0.500-0.500]); no difference shown in 1; 1 other case not comparable.
 
 smollm2-135m, float32, cpu, 2 threads, sdpa, batch 1, 32 new tokens
 
@@ -60,3 +64,25 @@ def test_cases_that_are_excluded_for_one_reason_share_a_line():
     b = make_run(grid(["naive", "dynamic"], [32, 64], dtype="bfloat16"), path="runs/b")
     text = comparison.render(compare.compare(a, b), "md")
     assert "Only in A (a):\n\n- 4 cases, such as naive p32: not in B, which has it with dtype = bfloat16\n" in text
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_terminal_of_80_columns_cuts_no_figure(several):
+    """Nothing is wider than the terminal, and every ratio of the document stands in it."""
+    runs = [
+        make_run(grid(["naive", "dynamic"], [32, 512]), path=f"runs/{name}", seed=n) for n, name in enumerate("abc")
+    ]
+    found = Ranking.of(runs) if several else compare.compare(*runs[:2])
+    module = ranking if several else comparison
+    buffer = io.StringIO()
+    Console(file=buffer, width=80, color_system=None).print(module.terminal(found), markup=False, highlight=False)
+    drawn = buffer.getvalue()
+    assert max(map(len, drawn.splitlines())) <= 80
+    figures = re.findall(r"\d\.\d{3}", module.render(found, "md").partition("|")[2])
+    assert len(figures) > 8
+    assert set(figures) <= set(re.findall(r"\d\.\d{3}", drawn))
+
+
+def test_a_ratio_keeps_its_digits_however_small():
+    row = {"ratio": 0.0123, "ratio_low": 0.000412, "ratio_high": 0.5}
+    assert words.time_ratio(row) == "0.012 [0.000412-0.500]"

@@ -348,5 +348,5 @@ def test_memory_of_each_arm_has_a_table_where_it_is_known():
     document = tables.render(summary, "md")
     table = document[document.index("Memory, beside the weights' 538 MB: smollm2-135m, float32") :]
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[4:]]
-    assert lines == [["100", "dynamic", "0.1", "59.9", "60.0"], ["300", "dynamic", "0.3", "59.7", "60.0"]]
+    assert lines == [["100", "dynamic", "0.105", "59.9", "60.0"], ["300", "dynamic", "0.265", "59.7", "60.0"]]
     assert "Memory, beside" in printed(tables.terminal(summary))

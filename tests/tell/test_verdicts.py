@@ -155,3 +155,10 @@ def test_precedence_holds_for_every_pair_of_kinds():
     for one, other in itertools.combinations(KINDS, 2):
         code = exit_code([EQUAL, make(one), make(other)])
         assert code == min((rank.get(one, 0), rank.get(other, 0)), key=order.index)
+
+
+@pytest.mark.parametrize("kind", ["missing", "new"])
+def test_cases_that_one_side_lacks_for_one_reason_share_a_line(kind):
+    text = verdicts.table([make(kind, case, quantity="tokens_match", detail="not there") for case in (NAIVE, DYNAMIC)])
+    assert text.count("not there") == 1
+    assert f"- {kind} (2): not there" in text

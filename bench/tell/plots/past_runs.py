@@ -33,8 +33,9 @@ def trends(rows: pd.DataFrame, alike: list[str]) -> Figure:
         if len(groups) > len(shown)
         else ""
     )
-    machines = list(dict.fromkeys(rows["machine"]))
-    runs = rows["measured_utc"].nunique()
+    drawn = pd.concat(shown)
+    machines = list(dict.fromkeys(drawn["machine"]))
+    runs = drawn["measured_utc"].nunique()
     title = "Latency over time, median with 95 % intervals"
     figure = make_figure(
         title, f"{plural(runs, 'run')}, {plural(len(machines), 'machine')}{more}", 1.4 + 2.0 * len(shown)
@@ -47,9 +48,17 @@ def trends(rows: pd.DataFrame, alike: list[str]) -> Figure:
     grid[-1][0].xaxis.set_major_formatter(ConciseDateFormatter(dates))  # type: ignore[no-untyped-call]
     first = grid[0][0]
     for name, line in MARKED.items():
+        if not any(_changes(own, name).any() for one in shown for _, own in one.groupby("machine")):
+            continue  # no line in any panel
         first.plot([], [], color=GUIDE, linewidth=1, linestyle=line, label=f"another {name}")
     legend_below(figure, first, columns=3)
     return figure
+
+
+def _changes(rows: pd.DataFrame, name: str) -> "pd.Series[bool]":
+    """Mark the runs of one machine before which `name` had another value."""
+    before = rows[name].shift()
+    return rows[name].ne(before) & rows[name].notna() & before.notna()
 
 
 def _panel(axes: Axes, rows: pd.DataFrame, machines: list[str]) -> None:
@@ -65,8 +74,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, machines: list[str]) -> None:
         ends = own["measured_utc"], own["latency_ms_low"], own["latency_ms_high"]
         axes.vlines(*ends, color=drawn["color"], linewidth=1.2, alpha=0.1 if many else 1.0)
         for name, line in MARKED.items():
-            changed = own[name].ne(own[name].shift()) & own[name].notna() & own[name].shift().notna()
-            for when, value in own.loc[changed, ["measured_utc", name]].itertuples(index=False):
+            for when, value in own.loc[_changes(own, name), ["measured_utc", name]].itertuples(index=False):
                 axes.axvline(when, color=GUIDE, linewidth=0.9, linestyle=line, zorder=1)
                 if name in NAMED_AT and all(abs(when - other) > near for other in named[name]):
                     named[name].append(when)
