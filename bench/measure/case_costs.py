@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from kvcache.strategies.catalogue import LOSSY, REFEEDING
 
 if TYPE_CHECKING:
     from kvcache.proof.rehearsal import Rehearsal
+    from kvcache.proof.workspace import Workspace
 
 REHEARSED = {name: name for name in ("dynamic", "static", "sink-window")} | {
     "hf-generate": "dynamic",
@@ -73,6 +75,23 @@ def held(model: models.ModelDescription, strategy: str, dtype: str, after: Fed) 
         return None
     used, allocated = used_bytes(strategy, layers, after), allocated_bytes(strategy, layers, after)
     return None if used is None or allocated is None else Held(used=used, allocated=allocated)
+
+
+def forward_bytes(model: models.ModelDescription, strategy: str, dtype: str, batch_size: int, n_tokens: int) -> int:
+    """Return the most memory that a forward of `n_tokens` takes on the CPU beyond weights and cache, from above.
+
+    It is counted for one token and for a round number of at least `n_tokens`, and read off the line between them. What
+    a token needs never falls with the length and grows at most with it (masks, scores): too much by a quarter at most.
+
+    Raises:
+        NotRehearsable: the strategy refuses this model, or its forward asks for numbers.
+    """
+    counted = _workspace_of(model.spec, "eager" if model.attn_implementation == "eager" else "sdpa", dtype)
+    kind = None if strategy in REFEEDING else "dynamic"  # a prompt passes through the layers alike for every kind
+    step = 1 << max(0, n_tokens.bit_length() - 3)
+    longest = max(2, n_tokens, min(-(-n_tokens // step) * step, model.max_positions or sys.maxsize))
+    one, most = (counted.forward_bytes(kind, batch_size, length) for length in (1, longest))
+    return one + math.ceil((most - one) * (n_tokens - 1) / (longest - 1))
 
 
 def exact_kv_bytes(case: Case, model: models.ModelDescription) -> int:
@@ -170,6 +189,15 @@ def _rehearsal_of(spec: str, attn_implementation: str, dtype: str) -> Rehearsal:
     from kvcache.proof.rehearsal import Rehearsal
 
     return Rehearsal(models.without_weights(spec, attn_implementation), getattr(torch, dtype))
+
+
+@functools.cache
+def _workspace_of(spec: str, attn_implementation: str, dtype: str) -> Workspace:
+    import torch
+
+    from kvcache.proof.workspace import Workspace
+
+    return Workspace(models.without_weights(spec, attn_implementation), getattr(torch, dtype))
 
 
 def _rehearsal(model: models.ModelDescription, dtype: str) -> Rehearsal:

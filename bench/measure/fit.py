@@ -9,7 +9,7 @@ import msgspec
 
 from bench.case import Case
 from bench.machine.kernels import Rates
-from bench.measure.case_costs import extended, held, phase_costs_of, refusal
+from bench.measure.case_costs import extended, forward_bytes, held, phase_costs_of, refusal
 from bench.measure.ceiling_turns import CEILINGS, survey
 from bench.protocol import ChooseCeilings
 from kvcache import models
@@ -19,10 +19,13 @@ from kvcache.strategies.catalogue import LOSSY, REFEEDING
 PROCESS_BYTES = 400_000_000
 """Resident memory of a worker before it holds anything: the interpreter, torch and transformers."""
 
+HOLES_BYTES = 64_000_000
+"""What glibc's heap may hold beyond what is asked of it: below 32 MiB it leaves holes, measured up to as much again."""
+
 LATE_TOKENS = 127
 """A prompt fed at once is quantised at once; so many tokens after it may be held at full width (kv_bytes.py)."""
 
-LONGEST = 1 << 30
+LONGEST = 1 << 24
 """Where neither memory nor positions end a context, it is given as this many tokens."""
 
 
@@ -63,7 +66,8 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
 def need(model: models.ModelDescription, strategy: str, dtype: str, batch_size: int, n_tokens: int) -> Need | None:
     """Return what a prompt of `n_tokens` takes, fed in one forward; None for a kind that nothing is known of.
 
-    The workspace is the process, the activations of one layer, the logits, and the copy of a layer that grows.
+    The workspace is the process, what a forward makes and frees with the heap's holes, and the copy of a layer that
+    grows.
 
     Raises:
         NotRehearsable: the strategy refuses this model.
@@ -71,8 +75,8 @@ def need(model: models.ModelDescription, strategy: str, dtype: str, batch_size: 
     kv = 0 if strategy in REFEEDING else _kv_bytes(model, strategy, dtype, batch_size, n_tokens)
     if kv is None:
         return None
-    numbers = batch_size * (n_tokens * model.activation_numbers + model.vocab_size)
-    workspace = PROCESS_BYTES + models.DTYPES[dtype] * numbers + kv // max(1, model.n_layers)
+    forward = forward_bytes(model, strategy, dtype, batch_size, n_tokens)
+    workspace = PROCESS_BYTES + forward + min(forward, HOLES_BYTES) + kv // max(1, model.n_layers)
     return Need(weights=model.weights_bytes(dtype), kv=kv, workspace=workspace)
 
 
@@ -115,6 +119,9 @@ def _fitted(row: Fit, model: models.ModelDescription, rates: Rates | None) -> Fi
     needed = functools.partial(need, model, row.strategy, row.dtype, row.batch_size)
 
     def fitting(n_tokens: int) -> bool:
+        kv = _kv_bytes(model, row.strategy, row.dtype, row.batch_size, n_tokens)
+        if kv is None or row.weights_bytes + kv > row.memory_bytes:  # spares a forward of such a length
+            return False
         found = needed(n_tokens)
         return found is not None and found.total <= row.memory_bytes
 

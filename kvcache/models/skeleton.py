@@ -99,23 +99,6 @@ def max_positions(model: PreTrainedModel) -> int | None:
     return None if limit is None else limit - first_position(model)
 
 
-def activation_numbers(model: PreTrainedModel) -> int:
-    """Estimate the numbers that a layer holds at once for a token: three of its widest product, four of its narrowest.
-
-    >>> activation_numbers(llama)  # hidden 576, intermediate 1536  # doctest: +SKIP
-    6912
-    """
-    from torch import nn
-
-    tables = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
-    head = model.get_output_embeddings()
-    outside = tables if head is None else tables | {id(head.weight)}
-    widths = [max(weight.shape) for weight in model.parameters() if weight.dim() == 2 and id(weight) not in outside]
-    config = model.config.get_text_config(decoder=True)
-    hidden: int = getattr(config, "hidden_size", None) or max(widths)  # BLT has a config for each of its parts
-    return 3 * max([hidden, *widths]) + 4 * hidden
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence transformers' and tqdm's bars and warnings: what matters of them is checked and raised here."""

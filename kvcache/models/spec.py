@@ -19,7 +19,6 @@ from kvcache.models.checkpoint import Checkpoint
 from kvcache.models.random_weights import GEOMETRIES, RandomWeights
 from kvcache.models.skeleton import (
     ATTN_IMPLEMENTATIONS,
-    activation_numbers,
     count_parameters,
     max_positions,
     refusing,
@@ -55,8 +54,6 @@ class ModelDescription:
     """The one asked for, or the one chosen."""
     n_layers: int
     """Layers of the decoder; 0 where its config does not say (BLT has a config for each of its parts)."""
-    activation_numbers: int
-    """Numbers that a layer makes of one token at most, roughly: of a gated feed-forward part three are held at once."""
     cautions: tuple[str, ...] = ()
     """What a user should know of its weights: they may not compute what their author meant."""
 
@@ -88,7 +85,6 @@ def describe(spec: str, *, attn_implementation: str | None = None) -> ModelDescr
         max_positions=max_positions(bare),
         attn_implementation=chosen,
         n_layers=getattr(config, "num_hidden_layers", 0),
-        activation_numbers=activation_numbers(bare),
         cautions=tuple(source.cautions(bare)),
     )
 

@@ -7,10 +7,10 @@ later, so latents, states, shared and sliding layers need no formula: they are w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import torch
@@ -45,6 +45,9 @@ class _Forward:
 class Rehearsal:
     """Runs the strategies of one model in one dtype without its weights; what was asked once is remembered."""
 
+    experts: ClassVar[str] = "batched_mm"
+    """How experts are computed; on the meta device others ask which expert a token goes to."""
+
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
         """Take `model`, which lies on the meta device, for its own."""
         self._model = model
@@ -52,7 +55,7 @@ class Rehearsal:
         self._model.eval()
         self._model.requires_grad_(requires_grad=False)  # as loaded: torch folds other products otherwise
         with suppress(ValueError):  # no experts
-            self._model.set_experts_implementation("batched_mm")  # the others ask which expert a token goes to
+            self._model.set_experts_implementation(self.experts)
         self._forwards: dict[tuple[int, int, int | None, bool, str], _Forward] = {}
         self._held: dict[tuple[str, Fed], Held] = {}
 
@@ -64,7 +67,7 @@ class Rehearsal:
         """
         if (strategy, fed) not in self._held:
             before, last = (fed.n_tokens - 1, 1) if fed.n_steps else (fed.n_depth, fed.n_prompt)
-            with _naming_the_reason():
+            with naming_the_reason():
                 cached = self._fed(strategy, fed.batch_size, before, fed.capacity)
                 self._feed(cached, last)
                 self._held[strategy, fed] = Held(used=cached.kv_bytes, allocated=_storage_bytes(cached.stored))
@@ -76,7 +79,7 @@ class Rehearsal:
         Raises:
             NotRehearsable: it fails in another way than by refusing, perhaps only for want of the weights.
         """
-        with _naming_the_reason():
+        with naming_the_reason():
             try:
                 made = build(strategy, self._model)
                 # `prepare` would compile; a user's factory may read the weights, so it is imported and not called.
@@ -99,7 +102,7 @@ class Rehearsal:
 
         None where any layer keeps something else, or values of another size than its keys.
         """
-        with _naming_the_reason():
+        with naming_the_reason():
             cached = self._fed("dynamic", 1, 1, 2)
         kept = [layer for layer in cached.kv.layers if list(reachable_tensors(layer))]
         if any(type(layer).__name__ != "DynamicLayer" or layer.keys.shape != layer.values.shape for layer in kept):
@@ -136,7 +139,7 @@ class Rehearsal:
         """
         key = (batch_size, n_query, n_cached if reads_cache else None, all_logits, strategy)
         if key not in self._forwards:
-            with _naming_the_reason(), torch.inference_mode():
+            with naming_the_reason(), torch.inference_mode():
                 self._forwards[key] = self._forward(*key)
         found = self._forwards[key]
         if kv_stored is None:
@@ -161,9 +164,7 @@ class Rehearsal:
         self, batch_size: int, n_query: int, n_cached: int | None, all_logits: bool, strategy: str
     ) -> _Forward:
         if n_cached is None:
-            # Without a cache transformers looks for positions that begin anew, which asks for their numbers.
-            no_packing = mock.patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None)
-            with no_packing, count_operations(self._model) as counted:
+            with without_packing(), count_operations(self._model) as counted:
                 last_logits(self._model, self._ids(batch_size, n_query), keep=0 if all_logits else 1)
             moved = 0
         else:
@@ -216,7 +217,7 @@ class Rehearsal:
         return sum(returned[own[kind]] for number, kind in enumerate(types) if modes[number] == "reuse")
 
     def _ids(self, batch_size: int, n_tokens: int) -> Tensor:
-        return torch.zeros((batch_size, n_tokens), dtype=torch.long, device="meta")
+        return torch.zeros((batch_size, n_tokens), dtype=torch.long, device=self._model.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,8 +261,14 @@ def _storage_bytes(root: object) -> int:
     return sum({storage._cdata: storage.nbytes() for storage in storages}.values())  # noqa: SLF001  # its identity
 
 
+def without_packing() -> AbstractContextManager[Any]:
+    """Keep transformers from looking for positions that begin anew, as it does without a cache: it asks for numbers."""
+    return mock.patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None)
+
+
 @contextmanager
-def _naming_the_reason() -> Iterator[None]:
+def naming_the_reason() -> Iterator[None]:
+    """Raise NotRehearsable, with the reason, for whatever fails."""
     try:
         yield
     except (Unsupported, UnfitCache, ModelError) as refused:

@@ -1,0 +1,71 @@
+"""The memory of a forward is counted before there are weights: what torch's allocator then hands out is as much."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from bench.measure.case_costs import forward_bytes
+from bench.measure.plan import describe
+from kvcache.models import without_weights
+from kvcache.models.skeleton import skeleton
+from kvcache.proof.workspace import Workspace
+from kvcache.strategies.catalogue import build
+from kvcache.strategies.strategy import Strategy
+from tests.families import family
+from tests.tiny import ARCHITECTURES, token_ids
+
+BATCH_SIZE = 2
+MODELS = {
+    "plain": ARCHITECTURES["llama"],
+    "windows, so a mask": ARCHITECTURES["mistral"],
+    "ALiBi": ARCHITECTURES["bloom"],
+    "experts": lambda: family("qwen3_next"),
+}
+
+
+@pytest.mark.parametrize("strategy", ["dynamic", "static", "fp8", "naive"])
+@pytest.mark.parametrize("n_tokens", [33, 100])
+@pytest.mark.parametrize("name", MODELS)
+def test_fake_tensors_take_what_real_ones_take(name: str, n_tokens: int, strategy: str) -> None:
+    model = MODELS[name]()
+    kind = None if strategy == "naive" else "dynamic"
+    workspace = Workspace(skeleton(model.config, model.config._attn_implementation), torch.float32)
+    counted = workspace.forward_bytes(kind, BATCH_SIZE, n_tokens)
+    assert counted == pytest.approx(allocated(build(strategy, model), n_tokens), rel=0.1)
+
+
+def allocated(strategy: Strategy, n_tokens: int) -> int:
+    """Return the most that torch's allocator has handed out at a time of a prefill, less the cache that is left."""
+    ids = token_ids(1, BATCH_SIZE, n_tokens)
+    for _ in range(2):  # the first call of all fills tables
+        strategy.prepare(BATCH_SIZE, n_tokens)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+            strategy.prefill(ids)
+    events: Any = profiled.profiler.kineto_results.events()
+    now = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return most - strategy.kv_bytes_allocated
+
+
+@pytest.mark.parametrize("strategy", ["dynamic", "naive"])
+def test_between_lengths_it_is_read_off_from_above(strategy: str) -> None:
+    described = describe("random:tiny", "")
+    kind = None if strategy == "naive" else "dynamic"
+    counted = Workspace(without_weights(described.spec, described.attn_implementation), torch.float32)
+    for n_tokens in (1, 2, 9, 1025, 4095, 4096):
+        exact = counted.forward_bytes(kind, 1, n_tokens)
+        assert exact <= forward_bytes(described, strategy, "float32", 1, n_tokens) <= 1.3 * exact
+
+
+def test_a_loop_over_tokens_is_not_run_at_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = family("mamba")
+    workspace = Workspace(skeleton(model.config, model.config._attn_implementation), torch.float32)
+    exact = workspace.forward_bytes(None, 1, 320)
+    monkeypatch.setattr("kvcache.proof.workspace.MOST_OPERATIONS", 2_000)
+    assert workspace.forward_bytes(None, 1, 320) == pytest.approx(exact, rel=0.05)
+    assert workspace.forward_bytes(None, 1, 1 << 20) > 3000 * exact  # at once
