@@ -131,7 +131,7 @@ def _fitted(row: Fit, model: models.ModelDescription, rates: Rates | None) -> Fi
         limit = "weights" if row.weights_bytes > row.memory_bytes else "memory"
         return msgspec.structs.replace(row, max_context=0, limited_by=limit)
     longest = model.max_positions or LONGEST
-    context = _largest(fitting, longest)
+    context = longest if fitting(longest) else _largest(fitting, longest)  # all of them fit most models: one look
     found = needed(context)
     assert found is not None
     return msgspec.structs.replace(
