@@ -8,7 +8,7 @@ import copy
 import gc
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
@@ -82,6 +82,7 @@ class Workspace(Rehearsal):
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
         """Take `model`, which lies on the meta device, for its own."""
         super().__init__(model, dtype)
+        _keep_two_layers(self._model)
         self._mode = FakeTensorMode()
         with self._mode:
             faked: dict[int, Any] = {
@@ -124,6 +125,25 @@ class Workspace(Rehearsal):
                 filled = self._fed(strategy, batch_size, n_tokens, n_tokens)  # noqa: F841  # keeps its cache alive
             gc.collect()
             return _Counted(bytes=live.most - live.now, operations=live.operations)
+
+
+def _keep_two_layers(model: PreTrainedModel) -> None:
+    """Drop the layers beyond the second where all are alike: a layer's tensors are gone when the next one begins."""
+    config = model.config.get_text_config(decoder=True)
+    count, types = getattr(config, "num_hidden_layers", 0), getattr(config, "layer_types", None)
+    of_layers = [part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == count]
+    if len(of_layers) != 1 or len(set(types or ())) > 1 or len(set(map(_built, of_layers[0]))) != 1:
+        return
+    del of_layers[0][2:]
+    config.num_hidden_layers = len(of_layers[0])
+    if types:
+        config.layer_types = types[:2]
+
+
+def _built(layer: nn.Module) -> Hashable:
+    """Return what a layer is made of: its modules' classes, and the shapes of its parameters."""
+    modules = [(name, type(part).__name__) for name, part in layer.named_modules()]
+    return (*modules, *((name, tuple(weight.shape)) for name, weight in layer.named_parameters()))
 
 
 def _parabola(points: list[tuple[int, int]], at: int) -> int:

@@ -1,5 +1,6 @@
 """The memory of a forward is counted before there are weights: what torch's allocator then hands out is as much."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from bench.measure.case_costs import forward_bytes
 from bench.measure.plan import describe
 from kvcache.models import without_weights
 from kvcache.models.skeleton import skeleton
+from kvcache.proof import workspace as module
 from kvcache.proof.workspace import Workspace
 from kvcache.strategies.catalogue import build
 from kvcache.strategies.strategy import Strategy
@@ -68,3 +70,20 @@ def test_a_loop_over_tokens_is_not_run_at_any_length(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("kvcache.proof.workspace.MOST_OPERATIONS", 2_000)
     assert workspace.forward_bytes(None, 1, 320) == pytest.approx(exact, rel=0.05)
     assert workspace.forward_bytes(None, 1, 1 << 20) > 3000 * exact  # at once
+
+
+@pytest.mark.parametrize(("name", "kept"), [("llama", 2), ("bloom", 2), ("gemma3", 6)])
+@pytest.mark.parametrize("strategy", [None, "dynamic"])
+def test_of_equal_layers_two_are_run_and_the_others_change_nothing(
+    name: str, kept: int, strategy: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = copy.deepcopy(ARCHITECTURES[name]().config)
+    config.num_hidden_layers = 6
+    if name == "gemma3":
+        config.layer_types = ["sliding_attention", "full_attention"] * 3
+    made = Workspace(skeleton(config, "sdpa"), torch.float32)
+    assert made._model.config.num_hidden_layers == kept
+    monkeypatch.setattr(module, "_keep_two_layers", lambda _: None)
+    whole = Workspace(skeleton(config, "sdpa"), torch.float32)
+    assert made.forward_bytes(strategy, 1, 200) == whole.forward_bytes(strategy, 1, 200)
+    assert config.num_hidden_layers == 6

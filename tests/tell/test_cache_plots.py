@@ -196,6 +196,7 @@ def test_without_intervals_and_without_a_crossing():
 @pytest.mark.parametrize(
     ("ratios", "said"),
     [
+        (((0.5, 0.7, 0.9), (0.8, 1.1, 1.3)), "pays at 512, no difference found elsewhere; 1.1"),
         (((0.5, 0.7, 0.9), (0.6, 0.8, 1.1)), "pays at 512, no difference found elsewhere; 0.8"),
         (((0.8, 1.1, 1.3), (1.1, 1.2, 1.3)), "slower at 2,048, no difference found elsewhere; 1.2"),
         (((0.5, 0.7, 0.9), (0.6, 0.8, 0.9)), "pays at every measured context; 0.8"),

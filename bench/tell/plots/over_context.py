@@ -81,15 +81,14 @@ def pays(own: pd.DataFrame) -> str:
     at_last = f"{ratio} of {exact}'s time at {contexts[-1]:,}"
     found = crossing(contexts, own)
     known = bool(own["latency_vs_exact_low"].notna().all())
-    shown = (own["latency_vs_exact_low"] > 1) | (own["latency_vs_exact_high"] < 1)
-    if known and not shown.any():
+    faster, slower = own["latency_vs_exact_high"] < 1, own["latency_vs_exact_low"] > 1
+    if known and not (faster | slower).any():
         return f"no difference found; {at_last}"
+    if known and not (faster | slower).all() and not (faster.any() and slower.any()):
+        at = " and ".join(f"{tokens:,}" for tokens in own.loc[faster | slower, "context"])
+        return f"{'pays' if faster.any() else 'slower'} at {at}, no difference found elsewhere; {at_last}"
     if found.tokens is None:
-        where = "at every measured context" if found.faster_beyond else "at no measured context"
-        if known and not shown.all():  # of the other contexts nothing is known
-            at = " and ".join(f"{tokens:,}" for tokens in own.loc[shown, "context"])
-            return f"{'pays' if found.faster_beyond else 'slower'} at {at}, no difference found elsewhere; {at_last}"
-        return f"pays {where}; {at_last}"
+        return f"pays {'at every' if found.faster_beyond else 'at no'} measured context; {at_last}"
     span = f" {_span(found, contexts)}" if known else ""
     if found.faster_beyond:
         return f"pays from {found.tokens:,.0f}{span} tokens on; {at_last}"

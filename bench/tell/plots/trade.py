@@ -55,6 +55,8 @@ def pareto(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _front(axes: Axes, rows: pd.DataFrame) -> None:
     front = pareto(rows)
+    if len(front) < 2:  # one kind beats all others: there is no line
+        return
     axes.step(front["x"], front["y"], where="post", color=GUIDE, linewidth=1.2, linestyle="--", zorder=1)
     axes.plot([], [], color=GUIDE, linewidth=1.2, linestyle="--", label="Pareto front of bytes and time")
 
@@ -70,7 +72,9 @@ def _lossy(figure: Figure, axes: Axes, lossy: pd.DataFrame) -> None:
     points = axes.scatter(
         lossy["x"], lossy["y"], s=70, c=kl, cmap=LOSS, norm=norm, edgecolors="#222222", zorder=3, label="lossy"
     )
-    bar = figure.colorbar(points, ax=axes, pad=0.02)
+    bar = figure.colorbar(
+        points, ax=axes, pad=0.02, extend="min" if (lossy["logit_kl"] < LEAST_KL).any() else "neither"
+    )
     bar.set_label("logit KL (nats), log scale", fontsize=9)
     if len(floors):
         bar.ax.axhline(floors.median(), color="#0072B2", linewidth=2)
