@@ -181,12 +181,17 @@ def _refusal(error: typer.TyperException) -> str:
 
 
 def _end_children() -> None:
-    """End all that still runs for this process: a worker whose start the signal cut off, a compiler of a library."""
+    """End all that still runs for this process: a worker whose start the signal cut off, a compiler of a library.
+
+    A job of `--cluster local` goes on below submitit's process, which alone ends.
+    """
     import psutil
 
     from bench.measure.worker_process import kill_tree
 
-    kill_tree(psutil.Process(), itself=False)
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            kill_tree(child, below="submitit" not in " ".join(child.cmdline()))
 
 
 def _stopped(number: int, _frame: FrameType | None) -> NoReturn:

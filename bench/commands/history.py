@@ -18,7 +18,8 @@ def history(
         list[Path] | None, Argument(metavar="FOLDER", help="Folders of run folders [default: results/runs].")
     ] = None,
     where: Annotated[
-        str | None, Option(metavar="SQL", help="Condition on the columns of summary.csv and of the list.")
+        str | None,
+        Option(metavar="SQL", help="Condition on the columns of summary.csv, and on those of the list but `measured`."),
     ] = None,
     model: Annotated[str | None, Option("-m", "--model", help="Only runs of this model.")] = None,
     strategy: Annotated[str | None, Option(help="Only runs with this strategy.")] = None,

@@ -168,11 +168,12 @@ def _ground(sessions: Sequence[Session], head: Session, key: tuple[str, Phase]) 
 
 
 def _other_kernels(past: CaseFigures, row: CaseFigures) -> str:
-    """Name the first product that was computed by another kernel, as far as both are known; empty for none."""
+    """Name the first product that was computed by another kernel, if both sides' are known; empty for none."""
     there, here = past.kernels or {}, row.kernels or {}
-    known = sorted(there.keys() & here.keys())
-    others = (f"{name}: {here[name]}, there {there[name]}" for name in known if here[name] != there[name])
-    return next(others, "")
+    if not there or not here:
+        return ""
+    pairs = ((name, here.get(name, "none"), there.get(name, "none")) for name in sorted(there.keys() | here.keys()))
+    return next((f"{name}: {own}, there {other}" for name, own, other in pairs if own != other), "")
 
 
 def _same_read(past: CaseFigures, row: CaseFigures) -> bool:

@@ -1,4 +1,4 @@
-"""What fits in a memory: weights, a cache and the workspace of a forward, by arithmetic alone."""
+"""What fits in a memory: weights, a cache by arithmetic, and the workspace of a forward on tensors without memory."""
 
 import functools
 import math

@@ -148,11 +148,11 @@ class WorkerProcess(AbstractContextManager["WorkerProcess"]):
         return read_line(self._connection.fileno(), self._buffer, timeout_s)
 
 
-def kill_tree(process: psutil.Process, *, itself: bool = True) -> None:
-    """Kill a process and all that it started: a compiler would go on, and torch's lock for its build would stay."""
+def kill_tree(process: psutil.Process, *, below: bool = True) -> None:
+    """Kill a process and all `below` it: a compiler would go on, and torch's lock for its build would stay."""
     with suppress(psutil.NoSuchProcess):  # psutil compares start times: the id may be another process's by now
-        doomed = process.children(recursive=True)
-        for one in [process] * itself + doomed:
+        doomed = [process, *(process.children(recursive=True) if below else ())]
+        for one in doomed:
             with suppress(psutil.NoSuchProcess):
                 one.kill()
         psutil.wait_procs(doomed, timeout=END_TIMEOUT_S)

@@ -44,30 +44,26 @@ def attend_to_cache(slot: Slot, at: Tensor, in_use: Tensor, q: Tensor, k: Tensor
 
 def attend_to_prefix(
     slot: Slot,
-    at: Tensor,
     start: int,
     mask: Tensor | None,
-    own: list[tuple[Tensor, Tensor]],
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    own: Sequence[tuple[Tensor, Tensor]],
     *,
     as_stored: bool = False,
 ) -> Tensor:
-    """Write `k` and `v` to the rows `at [q]`; attend to all rows so far, by torch's own kernel.
+    """Attend with `q` to all rows so far, by torch's own kernel.
 
-    They are a piece of a prompt that begins at `start`; `own` has the keys and values of its pieces before this one,
-    and gets these. A prompt attends to its own keys and values as they are, before a format rounds them, unless it is
-    to see them `as_stored`. That takes one layer's rows at a time in full width, never the whole cache.
+    `own` are the keys and values of a prompt that begins at `start`, in pieces up to that of `q`; they are written to
+    the rows. A prompt attends to its own keys and values as they are, before a format rounds them, unless it is to see
+    them `as_stored`. That takes one layer's rows at a time in full width, never the whole cache.
     """
-    slot.rows.write(at // CHUNK, at % CHUNK, k, v)
-    own.append((k, v))
     if as_stored:
         end = start + sum(part.shape[2] for part, _ in own)
         k, v = (part.to(q.dtype) for part in slot.rows.plain(end))
-    elif start or len(own) > 1:
-        keys, values = map(joined, zip(*own, strict=True))
-        k, v = slot.rows.with_own(start, keys, values)
+    else:
+        k, v = map(joined, zip(*own, strict=True))
+        if start:
+            k, v = slot.rows.with_own(start, k, v)
     return attend_at_once(slot.layer, q, k, v, mask)
 
 

@@ -99,6 +99,8 @@ def checked(kernels: Any, where: str) -> dict[str, str]:
     if not isinstance(kernels, dict):
         raise InvalidKernels(f'{where} has no object "kernels" that maps products to kernels')
     for product, kernel in kernels.items():
+        if product.endswith(OF_PROMPT.removesuffix(" of ")):
+            raise InvalidKernels(f"{where}: {product} does not say of how many rows: have the kernels chosen again")
         table = PROMPT if OF_PROMPT in product else STEP
         if not isinstance(kernel, str) or kernel not in table:
             raise InvalidKernels(f"{where}: {product}: {kernel!r} is no kernel, choose from {', '.join(table)}")

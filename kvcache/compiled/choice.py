@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kvcache.compiled import choices_file
+from kvcache.compiled import candidates, choices_file
 from kvcache.compiled.candidates import OF_PROMPT, PROMPT_ROWS, Kernels
 from kvcache.compiled.decoder import Decoder
 from kvcache.compiled.mlp import Mlp
@@ -46,7 +46,7 @@ EMPTY_CALLS = 200
 """Calls with hardly a weight, of which the shortest is what a call takes by itself."""
 
 TORCHS_OWN = ("linear", "linear-wide")
-"""Candidates for a prompt that are not oneDNN's."""
+"""Candidates for a prompt that are not oneDNN's: in the model's dtype, and in float32."""
 
 HOPELESS = 3.0
 """A candidate whose first pass takes so many times the default's gets no second one."""
@@ -101,10 +101,15 @@ class Choice:
             if not large.keys() <= known.keys():
                 self._chosen |= choices_file.completed(large, lambda missing: choose(missing, rows))
         kernels = {name: known.get(name, own.default) for name, own in found.items()}
-        for size in PROMPT_ROWS:
+        for size in PROMPT_ROWS if self.pinned is None else ():
             prompt = [name for name in found if is_of_prompt(name, size)]
-            if self.pinned is None and len({kernels[name] in TORCHS_OWN for name in prompt}) > 1:
-                # Chosen with those of different models.
+            timed = {kernels[name] in TORCHS_OWN for name in prompt if name in known}
+            if timed == {True}:  # what is too small to be timed follows
+                wide = candidates.WIDE
+                kernels |= {
+                    name: TORCHS_OWN[found[name].default.endswith(wide)] for name in prompt if name not in known
+                }
+            elif len(timed) > 1:  # chosen with those of different models
                 kernels |= {name: found[name].default for name in prompt}
         model = self.model.with_kernels(
             lambda linear: kernels[step_name(linear, rows)],

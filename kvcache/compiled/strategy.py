@@ -24,8 +24,8 @@ from kvcache.strategies.padding import check_mask, check_whole
 from kvcache.strategies.strategy import Strategy
 
 PIECE_ROWS = 512
-"""Positions, of all sequences together, that pass through a layer at a time: the memory of a prefill beyond its cache
-grows with a piece times the prompt, not with its square."""
+"""Positions, of all sequences together, that pass through products and norms at a time: the memory of a prefill beyond
+its cache grows with the prompt, or a piece times the prompt, not with its square."""
 
 
 class Compiled(Strategy):
@@ -122,19 +122,24 @@ class Compiled(Strategy):
         # Of one piece, layers share the masks; those of all pieces would together be the square of the prompt.
         mask = functools.lru_cache(maxsize=len({layer.window for layer in model.layers}))(self._mask)
         for slot in self._slots:
-            layer, own = slot.layer, list[tuple[Tensor, Tensor]]()
+            layer = slot.layer
             qkv = [heads(piece, layer, rotary) for piece, rotary in zip(x, rotaries, strict=True)]
             if start == 0:
                 slot.rows.begin([k for _, k, _ in qkv])
+            for where, (_, k, v) in zip(at, qkv, strict=True):
+                slot.rows.write(where // CHUNK, where % CHUNK, k, v)
             # torch's causal attention over a whole prompt needs no mask, and no memory of the prompt's square.
             at_once = layer.softcap is None and _sees_all(start, end, layer.window)
+            attended: list[Tensor] = []
             for pieces in [range(len(spans))] if at_once else [range(i, i + 1) for i in range(len(spans))]:
-                first, last = spans[pieces[0]][0], spans[pieces[-1]][1]
-                visible, here = mask(first, last, layer.window), self._positions[first:last]
-                parts = map(joined, zip(*(qkv[i] for i in pieces), strict=True))
-                attended = attend_to_prefix(slot, here, start, visible, own, *parts, as_stored=self._prefill_as_stored)
-                for i, part in zip(pieces, attended.split(size, dim=2), strict=True):
-                    x[i] = after_attention(x[i], part, layer, model.activation)
+                visible = mask(spans[pieces[0]][0], spans[pieces[-1]][1], layer.window)
+                q, own = joined([qkv[i][0] for i in pieces]), [(k, v) for _, k, v in qkv[: pieces[-1] + 1]]
+                attended += attend_to_prefix(slot, start, visible, q, own, as_stored=self._prefill_as_stored).split(
+                    size, 2
+                )
+            del qkv, q, own, k, v
+            for i, part in enumerate(attended):
+                x[i] = after_attention(x[i], part, layer, model.activation)
         self.length = end
         return self.step.logits(x[-1][:, -1:].contiguous(), model.head)
 

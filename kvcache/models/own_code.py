@@ -36,7 +36,8 @@ def load_own(module: str, name: str, spec: str) -> Callable[..., Any]:
         if not hasattr(loaded, name):
             near = difflib.get_close_matches(name, vars(loaded), n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise ModelError(f"{spec}: module {module} ({loaded.__file__}) has no {name}{hint}")
+            place = getattr(loaded, "__file__", None) or "without a file of its own"
+            raise ModelError(f"{spec}: module {module} ({place}) has no {name}{hint}")
         factory: Callable[..., Any] = getattr(loaded, name)
     return factory
 

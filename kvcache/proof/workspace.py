@@ -80,14 +80,19 @@ class Workspace(Rehearsal):
     experts = "grouped_mm"  # as loaded: `batched_mm` copies the experts of every token
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
-        """Take `model`, which lies on the meta device, for its own."""
+        """Take `model`, which lies on the meta device, for its own.
+
+        Raises:
+            NotRehearsable: it cannot be copied without its numbers.
+        """
         super().__init__(model, dtype)
         _keep_two_layers(self._model)
         self._mode = FakeTensorMode()
-        with self._mode:
+        plain = [value for part in model.modules() for value in vars(part).values() if isinstance(value, Tensor)]
+        with naming_the_reason(), self._mode:
             faked: dict[int, Any] = {
                 id(tensor): torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
-                for tensor in (*model.parameters(), *model.buffers())
+                for tensor in (*model.parameters(), *model.buffers(), *plain)
             }
             faked |= {id(weight): nn.Parameter(faked[id(weight)], requires_grad=False) for weight in model.parameters()}
             self._model = copy.deepcopy(self._model, faked)

@@ -286,6 +286,16 @@ def test_a_prompt_takes_the_kernel_of_its_rows(monkeypatch: pytest.MonkeyPatch) 
     assert taken == [258, 512]
 
 
+@pytest.mark.parametrize("library", ["linear", "onednn"])
+def test_a_product_too_small_to_be_timed_follows_the_others(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "LEAST_BYTES", 10_000)
+    monkeypatch.setattr(choices_file, "completed", lambda wanted, _: dict.fromkeys(wanted, library))
+    _, kernels = Choice(describe(ARCHITECTURES["llama"]())).of_batch(1)
+    assert kernels["32x32 float32, prompt of 512"] == library
+    assert kernels["16x32 float32, prompt of 512"] == library
+    assert kernels["16x32 float32, step of 1"] == "sum-2"
+
+
 def stored(names: list[str]) -> dict[str, str]:
     """What the cache folder's file says of these products; those that it lacks are `sum-1`."""
     return choices_file.completed(
@@ -330,6 +340,7 @@ def test_without_a_cache_folder_the_choice_is_for_this_process(
         ("[]", 'no object "kernels"'),
         ('{"kernels": {"4x4 float32, step of 1": "onednn"}}', "choose from sum-1, sum-2"),
         ('{"kernels": {"4x4 float32, prompt of 128": []}}', "choose from onednn"),
+        ('{"kernels": {"4x4 float32, prompt": "onednn"}}', "does not say of how many rows"),
     ],
 )
 def test_a_file_that_pins_nothing_is_refused(tmp_path: Path, text: str, message: str) -> None:

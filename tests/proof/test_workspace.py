@@ -87,3 +87,9 @@ def test_of_equal_layers_two_are_run_and_the_others_change_nothing(
     whole = Workspace(skeleton(config, "sdpa"), torch.float32)
     assert made.forward_bytes(strategy, 1, 200) == whole.forward_bytes(strategy, 1, 200)
     assert config.num_hidden_layers == 6
+
+
+def test_a_plain_tensor_of_the_users_is_no_obstacle() -> None:
+    model = skeleton(ARCHITECTURES["llama"]().config, "sdpa")
+    model.model.scale = torch.ones(3)
+    assert Workspace(model, torch.float32).forward_bytes(None, 1, 20) > 0
