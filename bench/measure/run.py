@@ -229,10 +229,10 @@ def _kept(folder: Path, *, new: bool) -> Iterator[None]:
         shutil.rmtree(folder)
         raise UsageError(f"{error}; {NOTHING_KEPT}") from None
     except BaseException as error:
-        some = ""
+        error.add_note(f"what was measured is kept, {go_on}")  # first: a second Ctrl-C may end what follows
         with suppress(Exception):  # a disk that fails is the error itself
-            some = "" if read_run(folder).samples else " (no case yet)"
-        error.add_note(f"what was measured is kept{some}, {go_on}")
+            if not read_run(folder).samples:
+                error.__notes__[-1] = f"what was measured is kept (no case yet), {go_on}"
         raise
 
 
