@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tests.studies.architecture_causes import ROUNDING, UNEXPLAINED, Cause, cause_of
-from tests.studies.architecture_cells import Cell, cells
+from tests.studies.architecture_cells import DTYPES, Cell, cells
+from tests.studies.architecture_configs import TYPES
 from tests.studies.architectures import TABLE, lacking, merged
 from tests.studies.architectures_page import explained
 
@@ -57,3 +58,7 @@ def test_a_sample(model_type: str, outcomes: set[str]) -> None:
         found = list(cells(model_type, ["float32"]))
     assert {cell.outcome for cell in found if cell.strategy != "compiled"} == outcomes
     assert {cell.scenario for cell in found} == {"whole", "context", "chunks", "padding"}
+
+
+def test_every_type_that_could_be_built_was_tried_in_both_dtypes(stored: pd.DataFrame) -> None:
+    assert lacking(stored, TYPES, list(DTYPES)) == {}
