@@ -168,12 +168,11 @@ def _ground(sessions: Sequence[Session], head: Session, key: tuple[str, Phase]) 
 
 
 def _other_kernels(past: CaseFigures, row: CaseFigures) -> str:
-    """Name the first product that was computed by another kernel, if both sides' are known; empty for none."""
+    """Name the first product that was computed by another kernel, as far as both are known; empty for none."""
     there, here = past.kernels or {}, row.kernels or {}
-    if not there or not here:
-        return ""
-    pairs = ((name, here.get(name, "none"), there.get(name, "none")) for name in sorted(there.keys() | here.keys()))
-    return next((f"{name}: {own}, there {other}" for name, own, other in pairs if own != other), "")
+    known = sorted(there.keys() & here.keys())
+    others = (f"{name}: {here[name]}, there {there[name]}" for name in known if here[name] != there[name])
+    return next(others, "")
 
 
 def _same_read(past: CaseFigures, row: CaseFigures) -> bool:

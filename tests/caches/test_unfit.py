@@ -95,7 +95,10 @@ def test_it_is_refused_before_it_runs(factory: str, reason: str) -> None:
         ("cache:module", "names no factory"),
         ("cache:.module:make", "names no factory"),
         ("cache:tests/unfit_caches:growing", "No module named 'tests/unfit_caches'"),
-        ("cache:tests.unfit_caches.py:growing", "No module named 'tests.unfit_caches.py'"),
+        (
+            "cache:tests.unfit_caches.py:growing",
+            "tests.unfit_caches.py is a file; give its module, tests.unfit_caches$",
+        ),
     ],
 )
 def test_a_spec_that_names_nothing_is_refused(spec: str, reason: str) -> None:

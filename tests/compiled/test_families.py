@@ -137,7 +137,7 @@ def test_quantised_rows_keep_windows_soft_caps_and_positions(
         strategy.prepare(2, CHUNK + N_GEN)
         found.append(forced_logits(strategy, prompt, forced))
     assert distance(*found) <= 0.01
-    assert distance(found[0], expected) <= (0.05 if strategy_of is CompiledInt8 else 0.5)
+    assert distance(found[0], expected) <= (0.05 if strategy_of is CompiledInt8 else 0.55)
 
 
 def without(layer: Layer, field: str) -> Layer:

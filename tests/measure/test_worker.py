@@ -92,7 +92,10 @@ def test_a_worker_says_which_kernels_it_used(tmp_path: Path, monkeypatch: pytest
     for _ in range(2):
         reply = worker.answer(msgspec.structs.replace(load, kernels=pinned or None))
         assert isinstance(reply, Loaded), reply
-        assert {name.partition(", ")[2] for name in reply.kernels} == {"prompt", "step of 2", "step of 3"}
+        assert {name.partition(", ")[2] for name in reply.kernels} == {
+            *("prompt of 128", "prompt of 512"),
+            *("step of 2", "step of 3"),
+        }
         assert worker.answer(MakeReference(case=case, path=path)) == Done()
         found = worker.answer(CheckCase(case=case, path=path))
         assert isinstance(found, Checked), found

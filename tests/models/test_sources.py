@@ -186,7 +186,7 @@ def test_factory_model_is_cast_but_for_its_rotary_frequencies():
         ("py::good", "valid: py:module:factory"),
         ("py:no_such_module:good", "No module named 'no_such_module'"),
         ("py:broken_module:good", "No module named 'not_there_at_all'"),
-        ("py:user_models:goood", "no attribute 'goood'"),
+        ("py:user_models:goood", "has no goood; did you mean good?"),
         ("py:user_models:raising", "KeyError: 'my mistake"),
         ("py:user_models:leaving", "SystemExit: 2"),
         ("py:user_models:wanting", "missing 1 required positional argument"),
