@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -22,6 +23,12 @@ from kvcache.compiled.rows import CHUNK, ExactRows, Rows
 from kvcache.compiled.step import FEWEST_CHUNKS, Backend
 from kvcache.strategies.padding import check_mask, check_whole
 from kvcache.strategies.strategy import Strategy
+
+QKV = tuple[Tensor, Tensor, Tensor]
+"""Queries, keys and values of a piece of a prompt, `[batch, heads, q, head_dim]` each."""
+
+Mask = Callable[[int, int, int | None], Tensor | None]
+"""First position, end and window -> which positions each one sees, or None for all before it."""
 
 PIECE_ROWS = 512
 """Positions, of all sequences together, that pass through products and norms at a time: the memory of a prefill beyond
@@ -128,20 +135,25 @@ class Compiled(Strategy):
                 slot.rows.begin([k for _, k, _ in qkv])
             for where, (_, k, v) in zip(at, qkv, strict=True):
                 slot.rows.write(where // CHUNK, where % CHUNK, k, v)
-            # torch's causal attention over a whole prompt needs no mask, and no memory of the prompt's square.
-            at_once = layer.softcap is None and _sees_all(start, end, layer.window)
-            attended: list[Tensor] = []
-            for pieces in [range(len(spans))] if at_once else [range(i, i + 1) for i in range(len(spans))]:
-                visible = mask(spans[pieces[0]][0], spans[pieces[-1]][1], layer.window)
-                q, own = joined([qkv[i][0] for i in pieces]), [(k, v) for _, k, v in qkv[: pieces[-1] + 1]]
-                attended += attend_to_prefix(slot, start, visible, q, own, as_stored=self._prefill_as_stored).split(
-                    size, 2
-                )
-            del qkv, q, own, k, v
+            attended = self._attended(slot, qkv, spans, mask)
+            del qkv
             for i, part in enumerate(attended):
                 x[i] = after_attention(x[i], part, layer, model.activation)
         self.length = end
         return self.step.logits(x[-1][:, -1:].contiguous(), model.head)
+
+    def _attended(self, slot: Slot, qkv: Sequence[QKV], spans: Sequence[tuple[int, int]], mask: Mask) -> list[Tensor]:
+        """Attend with each piece of a prompt: what its positions take from all rows up to them."""
+        start, end, layer = spans[0][0], spans[-1][1], slot.layer
+        # torch's causal attention over a whole prompt needs no mask, and no memory of the prompt's square.
+        at_once = layer.softcap is None and _sees_all(start, end, layer.window)
+        attended: list[Tensor] = []
+        for pieces in [range(len(spans))] if at_once else [range(i, i + 1) for i in range(len(spans))]:
+            visible = mask(spans[pieces[0]][0], spans[pieces[-1]][1], layer.window)
+            q, own = joined([qkv[i][0] for i in pieces]), [(k, v) for _, k, v in qkv[: pieces[-1] + 1]]
+            found = attend_to_prefix(slot, start, visible, q, own, as_stored=self._prefill_as_stored)
+            attended += found.split([last - first for first, last in (spans[i] for i in pieces)], dim=2)
+        return attended
 
     @torch.inference_mode()
     def decode(self, ids: Tensor) -> Tensor:
