@@ -37,6 +37,10 @@ class MakeReference(msgspec.Struct, frozen=True, kw_only=True, tag="make-referen
     path: str
 
 
+PLAIN_WRITER = "dynamic"
+"""The strategy that writes a text where a faster one cannot: it has no memory for it, or what it needs fails."""
+
+
 class MakeText(msgspec.Struct, frozen=True, kw_only=True, tag="make-text"):
     """Store at `path` the text by which the cell of `case` is judged; answered by `TextMade`.
 
@@ -47,8 +51,8 @@ class MakeText(msgspec.Struct, frozen=True, kw_only=True, tag="make-text"):
     path: str
     tokens: list[list[int]] | None = None
     """A text for each sequence of the batch, or a longer one whose beginning it is; None: the model writes it."""
-    writer: str = "dynamic"
-    """The exact strategy that then writes; where it fails, `dynamic` does."""
+    writer: str = PLAIN_WRITER
+    """The exact strategy that then writes; where it fails, PLAIN_WRITER does."""
     n_context: int = 0
     """The longest context that the text will be used for."""
 

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kvcache.compiled import candidates, choices_file
+from kvcache.compiled import choices_file
 from kvcache.compiled.candidates import OF_PROMPT, PROMPT_ROWS, Kernels
 from kvcache.compiled.decoder import Decoder
 from kvcache.compiled.mlp import Mlp
-from kvcache.compiled.products import STEP, SUMS, Linear, Product, default_step, prompt_kernels
+from kvcache.compiled.products import STEP, SUMS, Linear, Product, default_prompt, default_step, prompt_kernels
 from kvcache.compiled.step import compiled
 
 CLEAR_GAIN = 0.05
@@ -46,7 +46,7 @@ EMPTY_CALLS = 200
 """Calls with hardly a weight, of which the shortest is what a call takes by itself."""
 
 TORCHS_OWN = ("linear", "linear-wide")
-"""Candidates for a prompt that are not oneDNN's: in the model's dtype, and in float32."""
+"""Candidates for a prompt that are not oneDNN's."""
 
 HOPELESS = 3.0
 """A candidate whose first pass takes so many times the default's gets no second one."""
@@ -105,10 +105,8 @@ class Choice:
             prompt = [name for name in found if is_of_prompt(name, size)]
             timed = {kernels[name] in TORCHS_OWN for name in prompt if name in known}
             if timed == {True}:  # what is too small to be timed follows
-                wide = candidates.WIDE
-                kernels |= {
-                    name: TORCHS_OWN[found[name].default.endswith(wide)] for name in prompt if name not in known
-                }
+                followers = (name for name in prompt if name not in known)
+                kernels |= {name: default_prompt(found[name].weight.dtype, "linear") for name in followers}
             elif len(timed) > 1:  # chosen with those of different models
                 kernels |= {name: found[name].default for name in prompt}
         model = self.model.with_kernels(
