@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from bench.cli import SIGNALS, main
+from tests.untraced import untraced_variables
 
 STRATEGIES = ["naive", "dynamic", "static", "hf-generate"]  # compiled would take its time
 TINY = ["-m", "random:tiny", "-t", "1", "-p", "8,16", "-n", "4", "-r", "6", "--strategies", ",".join(STRATEGIES)]
@@ -77,7 +78,7 @@ def in_a_process(*arguments: str, code: int = 0, cwd: Path | None = None, blocke
         capture_output=True,
         text=True,
         cwd=cwd,
-        env=os.environ
+        env=untraced_variables()
         | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])), "COLUMNS": "80"},
         check=False,
         timeout=300,

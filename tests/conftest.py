@@ -1,8 +1,8 @@
 """What every test runs under: no hub, examples that CI repeats exactly, and skips that say why."""
 
+import gc
 import os
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,16 +20,22 @@ hypothesis.settings.register_profile("kvbench", deadline=None, derandomize="CI" 
 hypothesis.settings.load_profile("kvbench")
 
 
-TRACED_CASES = 2
-"""Cases of a test marked `alike` that --cov traces: tracing takes nearly as long again as what is traced."""
-
-
 def pytest_configure(config: pytest.Config) -> None:
-    """Under --cov, leave libraries untraced where none of our code runs."""
+    """Under --cov, leave untraced what shows nothing new: libraries, and the cases of a test after the first of these."""
     if config.pluginmanager.hasplugin("_cov"):
-        from tests.untraced import put_tracer_aside
+        from tests.untraced import CasesWithoutNews, put_tracer_aside
 
         put_tracer_aside()
+        config.pluginmanager.register(CasesWithoutNews())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Leave what is imported out of every garbage collection: each would walk through all of torch, 0.4 s of CPU."""
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +82,7 @@ def untraced() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip, trace and leave out: what needs a GPU, cases alike, what measures time or compiles unless `-m` asks."""
+    """Skip what needs a GPU, where there is none; leave out what measures time or compiles unless `-m` asks."""
     reason = why_no_cuda() if any("cuda" in item.keywords for item in items) else None
     if reason:
         for item in items:
@@ -88,15 +94,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if left_out and mark not in config.option.markexpr:
             config.hook.pytest_deselected(items=left_out)
             items[:] = [item for item in items if item not in left_out]
-
-    if config.pluginmanager.hasplugin("_cov"):
-        cases = Counter[str]()
-        for item in items:
-            if item.get_closest_marker("alike"):
-                function = item.nodeid.partition("[")[0]
-                cases[function] += 1
-                if cases[function] > TRACED_CASES:
-                    item.add_marker(pytest.mark.no_cover)
 
 
 def why_no_cuda() -> str | None:

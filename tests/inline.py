@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import gc
 import os
+from unittest.mock import Mock
 
 import msgspec
 import pytest
 
+from bench import worker
 from bench.measure import server_process
 from bench.measure.worker_process import WorkerFailed
 from bench.protocol import Refused, Reply, Request
@@ -49,8 +51,6 @@ class InlineWorker:
 
     def close(self) -> None:
         self.alive = False
-        gc.unfreeze()  # a worker loads its model and then collects no garbage until its process ends
-        gc.enable()
 
     def __enter__(self) -> InlineWorker:
         return self
@@ -81,3 +81,4 @@ class InlineServers:
 def use(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the commands of this process use inline workers."""
     monkeypatch.setattr(server_process, "RunServers", InlineServers)
+    monkeypatch.setattr(worker, "gc", Mock(spec=gc))  # its own process would collect no more garbage

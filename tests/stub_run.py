@@ -29,8 +29,12 @@ def variables(folder: Path, script: Mapping[str, Any] | None) -> dict[str, str]:
     return {"STUB": json.dumps(script or {}), "STUB_FOLDER": str(folder)}
 
 
-def start(arguments: Sequence[str], folder: Path, script: Mapping[str, Any] | None = None) -> subprocess.Popen[str]:
-    """Start `kvbench ARGUMENTS` with stub workers that follow `script`."""
+def start(
+    arguments: Sequence[str], folder: Path, script: Mapping[str, Any] | None = None, *, killed: bool = False
+) -> subprocess.Popen[str]:
+    """Start `kvbench ARGUMENTS` with stub workers that follow `script`; untraced if it is to be killed: it stores none."""
+    from tests.untraced import untraced_variables  # brings pytest, which the process started does without
+
     own = {"PYTHONPATH": str(server_process.TREE)} | variables(folder, script)
     return subprocess.Popen(
         [sys.executable, "-m", "tests.stub_run", *arguments],
@@ -38,7 +42,7 @@ def start(arguments: Sequence[str], folder: Path, script: Mapping[str, Any] | No
         stderr=subprocess.PIPE,
         text=True,
         cwd=server_process.TREE,
-        env=os.environ | own,
+        env=(untraced_variables() if killed else os.environ) | own,
     )
 
 

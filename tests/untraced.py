@@ -1,7 +1,10 @@
-"""What `--cov` does not trace: libraries while they are imported, draw or compile, which run none of our code.
+"""What `--cov` does not trace: libraries while they import, draw or compile, and cases of a test that show nothing new.
 
 On Python 3.11 a tracer slows every instruction of its thread, also in files that are not measured: a plot takes 1.8
 times as long, transformers 1.6 times as long to import. Models are traced: their caches are ours.
+
+A case of a parametrised test that runs no line that this process has not seen ends the tracing of that test: its other
+cases run the same lines on other models or figures. All of them run, a third of the suite's time.
 
 That holds for the process of the tests and for what it forks. Processes that tests start anew are traced all through,
 or not at all (`untraced_variables`).
@@ -10,11 +13,14 @@ or not at all (`untraced_variables`).
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import pytest
 
 OURS = tuple(str(Path(__file__).resolve().parents[1] / package) for package in ("bench", "kvcache", "tests"))
 
@@ -57,6 +63,35 @@ def put_tracer_aside() -> None:
     SourceFileLoader.exec_module = exec_module  # type: ignore[assignment, method-assign]  # for good
 
 
+class CasesWithoutNews:
+    """A plugin of pytest: of each test, traces its cases up to the first that runs nothing new."""
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        """Run a case, without the tracer if its test is known.
+
+        pytest-cov's own mark for that, `no_cover`, stops and starts coverage, and at each start coverage 7.17 patches
+        os.fork and os._exit once more: after some hundred cases a fork took 24 s of CPU.
+        """
+        test = item.nodeid.partition("[")[0]
+        if test in self._known:
+            with _tracer_aside():
+                return (yield)
+        before = _n_seen()
+        result = yield
+        if _n_seen() == before:
+            self._known.add(test)
+        return result
+
+
+def _n_seen() -> int:
+    """Count the arcs that coverage's tracer has seen in this process."""
+    return sum(map(len, getattr(sys.gettrace(), "data", {}).values()))
+
+
 def untraced_variables() -> dict[str, str]:
     """Return this process's environment for one whose lines other tests run: coverage's variables are left out."""
     return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
@@ -67,13 +102,20 @@ def without_tracer(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def untraced(*arguments: Any, **named: Any) -> Any:
-        start = getattr(sys.gettrace(), "start", None)
-        if start is None:  # no tracer, or not coverage's own
+        with _tracer_aside():
             return function(*arguments, **named)
-        sys.settrace(None)
-        try:
-            return function(*arguments, **named)
-        finally:
-            start()  # coverage's own way: after sys.settrace it would not see this function return
 
     return untraced
+
+
+@contextmanager
+def _tracer_aside() -> Iterator[None]:
+    start = getattr(sys.gettrace(), "start", None)
+    if start is None:  # no tracer, or not coverage's own
+        yield
+        return
+    sys.settrace(None)
+    try:
+        yield
+    finally:
+        start()  # coverage's own way: after sys.settrace it would not see this function return

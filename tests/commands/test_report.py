@@ -32,7 +32,9 @@ def test_report_and_compare_need_no_torch(run_folder: Path, tmp_path: Path) -> N
     (run_folder / "summary.csv").unlink()
     ab, plots = store_ab(tmp_path / "ab"), tmp_path / "plots"
     command = [sys.executable, "-c", REPORT_AND_COMPARE, str(run_folder), str(plots), str(ab)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, timeout=300)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, check=True, timeout=300, env=untraced_variables()
+    )
     assert (run_folder / "summary.csv").read_text() == before
     assert "no difference" in done.stdout
     assert "against main; a change up to 3 % counts as none" in done.stdout

@@ -110,7 +110,6 @@ def test_an_interval_holds_zero_unless_a_test_rejects_it(values, sign, alpha):
     assert not beyond or sequential.p_value(tuple(values), sign) <= alpha / 2 * (1 + 1e-9)
 
 
-@pytest.mark.alike
 @pytest.mark.parametrize("n", [4, 8, 12, 20])
 def test_a_look_keeps_its_level(n):
     """3,000 decisions at a level of one in a hundred, on noise alone."""
@@ -168,7 +167,6 @@ def test_pairs_without_a_figure_decide_nothing():
     assert sequential.confirm(found, {}, THRESHOLD) == {}
 
 
-@pytest.mark.alike
 @pytest.mark.parametrize(("lockstep", "decided"), [(False, 0.7), (True, 0.5)])
 def test_an_unchanged_tree_raises_no_alarm(lockstep, decided):
     kinds = [kind for seed in range(60) for kind in run(Machine(lockstep=lockstep), seed).values()]
@@ -176,7 +174,6 @@ def test_an_unchanged_tree_raises_no_alarm(lockstep, decided):
     assert kinds.count("same") > decided * len(kinds)
 
 
-@pytest.mark.alike
 @pytest.mark.parametrize("lockstep", [False, True])
 @pytest.mark.parametrize("slowdown", [0.05, 0.1])
 def test_a_real_slow_down_is_found_and_prefill_is_left_alone(slowdown, lockstep):
@@ -191,7 +188,6 @@ def test_a_gain_is_called_faster():
     assert {kind for name, kind in kinds.items() if name.endswith("decode")} == {"faster"}
 
 
-@pytest.mark.alike
 @pytest.mark.parametrize(
     "machine",
     [

@@ -63,7 +63,6 @@ def assert_equal(found: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.usefixtures("untraced")  # what the compiler makes of a step: tests/compiled/test_strategy.py
-@pytest.mark.alike
 @pytest.mark.parametrize("architecture", MODELS)
 @pytest.mark.parametrize("name", EVERYWHERE)
 @settings(max_examples=4)
@@ -80,7 +79,6 @@ def test_position_t_of_training_is_step_t_of_generation(
         assert_equal(found, at_once[row : row + 1, n_prompt - 1 : text.shape[1]])
 
 
-@pytest.mark.alike
 @pytest.mark.parametrize("architecture", MODELS)
 @pytest.mark.parametrize("name", [name for name in EVERYWHERE if name != "compiled"])
 @settings(max_examples=3)
@@ -105,7 +103,6 @@ def test_left_padded_generation_equals_right_padded_training(
 
 
 @pytest.mark.usefixtures("untraced")  # what the compiler makes of a step: tests/compiled/test_strategy.py
-@pytest.mark.alike
 @pytest.mark.parametrize("architecture", MODELS)
 @pytest.mark.parametrize("name", EVERYWHERE)
 @settings(max_examples=4)

@@ -24,8 +24,9 @@ SLOW = {"naive": [{"do": "slow", "seconds": 0.02}]}
 """Slow enough to be caught in the act."""
 
 
-def started(out: Path, *flags: str, script: Any = SLOW) -> subprocess.Popen[str]:
-    return stub_run.start(["run", *GRID, "-r", str(ROUNDS), "--name", "killed", *flags, "--out", str(out)], out, script)
+def started(out: Path, *flags: str, script: Any = SLOW, killed: bool = False) -> subprocess.Popen[str]:
+    arguments = ["run", *GRID, "-r", str(ROUNDS), "--name", "killed", *flags, "--out", str(out)]
+    return stub_run.start(arguments, out, script, killed=killed)
 
 
 def samples_file(out: Path, pid: int, n_lines: int) -> Path:
@@ -53,7 +54,7 @@ def resumed_rows(path: Path, kept: bytes, out: str) -> pd.DataFrame:
 
 @pytest.mark.parametrize(("victim", "n_lines"), [("parent", 0), ("parent", 9), ("parent", 33), ("worker", 21)])
 def test_killed_run_resumes_to_the_same_cases(n_lines: int, victim: str, tmp_path: Path) -> None:
-    process = started(tmp_path, *([] if n_lines == 33 else ["--no-ceilings"]))
+    process = started(tmp_path, *([] if n_lines == 33 else ["--no-ceilings"]), killed=victim == "parent")
     path = samples_file(tmp_path, process.pid, n_lines)
     if victim == "worker":
         workers = workers_of(process.pid)

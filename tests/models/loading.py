@@ -12,9 +12,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from kvcache.models import (
-    ModelError,
-)
+from kvcache.models import ModelError
+from tests.untraced import untraced_variables
 
 ROOT = Path(__file__).resolve().parents[2]
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
@@ -49,7 +48,9 @@ def mapped_from(model: PreTrainedModel) -> str:
 def python(code: str, *arguments: object) -> subprocess.Popen[str]:
     """Start another Python process in the repository's root."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=untraced_variables()
+    )
 
 
 def write_gguf(path: Path, *, scaling: gguf.RopeScalingType | None = None) -> None:

@@ -108,7 +108,6 @@ def as_costs(counted: OperationCounter, unseen_bytes: int, kv_bytes: int) -> Cos
     )
 
 
-@pytest.mark.alike
 @pytest.mark.parametrize("kind", [Naive, Dynamic, Static, HfGenerate])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @settings(max_examples=6, deadline=None)
@@ -117,7 +116,6 @@ def test_counted_equals_formula(name: str, kind: type[Strategy], **sizes: int) -
     check(model_of(name), kind, **sizes)
 
 
-@pytest.mark.alike
 @pytest.mark.parametrize("kind", [Naive, Dynamic, Static])
 @pytest.mark.parametrize("name", ["gpt2", "qwen3", "gemma3", "falcon"])
 @settings(max_examples=3, deadline=None)
@@ -126,7 +124,6 @@ def test_eager_attention_counts_the_same(name: str, kind: type[Strategy], **size
     check(model_of(name, "eager"), kind, **sizes)
 
 
-@pytest.mark.alike
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants(name: str) -> None:
     model = tiny(*VARIANTS[name])
@@ -137,7 +134,6 @@ def test_variants(name: str) -> None:
         check(model, kind, batch_size=1, n_prompt=1, n_gen=4, n_depth=6)
 
 
-@pytest.mark.alike
 @pytest.mark.parametrize("implementation", ["eager", "grouped_mm", "batched_mm"])
 @pytest.mark.parametrize("name", EXPERTS)
 @settings(max_examples=3, deadline=None)

@@ -66,7 +66,6 @@ DYNAMIC = [*WHOLE, "deepseek_v32", "deepseek_v4", "gpt_neo", "roberta", "phi3"]
 STATIC = [name for name in DYNAMIC if name not in {"deepseek_v4", "gpt_neo"}]
 
 
-@pytest.mark.alike
 @pytest.mark.parametrize(
     ("strategy", "name"), [("dynamic", name) for name in DYNAMIC] + [("static", name) for name in STATIC]
 )
@@ -85,7 +84,6 @@ def test_bytes_are_those_measured(strategy: str, name: str, **lengths: int) -> N
     assert held.allocated == pytest.approx(expected.allocated, rel=0.01)
 
 
-@pytest.mark.alike
 @pytest.mark.parametrize("name", [*DYNAMIC, "rwkv", "openai-gpt", "minimax"])
 @settings(max_examples=2, deadline=None)
 @given(batch_size=st.integers(1, 2), n_query=st.integers(1, 12), n_cached=st.sampled_from([None, 0, 1, 3, 10]))
@@ -108,7 +106,6 @@ def test_a_forward_that_makes_tensors_elsewhere_has_no_costs_and_the_reason() ->
         rehearsal(family("xlnet")).forward_costs(batch_size=1, n_query=2, n_cached=0, reads_cache=False)
 
 
-@pytest.mark.alike
 @pytest.mark.parametrize("reads_cache", [True, False])
 @pytest.mark.parametrize("name", [*ARCHITECTURES, "mixtral"])
 def test_a_rehearsal_and_the_formulas_agree(name: str, reads_cache: bool) -> None:

@@ -39,7 +39,6 @@ def test_listed_name_is_the_strategys_own(name: str) -> None:
     assert build_without_compiler(name, model_of("llama")).name == name
 
 
-@pytest.mark.alike
 @pytest.mark.usefixtures("untraced")  # a strategy that compiles would be traced anew for each example
 @pytest.mark.parametrize("architecture", MODELS)
 @pytest.mark.parametrize("name", EVERYWHERE)
@@ -71,7 +70,6 @@ def test_tokens_and_logits_equal_naive(
     assert found.positions_checked == n_gen
 
 
-@pytest.mark.alike
 @pytest.mark.parametrize(("name", "architecture"), TRACED)
 def test_stepwise_calls_equal_generate(name: str, architecture: str) -> None:
     model, prompt = model_of(architecture), token_ids(3, 2, 11)
@@ -85,7 +83,6 @@ def test_stepwise_calls_equal_generate(name: str, architecture: str) -> None:
     assert torch.equal(torch.stack(tokens, 1), expected)
 
 
-@pytest.mark.alike
 @pytest.mark.parametrize("architecture", MODELS)
 @pytest.mark.parametrize("name", [name for name in EVERYWHERE if not STRATEGIES[name].compiles])
 def test_left_padding_changes_nothing(name: str, architecture: str) -> None:

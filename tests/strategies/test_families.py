@@ -33,7 +33,6 @@ FORGETFUL = ["jamba", "mamba"]
 ROUNDS = [(name, n_depth) for name in WHOLE for n_depth in (0, 8) if not (n_depth and name in FORGETFUL)]
 
 
-@pytest.mark.alike
 @pytest.mark.parametrize(("name", "n_depth"), ROUNDS)
 def test_every_round_gives_naives_tokens(name: str, n_depth: int) -> None:
     model, context, prompt = family(name), context_of(n_depth), token_ids(2, 2, 12)
@@ -282,7 +281,6 @@ def test_of_a_layer_that_cannot_be_copied_the_context_is_fed_again(monkeypatch: 
         assert torch.equal(strategy.generate(prompt, 4), expected.tokens)
 
 
-@pytest.mark.alike
 @pytest.mark.parametrize("kind", [Dynamic, Static, HfGenerate, Naive])
 @pytest.mark.parametrize("name", ["qwen3_next", "falcon_h1", "lfm2", "gemma4_text"])
 def test_left_padding_of_a_hybrid_changes_nothing(kind: Callable[[PreTrainedModel], Strategy], name: str) -> None:

@@ -67,7 +67,6 @@ def test_naive_is_fed_everything_and_a_cached_strategy_one_token(name, n_prompt:
             assert (step.fed, step.n_cached, step.kv_bytes) == (tuple(everything[: place + 1]), 0, 0)
 
 
-@pytest.mark.alike
 @pytest.mark.parametrize("architecture", MODELS)
 def test_largest_product_is_the_one_that_runs(architecture: str) -> None:
     """Against hooks on every linear layer of the model but its head."""

@@ -107,7 +107,6 @@ RUNS = {
 }
 
 
-@pytest.mark.alike
 @pytest.mark.parametrize("name", RUNS)
 def test_no_text_is_hidden_or_cut_off(name):
     for figure in figures_of(RUNS[name]()).values():

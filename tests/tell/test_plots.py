@@ -98,7 +98,6 @@ RUNS = {
 }
 
 
-@pytest.mark.alike
 @pytest.mark.parametrize("name", RUNS)
 def test_no_text_is_hidden_or_cut_off_in_a_plot_of_a_run(name):
     with warnings.catch_warnings():
