@@ -21,7 +21,7 @@ hypothesis.settings.load_profile("kvbench")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Under --cov, leave untraced what shows nothing new: libraries, and the cases of a test after the first of these."""
+    """Under --cov, leave untraced what runs no new line of ours: libraries, and cases that repeat others."""
     if config.pluginmanager.hasplugin("_cov"):
         from tests.untraced import CasesWithoutNews, put_tracer_aside
 

@@ -32,7 +32,7 @@ def variables(folder: Path, script: Mapping[str, Any] | None) -> dict[str, str]:
 def start(
     arguments: Sequence[str], folder: Path, script: Mapping[str, Any] | None = None, *, killed: bool = False
 ) -> subprocess.Popen[str]:
-    """Start `kvbench ARGUMENTS` with stub workers that follow `script`; untraced if it is to be killed: it stores none."""
+    """Start `kvbench ARGUMENTS` with stub workers that follow `script`; untraced if it is to be killed."""
     from tests.untraced import untraced_variables  # brings pytest, which the process started does without
 
     own = {"PYTHONPATH": str(server_process.TREE)} | variables(folder, script)
