@@ -3,11 +3,13 @@
 import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+from tests.untraced import CasesWithoutNews, put_tracer_aside, tracer_aside
 
 # Before any test imports transformers: nothing may depend on what a hub answers, or on how long it takes not to.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -23,19 +25,19 @@ hypothesis.settings.load_profile("kvbench")
 def pytest_configure(config: pytest.Config) -> None:
     """Under --cov, leave untraced what runs no new line of ours: libraries, and cases that repeat others."""
     if config.pluginmanager.hasplugin("_cov"):
-        from tests.untraced import CasesWithoutNews, put_tracer_aside
-
         put_tracer_aside()
         config.pluginmanager.register(CasesWithoutNews())
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Iterator[None]:
+def pytest_collection() -> Generator[None, object, object]:
     """Leave what is imported out of every garbage collection: each would walk through all of torch, 0.4 s of CPU."""
     gc.disable()
-    yield
+    with tracer_aside():
+        result = yield
     gc.freeze()
     gc.enable()
+    return result
 
 
 @pytest.fixture(autouse=True)

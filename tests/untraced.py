@@ -1,7 +1,8 @@
-"""What `--cov` does not trace: libraries while they import, draw or compile, and cases of a test that show nothing new.
+"""What `--cov` does not trace: libraries, the collection of tests, and cases of a test that show nothing new.
 
 On Python 3.11 a tracer slows every instruction of its thread, also in files that are not measured: a plot takes 1.8
-times as long, transformers 1.6 times as long to import. Models are traced: their caches are ours.
+times as long, transformers 1.6 times as long to import. So libraries are untraced while they are imported, draw or
+compile, and pytest while it collects. Models are traced: their caches are ours.
 
 A case of a parametrised test that runs no line that this process has not seen ends the tracing of that test: its other
 cases run the same lines on other models or figures. All of them run, a third of the suite's time.
@@ -13,6 +14,7 @@ or not at all (`untraced_variables`).
 import functools
 import os
 import sys
+import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from importlib.machinery import SourceFileLoader
@@ -54,7 +56,17 @@ def put_tracer_aside() -> None:
 
     @functools.wraps(execute)
     def exec_module(loader: SourceFileLoader, module: ModuleType) -> None:
-        (execute if loader.path.startswith(OURS) else untraced)(loader, module)
+        start = getattr(_ASIDE, "start", None)
+        if not loader.path.startswith(OURS):
+            untraced(loader, module)
+        elif start is None:
+            execute(loader, module)
+        else:  # a module's own lines run once, whoever imports it
+            start()
+            try:
+                execute(loader, module)
+            finally:
+                sys.settrace(None)
         for name in LIBRARIES.get(module.__name__, ()):
             kind, _, method = name.partition(".")
             owner = getattr(module, kind)
@@ -78,7 +90,7 @@ class CasesWithoutNews:
         """
         test = item.nodeid.partition("[")[0]
         if test in self._known:
-            with _tracer_aside():
+            with tracer_aside():
                 return (yield)
         before = _n_seen()
         result = yield
@@ -102,20 +114,27 @@ def without_tracer(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def untraced(*arguments: Any, **named: Any) -> Any:
-        with _tracer_aside():
+        with tracer_aside():
             return function(*arguments, **named)
 
     return untraced
 
 
 @contextmanager
-def _tracer_aside() -> Iterator[None]:
+def tracer_aside() -> Iterator[None]:
+    """Put this thread's tracer aside, if there is one, but for the modules of ours that are imported meanwhile."""
     start = getattr(sys.gettrace(), "start", None)
     if start is None:  # no tracer, or not coverage's own
         yield
         return
     sys.settrace(None)
+    before, _ASIDE.start = getattr(_ASIDE, "start", None), start
     try:
         yield
     finally:
+        _ASIDE.start = before
         start()  # coverage's own way: after sys.settrace it would not see this function return
+
+
+_ASIDE = threading.local()
+"""`start` gives a thread its tracer back, where it is put aside."""
