@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvcache.models.gguf_header import rotary_scaling
+from kvcache.models.skeleton import quiet
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FLOAT8 = {"F8_E4M3", "F8_E5M2"}
-"""safetensors' names of 8-bit floating-point numbers."""
-
-_GGUF_HEADER_BYTES = 1 << 26
-"""The header, with all tokens of a large vocabulary, lies within the first 64 MB of a GGUF file."""
-_GGUF_STRING = 8
-"""GGUF's number of the type of a string: 8 bytes of length and the text follow."""
+_NARROW_FLOATS, _NARROW_INTEGERS = ("F8", "F6", "F4"), ("I8", "U8")
+"""How safetensors' names of types begin whose numbers need a scale."""
 
 
 def of_gguf(path: Path) -> Iterator[str]:
     """Yield what transformers leaves out when it reads the GGUF file at `path`: any scaling of the rotary positions."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        key = b".rope.scaling.type"
-        at = content.find(key, 0, _GGUF_HEADER_BYTES)
-        read_by_transformers = content[max(0, at - 7) : at] == b"gpt-oss"
-        scaling = _string_at(content, at + len(key)) if at > 0 and not read_by_transformers else "none"
-        if scaling == "none" and content.find(b"rope_freqs.weight", 0, _GGUF_HEADER_BYTES) > 0:
-            scaling = "llama3"
-    if scaling != "none":
+    scaling = rotary_scaling(path)
+    if scaling is not None:
         yield (
             f"{path.name} scales its rotary positions ({scaling}), which transformers ignores in a GGUF file: its "
-            "times are right, and its text beyond the original context length is not the model's"
+            "times are right, and its text is not the model's"
         )
 
 
@@ -45,34 +36,41 @@ def of_safetensors(weights: tuple[Path, ...], bare: PreTrainedModel) -> Iterator
         for path in weights:
             file = stack.enter_context(safe_open(path, framework="pt"))
             holders |= dict.fromkeys(file.keys(), file)
-        yield from _of_float8(holders, quantised=getattr(bare.config, "quantization_config", None) is not None)
-        yield from _of_ties(holders, getattr(bare, "all_tied_weights_keys", {}))
+        yield from _of_narrow_types(holders, getattr(bare.config, "quantization_config", None))
+        yield from _of_ties(holders, getattr(bare, "all_tied_weights_keys", {}), f"{bare.base_model_prefix}.")
 
 
-def _of_float8(holders: Mapping[str, Any], *, quantised: bool) -> Iterator[str]:
-    bare = [name for name, file in holders.items() if file.get_slice(name).get_dtype() in FLOAT8]
-    if bare and not quantised:
-        yield (
-            f"{len(bare)} tensors are stored in 8-bit floating point without scales (config.json has no "
-            f"quantization_config), {bare[0]} among them: their numbers are converted as they are"
-        )
+def _of_narrow_types(holders: Mapping[str, Any], quantization: Any) -> Iterator[str]:
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    why = "config.json has no quantization_config"
+    if quantization is not None:
+        with quiet():
+            if AutoHfQuantizer.supports_quant_method(quantization):
+                return
+        why = f"transformers knows no quantization method {quantization.get('quant_method')!r}"
+    types = {name: file.get_slice(name).get_dtype() for name, file in holders.items()}
+    floats = [name for name, kind in types.items() if kind.startswith(_NARROW_FLOATS)]
+    # Old files of GPT-2 hold masks of 8 bits, too.
+    integers = [name for name, kind in types.items() if kind.startswith(_NARROW_INTEGERS) and name.endswith("weight")]
+    for names, kind in ((floats, "8-bit floating point"), (integers, "8-bit integers")):
+        if names:
+            yield (
+                f"{len(names)} tensors are stored in {kind} without scales that transformers would apply ({why}), "
+                f"{names[0]} among them: their numbers are converted as they are"
+            )
 
 
-def _of_ties(holders: Mapping[str, Any], tied: Mapping[str, str]) -> Iterator[str]:
+def _of_ties(holders: Mapping[str, Any], tied: Mapping[str, str], prefix: str) -> Iterator[str]:
+    """Compare tied matrices; files of GPT-2 and its kin on the hub lack the `prefix` of the inner model in names."""
     for target, source in tied.items():
-        if target not in holders or source not in holders:
+        spellings = [(name, name.removeprefix(prefix)) for name in (target, source)]
+        stored = [next((name for name in names if name in holders), None) for names in spellings]
+        if None in stored:
             continue
-        one, other = (holders[name].get_tensor(name) for name in (target, source))
+        one, other = (holders[name].get_tensor(name) for name in stored)
         if one.shape != other.shape or not bool((one == other).all()):
             yield (
                 f"config.json ties {target} to {source}, and the file holds two different matrices: transformers uses "
                 "both, so the weights are larger than the configuration says"
             )
-
-
-def _string_at(content: mmap.mmap, at: int) -> str:
-    """Read a GGUF value that is a string; "none" where it is of another type."""
-    if int.from_bytes(content[at : at + 4], "little") != _GGUF_STRING:
-        return "none"
-    size = int.from_bytes(content[at + 4 : at + 12], "little")
-    return content[at + 12 : at + 12 + size].decode(errors="replace")

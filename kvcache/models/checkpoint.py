@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvcache.models.cautions import FLOAT8, of_gguf, of_safetensors
+from kvcache.models.cautions import of_gguf, of_safetensors
 from kvcache.models.folder import fingerprint, holds_tokenizer, read_config, sha256_of, weight_files
 from kvcache.models.skeleton import count_parameters, quiet, refusing, skeleton
 from kvcache.models.weight_cache import ModelError, made_once
@@ -20,8 +20,8 @@ COPY_LIMIT_BYTES = 4 * 2**30
 """Weights above this are not copied into the cache: gpt2-large in float32 (3.1 GB) is, a 7-billion model is not."""
 
 _LOCAL: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-_FLOATS = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"} | dict.fromkeys(FLOAT8, "float8")
-"""safetensors' names of the types that a request for another type converts, and torch's."""
+_FLOATS = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+"""safetensors' names of types, and torch's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ class Checkpoint:
             for path in self.weights:
                 with safe_open(path, framework="pt") as file:
                     stored |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118  # no mapping
-        return {_FLOATS[name] for name in stored if name in _FLOATS}
+        return {_FLOATS.get(name, name) for name in stored if name.startswith(("F", "BF"))}
 
     def _in_dtype(self, dtype: torch.dtype) -> Checkpoint:
         name = str(dtype).removeprefix("torch.")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvcache.models.gguf_header import part_count
 from kvcache.models.skeleton import check_decoder_only, one_line, quiet, refusing
 from kvcache.models.weight_cache import ModelError
 
@@ -19,7 +21,7 @@ _READ = (".safetensors", ".gguf", ".json", ".model", ".txt", ".jinja")
 """Endings of the files that may be read: weights, configuration, tokenizer."""
 LFS_POINTER = "version https://git-lfs.github.com/spec/"
 """How the text begins that Git LFS leaves in place of a file until it is pulled."""
-_PART = re.compile(r".+-\d{5}-of-\d{5}\.gguf")
+_PART = re.compile(r".+-\d{5}-of-(?!00001)\d{5}\.gguf")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json")
 
@@ -48,7 +50,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
             "join them with `llama-gguf-split --merge FIRST OUT` and keep OUT alone"
         )
     if len(ggufs) == 1:
-        return (folder / ggufs[0],)
+        return (_whole(folder / ggufs[0]),)
     if ggufs:
         raise ModelError(f"the folder {folder} holds {len(ggufs)} GGUF files ({', '.join(ggufs)}); keep one of them")
     return _no_weights(folder, names)
@@ -131,6 +133,20 @@ def _shards(folder: Path) -> tuple[Path, ...]:
     if not shards:
         raise ModelError(f"{index} names no weights")
     return tuple(folder / shard for shard in shards)
+
+
+def _whole(gguf: Path) -> Path:
+    """Refuse a part of a GGUF model that has another name than llama.cpp gives it."""
+    try:
+        count = part_count(gguf)
+    except (OSError, ValueError, struct.error):
+        return gguf  # whoever reads it will say what is wrong with it
+    if count > 1:
+        raise ModelError(
+            f"{gguf} is one of {count} parts of a GGUF model, which transformers does not read; join them with "
+            "`llama-gguf-split --merge FIRST OUT` and keep OUT alone"
+        )
+    return gguf
 
 
 def _no_weights(folder: Path, names: list[str]) -> tuple[Path, ...]:

@@ -2,8 +2,9 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gguf
@@ -53,12 +54,31 @@ def python(code: str, *arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def write_gguf(path: Path, *, scaling: gguf.RopeScalingType | None = None) -> None:
-    """A tiny Llama with a tokenizer of 8 bytes and 2 merges, its rotary positions scaled or not."""
+def write_gguf(
+    path: Path,
+    *,
+    scaling: gguf.RopeScalingType | None = None,
+    factor: float | None = None,
+    old_factor: float | None = None,
+    tensors: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+    description: str = "",
+    parts: int | None = None,
+) -> None:
+    """A tiny Llama with a tokenizer of 8 bytes and 2 merges, its rotary positions scaled or not.
+
+    `scaling` is by 4 unless a `factor` says otherwise; `old_factor` stands under the name of 2023.
+    """
     writer = gguf.GGUFWriter(path, "llama")
+    writer.add_description(description)
     if scaling is not None:
         writer.add_rope_scaling_type(scaling)
-        writer.add_rope_scaling_factor(4.0)
+        factor = factor or 4.0
+    if factor is not None:
+        writer.add_rope_scaling_factor(factor)
+    if old_factor is not None:
+        writer.add_float32("llama.rope.scale_linear", old_factor)
+    if parts is not None:
+        writer.add_uint16("split.count", parts)
     writer.add_context_length(64)
     writer.add_embedding_length(32)
     writer.add_block_count(1)
@@ -82,9 +102,10 @@ def write_gguf(path: Path, *, scaling: gguf.RopeScalingType | None = None) -> No
         "attn_output": (32, 32),
     }
     shapes |= {"ffn_gate": (64, 32), "ffn_up": (64, 32), "ffn_down": (32, 64), "attn_norm": (32,), "ffn_norm": (32,)}
-    tensors = {f"blk.0.{name}": shape for name, shape in shapes.items()}
-    for name, shape in {**tensors, "token_embd": (10, 32), "output_norm": (32,), "output": (10, 32)}.items():
-        writer.add_tensor(f"{name}.weight", random.normal(size=shape).astype(np.float32))
+    of_layer = {f"blk.0.{name}.weight": shape for name, shape in shapes.items()}
+    outside = {"token_embd.weight": (10, 32), "output_norm.weight": (32,), "output.weight": (10, 32)}
+    for name, shape in {**of_layer, **outside, **tensors}.items():
+        writer.add_tensor(name, random.normal(size=shape).astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

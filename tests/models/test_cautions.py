@@ -1,6 +1,8 @@
 """Checkpoints that lack their large files, or that compute something else than their author meant."""
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -10,7 +12,9 @@ from safetensors.torch import load_file, save_file
 
 import kvcache
 from kvcache.models import describe, load
+from kvcache.models.gguf_header import rotary_scaling
 from tests.models.loading import refusal, write_gguf
+from tests.tiny import ARCHITECTURES
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 1234567\n"
 
@@ -45,6 +49,39 @@ def test_scaled_positions_of_a_gguf_file_are_a_caution(tmp_path: Path) -> None:
     assert caution.startswith("tiny.gguf scales its rotary positions (yarn), which transformers ignores")
 
 
+def write_long(path: Path) -> None:
+    write_gguf(path, tensors={"rope_factors_long.weight": (4,), "rope_factors_short.weight": (4,)})
+
+
+@pytest.mark.parametrize(
+    ("write", "kind"),
+    [
+        (functools.partial(write_gguf, factor=4.0), "linear"),
+        (functools.partial(write_gguf, factor=1.0), None),
+        (functools.partial(write_gguf, old_factor=4.0), "linear"),
+        (functools.partial(write_gguf, old_factor=1.0), None),
+        (functools.partial(write_gguf, tensors={"rope_freqs.weight": (4,)}), "llama3"),
+        (write_long, "longrope"),
+        (functools.partial(write_gguf, description="rope_freqs.weight llama.rope.scaling.type"), None),
+    ],
+)
+def test_scaling_is_found_as_llama_cpp_reads_it(
+    tmp_path: Path, write: Callable[[Path], None], kind: str | None
+) -> None:
+    write(tmp_path / "tiny.gguf")
+    assert rotary_scaling(tmp_path / "tiny.gguf") == kind
+
+
+def test_a_part_of_a_gguf_model_under_another_name_is_refused(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "renamed.gguf", parts=3)
+    assert "renamed.gguf is one of 3 parts of a GGUF model" in refusal(describe, str(tmp_path))
+
+
+def test_a_gguf_model_in_one_part_is_whole(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny-00001-of-00001.gguf", parts=1)
+    assert describe(str(tmp_path)).cautions == ()
+
+
 @pytest.mark.parametrize("scaling", [None, gguf.RopeScalingType.NONE])
 def test_unscaled_positions_are_none(tmp_path: Path, scaling: gguf.RopeScalingType | None) -> None:
     write_gguf(tmp_path / "tiny.gguf", scaling=scaling)
@@ -70,6 +107,43 @@ def test_equal_matrices_under_a_tied_config_are_none(checkpoint: Path) -> None:
     )
     edit(checkpoint, tie_word_embeddings=True)
     assert describe(str(checkpoint)).cautions == ()
+
+
+def test_two_matrices_are_found_in_a_file_of_the_inner_models_names(tmp_path: Path) -> None:
+    """GPT-2's own files on the hub say `wte.weight` where transformers writes `transformer.wte.weight`."""
+    ARCHITECTURES["gpt2"]().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = {name.removeprefix("transformer."): weight for name, weight in load_file(file).items()}
+    save_file(weights | {"lm_head.weight": torch.ones_like(weights["wte.weight"])}, file, metadata={"format": "pt"})
+    (caution,) = describe(str(tmp_path)).cautions
+    assert caution.startswith("config.json ties lm_head.weight to transformer.wte.weight, and the file holds two")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "words"),
+    [
+        (torch.int8, "8-bit integers without scales"),
+        (torch.uint8, "8-bit integers without scales"),
+        (torch.float8_e4m3fnuz, "8-bit floating point without scales"),
+    ],
+)
+def test_any_narrow_type_is_a_caution(checkpoint: Path, dtype: torch.dtype, words: str) -> None:
+    weights = load_file(checkpoint / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    narrow = {name: weights[name].to(dtype)}
+    save_file(weights | narrow, checkpoint / "model.safetensors")
+    (caution,) = describe(str(checkpoint)).cautions
+    assert words in caution
+    assert "config.json has no quantization_config" in caution
+
+
+def test_a_quantization_that_transformers_skips_is_a_caution(checkpoint: Path) -> None:
+    weights = load_file(checkpoint / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    save_file(weights | {name: weights[name].to(torch.float8_e4m3fn)}, checkpoint / "model.safetensors")
+    edit(checkpoint, quantization_config={"quant_method": "mine"})
+    (caution,) = describe(str(checkpoint)).cautions
+    assert "transformers knows no quantization method 'mine'" in caution
 
 
 def test_bare_float8_is_a_caution(checkpoint: Path) -> None:
