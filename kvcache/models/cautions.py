@@ -65,8 +65,8 @@ def _of_ties(holders: Mapping[str, Any], tied: Mapping[str, str], prefix: str) -
     """Compare tied matrices; files of GPT-2 and its kin on the hub lack the `prefix` of the inner model in names."""
     for target, source in tied.items():
         spellings = [(name, name.removeprefix(prefix)) for name in (target, source)]
-        stored = [next((name for name in names if name in holders), None) for names in spellings]
-        if None in stored:
+        stored = [next((name for name in names if name in holders), "") for names in spellings]
+        if "" in stored:
             continue
         one, other = (holders[name].get_tensor(name) for name in stored)
         if one.shape != other.shape or not bool((one == other).all()):
