@@ -86,7 +86,7 @@ class CasesWithoutNews:
         """Run a case, without the tracer if its test is known.
 
         pytest-cov's own mark for that, `no_cover`, stops and starts coverage, and at each start coverage 7.17 patches
-        os.fork and os._exit once more: after some hundred cases a fork took 24 s of CPU.
+        os.fork and os._exit once more (findings/coverage_patches_again.sh): after some hundred cases a fork took 24 s.
         """
         test = item.nodeid.partition("[")[0]
         if test in self._known:
