@@ -137,6 +137,10 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     """Further options of sbatch by their long names, as in `{"account": "physics"}`."""
 
 
+ELSEWHERE: Literal["measured elsewhere"] = "measured elsewhere"
+"""The machine of an imported run, whose host is not known, and what a comparison with it says in place of a verdict."""
+
+
 class Origin(msgspec.Struct, frozen=True):
     """Where the times of an imported run come from."""
 

@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from bench.case import Case
-from bench.manifest import CeilingName, Environment, Manifest
+from bench.manifest import ELSEWHERE, CeilingName, Environment, Manifest
 from kvcache.arithmetic.costs import Phase
 from kvcache.proof.counters import Counters
 
@@ -274,3 +274,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     def name(self) -> str:
         """The run folder's name."""
         return self.path.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def label(self) -> str:
+        """The same, marked where another tool measured the run."""
+        return self.name if self.manifest.origin is None else f"{self.name}, {ELSEWHERE}"

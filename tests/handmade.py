@@ -11,7 +11,7 @@ import numpy as np
 from bench.analysis.summary import phases
 from bench.case import Case, naive_steps
 from bench.manifest import SCHEMA_VERSION, CasePlan, Environment, Manifest
-from bench.record import CeilingSample, Check, Covariates, Failure, Quality, Run, Sample
+from bench.record import CeilingSample, Check, Covariates, Failure, JobStart, Quality, Run, Sample
 from kvcache.arithmetic.architectures import geometry
 from kvcache.arithmetic.costs import Costs, Phase, parameters, phase_costs
 
@@ -97,6 +97,20 @@ Roofs = Callable[[Case, int], dict[str, float]]
 def steady_roofs(case: Case, number: int) -> dict[str, float]:
     """40 GB/s and 400 GFLOP/s: as many threads as there are scale the second only."""
     return {"read_bandwidth": 40e9, "gemm": 200e9 * case.n_threads}
+
+
+def on_nodes(run: Run, name_of: Callable[[Case], str]) -> Run:
+    """The same run, each cell measured on the node that `name_of` names for it, as a cluster run has them."""
+    starts = {
+        plan.case.cell.key: JobStart(
+            run_id=run.manifest.run_id,
+            job="job-0",
+            attempt="a",
+            environment=msgspec.structs.replace(run.manifest.environment, hostname=name_of(plan.case.cell)),
+        )
+        for plan in run.manifest.plan
+    }
+    return msgspec.structs.replace(run, starts=starts)
 
 
 @functools.cache

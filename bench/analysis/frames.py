@@ -25,7 +25,17 @@ _COVARIATES = ["wall_ms", *COVARIATE_COLUMNS]
 _TIMES = ["latency_ms", "total_ms", "steps_timed"]
 
 TURN_COLUMNS: list[str] = ["sample", "case", *CASE_COLUMNS, "phase", *_TURN, *_TIMES, *_COVARIATES]
-STEP_COLUMNS: list[str] = ["sample", "case", *CASE_COLUMNS, *_TURN, "step", "position", "latency_ms", "first"]
+STEP_COLUMNS: list[str] = [
+    "sample",
+    "case",
+    *CASE_COLUMNS,
+    "machine",
+    *_TURN,
+    "step",
+    "position",
+    "latency_ms",
+    "first",
+]
 CEILING_COLUMNS: list[str] = [
     *("cell", "ceiling", "kernel", "n_threads", *_TURN, "per_s", "cache_bytes", "read_bytes"),
     *_COVARIATES,
@@ -78,7 +88,8 @@ def steps(run: Run, wanted: NDArray[np.int64] | None = None) -> pd.DataFrame:
     """Make one row per timed decode step, of all samples or of those `wanted`, by their places in the run.
 
     `position` is the length of the sequence that the step continues, `n_depth + n_prompt + step`: what naive
-    generation feeds in this step, and what the cached step attends to. `first` flags the first step after a prefill.
+    generation feeds in this step, and what the cached step attends to. `first` flags the first step after a prefill,
+    `machine` is the host that took it.
     """
     samples = Turns.of(Sample, run.samples)
     wanted = np.arange(len(samples)) if wanted is None else wanted
@@ -185,10 +196,13 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _fields(run: Run, samples: Turns[Sample]) -> pd.DataFrame:
-    """Make one row per code of the samples' cases, with their fields."""
+    """Make one row per code of the samples' cases, with their fields and the machine that measured them."""
     cases = {plan.case.key: plan.case for plan in run.manifest.plan}
-    keys = samples.coded("case").distinct
-    return typed([{"case": key, **msgspec.structs.asdict(cases[key])} for key in keys], ["case", *CASE_COLUMNS], _TYPES)
+    rows = [
+        {"case": key, **msgspec.structs.asdict(cases[key]), "machine": run.environment(cases[key]).hostname}
+        for key in samples.coded("case").distinct
+    ]
+    return typed(rows, ["case", *CASE_COLUMNS, "machine"], _TYPES)
 
 
 def _frame(

@@ -13,7 +13,10 @@ from bench.analysis.pairwise import Floats
 from bench.analysis.tidy import independent_values
 from kvcache.strategies.catalogue import REFEEDING
 
-CURVE_COLUMNS: list[str] = [name for name in CASE_COLUMNS if name not in ("n_prompt", "n_gen", "n_depth", "seed")]
+CURVE_COLUMNS: list[str] = [
+    *(name for name in CASE_COLUMNS if name not in ("n_prompt", "n_gen", "n_depth", "seed")),
+    "machine",
+]
 """What the points of one curve have in common; they come from every context length of the run."""
 
 _SLOPE: list[str] = ["slope_ms_per_1000_tokens", "slope_low", "slope_high"]

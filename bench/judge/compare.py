@@ -11,6 +11,7 @@ from bench.analysis.frames import CASE_COLUMNS
 from bench.analysis.summary import phases
 from bench.analysis.tidy import NOT_MEASURED, Tidy, independent_values
 from bench.case import Case
+from bench.manifest import ELSEWHERE
 from bench.record import Run
 from kvcache.arithmetic.costs import Phase
 
@@ -35,6 +36,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     a: str
     b: str
     """Names of the runs."""
+    labels: tuple[str, str]
+    """The same, marked where another tool measured the run (`Run.label`)."""
     rows: pd.DataFrame
     """One row per compared case and phase, columns `ROW_COLUMNS`: medians in ms and their intervals; `ratio` = B / A
     (below one B is faster) and its 95 % interval; `interval` is "unpaired"; `verdict` is the `Difference` of B."""
@@ -86,6 +89,7 @@ def compare(a: Run, b: Run) -> Comparison:
     return Comparison(
         a=a.name,
         b=b.name,
+        labels=(a.label, b.label),
         rows=pd.DataFrame(rows, columns=ROW_COLUMNS).astype(dict.fromkeys(ROW_FLOATS, "float64")),
         only_in_a=_only_in(cases_a, cases_b, tidy_b, other="B"),
         only_in_b=_only_in(cases_b, cases_a, tidy_a, other="A"),
@@ -109,7 +113,7 @@ def difference(ratio: Ratio) -> Difference:
 def judged(ratio: Ratio, *runs: Run) -> tuple[Ratio, Difference]:
     """Return the ratio of times of `runs` and what it shows: no interval, and nothing, where one is imported."""
     if any(run.manifest.origin is not None for run in runs):
-        return msgspec.structs.replace(ratio, low=None, high=None), "measured elsewhere"
+        return msgspec.structs.replace(ratio, low=None, high=None), ELSEWHERE
     return ratio, difference(ratio)
 
 

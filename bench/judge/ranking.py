@@ -12,11 +12,13 @@ import pandas as pd
 
 from bench.analysis import estimators, frames
 from bench.analysis.frames import CASE_COLUMNS
-from bench.analysis.summary import phases
 from bench.analysis.tidy import Tidy, independent_values
 from bench.case import Case
 from bench.judge.compare import EXIT_NOT_COMPARABLE, differences, judged, kinds, measured_cases
+from bench.judge.elsewhere import timed_phases, work
+from bench.manifest import ELSEWHERE
 from bench.record import Run
+from kvcache.arithmetic.costs import Phase
 
 SUBJECTS = ("model", "strategy", "device", "dtype", "attn_implementation", "n_threads")
 """Fields in which runs may differ as a whole and still be ranked; lengths, batch and seed are the work itself."""
@@ -57,7 +59,10 @@ class Ranking:
 
     tidies: list[Tidy]
     apart: list[str]
-    """The `SUBJECTS` in which a run has no value in common with any other: they are left out of the groups."""
+    """The `SUBJECTS` in which a run has no value in common with any other: they are left out of the groups.
+
+    Beside an import also `n_gen`, which need not be equal for its times to be ranked (`bench.judge.elsewhere`).
+    """
     entries: pd.DataFrame
     """One row per run, case and phase with a time: `COLUMNS` but for those of the ratio, and `group`, the key of what
     is ranked together. Groups in the order of the first run that has them, each from the fastest on."""
@@ -75,26 +80,23 @@ class Ranking:
         tidies = [Tidy.of(run) for run in runs]
         cases = [measured_cases(tidy) for tidy in tidies]
         apart = _apart([list(own.values()) for own in cases])
-        groups: dict[str, list[_Ended]] = {}
+        beside_imports = any(run.manifest.origin is not None for run in runs)
+        groups: dict[tuple[str, Phase], list[_Ended]] = {}
         for number, (tidy, own) in enumerate(zip(tidies, cases, strict=True)):
             for case in own.values():
                 ended = _Ended(number, case, _why_not(tidy, case, runs))
-                groups.setdefault(_neutral(case, apart).key, []).append(ended)
+                for phase in timed_phases(tidy.run, case):
+                    shared_work = work(case, phase) if beside_imports else case
+                    groups.setdefault((_neutral(shared_work, apart).key, phase), []).append(ended)
         shared = {key: ended for key, ended in groups.items() if any(one.why_not is None for one in ended)}
-        rows = [row for key, ended in shared.items() for row in _rows(key, ended, tidies)]
+        rows = [row for (group, phase), ended in shared.items() for row in _rows(group, phase, ended, tidies)]
         entries = pd.DataFrame(rows, columns=["group", *COLUMNS[: COLUMNS.index("ratio")]])
         return cls(
             tidies=tidies,
-            apart=apart,
+            apart=[*apart, *(["n_gen"] if beside_imports else [])],
             entries=entries.astype(dict.fromkeys(TIME_COLUMNS, "float64")),
-            lacking=list(_lacking(shared.values(), len(runs))),
-            nowhere=[
-                Lacking(
-                    run="", case=ended[0].case.key, reason="; ".join(dict.fromkeys(str(one.why_not) for one in ended))
-                )
-                for key, ended in groups.items()
-                if key not in shared
-            ],
+            lacking=list(dict.fromkeys(_lacking(shared.values(), len(runs)))),
+            nowhere=list(dict.fromkeys(_nowhere(ended) for key, ended in groups.items() if key not in shared)),
         )
 
     @property
@@ -158,7 +160,8 @@ class Ranking:
         alike = [other for other in others if all(other[name] == row[name] for name in self.apart)]
         counterpart = alike if len(alike) == 1 else others
         if len(counterpart) != 1:
-            return {"verdict": NO_COUNTERPART}
+            runs = [self._tidy(one).run for one in (row, *others)]
+            return {"verdict": ELSEWHERE if any(run.manifest.origin for run in runs) else NO_COUNTERPART}
         ratio = estimators.unpaired_ratio(self._values(row), self._values(counterpart[0]))
         ratio, verdict = judged(ratio, *(self._tidy(one).run for one in (row, counterpart[0])))
         figures = dict(zip(RATIO_COLUMNS, (ratio.estimate, ratio.low, ratio.high), strict=True))
@@ -213,21 +216,20 @@ def _why_not(tidy: Tidy, case: Case, runs: Sequence[Run]) -> str | None:
     return None if tidy.run.manifest.weights.get(case.model) == first else f"the weights of {case.model} differ"
 
 
-def _rows(group: str, ended: list[_Ended], tidies: list[Tidy]) -> Iterator[dict[str, Any]]:
-    """Make the rows of a group, each phase from the fastest on; none where only one run has a time."""
+def _rows(group: str, phase: Phase, ended: list[_Ended], tidies: list[Tidy]) -> Iterator[dict[str, Any]]:
+    """Make the rows of a group and phase, from the fastest on; none where only one run has a time."""
     timed = [one for one in ended if one.why_not is None]
     if len({one.run for one in timed}) < 2:
         return
-    for phase in phases(timed[0].case):
-        rows = []
-        for one in timed:
-            tidy = tidies[one.run]
-            values = independent_values(tidy.by_case_and_phase[one.case.key, phase])
-            times = dict(zip(TIME_COLUMNS, estimators.median_interval(values), strict=True))
-            named = {"run": letter(one.run), "name": tidy.run.name, "machine": tidy.run.environment(one.case).hostname}
-            rows.append({"group": group, **msgspec.structs.asdict(one.case), "phase": phase, **named, **times})
-        for place, row in enumerate(sorted(rows, key=lambda row: row["ms"]), start=1):
-            yield {**row, "rank": place}
+    rows = []
+    for one in timed:
+        tidy = tidies[one.run]
+        values = independent_values(tidy.by_case_and_phase[one.case.key, phase])
+        times = dict(zip(TIME_COLUMNS, estimators.median_interval(values), strict=True))
+        named = {"run": letter(one.run), "name": tidy.run.name, "machine": tidy.run.environment(one.case).hostname}
+        rows.append({"group": group, **msgspec.structs.asdict(one.case), "phase": phase, **named, **times})
+    for place, row in enumerate(sorted(rows, key=lambda row: row["ms"]), start=1):
+        yield {**row, "rank": place}
 
 
 def _lacking(groups: Iterable[list[_Ended]], n_runs: int) -> Iterator[Lacking]:
@@ -240,3 +242,8 @@ def _lacking(groups: Iterable[list[_Ended]], n_runs: int) -> Iterator[Lacking]:
             case = failed[0].case if failed else example
             reason = failed[0].why_not if failed else None
             yield Lacking(run=letter(number), case=case.key, reason=reason or "not in it")
+
+
+def _nowhere(ended: list[_Ended]) -> Lacking:
+    """Say why no run has a time in a group."""
+    return Lacking(run="", case=ended[0].case.key, reason="; ".join(dict.fromkeys(str(one.why_not) for one in ended)))

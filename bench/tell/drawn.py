@@ -12,7 +12,7 @@ from bench.tell.words import EXTENT, SETTING_COLUMNS, by_setting, plural
 T = TypeVar("T")
 
 MOST_PLOTS = 8
-"""Plots of one kind: a run of more settings draws some of them."""
+"""Plots of one kind and machine, and machines: a run of more settings or machines draws some of them."""
 MOST_CONTEXTS = 40
 """Context lengths of a curve: with more its markers and intervals hide each other."""
 MOST_LINES = 12
@@ -56,10 +56,13 @@ def limits_line(timed: pd.DataFrame) -> str:
     """
     rows = representative(timed)
     parts = []
-    n_settings = sum(1 for _ in by_setting(rows, also=EXTENT))
+    machines = [own for _, own in rows.groupby("machine", sort=False)]
+    if len(machines) > MOST_PLOTS:
+        parts.append(f"{MOST_PLOTS} of {plural(len(machines), 'machine')}")
+    n_settings = max((sum(1 for _ in by_setting(own, also=EXTENT)) for own in machines), default=0)
     if n_settings > MOST_PLOTS:
-        parts.append(f"{MOST_PLOTS} of {plural(n_settings, 'setting')}")
-    n_lengths = max((_count_lengths(own) for _, own in rows.groupby(SETTING_COLUMNS)), default=0)
+        parts.append(f"{MOST_PLOTS} of {plural(n_settings, 'setting')}{' of a machine' if len(machines) > 1 else ''}")
+    n_lengths = max((_count_lengths(own) for _, own in rows.groupby([*SETTING_COLUMNS, "machine"])), default=0)
     if n_lengths > MOST_CONTEXTS:
         parts.append(f"at most {MOST_CONTEXTS} of {n_lengths:,} context lengths")
     return f"The plots draw {' and '.join(parts)}, evenly spread; the tables have all.\n" if parts else ""

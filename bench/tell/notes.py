@@ -68,13 +68,18 @@ def _missing_shares(timed: pd.DataFrame, labels: Mapping[str, str]) -> Iterator[
 
 
 def prediction_lines(summary: pd.DataFrame) -> str:
-    """Write a line per phase: how far `predicted_ms` is from the measured latency; none where nothing was predicted."""
+    """Write a line per phase: how far `predicted_ms` is from the measured latency; none where nothing was predicted.
+
+    Each machine has lines of its own.
+    """
     lines: list[str] = []
-    for phase, rows in summary[summary["predicted_ms"].notna()].groupby("phase", sort=False):
+    predicted = summary[summary["predicted_ms"].notna()]
+    several = len(set(predicted["machine"])) > 1
+    for (machine, phase), rows in predicted.groupby(["machine", "phase"], sort=False):
         errors = (rows["predicted_ms"] / rows["latency_ms"] - 1).abs()
-        lines.append(
-            f"- {phase}: median error {errors.median():.1%}, largest {errors.max():.1%}, over {len(errors)} cases\n"
-        )
+        where = f" on {machine}" if several else ""
+        shares = f"median error {errors.median():.1%}, largest {errors.max():.1%}, over {len(errors)} cases"
+        lines.append(f"- {phase}{where}: {shares}\n")
     if not lines:
         return ""
     title = "`predicted_ms` from costs and ceilings, each case's overhead and shares of the roofs fitted on the others:"

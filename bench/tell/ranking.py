@@ -16,7 +16,7 @@ from bench.tell.words import NOTHING, SETTING_COLUMNS, Row, context, missing, se
 
 Cells = dict[str, Callable[[Row], str]]
 
-_HEADERS = {"n_threads": "threads", "attn_implementation": "attention"}
+_HEADERS = {"n_threads": "threads", "attn_implementation": "attention", "n_gen": "new tokens"}
 LEFT = {"strategy", "phase", "run", "verdict", "model", "device", "dtype", "attention"}
 """Headers of columns of words."""
 
@@ -40,7 +40,7 @@ def run_names(ranking: Ranking) -> list[str]:
     for tidy in ranking.tidies:
         cases = [item.case for item in tidy.run.manifest.plan]
         own = {name: dict.fromkeys(str(getattr(case, name)) for case in cases) for name in ranking.apart}
-        names.append(", ".join([tidy.run.name, *(f"{name} {' '.join(values)}" for name, values in own.items())]))
+        names.append(", ".join([tidy.run.label, *(f"{name} {' '.join(values)}" for name, values in own.items())]))
     return names
 
 
@@ -72,9 +72,9 @@ def cells(ranking: Ranking, baseline: int = 0) -> Cells:
 
 def by_shared_setting(ranking: Ranking, rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Group the rows of a ranking by the settings that runs share, under their title."""
-    shared = [name for name in SETTING_COLUMNS if name not in ranking.apart]
-    for _, own in rows.groupby([*shared, "n_gen"], sort=False):
-        yield setting(own.iloc[0].to_dict(), also=["n_gen"], only=shared), own
+    shared = [name for name in [*SETTING_COLUMNS, "n_gen"] if name not in ranking.apart]
+    for _, own in rows.groupby(shared, sort=False):
+        yield setting(own.iloc[0].to_dict(), also=shared, only=shared), own
 
 
 def render(ranking: Ranking, form: Format, baseline: int = 0) -> str:

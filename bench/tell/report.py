@@ -102,10 +102,9 @@ def write_plots(report: Report, derived: Derived) -> dict[str, Picture]:
     pictures: dict[str, Picture] = {}
     with derived.trying("plots"):
         from bench.tell.page.svg import picture
-        from bench.tell.plots import caches, run
+        from bench.tell.plots.machines import groups
 
-        of_run = run.groups(report.summary, report.tidy.steps, report.slopes)
-        for figures in [*of_run, *caches.groups(report.summary, agreement(report.tidy.run))]:
+        for figures in groups(report.summary, report.tidy.steps, report.slopes, agreement(report.tidy.run)):
             with derived.trying("plots"):
                 for name, figure in save_all(figures, report.folder / "plots", derived).items():
                     with derived.trying(f"plots/{name}"):
@@ -147,7 +146,7 @@ def write_comparison(comparison: Comparison, b: Run, folder: Path | None, derive
     with derived.trying(f"plots in {folder}"):
         from bench.tell.plots.comparison import comparison_figures
 
-        save_all(lambda: comparison_figures(comparison.rows, comparison.a, comparison.b), folder, derived)
+        save_all(lambda: comparison_figures(comparison.rows, *comparison.labels), folder, derived)
     return folder
 
 

@@ -11,12 +11,12 @@ PLOT_ACROSS: dict[str, str] = {"batch_size": "across-batch", "dtype": "across-dt
 
 
 def representative(timed: pd.DataFrame) -> pd.DataFrame:
-    """Take the rows of the first value of each setting that is compared across its values, model by model.
+    """Take the rows of the first value of each setting that is compared across its values, by machine and model.
 
     `timed` are the rows of `summarize` that have a time. A value without a counterpart at the same lengths stays.
     """
     kept = []
-    for _, rows in timed.groupby("model", sort=False):
+    for _, rows in timed.groupby(["machine", "model"], sort=False):
         for column, value in _first_values(rows).items():
             rows = rows[rows[column] == value]  # noqa: PLW2901  # narrowed setting by setting
         kept.append(rows)
@@ -26,7 +26,7 @@ def representative(timed: pd.DataFrame) -> pd.DataFrame:
 def representative_line(timed: pd.DataFrame) -> str:
     """Say in one line what the plots against context length leave out, and where it is drawn; else nothing."""
     found: dict[str, list[str]] = {}
-    for _, rows in timed.groupby("model", sort=False):
+    for _, rows in timed.groupby(["machine", "model"], sort=False):
         for column, value in _first_values(rows).items():
             found.setdefault(column, []).append(str(value))
     if not found:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from bench.analysis import frames
 from bench.case import HOST_DEVICES
+from bench.manifest import ELSEWHERE
 from kvcache.strategies.catalogue import STRATEGIES
 
 SETTING_COLUMNS: list[str] = ["model", "dtype", "device", "n_threads", "attn_implementation", "batch_size"]
@@ -17,6 +18,9 @@ SETTING_COLUMNS: list[str] = ["model", "dtype", "device", "n_threads", "attn_imp
 EXTENT = ["n_gen", "n_depth"]
 PLOT_COLUMNS = [*SETTING_COLUMNS, *EXTENT]
 """What the points of a plot against context length have in common."""
+
+ON_MACHINE = "on_machine"
+"""The column that names the machine of rows in their title: one of several of a run, or that of an import."""
 
 NOTHING = "-"
 
@@ -78,14 +82,20 @@ def time_ratio(row: Row) -> str:
 def setting(row: Row, also: Sequence[str] = (), only: Sequence[str] = tuple(SETTING_COLUMNS)) -> str:
     """Write the setting of a row, `smollm2-135m, float32, cpu, 2 threads, sdpa, batch 1`, and the columns `also`.
 
-    Where `only` some of `SETTING_COLUMNS` are the same in all rows, the others are left out.
+    Where `only` some of `SETTING_COLUMNS` are the same in all rows, the others are left out. A row may have its
+    machine as `ON_MACHINE`, which then stands last.
     """
     words = {name: str(row[name]) for name in SETTING_COLUMNS} | {"batch_size": f"batch {row['batch_size']}"}
     words["n_threads"] = plural(row["n_threads"], "thread") if row["device"] in HOST_DEVICES else ""
     parts = [words[name] for name in SETTING_COLUMNS if name in only and words[name]]
     parts += [plural(row["n_gen"], "new token")] if "n_gen" in also else []
     parts += [f"{row['n_depth']} cached before"] if "n_depth" in also and row["n_depth"] else []
+    parts += [_where(row[ON_MACHINE])] if ON_MACHINE in row else []
     return ", ".join(parts)
+
+
+def _where(machine: str) -> str:
+    return machine if machine == ELSEWHERE else f"on {machine}"
 
 
 def by_setting(frame: pd.DataFrame, also: Sequence[str] = ()) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -97,7 +107,7 @@ def by_setting(frame: pd.DataFrame, also: Sequence[str] = ()) -> Iterator[tuple[
     columns = [*SETTING_COLUMNS, *also, *(["machine"] if several else [])]
     for _, rows in frame.groupby(columns, sort=False):
         row = rows.iloc[0].to_dict()
-        yield setting(row, also) + (f", on {row['machine']}" if several else ""), rows
+        yield setting(row | {ON_MACHINE: row["machine"]} if several else row, also), rows
 
 
 def context(row: Row) -> str:

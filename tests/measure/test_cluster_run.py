@@ -4,7 +4,7 @@ import importlib.util
 import os
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -105,6 +105,15 @@ def test_every_group_is_a_job_and_the_table_is_that_of_a_run(tmp_path: Path, sch
     for dtype in ("float32", "bfloat16"):
         assert f"random:tiny, {dtype}, cpu, 1 thread, " in stdout
         assert f"random:tiny, {dtype}, cpu, 2 threads, " in stdout
+
+
+def test_a_file_says_how_jobs_are_started(tmp_path: Path, scheduler: Any) -> None:
+    config = tmp_path / "ci.toml"
+    config.write_text('cluster = "slurm"\nslurm-partition = "cpu"\nslurm-parallel = 3\n')
+    run(["run", *RUN[3:], "--config", str(config)], tmp_path / "runs")
+    assert scheduler.submitted == [["job-0", "job-1", "job-2", "job-3"]]
+    stored = read_run(only(tmp_path / "runs")).manifest.cluster
+    assert stored == Cluster(kind="slurm", partition="cpu", parallel=3)
 
 
 def test_resume_submits_what_is_missing_and_not_what_still_waits(tmp_path: Path, scheduler: Any) -> None:
@@ -209,15 +218,37 @@ def test_the_queue_is_asked_without_the_users_name(tmp_path: Path, monkeypatch: 
     assert cluster.Slurm(tmp_path, Cluster(kind="slurm")).attach() == {"job-0"}
 
 
-def test_what_slurm_refuses_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """sbatch, srun and squeue are scripts here."""
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Make sbatch a shell script of this text, and srun and squeue ones that know of no job."""
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name in ("sbatch", "srun", "squeue"):
-        refusal = "echo 'sbatch: error: invalid partition' >&2; exit 1" if name == "sbatch" else ":"
-        (programs / name).write_text(f"#!/bin/sh\n{refusal}\n")
-        (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(cluster_run, "SHORTEST_PAUSE_S", 0.0)
+
+    def install(sbatch: str) -> None:
+        for name, text in {"sbatch": sbatch, "srun": ":", "squeue": ":"}.items():
+            (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+            (programs / name).chmod(0o755)
+
+    return install
+
+
+def test_sbatch_gets_one_array_of_whole_nodes_with_the_users_choices(
+    tmp_path: Path, slurm: Callable[[str], None]
+) -> None:
+    slurm(f'cp "$1" {tmp_path}/seen; echo "Submitted batch job 7"')
+    flags = ["--slurm-partition", "cpu", "--slurm-constraint", "avx512", "--slurm-time", "240"]
+    flags += ["--slurm-parallel", "3", "--slurm-options", "account=physics"]
+    run([*RUN, *flags], tmp_path / "out", code=5)  # squeue knows no job: all have ended, without a sample
+    lines = (tmp_path / "seen").read_text().splitlines()
+    asked = {line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")}
+    expected = {"--exclusive", "--partition=cpu", "--constraint=avx512", "--time=240", "--account=physics"}
+    assert {*expected, "--array=0-3%3", "--nodes=1", "--ntasks-per-node=1", "--mem=0"} <= asked
+
+
+def test_what_slurm_refuses_leaves_nothing(tmp_path: Path, slurm: Callable[[str], None]) -> None:
+    slurm("echo 'sbatch: error: invalid partition' >&2; exit 1")
     out = tmp_path / "out"
     _, stderr = run(RUN, out, code=2)
     assert stderr.splitlines()[-1] == "kvbench: --cluster slurm: sbatch: error: invalid partition"

@@ -2,7 +2,7 @@
 
 Makes runs of 10^4, 10^5 and 10^6 samples, as six cases and as 2,000, with ceilings beside them; then times each command
 in a process of its own. Writes `scale.csv`, `scale.png` and `scale.md`, and keeps the rows of `scale.csv` that it does
-not measure again.
+not measure again. Exits with 1 where a command takes longer, or more memory, than it may (`MOST_S`, `MOST_GIB`).
 """
 
 import argparse
@@ -10,8 +10,10 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +22,7 @@ from unittest.mock import patch
 import msgspec
 import numpy as np
 import pandas as pd
+import psutil
 from matplotlib.figure import Figure
 
 from bench.case import Case
@@ -35,6 +38,9 @@ from tests.handmade import grid as cases_of
 from tests.stored import create_run
 
 SIZES = (10_000, 100_000, 1_000_000)
+MOST_S, MOST_GIB = 60.0, 3.0
+"""What a command may take, of whatever size; `main` fails where one that it measured takes more."""
+SAMPLED_EVERY_S = 0.1
 N_GEN = 65
 """64 decode steps."""
 STRATEGIES = ("naive", "dynamic", "static", "hf-generate")
@@ -103,17 +109,26 @@ class Used(NamedTuple):
     cpu_s: float
     """Of one core: what it takes on a machine that has nothing else to do."""
     peak_gib: float
+    """Of the command and its processes together, a page that several share counted once."""
+
+    @property
+    def within(self) -> bool:
+        """Whether it takes no more than it may."""
+        return self.whole_s <= MOST_S and self.peak_gib <= MOST_GIB
 
 
 def timed(*arguments: str) -> Used:
     """Run a command in a process of its own."""
     start = time.perf_counter()
-    with subprocess.Popen(
-        [sys.executable, "-P", "-m", "bench.cli", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
-    ) as command:
+    with (
+        subprocess.Popen(
+            [sys.executable, "-P", "-m", "bench.cli", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        ) as command,
+        peak_gib_of(command.pid) as peak,
+    ):
         assert command.stdout is not None
         command.stdout.readline()
         first_s = time.perf_counter() - start
@@ -122,11 +137,41 @@ def timed(*arguments: str) -> Used:
         command.returncode = os.waitstatus_to_exitcode(status)
     if command.returncode not in {0, 3}:
         raise SystemExit(f"kvbench {' '.join(arguments)} ended with {command.returncode}")
-    return Used(first_s, time.perf_counter() - start, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024 / 2**30)
+    return Used(first_s, time.perf_counter() - start, used.ru_utime + used.ru_stime, max(peak))
+
+
+@contextmanager
+def peak_gib_of(pid: int) -> Iterator[list[float]]:
+    """Sample the memory of a process and its children while the body runs: GiB of each look, from 0.
+
+    A child's pages are its parent's until one of them writes, so each counts its share (PSS); resident sizes would
+    count them twice.
+    """
+    process, sizes, ended = psutil.Process(pid), [0.0], threading.Event()
+
+    def look_again() -> None:
+        while not ended.wait(SAMPLED_EVERY_S):
+            with suppress(psutil.NoSuchProcess):
+                sizes.append(sum(map(_pss, [process, *process.children(recursive=True)])) / 2**30)
+
+    watching = threading.Thread(target=look_again)
+    watching.start()
+    try:
+        yield sizes
+    finally:
+        ended.set()
+        watching.join()
+
+
+def _pss(process: psutil.Process) -> int:
+    """Return the bytes of a process, nothing of one that has ended meanwhile."""
+    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # of a process that ended and waits, it is denied
+        return int(process.memory_full_info().pss)
+    return 0
 
 
 def main() -> None:
-    """Make the runs one by one, measure, and write the table, its picture and the page after every run."""
+    """Make the runs one by one, measure, write table, picture and page after every run, and fail above a target."""
     parser = argparse.ArgumentParser(
         prog="nox -s study -- scale", description=__doc__.splitlines()[0] if __doc__ else None
     )
@@ -136,7 +181,7 @@ def main() -> None:
     parser.add_argument("--commands", nargs="+", default=("report", "compare"), help="Commands to measure.")
     parser.add_argument("--grids", nargs="+", default=tuple(GRIDS), help=f"Of {' and '.join(GRIDS)}.")
     arguments = parser.parse_args()
-    rows = _stored(arguments.out)
+    rows, missed = _stored(arguments.out), []
     with tempfile.TemporaryDirectory() as scratch:
         for n_samples in arguments.sizes:
             for grid, cases in ((grid, GRIDS[grid]) for grid in arguments.grids):
@@ -145,8 +190,11 @@ def main() -> None:
                 for command in arguments.commands:
                     used = timed(command, *[str(folder)] * (1 + (command == "compare")))
                     rows[command, grid, n_samples] = used
+                    missed += [] if used.within else [f"{command}, {grid}, {n_samples:,} samples"]
                     print(command, grid, n_samples, used, flush=True)
                 _write(arguments.out, rows)
+    if missed:
+        sys.exit(f"more than {MOST_S:.0f} s or {MOST_GIB:.0f} GiB: {'; '.join(missed)}")
 
 
 Rows = dict[tuple[str, str, int], Used]
@@ -180,7 +228,8 @@ PAGE = f"""# Time and memory of `report` and `compare` as a run grows
 Made runs of 64 decode steps a sample, ceilings beside every round, on {usable_cores()} cores (`nox -s study -- scale`).
 Each command runs in a process of its own; `compare` reads two such runs. Every line's checksum is checked, as always.
 CPU seconds are those of all processes of a command; the others include what it waited for, other programs too. Peak
-memory is the command's own; each of the processes that read for it adds 0.1 GiB."""
+memory is the largest sum over a command and the processes that read for it, looked at every {SAMPLED_EVERY_S} s; what
+they share counts once (PSS). The study fails where a command takes over {MOST_S:.0f} s, or {MOST_GIB:.0f} GiB."""
 
 
 def _figure(frame: pd.DataFrame) -> Figure:

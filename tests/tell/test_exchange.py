@@ -13,6 +13,7 @@ from bench.analysis import columns
 from bench.analysis.summary import summarize
 from bench.analysis.tidy import Tidy
 from bench.errors import DataError, UsageError
+from bench.manifest import ELSEWHERE
 from bench.store.run_folder import read_run
 from bench.tell.exchange import EXPORTERS, imported
 from tests.handmade import grid, make_run
@@ -222,7 +223,7 @@ def test_an_imported_test_is_a_case_with_its_times(tmp_path):
     assert rows["n_depth"].to_list() == [0, 512, 512]
     assert set(rows["strategy"]) == {"llama.cpp"}
     assert set(rows["dtype"]) == {"float16"}
-    assert set(rows["machine"]) == {imported.ELSEWHERE}
+    assert set(rows["machine"]) == {ELSEWHERE}
     assert rows["exact"].isna().all()
     assert rows.loc[(1, "decode"), "tokens_per_s"] == pytest.approx(1000)
 

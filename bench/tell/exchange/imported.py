@@ -20,14 +20,11 @@ import msgspec
 
 from bench.case import Case, naive_steps
 from bench.errors import DataError
-from bench.manifest import SCHEMA_VERSION, CasePlan, Environment, Manifest, Origin
+from bench.manifest import ELSEWHERE, SCHEMA_VERSION, CasePlan, Environment, Manifest, Origin
 from bench.record import CellPlan, Sample
 from bench.store import sealed
 from bench.store.run_folder import check_name, make_folder, samples_file, write_manifest, writing
 from bench.tell.exchange.llama_bench import GGML_TYPES, Test
-
-ELSEWHERE = "measured elsewhere"
-"""The machine of an imported run: llama-bench stores no host."""
 
 STRATEGY = "llama.cpp"
 

@@ -19,7 +19,7 @@ ONE_DEPTH = ["n_prompt", *EXTENT]
 def groups(summary: pd.DataFrame, agreement: pd.DataFrame) -> list[Callable[[], dict[str, Figure]]]:
     """Return what draws the plots, in groups that do not depend on each other; see `bench.tell.plots.run.groups`.
 
-    `summary` as `summarize`, `agreement` as `bench.analysis.agreement` makes them.
+    `summary` as `summarize`, `agreement` as `bench.analysis.agreement` makes them, both of one machine.
     """
     judged = summary[summary["kv_bytes_allocated"].fillna(0) > 0]
     judged = judged[judged.groupby([*SETTING_COLUMNS, "n_gen"])["logit_kl"].transform("count") > 0]

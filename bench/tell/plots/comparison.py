@@ -18,7 +18,7 @@ LATENCY = {"prefill": "TTFT (ms)", "decode": "TPOT (ms)"}
 
 
 def comparison_figures(rows: pd.DataFrame, a: str, b: str) -> dict[str, Figure]:
-    """Draw both plots of each setting, by file name; `rows` of a `Comparison`, and the names of its runs."""
+    """Draw both plots of each setting, by file name; `rows` and `labels` of a `Comparison`."""
     drawn: dict[str, Figure] = {}
     for _, group in few(by_setting(rows, also=EXTENT), MOST_PLOTS):
         suffix = file_suffix(group, rows, PLOT_COLUMNS)
@@ -37,7 +37,7 @@ def forest(rows: pd.DataFrame, a: str, b: str) -> Figure:
     some = f"\nthe {MOST_CASES} of {len(rows):,} rows that differ most" if len(rows) > MOST_CASES else ""
     rows = rows.loc[furthest].sort_values("ratio", ascending=False, ignore_index=True)
     figure = drawing.make_figure(
-        f"Time of B / time of A, unpaired, {intervals(rows['ratio_low'])}",
+        f"Time of B / time of A, unpaired, {intervals(rows['ratio_low'], rows['verdict'])}",
         _subtitle(rows, a, b) + some,
         2 + ROW_HEIGHT_IN * len(rows),
     )
@@ -119,8 +119,10 @@ def _ratio_ticks(reach: float) -> list[float]:
     """Round ratios around 1, fine where all are near it."""
     if reach < 1.15:
         return [0.9, 0.95, 1, 1.05, 1.1]
+    if reach < 1.5:
+        return [0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.4]
     if reach < 2.2:
-        return [0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.4, 1.6, 1.8, 2]
+        return [0.5, 0.6, 0.7, 0.8, 1, 1.2, 1.4, 1.6, 2]
     decades = math.ceil(math.log10(reach))
     steps = (1, 2, 5) if reach < 50 else (1,)
     return [step * 10.0**power for power in range(-decades, decades + 1) for step in steps]

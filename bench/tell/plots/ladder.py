@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from bench.tell.drawn import MOST_LINES, few_contexts
 from bench.tell.plots.style import GUIDE, THOUSANDS, legend_below, make_figure, open_frame, panels, styles, value_axis
-from bench.tell.words import EXTENT, by_setting, catalogue_place, context, plural
+from bench.tell.words import EXTENT, SETTING_COLUMNS, by_setting, catalogue_place, context, plural, setting
 from kvcache.strategies.catalogue import COMPILING, REFEEDING
 
 LIMIT = "limit"
@@ -51,10 +51,9 @@ def threads(summary: pd.DataFrame) -> Figure:
     counts = summary.groupby("n_prompt")["n_threads"].nunique()
     rows = summary[summary["n_prompt"] == counts[counts == counts.max()].index.max()]
     first = rows.iloc[0].to_dict()
-    words = ", ".join([first["model"], first["dtype"], first["device"], first["attn_implementation"]])
+    words = setting(first, only=[name for name in SETTING_COLUMNS if name != "n_threads"])
     title = "What more threads bring to prefill and to decode"
-    subtitle = f"{words}, batch {first['batch_size']}, prompt {context(first)}"
-    figure = make_figure(title, subtitle, 4.2)
+    figure = make_figure(title, f"{words}, prompt {context(first)}", 4.2)
     fewest = rows["n_threads"].min()
     for _, _, axes, points in panels(figure, rows):
         ideal = np.array(sorted(set(points["n_threads"])), dtype=float)
@@ -84,7 +83,7 @@ def _time_axis(axes: Axes, times: list[float], phase: str) -> None:
     known = [time for time in times if time > 0]
     axes.set_xscale("log")
     low, high = min(known) / 1.3, max(known) * 1.3
-    steps = (1, 2, 5) if high / low < 60 else (1, 3)
+    steps = (1, 2, 5) if high / low < 60 else (1, 3) if high / low < 300 else (1,)
     ticks = [step * 10.0**power for power in range(-6, 9) for step in steps if low <= step * 10.0**power <= high]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())

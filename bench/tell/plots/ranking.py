@@ -32,9 +32,9 @@ _LOOKS = [_Look(color, marker) for color, marker in zip(_COLORS, "osD^vPX*", str
 
 def ranking_figures(ranking: Ranking, rows: pd.DataFrame, baseline: int = 0) -> dict[str, Figure]:
     """Draw one picture of each setting that the runs share, by file name; `rows` as `Ranking.against` makes them."""
-    columns = [name for name in SETTING_COLUMNS if name not in ranking.apart]
+    columns = [name for name in [*SETTING_COLUMNS, "n_gen"] if name not in ranking.apart]
     return {
-        "ranking" + file_suffix(own, rows, [*columns, "n_gen"]): picture_of(ranking, title, own, baseline)
+        "ranking" + file_suffix(own, rows, columns): picture_of(ranking, title, own, baseline)
         for title, own in few(by_shared_setting(ranking, rows), MOST_PLOTS)
     }
 
@@ -54,18 +54,19 @@ def picture_of(ranking: Ranking, title: str, rows: pd.DataFrame, baseline: int =
     drawn = rows[rows["verdict"] != BASELINE] if by_ratio else rows
     runs = [letter for letter in ranking.letters if (drawn["run"] == letter).any()]
     what = f"Time of each run / time of {own}, unpaired," if by_ratio else "Time of each run, median"
-    names = (f"{letter}: {tidy.run.name}" for letter, tidy in zip(ranking.letters, ranking.tidies, strict=True))
-    cases = {row["group"]: _label(ranking, row) for row in rows.to_dict("records")}
+    names = (f"{letter}: {tidy.run.label}" for letter, tidy in zip(ranking.letters, ranking.tidies, strict=True))
+    labels = _labels(ranking, rows)
+    cases = list(dict.fromkeys(labels.values()))
     height = 1.9 + LINE_IN * (len(runs) + 0.6) * len(cases)
     subtitle = f"{title}\n{'   '.join(names)}{some}"
-    figure = drawing.make_figure(f"{what} {intervals(drawn[columns[1]])}", subtitle, height)
+    figure = drawing.make_figure(f"{what} {intervals(drawn[columns[1]], drawn['verdict'])}", subtitle, height)
     for panel, phase, axes, shown in drawing.panels(figure, drawn):
         for place, run in enumerate(runs):
             of_run = shown[shown["run"] == run]
             # The markers of a case stand within 0.7 of its height, around its label.
-            heights = of_run["group"].map(list(cases).index) + 0.7 * ((place + 0.5) / len(runs) - 0.5)
+            heights = of_run["group"].map(labels).map(cases.index) + 0.7 * ((place + 0.5) / len(runs) - 0.5)
             _markers(axes, of_run, heights, columns, _LOOKS[ranking.letters.index(run) % len(_LOOKS)])
-        axes.set_yticks(range(len(cases)), list(cases.values()) if panel == 0 else [""] * len(cases))
+        axes.set_yticks(range(len(cases)), [label for label, _ in cases] if panel == 0 else [""] * len(cases))
         axes.set_ylim(len(cases) - 0.4, -0.6)
         if by_ratio:
             axes.axvline(1, color=drawing.GUIDE, linewidth=1.2, zorder=1)
@@ -74,6 +75,16 @@ def picture_of(ranking: Ranking, title: str, rows: pd.DataFrame, baseline: int =
             _time_axis(axes, shown, f"{phase} (ms), log scale")
     drawing.legend_below(figure, figure.axes[0], columns=8)
     return figure
+
+
+def _labels(ranking: Ranking, rows: pd.DataFrame) -> dict[str, tuple[str, int]]:
+    """Give each group of a ranking the label of its line, and the seed; groups of two phases may have the same line.
+
+    Beside an import's generation, whose context is no prompt, that of the other runs names the group.
+    """
+    by_length = rows.sort_values("n_prompt", kind="stable").to_dict("records")
+    labels = {row["group"]: (_label(ranking, row), row["seed"]) for row in by_length}
+    return {group: labels[group] for group in dict.fromkeys(rows["group"])}
 
 
 def _label(ranking: Ranking, row: Row) -> str:

@@ -21,7 +21,7 @@ def groups(summary: pd.DataFrame, steps: pd.DataFrame, slopes: pd.DataFrame) -> 
     """Return what draws the plots that a run holds the data for, in groups that do not depend on each other.
 
     Each makes figures by file name (without suffix). `summary` as `summarize`, `steps` as `Tidy.steps`, `slopes` as
-    `slopes.slopes` make them.
+    `slopes.slopes` make them, all of one machine.
     """
     timed = summary[summary["latency_ms"].notna()]
     shown = few_contexts(representative(timed), SETTING_COLUMNS)

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bench.analysis.slopes import latency_at
+from bench.manifest import ELSEWHERE
 from bench.tell.drawn import MOST_DOTS, few
 from bench.tell.plots import style as drawing
 from bench.tell.words import EXTENT, SETTING_COLUMNS, by_setting, context, missing, number, with_interval
@@ -39,9 +40,14 @@ def _for_a_file(value: Any, values: Iterable[Any]) -> str:
     return written[str(value)] + (f"-{alike.index(str(value)) + 1}" if len(alike) > 1 else "")
 
 
-def intervals(low: pd.Series[float]) -> str:
-    """Say in a title what becomes of the intervals, given their lower ends: they are drawn, or why they are not."""
-    return "with 95 % intervals" if low.notna().any() else "(too few rounds for intervals)"
+def intervals(low: pd.Series[float], verdicts: Iterable[str] = ()) -> str:
+    """Say in a title what becomes of the intervals, given their lower ends: they are drawn, or why they are not.
+
+    `verdicts` are those of the comparison that they belong to.
+    """
+    if low.notna().any():
+        return "with 95 % intervals"
+    return f"without intervals ({ELSEWHERE})" if ELSEWHERE in set(verdicts) else "(too few rounds for intervals)"
 
 
 def step_latency(steps: pd.DataFrame, slopes: pd.DataFrame, summary: pd.DataFrame) -> Figure:
