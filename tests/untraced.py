@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-OURS = tuple(str(Path(__file__).resolve().parents[1] / package) for package in ("bench", "kvcache", "tests"))
+OURS = tuple(str(Path(__file__).resolve().parents[1] / package) for package in ("bench", "kvcache"))
 
 LIBRARIES = {
     "matplotlib.axes._axes": ["Axes.annotate", "Axes.barh", "Axes.errorbar", "Axes.fill_between", "Axes.plot"],
@@ -47,6 +47,9 @@ LIBRARIES = {
     "torch._dynamo.convert_frame": ["CatchErrorsWrapper.__call__"],
 }
 """By module, what takes long and calls nothing of ours but the texts of ticks. (To trace a graph calls no function.)"""
+
+_ASIDE = threading.local()
+"""`start` gives a thread its tracer back, where that is put aside."""
 
 
 def put_tracer_aside() -> None:
@@ -134,7 +137,3 @@ def tracer_aside() -> Iterator[None]:
     finally:
         _ASIDE.start = before
         start()  # coverage's own way: after sys.settrace it would not see this function return
-
-
-_ASIDE = threading.local()
-"""`start` gives a thread its tracer back, where it is put aside."""

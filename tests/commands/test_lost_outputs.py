@@ -216,11 +216,12 @@ def codes_of_reports(
     return [int(code) for code in done.stdout.split()]
 
 
-def test_the_users_settings_of_matplotlib_change_no_plot(run_folder: Path, tmp_path: Path) -> None:
-    kvbench("report", str(shutil.copytree(run_folder, tmp_path / "expected")))
+def test_the_users_settings_of_matplotlib_change_no_plot(tmp_path: Path) -> None:
+    stored = store(make_run(grid(["dynamic"], [8, 16], n_gen=4)), tmp_path / "runs")
+    kvbench("report", str(shutil.copytree(stored, tmp_path / "expected")))
     given = {}
     for name, (variables, style) in MATPLOTLIB.items():
-        folder = shutil.copytree(run_folder, tmp_path / name)
+        folder = shutil.copytree(stored, tmp_path / name)
         (folder / "matplotlibrc").write_text(style, encoding="utf-8", errors="surrogateescape")
         streams = {"stdout": os.devnull, "stderr": str(folder / "errors")}
         given[folder] = ({"MATPLOTLIBRC": str(folder / "matplotlibrc")} | variables, streams)
@@ -260,8 +261,8 @@ def test_a_report_survives_its_streams(tmp_path: Path) -> None:
         assert (folder / "plots" / "throughput.svg").exists(), name
 
 
-def test_a_process_that_starts_without_streams_reports(run_folder: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(run_folder, tmp_path / "run")
+def test_a_process_that_starts_without_streams_reports(tmp_path: Path) -> None:
+    folder = store(make_run(grid(["dynamic"], [8], n_gen=4)), tmp_path / "runs")
     without = ["bash", "-c", '"$0" -m bench.cli report "$1" <&- >&- 2>&-', sys.executable, str(folder)]
     assert subprocess.run(without, cwd=ROOT, check=False, timeout=120, env=untraced_variables()).returncode == 0
     assert (folder / "plots" / "throughput.svg").exists()

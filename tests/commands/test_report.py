@@ -11,8 +11,9 @@ import pytest
 
 from bench.cli import main
 from tests.commandline import BLOCKED, ROOT, kvbench, refused
+from tests.handmade import grid, make_run
 from tests.tell.test_exchange import PP
-from tests.torture import store_ab
+from tests.torture import store, store_ab
 from tests.untraced import untraced_variables
 
 REPORT_AND_COMPARE = f"""
@@ -26,7 +27,8 @@ for arguments in ["report", run], ["compare", run, run, "--plots", plots], ["rep
 
 
 @pytest.mark.usefixtures("unsaved")
-def test_report_and_compare_need_no_torch(run_folder: Path, tmp_path: Path) -> None:
+def test_report_and_compare_need_no_torch(tmp_path: Path) -> None:
+    run_folder = store(make_run(grid(["naive", "dynamic"], [8, 16], n_gen=4)), tmp_path / "runs")
     kvbench("report", str(run_folder))
     before = (run_folder / "summary.csv").read_text()
     (run_folder / "summary.csv").unlink()
