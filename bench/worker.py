@@ -71,7 +71,8 @@ class Worker:
         try:
             return self._carry_out(request)
         except Unsupported as reason:
-            return protocol.Refused(status="unsupported", error=str(reason))
+            of_model = isinstance(request, protocol.MakeReference)
+            return protocol.Refused(status="unsupported", error=str(reason), of_model=of_model)
         except NotRepeatable as reason:
             return protocol.Refused(status="unsupported", error=str(reason), of_model=True)
         except OtherTokens as reason:

@@ -148,6 +148,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "minimax": {**_SMALL, **_LINEAR, "num_local_experts": 4, "block_size": 8},
     "rwkv": {"hidden_size": 32, "attention_hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
     "openai-gpt": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
+    "xlstm": {  # its cache rounds widths up to 64, its layers do not
+        "hidden_size": 128,
+        "embedding_dim": 128,
+        "num_hidden_layers": 2,
+        "num_heads": 4,
+        "qk_dim_factor": 0.5,
+        "chunk_size": 8,
+    },
     "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64},
     # Masks of its own.
     "gpt_neo": {

@@ -46,7 +46,9 @@ class InlineWorker:
         reply: Reply = msgspec.json.decode(msgspec.json.encode(answer), type=Reply)
         if isinstance(reply, Refused):
             self.alive = not reply.ends
-            raise WorkerFailed(reply.status, reply.error, alive=self.alive, tokens_match=reply.tokens_match)
+            raise WorkerFailed(
+                reply.status, reply.error, alive=self.alive, tokens_match=reply.tokens_match, of_model=reply.of_model
+            )
         return reply
 
     def close(self) -> None:

@@ -37,6 +37,8 @@ def geometry(config: Any) -> Geometry:
     """
     config = getattr(config, "text_config", None) or config
     model_type = getattr(config, "model_type", None) or type(config).__name__
+    if getattr(config, "is_heterogeneous", False):  # transformers' overrides for single layers, of any attribute
+        raise UnknownGeometry(f"{model_type}: its layers differ (per_layer_config)")
     try:
         return _READERS.get(model_type, _unnamed)(config)
     except UnknownGeometry as reason:

@@ -47,6 +47,8 @@ class KVCache(ABC):
 
     cache: Cache
     promise: ClassVar[Promise] = "exact"
+    of_user: ClassVar[bool] = False
+    """Whether others wrote it, so that a forward with it may fail by its fault."""
     takes_padding: ClassVar[bool] = True
     """False for a kind that would hold padding in place of tokens."""
     padded_length = 0

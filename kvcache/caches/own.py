@@ -28,6 +28,8 @@ from kvcache.models.own_code import load_own, naming_the_line, users_line
 class OwnKV(KVCache):
     """A cache that the user's factory makes anew for every repetition."""
 
+    of_user = True
+
     def __init__(self, kind: OwnKind, model: PreTrainedModel, capacity: int, prompt_length: int | None = None) -> None:
         """Make a first cache.
 

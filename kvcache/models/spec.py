@@ -77,16 +77,17 @@ def describe(spec: str, *, attn_implementation: str | None = None) -> ModelDescr
     if (kept := source.kept_as(bare)) is not None:
         weight_cache.require(kept)
     config = bare.config.get_text_config(decoder=True)
-    return ModelDescription(
-        spec=spec,
-        config=bare.config,
-        n_parameters=count_parameters(bare),
-        vocab_size=config.vocab_size,
-        max_positions=max_positions(bare),
-        attn_implementation=chosen,
-        n_layers=getattr(config, "num_hidden_layers", 0),
-        cautions=tuple(source.cautions(bare)),
-    )
+    with refusing(f"the configuration of model type {bare.config.model_type!r}"):
+        return ModelDescription(
+            spec=spec,
+            config=bare.config,
+            n_parameters=count_parameters(bare),
+            vocab_size=config.vocab_size,
+            max_positions=max_positions(bare),
+            attn_implementation=chosen,
+            n_layers=getattr(config, "num_hidden_layers", 0),
+            cautions=tuple(source.cautions(bare)),
+        )
 
 
 def without_weights(spec: str, attn_implementation: str) -> PreTrainedModel:

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from kvcache.models.rotary import RotaryTables
 from kvcache.models.skeleton import is_out_of_memory
 from kvcache.strategies.cached import Dynamic
+from kvcache.strategies.failing_forward import naming_transformers
 from kvcache.strategies.naive import Naive
 from kvcache.strategies.strategy import Strategy, last_logits
 from kvcache.strategies.tolerance import difference, tolerance
@@ -80,10 +81,16 @@ def reference(model: PreTrainedModel, prompt: Tensor, n_gen: int, context: Tenso
     part of the sequence gives other logits, naive re-feed is run whole, and once more.
 
     Raises:
+        ForwardFails: a forward fails in transformers' own code.
         NonFiniteLogits: the forward gave NaN or infinity.
         NotRepeatable: naive re-feed gave other logits the second time.
     """
     before = prompt if context is None else torch.cat([context, prompt], dim=1)
+    with naming_transformers(model):
+        return _found(model, before, n_gen)
+
+
+def _found(model: PreTrainedModel, before: Tensor, n_gen: int) -> Reference:
     found = _verified(model, before, _draft(model, before, n_gen))
     if found is not None and _is_naives(model, before, found):
         return found

@@ -136,6 +136,8 @@ def _keep_two_layers(model: PreTrainedModel) -> None:
     """Drop the layers beyond the second where all are alike: a layer's tensors are gone when the next one begins."""
     config = model.config.get_text_config(decoder=True)
     count, types = getattr(config, "num_hidden_layers", 0), vars(config).get("layer_types")
+    if getattr(config, "is_heterogeneous", False):
+        return
     of_layers = [part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == count]
     if len(of_layers) != 1 or len(set(types or ())) > 1 or len(set(map(_built, of_layers[0]))) != 1:
         return

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from kvcache.caches.contract import CacheNotRead, Kind
 from kvcache.caches.dynamic import DynamicKV
 from kvcache.caches.static import StaticKV
+from kvcache.strategies.failing_forward import refuse_transformers_error
 from kvcache.strategies.padding import check_mask, check_model, check_whole, moved_before
 from kvcache.strategies.strategy import Strategy, cache_argument, last_logits
 
@@ -91,20 +92,33 @@ class Cached(Strategy):
 
     def _forward(self, ids: Tensor) -> Tensor:
         """Feed `ids [batch, q]`; return the logits of the last position, `[batch, vocab]`."""
-        logits = last_logits(
-            self.model,
-            ids,
-            cache=self.kv.cache,
-            attention_mask=self.attention_mask,
-            mask_length=self.kv.padded_length,
-            n_past=self.length,
-        )
+        try:  # a context manager would cost a timed step its microseconds
+            logits = last_logits(
+                self.model,
+                ids,
+                cache=self.kv.cache,
+                attention_mask=self.attention_mask,
+                mask_length=self.kv.padded_length,
+                n_past=self.length,
+            )
+        except Exception as error:
+            self._refuse(error)
+            raise
         self.length += ids.shape[1]
         return logits[:, -1]
 
     @torch.inference_mode()
     def _feed(self, context: Tensor) -> None:
-        last_logits(self.model, context, cache=self.kv.cache)
+        try:
+            last_logits(self.model, context, cache=self.kv.cache)
+        except Exception as error:
+            self._refuse(error)
+            raise
+
+    def _refuse(self, error: Exception) -> None:
+        """Refuse what fails in transformers' code; with a user's cache the fault may be the cache's."""
+        if not self.kv.of_user:
+            refuse_transformers_error(error, self.model, "a forward with a cache")
 
     def _check_read(self) -> None:
         """Raise CacheNotRead if the cache is still empty after it was fed; looked at once after each `prepare`."""

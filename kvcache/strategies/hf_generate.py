@@ -22,6 +22,7 @@ from kvcache.caches.contract import CacheNotRead, Unsupported
 from kvcache.caches.dynamic import DynamicKV
 from kvcache.caches.states import row_bytes
 from kvcache.strategies.cached import Dynamic
+from kvcache.strategies.failing_forward import naming_transformers
 from kvcache.strategies.padding import check_mask, check_model, check_whole, moved_before
 from kvcache.strategies.strategy import OnStep, Strategy, cache_argument
 
@@ -132,7 +133,11 @@ class HfGenerate(Strategy):
             handed = {argument: self.cache}
             if argument != "past_key_values":  # `generate` leaves out what lies in past_key_values, and in no other
                 ids, mask = ids[:, self.held :], mask[:, self.held :]
-        with _blank_generation_config(self.model), self._watching_the_cache():
+        with (
+            naming_transformers(self.model, "generate()"),
+            _blank_generation_config(self.model),
+            self._watching_the_cache(),
+        ):
             self.model.generate(  # type: ignore[operator]  # GenerationMixin types it as a Tensor or a Module
                 ids,
                 attention_mask=mask,

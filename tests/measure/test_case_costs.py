@@ -1,13 +1,20 @@
 """Costs and bytes of a case whose architecture no formula describes."""
 
+from typing import Any
+
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from bench.measure.case_costs import with_costs
 from bench.measure.plan import describe
+from kvcache.arithmetic.architectures import UnknownGeometry, geometry
+from kvcache.caches.contract import Unsupported
+from kvcache.compiled.architectures.catalogue import describe as describe_compiled
 from kvcache.strategies.catalogue import build
 from tests.families import hybrid
 from tests.handmade import make_case
+from tests.tiny import llama_like
 
 SPEC = "py:tests.families:hybrid"
 
@@ -40,3 +47,43 @@ def test_a_kind_that_nothing_is_known_of_says_so() -> None:
     planned = with_costs(make_case("fp8", 12, model=SPEC, n_gen=4), describe(SPEC, ""))
     assert (planned.prefill, planned.decode, planned.kv_bytes_allocated) == (None, None, None)
     assert planned.unpredicted == "nothing is known of the bytes of fp8 on this model"
+
+
+def config_of(model_type: str, overrides: dict[str, Any]) -> Any:
+    """A config of which layer 1 differs, by transformers' own means."""
+    small = llama_like(num_hidden_layers=4, head_dim=16, vocab_size=97, pad_token_id=None)
+    return AutoConfig.for_model(model_type, **small, per_layer_config={1: overrides})
+
+
+def layer_without_effect() -> PreTrainedModel:
+    """The model of a `py:` spec: a Qwen3 of which a layer with full attention has a window in the config, unused."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config_of("qwen3", {"sliding_window": 8}))
+    return model
+
+
+def failing_forward() -> PreTrainedModel:
+    """The model of a `py:` spec: a Mistral whose window differs by layer, which its forward asks for as one number."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config_of("mistral", {"sliding_window": None}))
+    return model
+
+
+@pytest.mark.parametrize("overrides", [{"sliding_window": 6}, {"num_key_value_heads": 4}, {"head_dim": 8}])
+@pytest.mark.parametrize("model_type", ["mistral", "phi3", "mixtral", "qwen3", "gemma2", "gemma3_text", "qwen3_moe"])
+def test_no_formula_takes_layers_that_differ(model_type: str, overrides: dict[str, Any]) -> None:
+    with pytest.raises(UnknownGeometry, match=rf"{model_type}: its layers differ \(per_layer_config\)"):
+        geometry(config_of(model_type, overrides))
+
+
+def test_the_bytes_of_layers_that_differ_are_rehearsed() -> None:
+    spec = f"py:{__name__}:layer_without_effect"
+    planned = with_costs(make_case("dynamic", 12, model=spec, n_gen=4), describe(spec, ""))
+    assert planned.kv_bytes_allocated == {"prefill": 12 * 4 * 2 * 2 * 16 * 4, "decode": 15 * 4 * 2 * 2 * 16 * 4}
+    with pytest.raises(Unsupported, match=r"this model's layers differ in sliding_window \(per_layer_config\)"):
+        describe_compiled(layer_without_effect())
+
+
+def test_a_forward_that_takes_no_differing_layers_is_named() -> None:
+    spec = f"py:{__name__}:failing_forward"
+    planned = with_costs(make_case("dynamic", 12, model=spec, n_gen=4), describe(spec, ""))
+    assert planned.unpredicted is not None
+    assert "'sliding_window' is a per-layer attribute" in planned.unpredicted

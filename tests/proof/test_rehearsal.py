@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from kvcache.arithmetic.architectures import geometry
 from kvcache.arithmetic.costs import forward_costs
-from kvcache.arithmetic.kv_bytes import Fed, Held
+from kvcache.arithmetic.kv_bytes import Fed, Held, allocated_bytes, used_bytes
 from kvcache.compiled.architectures.catalogue import describe
 from kvcache.models.skeleton import skeleton
 from kvcache.proof.operations import count_operations
@@ -150,6 +150,24 @@ def test_bytes_after_39_tokens(name: str) -> None:
     held = rehearsal(model).held("dynamic", fed)
     assert held.used == used
     assert held.allocated == pytest.approx(allocated, rel=0.01)
+
+
+BY_FORMULA = {
+    ("llama", "dynamic"): (79_872, 79_872),
+    ("mistral", "dynamic"): (14_336, 16_384),
+    ("gemma3_text", "dynamic"): (47_104, 48_128),
+    ("llama", "static"): (79_872, 81_920 + 4 * 8),  # and in each layer a count of tokens
+    ("mistral", "static"): (16_384, 16_384 + 4 * 8),
+    ("gemma3_text", "static"): (48_128, 49_152 + 4 * 8),
+}
+"""Model type and kind -> bytes used and allocated after 39 tokens of a batch of 2, of a capacity of 40."""
+
+
+@pytest.mark.parametrize(("name", "kind"), BY_FORMULA)
+def test_formulas_after_39_tokens(name: str, kind: str) -> None:
+    layers = geometry(tiny(name, SIZES | AFTER_39_TOKENS[name][0]).config).layers
+    fed = Fed(batch_size=2, n_depth=0, n_prompt=24, n_steps=15, capacity=40, dtype_bytes=4)
+    assert (used_bytes(kind, layers, fed), allocated_bytes(kind, layers, fed)) == BY_FORMULA[name, kind]
 
 
 def test_a_window_right_after_the_prompt_keeps_the_storage_of_all_of_it() -> None:

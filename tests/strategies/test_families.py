@@ -13,12 +13,14 @@ from kvcache.caches.contract import CacheNotRead, Unsupported
 from kvcache.proof.tokens import NotRepeatable, Reference, agreement, reference
 from kvcache.strategies.cached import Dynamic, Static
 from kvcache.strategies.catalogue import build
+from kvcache.strategies.failing_forward import ForwardFails
 from kvcache.strategies.hf_generate import HfGenerate
 from kvcache.strategies.naive import Naive
 from kvcache.strategies.strategy import Strategy
 from kvcache.strategies.tolerance import tolerance
-from tests.families import WHOLE, dynamic_ntk, family, seeing_the_future, unrepeatable
-from tests.tiny import ARCHITECTURES, token_ids
+from tests.families import CONFIGS, WHOLE, dynamic_ntk, family, seeing_the_future, unrepeatable
+from tests.studies.architecture_configs import shrunken
+from tests.tiny import ARCHITECTURES, tiny, token_ids
 
 STRATEGIES = ["naive", "dynamic", "static", "hf-generate"]
 
@@ -30,21 +32,22 @@ def context_of(n_depth: int, batch_size: int = 2) -> Tensor | None:
 FORGETFUL = ["jamba", "mamba"]
 """Families that transformers itself computes wrongly where several tokens follow those in a cache."""
 
-ROUNDS = [(name, n_depth) for name in WHOLE for n_depth in (0, 8) if not (n_depth and name in FORGETFUL)]
+ROUNDS = [(name, n_depth, 5) for name in WHOLE for n_depth in (0, 8) if not (n_depth and name in FORGETFUL)]
+ROUNDS.append(("gemma4_text", 0, 12))  # its windows and the shared layers pass through a whole window of new tokens
 
 
-@pytest.mark.parametrize(("name", "n_depth"), ROUNDS)
-def test_every_round_gives_naives_tokens(name: str, n_depth: int) -> None:
+@pytest.mark.parametrize(("name", "n_depth", "n_gen"), ROUNDS)
+def test_every_round_gives_naives_tokens(name: str, n_depth: int, n_gen: int) -> None:
     model, context, prompt = family(name), context_of(n_depth), token_ids(2, 2, 12)
-    expected = reference(model, prompt, 5, context)
+    expected = reference(model, prompt, n_gen, context)
     assert expected.prefix_stable
     for strategy in [build(each, model) for each in STRATEGIES]:
-        strategy.prepare(2, n_depth + 17, context, prompt_length=n_depth + 12)
+        strategy.prepare(2, n_depth + 12 + n_gen, context, prompt_length=n_depth + 12)
         assert agreement(strategy, prompt, expected).tokens_match == "true", strategy.name
-        strategy.check_length(n_depth + 16)
+        strategy.check_length(n_depth + 11 + n_gen)
         for _ in range(2):
             strategy.reset()
-            assert torch.equal(strategy.generate(prompt, 5), expected.tokens), strategy.name
+            assert torch.equal(strategy.generate(prompt, n_gen), expected.tokens), strategy.name
         assert (strategy.kv_bytes > 0) == (strategy.name != "naive")
 
 
@@ -126,6 +129,7 @@ def test_states_are_counted_beside_keys_and_values() -> None:
         (Static, "deepseek_v4", "no layer for compressed_sparse_attention, heavily_compressed_attention"),
         (Static, "gpt_neo", "cuts the window of its local layers by the number of keys"),
         (Dynamic, "minimax", "keeps its states in a form of its own"),
+        (Static, "xlstm", "keeps its states in a form of its own"),
         (Static, "rwkv", "takes no past_key_values"),
         (Dynamic, "openai-gpt", "takes no past_key_values"),
     ],
@@ -142,11 +146,65 @@ def test_one_strategy_is_refused_and_naive_is_measured(
 
 
 @pytest.mark.parametrize("n_depth", [0, 8])
-@pytest.mark.parametrize("name", ["openai-gpt", "gpt_neo"])
+@pytest.mark.parametrize("name", ["openai-gpt", "gpt_neo", "xlstm"])
 def test_generate_is_measured_where_a_cache_is_not(name: str, n_depth: int) -> None:
     model, context, prompt = family(name), context_of(n_depth), token_ids(2, 2, 12)
     expected = reference(model, prompt, 5, context)
     assert compared(HfGenerate(model), prompt, expected, context) == "true"
+
+
+def test_the_bytes_of_a_cache_that_the_model_brings_are_its_own() -> None:
+    """xLSTM keeps a matrix, a vector and a number for each head, whatever the length, and a count of tokens."""
+    strategy, sizes = HfGenerate(family("xlstm")), []
+    strategy.prepare(2, 24)
+    for length in (12, 20):
+        strategy.generate(token_ids(2, 2, length), 2)
+        sizes.append((strategy.kv_bytes, strategy.kv_bytes_allocated))
+    layers, batch, heads, key, value, float32, count = 2, 2, 4, 16, 32, 4, 8
+    assert sizes == [(layers * batch * heads * (key * value + key + 1) * float32 + count,) * 2] * 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "dtype", "n_depth", "reason"),
+    [
+        (Dynamic, "cpmant", torch.float32, 0, "a forward with a cache of cpmant fails in transformers"),
+        (Static, "cpmant", torch.float32, 0, "a forward with a cache of cpmant fails in transformers"),
+        (Static, "prophetnet", torch.float32, 0, "a forward with a cache of prophetnet fails in transformers"),
+        (Dynamic, "prophetnet", torch.float32, 8, r"of prophetnet fails in transformers .*AssertionError"),
+        (HfGenerate, "blt", torch.float32, 0, r"generate\(\) of blt fails in transformers .*num_hidden_layers"),
+        (HfGenerate, "xlnet", torch.bfloat16, 0, "its weights are bfloat16 and float32: take float32"),
+    ],
+)
+def test_what_fails_in_transformers_is_refused_with_its_reason(
+    kind: Callable[[PreTrainedModel], Strategy], name: str, dtype: torch.dtype, n_depth: int, reason: str
+) -> None:
+    model, prompt = shrunken(name, dtype), token_ids(2, 2, 12)
+    with pytest.raises(Unsupported, match=reason):
+        run(kind(model), prompt, context_of(n_depth))
+
+
+def run(strategy: Strategy, prompt: Tensor, context: Tensor | None) -> None:
+    strategy.prepare(2, 25, context)
+    strategy.generate(prompt, 5)
+
+
+def test_a_model_whose_forward_fails_is_refused_as_such() -> None:
+    model = tiny("xlstm", CONFIGS["xlstm"], dtype=torch.bfloat16)
+    with pytest.raises(ForwardFails, match=r"^a forward of xlstm fails in transformers .*bfloat16: take float32$"):
+        reference(model, token_ids(2, 2, 12), 5)
+
+
+def test_an_error_of_others_code_is_not_transformers_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ARCHITECTURES["llama"]()
+    strategy = Dynamic(model)
+    strategy.prepare(2, 17)
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("mine")
+
+    monkeypatch.setattr(model.model.layers[1], "forward", fail)
+    with pytest.raises(RuntimeError, match=r"^mine$"):
+        strategy.generate(token_ids(2, 2, 12), 5)
 
 
 def test_a_cache_that_is_swallowed_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,11 @@ def describe(model: PreTrainedModel) -> Decoder:
         )
     if model.dtype not in (torch.float32, torch.bfloat16) and model.device.type != "cuda":
         raise Unsupported(f"compiled runs float32 and bfloat16 on the CPU; this model is {model.dtype}")
+    if getattr(model.config, "is_heterogeneous", False):
+        attributes = ", ".join(sorted(model.config.per_layer_attributes))
+        raise Unsupported(
+            f"compiled reads one config for all layers; this model's layers differ in {attributes} (per_layer_config)"
+        )
     own = DESCRIBERS[name](model)
     if not all(getattr(part, "is_causal", True) for part in (model.config, *model.modules())):
         raise Unsupported("compiled has causal attention only; this model has layers that attend both ways")
