@@ -43,7 +43,7 @@ def refuse_transformers_error(error: Exception, model: PreTrainedModel, doing: s
 
 def _place(error: Exception) -> str | None:
     """Return file and line where transformers' code failed, by itself or in torch; None where others' code did."""
-    folders = [Path(package.__file__).parent for package in (torch, transformers)]
+    folders = [Path(str(package.__file__)).parent for package in (torch, transformers)]
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
         if path.is_relative_to(folders[1]):
