@@ -138,7 +138,8 @@ def in_words(item: CasePlan) -> str:
         return f"{case.key}: {reason}"
     if found is None:
         return case.key
-    sizes = f"{case.key}: weights {found.weights / 1e9:.3g} GB + cache {found.kv / 1e9:.3g} GB"
+    parts = {"weights": found.weights, "cache": found.kv, "workspace": found.workspace}
+    sizes = f"{case.key}: " + " + ".join(f"{name} {size / 1e9:.3g} GB" for name, size in parts.items())
     free = DEVICES[case.device].available_memory_bytes()
     return (
         sizes if free is None or found.total <= free else f"{sizes}: DOES NOT FIT the {free / 1e9:.3g} GB that are free"

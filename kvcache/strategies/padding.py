@@ -62,6 +62,7 @@ def check_model(model: PreTrainedModel, ids: Tensor, mask: Tensor, capacity: int
         ValueError: its logits are others, or will be before `capacity` tokens are fed.
     """
     check_rotary_tables(model, mask, capacity)
+    check_selection(model, mask, capacity)
     row = int(mask.sum(dim=1).argmin())
     start = int(mask.shape[1] - mask[row].sum())
     if not start:
@@ -98,6 +99,32 @@ def check_rotary_tables(model: PreTrainedModel, mask: Tensor, capacity: int) -> 
                 f"{switch} tokens ({kind}), and shorter rows would get it too: feed prompts of equal length, without "
                 "an attention_mask"
             )
+
+
+def check_selection(model: PreTrainedModel, mask: Tensor, capacity: int) -> None:
+    """Refuse padding where sparse attention will select fewer tokens than there are.
+
+    transformers' indexers score the padding too, and count it among what they select: whether that shows depends on
+    the tokens, so that comparing a few rows proves nothing.
+
+    Raises:
+        ValueError: the mask has padding, and more than the model's selection will be fed.
+    """
+    selected = _selected_tokens(model)
+    if selected is not None and selected < capacity and not mask.all():
+        raise ValueError(
+            f"{model.config.model_type} attends to {selected} selected tokens, fewer than the {capacity} there will "
+            "be, and transformers selects among the padding too: feed prompts of equal length, without an "
+            "attention_mask"
+        )
+
+
+def _selected_tokens(model: PreTrainedModel) -> int | None:
+    """Return how many tokens sparse attention selects at most, by the names that configs have for it; None: all."""
+    config = vars(model.config.get_text_config(decoder=True))
+    if blocks := config.get("index_topk_blocks"):
+        return int(blocks * config.get("index_block_size", 1))
+    return config.get("index_topk") or config.get("indexer_budget")
 
 
 def _stepped(model: PreTrainedModel, ids: Tensor, mask: Tensor, kind: Kind) -> Tensor:

@@ -55,7 +55,7 @@ def describe(model: PreTrainedModel) -> Decoder:
     if model.dtype not in (torch.float32, torch.bfloat16) and model.device.type != "cuda":
         raise Unsupported(f"compiled runs float32 and bfloat16 on the CPU; this model is {model.dtype}")
     if getattr(model.config, "is_heterogeneous", False):
-        attributes = ", ".join(sorted(model.config.per_layer_attributes))
+        attributes = ", ".join(sorted(model.config.per_layer_attributes or ()))
         raise Unsupported(
             f"compiled reads one config for all layers; this model's layers differ in {attributes} (per_layer_config)"
         )
