@@ -113,6 +113,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 CHOOSING = ("mixtral", "qwen3_moe")
 """Families that choose among experts: in bfloat16 another last bit is another expert, in correct paths too."""
+MARGIN = 0.3
+"""Between the router's logits of the last expert chosen and of the next one, at every position, in bfloat16's models.
+
+Rounding moves such a logit by some 0.02.
+"""
 
 
 @functools.cache
@@ -123,4 +128,22 @@ def family(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     for weight in model.parameters():
         if weight.dim() == 1:
             weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
+    if name in CHOOSING and dtype == torch.bfloat16:
+        _decide(model)
     return cast_parameters(model, dtype)
+
+
+def _decide(model: PreTrainedModel) -> None:
+    """Make every choice of experts a clear one, of which a token's parity decides the order.
+
+    The first feature is large in the embeddings, with the parity's sign. Routers see it, and little of the others.
+    """
+    sign = torch.tensor([1.0, -1.0]).repeat(model.config.vocab_size)[: model.config.vocab_size]
+    model.get_input_embeddings().weight[:, 0] = 12 * sign
+    model.get_output_embeddings().weight[:, 0] = 0
+    for module in model.modules():
+        if type(module).__name__.endswith("TopKRouter"):
+            n_experts = module.weight.shape[0]
+            order = torch.randperm(n_experts, generator=torch.Generator().manual_seed(n_experts))
+            module.weight.mul_(0.05)
+            module.weight[:, 0] = 0.3 * (order - (n_experts - 1) / 2)

@@ -22,7 +22,7 @@ from kvcache.compiled.strategy import Compiled
 from kvcache.proof.tokens import reference
 from kvcache.strategies.strategy import last_logits
 from kvcache.strategies.tolerance import TOLERANCE
-from tests.compiled.families import CHOOSING, FAMILIES, family
+from tests.compiled.families import CHOOSING, FAMILIES, MARGIN, family
 from tests.tiny import SLIDING_WINDOW, tiny, token_ids
 
 N_PROMPT, N_GEN = 20, 6
@@ -65,7 +65,7 @@ def test_every_architecture_of_the_catalogue_is_among_the_families() -> None:
     ("name", "dtype", "path"),
     [
         *itertools.product(FAMILIES, [torch.float32], ["eager", "as_compiled"]),
-        *((name, torch.bfloat16, "as_compiled") for name in FAMILIES if name not in CHOOSING),
+        *((name, torch.bfloat16, "as_compiled") for name in FAMILIES),
     ],
 )
 def test_logits_and_tokens_are_those_of_transformers(
@@ -90,6 +90,22 @@ def test_logits_and_tokens_are_those_of_transformers(
     fed = torch.cat([context, prompt, expected.tokens[:, :-1]], dim=1)
     exact = last_logits(copy.deepcopy(model).float(), fed, keep=N_GEN)
     assert distance(logits, exact) <= max(TOLERANCE[dtype], 1.5 * distance(expected.logits, exact))
+
+
+@pytest.mark.parametrize("name", CHOOSING)
+def test_in_bfloat16_every_choice_of_experts_is_clear(name: str) -> None:
+    """So that a bit's difference is no other expert, and both halves of the tokens have experts of their own."""
+    model = copy.deepcopy(family(name, torch.bfloat16))  # the hooks stay
+    seen: list[Tensor] = []
+    for module in model.modules():
+        if type(module).__name__.endswith("TopKRouter"):
+            module.register_forward_hook(lambda _module, _fed, returned: seen.append(returned[0].detach().float()))
+    model(torch.cat([token_ids(1, 3, N_DEPTH), token_ids(2, 3, N_PROMPT)], dim=1))
+    assert seen
+    for logits in seen:
+        best, chosen = logits.topk(model.config.num_experts_per_tok + 1)
+        assert (best[:, -2] - best[:, -1]).min() > MARGIN
+        assert len(set(chosen[:, 0].tolist())) > 1
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -27,8 +27,7 @@ AT_ONCE = [(architecture, 1, torch.float32) for architecture in COMPILED]
 VARIANTS = [
     pytest.param(*variant, marks=[] if variant in AT_ONCE else pytest.mark.compiled)
     for variant in [
-        *itertools.product(FAMILIES, (1, 2, 3, 4), [torch.float32]),
-        *itertools.product([name for name in FAMILIES if name not in CHOOSING], (1, 2, 3, 4), [torch.bfloat16]),
+        *itertools.product(FAMILIES, (1, 2, 3, 4), [torch.float32, torch.bfloat16]),
         *itertools.product(("gpt2", "llama"), [FEW_ROWS], (torch.float32, torch.bfloat16)),
     ]
 ]

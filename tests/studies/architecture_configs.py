@@ -1,7 +1,7 @@
 """Every causal language model of transformers, shrunken so that a dozen tokens cross what decides.
 
-Windows, chunks and top-k are 8, convolutions 4, the longrope switch 16. Most types follow from one list of sizes under
-the names that configs use; the others have a row of their own here or in tests/families.py.
+Windows, chunks and top-k are 8, convolutions 4, the longrope switch is at 14. Most types follow from one list of sizes
+under the names that configs use; the others have a row of their own here or in tests/families.py.
 """
 
 import re
@@ -80,8 +80,30 @@ _SIZES: dict[str, Any] = {
     "query_pre_attn_scalar": _HEAD_DIM,
     "tie_word_embeddings": False,
 }
+_SWITCH = 14
+"""Tokens beyond which longrope takes its other table: more than a prompt, fewer than a prompt and its steps."""
 _KIN = {"gemma4_unified_text": "gemma4_text"}
 """Types that take another one's row in tests/families.py."""
+
+
+def _longrope(**more: float) -> dict[str, Any]:
+    """Return a rotary table that switches, for heads of `_HEAD_DIM`."""
+    n_frequencies = _HEAD_DIM // 2
+    return {
+        "original_max_position_embeddings": _SWITCH,
+        "partial_rotary_factor": 1.0,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10_000.0,
+            "long_factor": [1.0 + number for number in range(n_frequencies)],
+            "short_factor": [1.0] * n_frequencies,
+            "original_max_position_embeddings": _SWITCH,
+            "partial_rotary_factor": 1.0,
+            **more,
+        },
+    }
+
+
 _ROBERTA = ("camembert", "data2vec-text", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl")
 _ROWS: dict[str, dict[str, Any]] = {
     **{name: {"pad_token_id": 1} for name in _ROBERTA},  # positions are counted from it
@@ -108,6 +130,16 @@ _ROWS: dict[str, dict[str, Any]] = {
         **dict.fromkeys(["swa_q_lora_rank", "swa_kv_lora_rank", "swa_head_dim"], 16),
         **dict.fromkeys(["swa_qk_nope_head_dim", "swa_v_head_dim"], 8),
     },
+    "dots3_note_vision_encoder": {
+        "mlp_layer_types": ["dense"] * _LAYERS,
+        "adapter_in_dim": _WIDTH,
+        "adapter_out_dim": _WIDTH,
+    },
+    "dots3_note_audio_encoder": {"adapter_input_size": _WIDTH, "adapter_out_dim": _WIDTH},
+    "mamba2": {"head_dim": 16},  # 4 heads of 16 are twice the hidden size
+    "phi3": _longrope(),
+    "phi4_multimodal": _longrope(),
+    "phimoe": _longrope(short_mscale=1.0, long_mscale=1.2),
     # Its attention sees the embeddings again, beside what the layer before made of them.
     "zamba": {"attention_hidden_size": 2 * _WIDTH, "head_dim": 2 * _WIDTH // _HEADS},
     "prophetnet": {"pad_token_id": 0},
@@ -159,7 +191,7 @@ def _as_loaded(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 def _geometry(config: type[PretrainedConfig]) -> dict[str, Any]:
     """What the type's row says, or the sizes that its config has a name for, each once; the same for its parts."""
     if given := CONFIGS.get(_KIN.get(config.model_type, config.model_type)):
-        return given
+        return {**given, **_ROWS.get(config.model_type, {})}
     other_names: dict[str, str] = getattr(config, "attribute_map", {})
     types = {field.name: str(field.type) for field in fields(config)}
     named = {name: size for name, size in _SIZES.items() if name in types or name in other_names}

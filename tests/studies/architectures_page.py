@@ -1,102 +1,103 @@
 """docs/architectures.md: which architecture is measured right, which is refused, and why, from the study's table."""
 
-from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 
-from tests.studies.architecture_causes import CAUSES, Cause, cause_of
+from tests.studies.architecture_causes import CAUSES
+from tests.studies.architecture_figures import Figures, figures, lists, odd, of_bytes, right_by_rounding
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "architectures.md"
-MEASURED = ("right", "tie")
 ORDER = ("whole", "context", "chunks", "padding")
 
 
 def write(cells: pd.DataFrame) -> str:
-    """Write the page from the study's `cells`, one row each; return its first lines, the counts."""
-    counts, odd = _counts(cells), explained(cells)
+    """Write the page from the study's `cells`, one row each; return its counts."""
+    found = figures(cells)
+    PAGE.write_text(page(cells), encoding="utf-8")
+    return _counts(found)
+
+
+def page(cells: pd.DataFrame) -> str:
+    """Return the page in Markdown."""
+    of_types, not_right = lists(cells), odd(cells)
+    built = not_right[~not_right["model_type"].isin(of_types["unbuilt"])]
+    versions = ", ".join(
+        f"{name} {' and '.join(sorted(set(cells[name].astype(str))))}" for name in ("transformers", "torch")
+    )
     parts = [
         "# Every architecture of transformers",
         (
-            f"`nox -s study -- architectures`, transformers {version('transformers')}, torch {version('torch')}, CPU. "
-            "Tiny random models, shrunken so that a dozen tokens cross windows, top-k, convolutions and rope switches; "
-            "each in float32, most also in bfloat16, at batch 1 and 3, with a whole prompt, after a context of 8 "
-            "tokens (`-d 8`), in three chunks, and left-padded. Every cell is in "
+            f"`nox -s study -- architectures`, {versions}, CPU. Tiny random models, shrunken so that a dozen tokens "
+            "cross windows, top-k, convolutions and rope switches; each in float32 and bfloat16, at batch 1 and 3, "
+            "with "
+            "a whole prompt, after a context of 8 tokens (`-d 8`), in three chunks, and left-padded. `compiled` runs "
+            "its code uncompiled here (eager); its compiled step is tested on its own families. Every cell is in "
             "[architectures.csv](../results/examples/architectures.csv)."
         ),
-        counts,
-        (
-            "**right**: logits equal the reference's within the dtype's tolerance, and another round gives "
-            "the same tokens. "
-            "**false**: they do not, and `kvbench run` says so (exit 5). **refused**: not measured, with the reason."
-        ),
+        _counts(figures(cells)),
+        _words(figures(cells)),
         "## Where all is right",
-        _all_right(cells),
+        f"{len(of_types['right'])} types: {', '.join(of_types['right'])}.",
         "## Where something is not",
-        _table(cells, odd),
+        f"{len(of_types['odd'])} types. `compiled` has a row only where it took the model and other logits came.",
+        _table(cells, built),
+        "## Not built",
+        _unbuilt(cells, of_types["unbuilt"]),
+        "## Bytes",
+        _bytes(of_bytes(cells)),
         "## Why",
-        _causes(odd),
+        _causes(cells, not_right),
     ]
-    PAGE.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    return counts
+    return "\n\n".join(parts) + "\n"
 
 
-def _counts(cells: pd.DataFrame) -> str:
-    tried = cells[cells["strategy"] != ""]
-    built, known = tried["model_type"].nunique(), cells["model_type"].nunique()
-    whole = tried[(tried["scenario"] == "whole") & (tried["dtype"] == "float32")]
-    right = whole[whole["outcome"].isin(MEASURED)].groupby("model_type")["strategy"].agg(set)
-    both = sum("naive" in names and len(names) > 1 for names in right)
-    narrow = tried[tried["dtype"] == "bfloat16"]["model_type"].nunique()
-    silent = int((cells["outcome"] == "silent").sum())
+def _counts(found: Figures) -> str:
     return (
-        f"Of {known} model types that AutoModelForCausalLM knows, {built} could be built. {both} have naive and "
-        f"at least one cached strategy measured and equal in float32; every other has the reason below. {narrow} "
-        f"were tried in bfloat16 too. Cells that are wrong without saying so: {silent}."
+        f"Of {found.known} model types that AutoModelForCausalLM knows, {found.built} could be built, and "
+        f"{found.in_both_dtypes} were tried in both dtypes. {found.right} have naive and at least one cached strategy "
+        f"measured and equal in float32 at both batch sizes, {found.by_generate_alone} of them with hf-generate alone; "
+        "every other has the reason below."
     )
 
 
-def _all_right(cells: pd.DataFrame) -> str:
-    """Name the types whose every cell is right, a tie, or `compiled` refused."""
-    fine = cells[cells["outcome"].isin(MEASURED) | (cells["strategy"] == "compiled") & (cells["outcome"] == "refused")]
-    whole = [str(name) for name, rows in cells.groupby("model_type") if len(rows) == (fine["model_type"] == name).sum()]
-    return f"{len(whole)} types: {', '.join(whole)}."
+def _words(found: Figures) -> str:
+    return (
+        "**right**: logits equal the reference's within the dtype's tolerance, and another round gives the same "
+        "tokens. **refused**: not measured, with the reason. **failed**: it raised. **false**: other logits. A whole "
+        f"prompt and a context are what `kvbench run` measures: there it reports false and failed (exit 5; "
+        f"{found.false_in_run} cells are false). Chunks and padding are ways to call the library, and `run` has "
+        f"neither: "
+        f"what is false there ({found.false_in_library} cells) this study found by comparing, and a caller of the "
+        f"library "
+        f"sees only other logits. For {found.false_in_library_alone} of these cells `run` reports nothing of that "
+        "strategy and dtype either, since it is right for whole prompts and contexts. Other tokens in a second round, "
+        f"or beside a mask that kvbench had checked: {found.silent} cells."
+    )
 
 
-def explained(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return the cells that are not right, with their `cause`; none of `compiled`, which says itself what it takes."""
-    where = ["model_type", "batch_size", "strategy", "scenario"]
-    fine = cells[(cells["dtype"] == "float32") & cells["outcome"].isin(MEASURED)]
-    right = set(fine[where].itertuples(index=False, name=None))
-    odd = cells[~cells["outcome"].isin(MEASURED) & (cells["strategy"] != "compiled")]
-    keys = odd[where].itertuples(index=False, name=None)
-    causes = [cause_of(row, key in right) for row, key in zip(odd.to_dict("records"), keys, strict=True)]
-    return odd.assign(cause=pd.Series(causes, index=odd.index, dtype=object))
-
-
-def _table(cells: pd.DataFrame, odd: pd.DataFrame) -> str:
+def _table(cells: pd.DataFrame, not_right: pd.DataFrame) -> str:
     """A row per type and strategy that is not right everywhere, a column per way of feeding."""
     rows = []
-    for name, of_type in odd.groupby("model_type"):
+    for name, of_type in not_right.groupby("model_type"):
         for strategy, found in of_type.groupby("strategy", sort=False):
-            causes = dict.fromkeys(cause.key for cause in found["cause"])
             row = {"type": name, "strategy": strategy or "all"}
             for scenario in ORDER:
                 row[scenario] = _worst(found[found["scenario"] == scenario], cells, str(name), str(strategy), scenario)
-            row["why"] = ", ".join(f"[{key}](#{key})" for key in causes)
+            row["why"] = ", ".join(f"[{key}](#{key})" for key in dict.fromkeys(found["cause"]))
             rows.append(row)
     return pd.DataFrame(rows).fillna("").to_markdown(index=False)
 
 
-def _worst(odd: pd.DataFrame, cells: pd.DataFrame, name: str, strategy: str, scenario: str) -> str:
+def _worst(not_right: pd.DataFrame, cells: pd.DataFrame, name: str, strategy: str, scenario: str) -> str:
     """Say `false`, `refused` or `failed`, with the part of dtypes and batch sizes it holds for; else `right`."""
     n_dtypes = cells.loc[cells["model_type"] == name, "dtype"].nunique()
     here = (cells["model_type"] == name) & (cells["strategy"] == strategy) & (cells["scenario"] == scenario)
     asked = cells[here]
-    if odd.empty:
+    if not_right.empty:
         return "right" if len(asked) else ""
     words = []
-    for outcome, found in odd.groupby("outcome", sort=False):
+    for outcome, found in not_right.groupby("outcome", sort=False):
         dtypes = found["dtype"].unique()
         in_all = len(found) == asked["dtype"].isin(dtypes).sum()
         part = f" {len(found)} of {len(asked)}" if not in_all else "" if len(dtypes) == n_dtypes else f" in {dtypes[0]}"
@@ -104,13 +105,48 @@ def _worst(odd: pd.DataFrame, cells: pd.DataFrame, name: str, strategy: str, sce
     return ", ".join(words)
 
 
-def _causes(odd: pd.DataFrame) -> str:
-    """A paragraph per cause: whose it is, the mechanism and its place, and the types it concerns."""
-    concerned: dict[Cause, dict[str, None]] = {}
-    for row in odd.to_dict("records"):
-        concerned.setdefault(row["cause"], {})[str(row["model_type"])] = None
-    return "\n\n".join(
-        f"### {cause.key}\n\n{cause.whose}. {cause.words} Types: {', '.join(concerned[cause])}."
-        for cause in CAUSES
-        if cause in concerned
+def _unbuilt(cells: pd.DataFrame, types: list[str]) -> str:
+    rows = cells[cells["model_type"].isin(types) & (cells["scenario"] == "")].drop_duplicates("model_type")
+    return "\n".join(f"- {row['model_type']}: {row['reason']}" for row in rows.to_dict("records"))
+
+
+def _bytes(rows: pd.DataFrame) -> str:
+    """Say where the bytes of a cache are what `kvbench run` predicts before it reads any weights."""
+    predicted = rows[rows["kv_bytes_predicted"].notna()]
+    exact = [name for name, found in predicted.groupby("model_type") if found["within"].all()]
+    first = (
+        f"`kv_bytes` and `kv_bytes_allocated` after the last step, float32, dynamic and static: predicted within 1 % "
+        f"for {len(exact)} of the {rows['model_type'].nunique()} types that have such a cache (columns `kv_bytes_*`)."
     )
+    others = [
+        f"- {row['model_type']}, {row['strategy']}, {row['scenario']}, batch {row['batch_size']}: "
+        f"used {row['kv_bytes_measured']:.0f}, predicted {row['kv_bytes_predicted']:.0f}; "
+        f"allocated {row['kv_bytes_allocated']:.0f}, predicted {row['kv_bytes_allocated_predicted']:.0f}"
+        for row in predicted[~predicted["within"]].to_dict("records")
+    ]
+    others += [
+        f"- no prediction for {', '.join(dict.fromkeys(found['model_type']))}: {reason}"
+        for reason, found in rows[rows["kv_bytes_predicted"].isna()].groupby("unpredicted")
+    ]
+    return "\n".join([first, "", *others]) if others else first
+
+
+def _causes(cells: pd.DataFrame, not_right: pd.DataFrame) -> str:
+    """A paragraph per cause: whose it is, the mechanism and its place, and the types it concerns."""
+    concerned = {str(key): list(dict.fromkeys(rows["model_type"])) for key, rows in not_right.groupby("cause")}
+    narrow = right_by_rounding(cells)
+    paragraphs = []
+    for cause in CAUSES:
+        if cause.key not in concerned:
+            continue
+        types = concerned[cause.key]
+        sentences = [f"{cause.whose}. {cause.words}"]
+        sentences += [f"Where: {cause.place}."] if cause.place else []
+        sentences.append(f"Types: {', '.join(types)}.")
+        if within := [each for each in types if each in narrow]:
+            sentences.append(
+                f"In bfloat16 {', '.join(within)} {'has' if len(within) == 1 else 'have'} cells that are right only "
+                "within its tolerance of 0.03: the same are false in float32."
+            )
+        paragraphs.append(f"### {cause.key}\n\n{' '.join(sentences)}")
+    return "\n\n".join(paragraphs)
