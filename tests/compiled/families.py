@@ -138,12 +138,14 @@ def _decide(model: PreTrainedModel) -> None:
 
     The first feature is large in the embeddings, with the parity's sign. Routers see it, and little of the others.
     """
-    sign = torch.tensor([1.0, -1.0]).repeat(model.config.vocab_size)[: model.config.vocab_size]
-    model.get_input_embeddings().weight[:, 0] = 12 * sign
-    model.get_output_embeddings().weight[:, 0] = 0
-    for module in model.modules():
-        if type(module).__name__.endswith("TopKRouter"):
-            n_experts = module.weight.shape[0]
+    weights = dict(model.named_parameters())
+    table = weights["model.embed_tokens.weight"]
+    table[:, 0] = 12.0
+    table[1::2, 0] = -12.0
+    weights["lm_head.weight"][:, 0] = 0
+    for name, router in weights.items():
+        if name.endswith("mlp.gate.weight"):
+            n_experts = router.shape[0]
             order = torch.randperm(n_experts, generator=torch.Generator().manual_seed(n_experts))
-            module.weight.mul_(0.05)
-            module.weight[:, 0] = 0.3 * (order - (n_experts - 1) / 2)
+            router.mul_(0.05)
+            router[:, 0] = 0.3 * (order - (n_experts - 1) / 2)

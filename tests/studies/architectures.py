@@ -131,7 +131,8 @@ def with_bytes(stored: pd.DataFrame, found: Sequence[Cell]) -> pd.DataFrame:
 
 def _rows(found: Sequence[Cell]) -> pd.DataFrame:
     """Make a row of each cell; of shares two digits are kept, more of them are noise."""
-    rows = pd.DataFrame([asdict(cell) for cell in found], columns=[field.name for field in fields(Cell)]).astype(object)
+    names = [field.name for field in fields(Cell)]
+    rows = pd.DataFrame([asdict(cell) for cell in found], columns=names, dtype=object)  # bytes stay whole numbers
     for share in ("logits_error", "rounding_error"):
         rows[share] = [float(f"{value:.2g}") if pd.notna(value) else "" for value in rows[share]]
     return rows.fillna("")

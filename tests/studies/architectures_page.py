@@ -33,7 +33,8 @@ def page(cells: pd.DataFrame) -> str:
             "with "
             "a whole prompt, after a context of 8 tokens (`-d 8`), in three chunks, and left-padded. `compiled` runs "
             "its code uncompiled here (eager); its compiled step is tested on its own families. Every cell is in "
-            "[architectures.csv](../results/examples/architectures.csv)."
+            "[architectures.csv](../results/examples/architectures.csv), with the versions that it was made with, its "
+            "cause and whose that is."
         ),
         _counts(figures(cells)),
         _words(figures(cells)),

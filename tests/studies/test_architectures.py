@@ -14,7 +14,7 @@ import torch
 from kvcache.proof.tokens import _draft
 from kvcache.strategies.cached import Dynamic
 from tests.studies.architecture_causes import CAUSES, FAILS, NOT_BUILT, ROUNDING, SEVERAL, STOPPED, UNEXPLAINED, Cause
-from tests.studies.architecture_cell import BATCH_SIZES, Cell, Outcome, is_whole
+from tests.studies.architecture_cell import BATCH_PADDED, BATCH_SIZES, CHUNKED, GENERATED, Cell, Outcome, is_whole
 from tests.studies.architecture_cells import DTYPES, cells, cells_of_bytes
 from tests.studies.architecture_configs import TYPES, shrunken
 from tests.studies.architecture_errors import Slow, is_own, limited, line
@@ -22,15 +22,15 @@ from tests.studies.architecture_figures import figures, lists, odd, of_bytes, re
 from tests.studies.architecture_rules import STOP, cause_of, with_causes
 from tests.studies.architectures import TABLE, lacking, merged, with_bytes
 from tests.studies.architectures_page import PAGE, page
-from tests.tiny import ARCHITECTURES, token_ids
+from tests.tiny import ARCHITECTURES, EVERYWHERE, token_ids
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 WHOLE = {
-    *((batch_size, name, scenario, "right") for batch_size in BATCH_SIZES for name in ("naive", "dynamic", "static",
-      "compiled", "hf-generate") for scenario in ("whole", "context")),
-    *((batch_size, name, "chunks", "right") for batch_size in BATCH_SIZES for name in ("dynamic", "static")),
-    *((2, name, "padding", "refused") for name in ("naive", "dynamic", "static", "compiled", "hf-generate")),
-}  # fmt: skip
+    *itertools.product(BATCH_SIZES, EVERYWHERE, GENERATED, ["right"]),
+    *itertools.product(BATCH_SIZES, CHUNKED, ["chunks"], ["right"]),
+    *itertools.product([BATCH_PADDED], EVERYWHERE, ["padding"], ["refused"]),
+}
+"""Every cell of a type and dtype."""
 
 
 @pytest.fixture(scope="module")
@@ -170,11 +170,13 @@ def test_only_kvcaches_own_errors_are_refusals() -> None:
     with pytest.raises(ValueError, match="invalid literal") as foreign:
         int("no number")
     assert not is_own(foreign.value)
-    with pytest.raises(ValueError, match="attention_mask") as own:
-        Dynamic(ARCHITECTURES["llama"]()).prefill(token_ids(1, 1, 4), token_ids(1, 2, 4))
+    strategy = Dynamic(ARCHITECTURES["llama"]())
+    strategy.prepare(1, 8)
+    with pytest.raises(ValueError, match="attention_mask has shape") as own:
+        strategy.prefill(token_ids(1, 1, 4), token_ids(1, 2, 4))
     assert is_own(own.value)
     assert line(own.value) == str(own.value)
-    with pytest.raises(TypeError) as of_transformers:
+    with pytest.raises((TypeError, AttributeError)) as of_transformers:
         ARCHITECTURES["llama"]()("no tensor")
     assert "(transformers, modeling_llama.py, " in line(of_transformers.value)
 
