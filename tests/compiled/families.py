@@ -113,7 +113,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 CHOOSING = ("mixtral", "qwen3_moe")
 """Families that choose among experts: in bfloat16 another last bit is another expert, in correct paths too."""
-MARGIN = 0.3
+MARGIN = 0.2
 """Between the router's logits of the last expert chosen and of the next one, at every position, in bfloat16's models.
 
 Rounding moves such a logit by some 0.02.
@@ -148,4 +148,4 @@ def _decide(model: PreTrainedModel) -> None:
             n_experts = router.shape[0]
             order = torch.randperm(n_experts, generator=torch.Generator().manual_seed(n_experts))
             router.mul_(0.05)
-            router[:, 0] = 0.3 * (order - (n_experts - 1) / 2)
+            router[:, 0] = 0.5 * (order - (n_experts - 1) / 2)

@@ -109,8 +109,7 @@ PREFIX = Cause(
     "The model's",
     "The logits of a position depend on the tokens after it: naive re-feed is its own reference, and a cache, whose "
     "entries are made once, cannot give the same.",
-    "modeling_prophetnet, ProphetNetDecoder: its predicting streams, with relative buckets computed anew for each "
-    "length",
+    "modeling_prophetnet, ProphetNetNgramSelfAttention with its predicting stream; not looked into further",
 )
 ROUNDING = Cause(
     "rounding",

@@ -44,12 +44,12 @@ class Cell:
 
 
 def is_whole(found: Collection[tuple[int, str, str, str]]) -> bool:
-    """Return whether `found` has every cell of a type and dtype: batch size, strategy, scenario and outcome of each.
+    """Return whether `found` has every cell of a type and dtype: batch size, strategy, scenario and reason of each.
 
     Where there is no reference, one cell without a strategy stands for all; chunks follow where the whole prompt was
-    judged.
+    measured, which needs no reason.
     """
-    judged = {each[:3] for each in found if each[3] not in {"refused", "failed"}}
+    measured = {each[:3] for each in found if not each[3]}
     have = {each[:3] for each in found}
     for batch_size in BATCH_SIZES:
         for scenario in GENERATED:
@@ -57,7 +57,7 @@ def is_whole(found: Collection[tuple[int, str, str, str]]) -> bool:
                 continue
             wanted = {(batch_size, name, scenario) for name in EVERYWHERE}
             if scenario == "whole":
-                fed_in_chunks = [name for name in CHUNKED if (batch_size, name, scenario) in judged]
+                fed_in_chunks = [name for name in CHUNKED if (batch_size, name, scenario) in measured]
                 wanted |= {(batch_size, name, "chunks") for name in fed_in_chunks}
             if not wanted <= have:
                 return False

@@ -99,7 +99,7 @@ def _processor_s(process: BaseProcess) -> float:
 def lacking(stored: pd.DataFrame, types: Sequence[str], dtypes: Sequence[str]) -> dict[str, list[str]]:
     """Return the dtypes of each type that the stored table has not every cell of; none of a type that was not built."""
     unbuilt = set(stored.loc[(stored["scenario"] == "") & (stored["outcome"] == "refused"), "model_type"])
-    where = ["batch_size", "strategy", "scenario", "outcome"]
+    where = ["batch_size", "strategy", "scenario", "reason"]
     whole = {
         key
         for key, rows in stored.groupby(["model_type", "dtype"])
