@@ -6,7 +6,7 @@ A turn counts if it is no warm-up, if the machine (not the code) did not disturb
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -105,6 +105,14 @@ class Tidy:
             turns=measured if counts.all() else measured[counts],  # of a million turns it is 250 MB
             ceilings=ceilings[~ceilings["disturbed"]],
         )
+
+    @classmethod
+    def lean(cls, run: Run) -> Tidy:
+        """Walk over `run` as `of` does, and keep none of its turns themselves, whose steps are most of a large run.
+
+        `steps` is empty then; times of turns, outcomes, checks and the plan are there.
+        """
+        return replace(cls.of(run), run=msgspec.structs.replace(run, samples=(), ceilings=()))
 
     @cached_property
     def steps(self) -> pd.DataFrame:

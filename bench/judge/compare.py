@@ -71,7 +71,12 @@ def compare(a: Run, b: Run) -> Comparison:
     Two runs are two sessions, so their rounds are no pairs: the ratio includes whatever the machine did in between, and
     its interval covers only what varies within them. `kvbench ab` measures in pairs.
     """
-    tidy_a, tidy_b = Tidy.of(a), Tidy.of(b)
+    return compare_tidies(Tidy.of(a), Tidy.of(b))
+
+
+def compare_tidies(tidy_a: Tidy, tidy_b: Tidy) -> Comparison:
+    """Set one walked run beside another, as `compare` does; both may be lean (`Tidy.lean`)."""
+    a, b = tidy_a.run, tidy_b.run
     cases_a, cases_b = measured_cases(tidy_a), measured_cases(tidy_b)
     other_weights = {model for model, digest in a.manifest.weights.items() if b.manifest.weights.get(model) != digest}
     not_comparable: list[Excluded] = []

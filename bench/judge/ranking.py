@@ -77,7 +77,12 @@ class Ranking:
 
         Runs are sessions, so a ratio between them includes whatever the machine did in between.
         """
-        tidies = [Tidy.of(run) for run in runs]
+        return cls.of_tidies([Tidy.of(run) for run in runs])
+
+    @classmethod
+    def of_tidies(cls, tidies: list[Tidy]) -> Ranking:
+        """Rank walked runs, as `of` does; they may be lean (`Tidy.lean`)."""
+        runs = [tidy.run for tidy in tidies]
         cases = [measured_cases(tidy) for tidy in tidies]
         apart = _apart([list(own.values()) for own in cases])
         beside_imports = any(run.manifest.origin is not None for run in runs)

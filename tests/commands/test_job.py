@@ -1,6 +1,9 @@
 """`kvbench job`: one group, measured by stub workers into a samples file of its own."""
 
 import shutil
+import signal
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from bench.measure import jobs
 from bench.store import job_files, sealed
 from bench.store.run_folder import locked, read_run
 from tests import stub_run
-from tests.cluster import make_cluster_run
+from tests.cluster import ROUNDS, make_cluster_run
 from tests.commandline import refused
 from tests.handmade import fail, grid, make_run
 
@@ -68,6 +71,32 @@ def test_a_job_that_was_cut_off_goes_on_where_it_was(tmp_path: Path, monkeypatch
         taken = [line for line in added if '"warmup":false' in line and " naive " in line]
         assert len(taken) == rounds_of_the_second_file
         assert not any(" p8 " in line for line in added)  # what is complete stays, whoever measured it
+
+
+def test_a_job_past_its_time_loses_nothing_and_counts_nothing_twice(tmp_path: Path) -> None:
+    """SIGTERM is what Slurm sends at a job's time limit; what is missing then is measured by `--resume`."""
+    folder, _ = make_cluster_run(tmp_path)
+    path = folder / "samples-job-0.jsonl"
+    slow = {"naive": [{"do": "slow", "seconds": 0.2}]}
+    process = stub_run.start(["job", str(job_files.path_of(folder, "job-0"))], tmp_path, slow)
+    deadline = time.monotonic() + 300
+    while not (path.exists() and path.read_bytes().count(b"\n") >= 9) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert f"kvbench run --resume {folder}" in errors
+    assert "Traceback" not in errors
+    kept = path.read_bytes()
+    assert not list(folder.glob(".lock*"))
+    code, _, errors = stub_run.finish(["run", "--resume", str(folder)], tmp_path)
+    assert code == 0, errors
+    assert path.read_bytes() == kept
+    run = read_run(folder)
+    assert not Tidy.of(run).unfinished
+    rounds = Counter((sample.case, sample.round) for sample in run.samples if not sample.warmup)
+    assert rounds == {(item.case.key, number): 1 for item in run.manifest.plan for number in range(ROUNDS)}
 
 
 def test_a_case_that_fails_is_stored_and_ends_the_job_with_5(tmp_path: Path) -> None:

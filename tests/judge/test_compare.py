@@ -3,10 +3,12 @@ import numpy as np
 import pytest
 
 from bench.analysis.estimators import Ratio, unpaired_ratio
+from bench.analysis.tidy import Tidy
 from bench.judge import compare
+from bench.judge.ranking import Ranking
 from bench.record import CellPlan
 from bench.tell import comparison
-from tests.handmade import ENVIRONMENT, fail, grid, make_case, make_run, smollm2_ms
+from tests.handmade import ENVIRONMENT, fail, grid, make_case, make_run, smollm2_ms, steady_roofs
 
 CASES = grid(["naive", "dynamic"], [32, 512])
 
@@ -226,3 +228,15 @@ def test_runs_without_a_case_in_common_are_told_which_fields_differ(fields, says
 
 def test_runs_with_a_case_in_common_differ_in_no_field():
     assert compare.compare(make_run(CASES), make_run(CASES[:1])).fields_apart == []
+
+
+def test_a_run_without_its_turns_is_compared_as_one_with_them():
+    """`kvbench compare` keeps only what the times of turns are made of: two large runs do not fit in memory."""
+    cases = grid(["naive", "dynamic"], [32, 128])
+    runs = make_run(cases, roofs=steady_roofs), make_run(cases, seed=1, roofs=steady_roofs)
+    lean = [Tidy.lean(run) for run in runs]
+    assert [len(tidy.run.samples) + len(tidy.run.ceilings) for tidy in lean] == [0, 0]
+    found, whole = compare.compare_tidies(*lean), compare.compare(*runs)
+    assert found.rows.equals(whole.rows)
+    assert comparison.render(found, "md") == comparison.render(whole, "md")
+    assert Ranking.of_tidies(lean).entries.equals(Ranking.of(runs).entries)

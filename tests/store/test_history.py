@@ -19,6 +19,7 @@ from bench.store.history import DATABASE, TYPES, History, connect
 from bench.store.run_folder import samples_file
 from bench.store.summary_file import fitting_rows
 from bench.tell import past_runs
+from bench.tell.plots import past_runs as past_plots
 from bench.tell.plots.past_runs import trends
 from tests.commandline import kvbench, refused
 from tests.handmade import ENVIRONMENT, grid, make_run
@@ -327,6 +328,46 @@ def test_the_list_fits_a_terminal_and_says_what_was_measured(runs, monkeypatch):
     assert "012345678 " in screen.getvalue()
     assert "0123456789" not in screen.getvalue()
     assert "origin" not in screen.getvalue()
+
+
+def test_a_plot_has_a_line_per_machine_with_its_intervals_and_marks_what_changed():
+    """Two machines in turns; a commit and a release of transformers come to both, torch stays."""
+    days = pd.to_datetime([f"2026-03-{day:02}" for day in range(1, 9)])
+    latency = [10.0, 20.0, 10.5, 20.5, 11.0, 21.0, 11.5, 21.5]
+    rows = pd.DataFrame(
+        {
+            **dict.fromkeys(past_runs.CASE, "x"),
+            **dict.fromkeys(("n_prompt", "n_depth", "n_gen", "n_threads", "batch_size"), 1),
+            "device": "cpu",
+            "phase": "decode",
+            "machine": ["one", "two"] * 4,
+            "measured_utc": days,
+            "commit": [*["a"] * 4, *["b"] * 4],
+            "transformers": [*["5.23"] * 6, *["5.24"] * 2],
+            "torch": "2.13",
+            "latency_ms": latency,
+            "latency_ms_low": [value - 1 for value in latency],
+            "latency_ms_high": [value + 2 for value in latency],
+        }
+    )
+    figure = trends(rows, past_runs.CASE)
+    (axes,) = figure.axes
+    assert "8 runs, 2 machines" in figure.get_suptitle()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        *("one", "two"),
+        *("another transformers", "another commit"),
+    ]
+    drawn = [list(line.get_ydata()) for line in axes.lines if len(line.get_xdata()) == 4]
+    assert drawn == [latency[::2], latency[1::2]]
+    intervals = [[tuple(segment[:, 1]) for segment in lines.get_segments()] for lines in axes.collections]
+    assert intervals == [[(value - 1, value + 2) for value in latency[place::2]] for place in (0, 1)]
+    marks = [line for line in axes.lines if len(line.get_xdata()) == 2 and len(set(line.get_xdata())) == 1]
+    at = [(line.get_linestyle(), pd.Timestamp(line.get_xdata()[0])) for line in marks]
+    transformers, commit = past_plots.MARKED["transformers"], past_plots.MARKED["commit"]
+    assert sorted(at) == sorted(
+        [(commit, days[4]), (commit, days[5]), (transformers, days[6]), (transformers, days[7])]
+    )
+    assert [text.get_text() for text in axes.texts] == [" transformers 5.24", " transformers 5.24"][: len(axes.texts)]
 
 
 def test_a_plot_counts_the_runs_it_draws_and_names_the_lines_it_has(runs):

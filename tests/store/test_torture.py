@@ -2,18 +2,25 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import threading
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from bench.errors import UsageError
 from bench.judge.baseline import promote
+from bench.store import job_files
 from bench.store.run_folder import locked, read_run, samples_file
 from bench.store.sessions import read_sessions
+from tests import stub_run
+from tests.cluster import ROUNDS, make_cluster_run, node, write_attempt
+from tests.commandline import kvbench, refused
 from tests.handmade import make_run
 from tests.stored import create_run
 from tests.torture import CASES, Damaged, kill_a_writer, other_run, store
@@ -107,6 +114,51 @@ def test_a_full_disk_keeps_what_was_stored(small_disk: Path) -> None:
         promote(other_run("late"), small_disk / "baselines", "b")
     assert [session.run_id for session in read_sessions(small_disk / "baselines" / "b")] == ["handmade"]
     assert len(list((small_disk / "baselines" / "b").iterdir())) == 1
+
+
+@contextmanager
+def filled(folder: Path, but: int) -> Iterator[None]:
+    """Leave `but` bytes of a file system free."""
+    filler = folder / "filler"
+    filler.write_bytes(bytes(shutil.disk_usage(folder).free - but))
+    yield
+    filler.unlink()
+
+
+def test_a_job_on_a_full_disk_is_one_line_and_goes_on_where_there_is_room(small_disk: Path, tmp_path: Path) -> None:
+    folder, _ = make_cluster_run(small_disk / "runs")
+    job = ["job", str(job_files.path_of(folder, "job-0"))]
+    with filled(small_disk, but=8192):
+        code, _, errors = stub_run.finish(job, tmp_path)
+    assert code == 5
+    (complaint,) = [line for line in errors.splitlines() if "No space left on device" in line]
+    assert complaint == errors.splitlines()[-1]
+    assert f"kvbench run --resume {folder}" in complaint
+    assert "Traceback" not in errors
+    kept = read_run(folder).samples
+    assert len(kept) > 0
+    code, _, errors = stub_run.finish(job, tmp_path)
+    assert code == 0, errors
+    measured = read_run(folder).samples
+    assert all(sample in measured for sample in kept)
+    counted = Counter((sample.case, sample.round) for sample in measured if not sample.warmup)
+    assert set(counted.values()) == {1}
+    assert len(counted) == 2 * 2 * ROUNDS
+
+
+def test_collecting_onto_a_full_disk_is_one_line_and_can_be_repeated(small_disk: Path, tmp_path: Path) -> None:
+    folder, _ = make_cluster_run(small_disk / "runs")
+    node1 = Path(shutil.copytree(folder, tmp_path / "node1"))
+    write_attempt(node1, node("node1"), "a")
+    before = (node1 / "samples-job-0.jsonl").read_bytes()
+    assert len(before) > 8192
+    collect = ["collect", str(node1), "--out", str(small_disk / "runs")]
+    with filled(small_disk, but=4096):
+        assert "No space left on device" in refused(*collect)
+    assert (node1 / "samples-job-0.jsonl").read_bytes() == before
+    kvbench(*collect)
+    assert (folder / "samples-job-0.jsonl").read_bytes() == before
+    assert [path.name for path in folder.glob("samples*")] == ["samples-job-0.jsonl"]
 
 
 def test_a_read_only_folder_is_refused_in_one_line(small_disk: Path) -> None:

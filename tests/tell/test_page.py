@@ -202,6 +202,7 @@ def test_the_committed_page_is_of_the_committed_run() -> None:
     folder = ROOT / "results" / "examples" / "smollm2-135m-2-cores"
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert len(page.encode()) < 1_000_000
+    assert [column["name"] for column in embedded(page, "summary")["columns"]] == columns.NAMES
     rows = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     rows = rows["rows"] if isinstance(rows, dict) else rows  # the form of older files is a list
     assert [row[columns.NAMES.index("latency_ms")] for row in embedded(page, "summary")["rows"]] == pytest.approx(

@@ -79,6 +79,53 @@ def test_a_page_loads_without_an_error_or_a_request(browser, run_file, compariso
             assert wrong == []
 
 
+def line_colors(page) -> set[str]:
+    """The colours in which the lines of the plots are drawn."""
+    return set(
+        page.evaluate("[...document.querySelectorAll('.plot svg path')].map((path) => getComputedStyle(path).stroke)")
+    )
+
+
+INK, DARK_INK = "rgb(34, 34, 34)", "rgb(228, 232, 237)"
+
+
+def test_the_lines_of_a_plot_are_light_on_a_dark_page(browser, run_file):
+    with opened(browser, run_file, scheme="light") as (page, _):
+        assert INK in line_colors(page)
+        assert DARK_INK not in line_colors(page)
+    with opened(browser, run_file, scheme="dark") as (page, _):
+        assert DARK_INK in line_colors(page)
+        assert INK not in line_colors(page)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_page_prints_on_white_with_every_column_and_no_tools(browser, run_file, comparison_file, scheme):
+    for file in (run_file, comparison_file):
+        with opened(browser, file, scheme=scheme) as (page, wrong):
+            if file == run_file:
+                page.locator("#every-column > summary").click()
+            assert page.locator(".tools").first.is_visible()
+            page.emulate_media(media="print")
+            for tools in page.locator("nav, .tools, .switch").all():
+                assert not tools.is_visible()
+            boxes = page.evaluate(
+                """[...document.querySelectorAll(".scroll, .plot.wide")].map((box) => {
+                  const style = getComputedStyle(box);
+                  return [style.overflowX, style.overflowY, style.maxHeight];
+                })"""
+            )
+            assert boxes
+            assert {tuple(box) for box in boxes} == {("visible", "visible", "none")}
+            body = page.evaluate("((style) => [style.backgroundColor, style.color])(getComputedStyle(document.body))")
+            assert body == ["rgb(255, 255, 255)", "rgb(27, 31, 36)"]
+            assert INK in line_colors(page)
+            assert DARK_INK not in line_colors(page)
+            printed = page.pdf(format="A4", print_background=True)
+            assert printed.startswith(b"%PDF-")
+            assert len(printed) > 20_000  # the tables' and plots' own fonts and lines
+            assert wrong == []
+
+
 def test_a_narrow_page_draws_each_panel_below_the_other(browser, tmp_path):
     with own_settings():
         figure = make_figure("Two panels", "of a setting", 3)
@@ -96,6 +143,17 @@ def test_a_narrow_page_draws_each_panel_below_the_other(browser, tmp_path):
             assert (0xD5, 0x5E, 0x00) in {
                 color for _, color in Image.open(io.BytesIO(png)).convert("RGB").getcolors(1 << 20)
             }
+        assert wrong == []
+
+
+def test_the_rows_of_a_narrow_table_begin_on_a_pixel(browser, run_file):
+    """Else the cell that stays in place while the table scrolls covers the line above it."""
+    with opened(browser, run_file, width=390) as (page, wrong):
+        heights = page.evaluate(
+            "[...document.querySelectorAll('table.data tbody tr')].map((row) => row.getBoundingClientRect().height)"
+        )
+        assert heights
+        assert all(height == round(height) for height in heights)
         assert wrong == []
 
 
