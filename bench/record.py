@@ -134,6 +134,8 @@ class CheckFindings(msgspec.Struct, frozen=True, kw_only=True):
     """None for an exact strategy."""
     kernels: dict[str, str] | None = None
     """Which kernel computed each product; None for a strategy without a choice, and in older runs."""
+    reference_rounding: float = 0.0
+    """How far rounding alone moves naive's own logits, as a share of the largest; 0 within the dtype's tolerance."""
     depends_on_later: bool = False
     """A position's logits depend on the tokens after it in this model: the reference is naive, step by step."""
 

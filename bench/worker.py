@@ -149,7 +149,7 @@ class Worker:
         if isinstance(request, protocol.MakeText):
             made = make_text(self.model, request, self.device.available_memory_bytes())
         else:
-            make_reference(self.model, request.case, Path(request.path))
+            make_reference(self.model, request.case, Path(request.path), self.device.available_memory_bytes())
         self.device.give_back_memory()
         return made
 
@@ -184,7 +184,7 @@ class Worker:
         judging = self.judged if self.judged is not None and self.judged[0] == case else None
         judged = None if judging is None else judging[1]
         reference, weight = read_reference(request.path, self.device.name), None
-        depends_on_later, expected = not reference.prefix_stable, reference.tokens
+        depends_on_later, rounding, expected = not reference.prefix_stable, reference.rounding, reference.tokens
         with _as_other_tokens() if depends_on_later else nullcontext():
             if count and self.is_warm:
                 del reference  # its logits would be weighed too
@@ -233,6 +233,7 @@ class Worker:
             exact=not self._is_lossy,
             kernels=self.strategy.kernels,
             quality=judged,
+            reference_rounding=rounding,
             depends_on_later=depends_on_later or (judging is not None and judged is None),
         )
 

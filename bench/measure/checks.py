@@ -89,10 +89,16 @@ class Checks:
             quality = msgspec.structs.replace(found.quality, writer=written_by)
             entry.check = msgspec.structs.replace(entry.check, quality=quality)
         if found.tokens_match == "false" and not is_lossy(entry.case.strategy):
-            expected = "naive's" if found.depends_on_later else "the parallel forward's"
+            is_naives = found.depends_on_later or found.reference_rounding
+            expected = "naive's" if is_naives else "the parallel forward's"
             error = f"logits differ from {expected} by {found.logits_error:.1e} of the largest logit"
             if found.depends_on_later:
                 error += ": earlier positions of this model depend on later ones, and a cache keeps them as they were"
+            elif found.reference_rounding:
+                error += (
+                    f"; rounding in {entry.case.dtype} alone moves naive's own by {found.reference_rounding:.1e}: "
+                    "compare in float32"
+                )
             self._workers.fail(entry, WorkerFailed("failed", error, alive=True, tokens_match="false"))
 
     def _framework_step_ns(self, entry: Entry) -> list[int] | None:

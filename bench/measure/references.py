@@ -37,11 +37,15 @@ def ids_for(model: PreTrainedModel, case: Case) -> tuple[Tensor | None, Tensor]:
     return (context.to(model.device) if context is not None else None), prompt.to(model.device)
 
 
-def make_reference(model: PreTrainedModel, case: Case, path: Path) -> None:
-    """Store the tokens and logits that naive greedy re-feed gives for `case`."""
+def make_reference(model: PreTrainedModel, case: Case, path: Path, room_bytes: int | None) -> None:
+    """Store the tokens and logits that naive greedy re-feed gives for `case`; `room_bytes` is as in `reference`."""
     context, prompt = ids_for(model, case)
-    found = reference(model, prompt, case.n_gen, context)
-    _store({**vars(found), "prefix_stable": torch.tensor(found.prefix_stable)}, path)
+    found = reference(model, prompt, case.n_gen, context, room_bytes)
+    facts = {
+        "prefix_stable": torch.tensor(found.prefix_stable),
+        "rounding": torch.tensor(found.rounding, dtype=torch.float64),
+    }
+    _store(vars(found) | facts, path)
 
 
 def make_text(model: PreTrainedModel, request: MakeText, room_bytes: int | None) -> TextMade:
@@ -75,7 +79,12 @@ def _written(model: PreTrainedModel, request: MakeText, n: int) -> TextMade:
 def read_reference(path: str, device: str) -> Reference:
     """Read what `make_reference` stored."""
     stored = load_file(path, device=device)
-    return Reference(stored["tokens"], stored["logits"], bool(stored.get("prefix_stable", True)))
+    return Reference(
+        stored["tokens"],
+        stored["logits"],
+        prefix_stable=bool(stored["prefix_stable"]),
+        rounding=float(stored["rounding"]),
+    )
 
 
 def judge_by_text(strategy: Strategy, path: str, device: str) -> Quality | None:

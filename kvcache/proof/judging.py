@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from kvcache.models.rotary import RotaryTables, is_dynamic, switches
 from kvcache.models.skeleton import max_positions
+from kvcache.proof.copies import float32_copy
 from kvcache.proof.quality import (
     RECALLED,
     Quality,
@@ -82,7 +83,10 @@ def predict(model: PreTrainedModel, tokens: Tensor, room_bytes: int | None = Non
     tables.make_original()
     exact = exact_logits(model, with_recall(tokens) if n_recalled else tokens, n_context)
     tables.make_original()
-    stable = _is_prefix_stable(model, tokens[:, : n_context + 1], exact)
+    beginning = tokens[:, : n_context + 1]
+    stable = _is_prefix_stable(model, beginning, exact)
+    if not stable and (wide := float32_copy(model, room_bytes)) is not None:  # by more than rounding?
+        stable = _is_prefix_stable(wide, beginning, exact_logits(wide, tokens, n_context))
     floor = logit_kl_floor(model, tokens, n_context, exact[:, :steps], room_bytes)
     return JudgedText(
         tokens=tokens,

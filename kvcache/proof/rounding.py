@@ -3,7 +3,6 @@
 Axes: `batch` sequences of `n` tokens, of which the first `n_context` are not compared.
 """
 
-import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -15,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel
 
 from kvcache.models.skeleton import count_parameters
+from kvcache.proof.copies import copied
 from kvcache.proof.quality import divergence, exact_logits
 
 
@@ -35,7 +35,7 @@ def logit_kl_floor(
     try:
         with products:
             wide, narrow = (
-                exact if model.dtype == dtype else exact_logits(_copy(model, dtype), text, n_context)
+                exact if model.dtype == dtype else exact_logits(copied(model, dtype), text, n_context)
                 for dtype in (torch.float32, torch.bfloat16)
             )
         by_position = [divergence(*logits).mean() for logits in zip(wide.unbind(1), narrow.unbind(1), strict=True)]
@@ -66,13 +66,3 @@ class WideProducts(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         args, kwargs = tree_map_only(Tensor, Tensor.float, (args, kwargs or {}))
         return func(*args, **kwargs).bfloat16()
-
-
-def _copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Copy a model to `dtype`, weight by weight: there is never a second one at its own dtype."""
-    cast: dict[int, Any] = {
-        id(weight): nn.Parameter(weight.to(dtype), requires_grad=False)
-        for weight in model.parameters()
-        if weight.is_floating_point()
-    }
-    return copy.deepcopy(model, cast)

@@ -11,7 +11,7 @@ over the beginning alone; for them the reference is naive re-feed itself, step b
 
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from kvcache.models.rotary import RotaryTables
 from kvcache.models.skeleton import is_out_of_memory
+from kvcache.proof.copies import float32_copy
 from kvcache.strategies.cached import Dynamic
 from kvcache.strategies.failing_forward import naming_transformers
 from kvcache.strategies.naive import Naive
@@ -51,6 +52,9 @@ class Reference:
     logits: Tensor
     prefix_stable: bool = True
     """Whether a position's logits are the same whatever follows it; if not, the logits are naive's own."""
+    rounding: float = 0.0
+    """How far the parallel forward's logits are from naive's by rounding alone, as a share of the largest, where that
+    is more than the tolerance: the logits are naive's own, then."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,20 @@ class Agreement:
 
 
 @torch.inference_mode()
-def reference(model: PreTrainedModel, prompt: Tensor, n_gen: int, context: Tensor | None = None) -> Reference:
+def reference(
+    model: PreTrainedModel,
+    prompt: Tensor,
+    n_gen: int,
+    context: Tensor | None = None,
+    room_bytes: int | None = None,
+) -> Reference:
     """Find what naive greedy re-feed emits after `context` and `prompt [batch, n_prompt]`, without n_gen re-feeds.
 
     A cached run drafts the tokens (where the model has no cache, anything does), one parallel forward verifies them.
     Where they differ (a tie, or a broken cache), the forward's own choices are the next draft; each pass settles at
     least one more position of every sequence, so n_gen passes are enough. Where they are not, or a forward over a
-    part of the sequence gives other logits, naive re-feed is run whole, and once more.
+    part of the sequence gives other logits, naive re-feed is run whole, and once more. A copy in float32 then shows
+    whether coarser weights only round, unless it takes more than `room_bytes`.
 
     Raises:
         ForwardFails: a forward fails in transformers' own code.
@@ -87,10 +98,10 @@ def reference(model: PreTrainedModel, prompt: Tensor, n_gen: int, context: Tenso
     """
     before = prompt if context is None else torch.cat([context, prompt], dim=1)
     with naming_transformers(model):
-        return _found(model, before, n_gen)
+        return _found(model, before, n_gen, room_bytes)
 
 
-def _found(model: PreTrainedModel, before: Tensor, n_gen: int) -> Reference:
+def _found(model: PreTrainedModel, before: Tensor, n_gen: int, room_bytes: int | None) -> Reference:
     found = _verified(model, before, _draft(model, before, n_gen))
     if found is not None and _is_naives(model, before, found):
         return found
@@ -101,7 +112,20 @@ def _found(model: PreTrainedModel, before: Tensor, n_gen: int) -> Reference:
             f"{model.config.model_type} gives other logits when it is fed the same tokens again: nothing can be proved "
             "about any strategy"
         )
-    return found
+    if not _is_stable_in_float32(model, before, found.tokens, room_bytes):
+        return found
+    parallel = last_logits(model, torch.cat([before, found.tokens[:, :-1]], dim=1), keep=n_gen)
+    rounding = difference(found.logits, parallel, greatest(found.logits))
+    return replace(found, prefix_stable=True, rounding=rounding)
+
+
+def _is_stable_in_float32(model: PreTrainedModel, before: Tensor, draft: Tensor, room_bytes: int | None) -> bool:
+    """Return whether a copy in float32 gives a position's logits whatever follows it; False where there is none."""
+    wide = float32_copy(model, room_bytes)
+    if wide is None:
+        return False
+    found = _verified(wide, before, draft)
+    return found is not None and _is_naives(wide, before, found)
 
 
 def _draft(model: PreTrainedModel, before: Tensor, n_gen: int) -> Tensor:

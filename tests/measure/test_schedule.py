@@ -431,6 +431,20 @@ def test_other_tokens_where_positions_depend_on_later_ones_say_so(monkeypatch: p
     assert ": earlier positions of this model depend on later ones, and a cache keeps them" in failure.error
 
 
+def test_other_tokens_where_rounding_moves_the_model_itself_name_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = FakeArm.answer
+
+    def rounding(arm: FakeArm, request: Request) -> object:
+        reply = answer(arm, request)
+        return msgspec.structs.replace(reply, reference_rounding=0.05) if isinstance(reply, Checked) else reply
+
+    monkeypatch.setattr(FakeArm, "answer", rounding)
+    FakeArm.matches = {"dynamic": "false"}
+    (failure,) = measured(CASES).of(Failure)
+    assert "logits differ from naive's by" in failure.error
+    assert "; rounding in float32 alone moves naive's own by 5.0e-02" in failure.error
+
+
 def test_a_worker_that_cannot_be_forked_costs_one_case_and_is_forked_for_the_next() -> None:
     unforkable.add(2)  # after the reference and naive
     memory = measured(grid(["naive", "dynamic"], [8, 16]), repetitions=1)

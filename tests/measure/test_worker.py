@@ -44,9 +44,9 @@ from kvcache.proof import judging
 from kvcache.strategies.cached import Cached, Dynamic
 from kvcache.strategies.naive import Naive
 from kvcache.strategies.strategy import Strategy
-from tests.families import family, seeing_the_future, unrepeatable
+from tests.families import CONFIGS, family, seeing_the_future, unrepeatable
 from tests.handmade import make_case
-from tests.tiny import VOCAB_SIZE
+from tests.tiny import VOCAB_SIZE, tiny
 
 
 def tiny_case(strategy: str = "dynamic", **fields: Any) -> Case:
@@ -468,6 +468,21 @@ def test_without_a_cache_such_a_model_gives_other_tokens_too(tmp_path: Path) -> 
     assert isinstance(reply, Refused)
     assert (reply.status, reply.tokens_match) == ("failed", "false")
     assert reply.error.endswith("and earlier positions of this model depend on later ones")
+
+
+def test_rounding_makes_no_other_tokens_of_a_model_without_a_cache(tmp_path: Path) -> None:
+    model = tiny("minimax", CONFIGS["minimax"], dtype=torch.bfloat16)
+    _, reply = of_model(model, Dynamic(model), tmp_path)
+    assert isinstance(reply, Refused)
+    assert (reply.status, reply.tokens_match) == ("unsupported", None)
+
+
+def test_a_forward_that_fails_in_transformers_is_refused_as_the_models(tmp_path: Path) -> None:
+    model = tiny("xlstm", CONFIGS["xlstm"], dtype=torch.bfloat16)
+    made, _ = of_model(model, Naive(model), tmp_path)
+    assert isinstance(made, Refused)
+    assert (made.status, made.of_model) == ("unsupported", True)
+    assert "its weights are bfloat16: take float32" in made.error
 
 
 def test_a_model_that_swallows_its_cache_is_unsupported(tmp_path: Path) -> None:

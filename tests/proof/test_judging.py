@@ -30,7 +30,7 @@ def test_a_copy_that_would_not_fit_is_not_made(monkeypatch: pytest.MonkeyPatch) 
     weights = sum(weight.numel() for weight in model.parameters())
     assert room == 2 * (weights + 2 * exact.numel())  # bfloat16 beside the model's own float32
     assert len(predict(model, tokens, room).floor) == 1
-    monkeypatch.setattr(rounding, "_copy", None)
+    monkeypatch.setattr(rounding, "copied", None)
     assert len(predict(model, tokens, room - 1).floor) == 0
 
 

@@ -252,6 +252,15 @@ def test_where_positions_depend_on_later_ones_naive_is_its_own_reference(model: 
     assert compared(Dynamic(model), prompt, expected) == compared(Static(model), prompt, expected) == "false"
 
 
+def test_rounding_is_not_taken_for_a_dependence_on_later_tokens() -> None:
+    model, prompt = shrunken("gemma4_text", torch.bfloat16), token_ids(2, 2, 12)
+    expected = reference(model, prompt, 5)
+    assert expected.prefix_stable
+    assert expected.rounding == 0 or expected.rounding > tolerance(model)
+    assert not reference(seeing_the_future()[0].bfloat16(), token_ids(2, 2, 6), 8).prefix_stable
+    assert reference(seeing_the_future()[0].bfloat16(), token_ids(2, 2, 6), 8, room_bytes=0).rounding == 0
+
+
 def test_xlnet_ends_and_is_its_own_reference() -> None:
     model, prompt = family("xlnet"), token_ids(2, 2, 6)
     expected = reference(model, prompt, 8)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kvcache.strategies.catalogue import STRATEGIES, build
-from kvcache.strategies.padding import check_rotary_tables, moved_before
+from kvcache.strategies.padding import check_rotary_tables, check_selection, moved_before
 from tests.families import dynamic_ntk, family
 from tests.tiny import ARCHITECTURES, EVERYWHERE, build_eagerly, token_ids
 
@@ -105,6 +105,18 @@ def test_padding_is_refused_where_a_longer_row_will_change_the_rotary_table(
     emitted = strategy.generate(prompts, 7, attention_mask=mask)
     strategy.prepare(1, 16)
     assert torch.equal(emitted[:1], strategy.generate(prompts[:1, 4:], 7))
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_padding_is_refused_where_sparse_attention_selects(name: str) -> None:
+    model, mask = family("deepseek_v32"), padding([0] * 2 + [1] * 3, [1] * 5)
+    strategy = build(name, model)
+    strategy.prepare(2, 9)
+    with pytest.raises(ValueError, match="attends to 8 selected tokens, fewer than the 9 there will be"):
+        strategy.generate(token_ids(2, 2, 5), 3, attention_mask=mask)
+    check_selection(model, mask, 8)
+    check_selection(model, torch.ones_like(mask), 9)
+    check_selection(ARCHITECTURES["llama"](), mask, 9)
 
 
 def test_rows_that_are_all_beyond_the_switch_may_differ() -> None:
