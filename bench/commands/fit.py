@@ -1,4 +1,4 @@
-"""`kvbench fit`: the largest context that a memory holds, for each kind of cache."""
+"""`kvbench fit`: the largest context that a memory holds, or the largest batch, for each kind of cache."""
 
 import re
 from typing import Annotated
@@ -10,7 +10,7 @@ from bench.commands.output import emit, note
 from bench.commands.values import thread_count
 from bench.errors import UsageError
 
-_BATCH = "Sequences in a batch; of a list each has rows of its own."
+_BATCH = "Sequences in a batch; of a list each has rows of its own [default: 1]."
 _UNITS = {"": 1} | {f"{prefix}B": 1000**power for power, prefix in enumerate("kMGT", 1)}
 _UNITS |= {f"{prefix}iB": 1024**power for power, prefix in enumerate("KMGT", 1)}
 
@@ -35,9 +35,13 @@ def fit(
         Option("--memory", parser=size, metavar="SIZE", help="Memory, as in 16GiB [default: all of this machine's]."),
     ] = None,
     batch_size: Annotated[
-        tuple,  # type: ignore[type-arg]  # typer takes a plain class
+        tuple | None,  # type: ignore[type-arg]  # typer takes a plain class
         Option(*flags.GRID["batch_size"].names, parser=flags.GRID["batch_size"].parse, metavar="INTEGERS", help=_BATCH),
-    ] = "1",  # type: ignore[assignment]  # the word that the parser gets
+    ] = None,
+    context: Annotated[
+        int | None,
+        Option("--context", min=1, help="Tokens of each sequence: find the largest batch instead [default: none]."),
+    ] = None,
     dtype: Annotated[flags.DtypeName, flags.GRID["dtype"].option()] = "float32",
     strategies: Annotated[
         tuple | None,  # type: ignore[type-arg]  # typer takes a plain class
@@ -50,7 +54,7 @@ def fit(
     ] = True,
     output_format: flags.TableFormat = "md",
 ) -> None:
-    """Find the largest context that fits a memory.
+    """Find the largest context that fits a memory, or with --context the largest batch.
 
     For each kind of cache: adds up the weights, every byte that the cache allocates for a prompt fed in one forward,
     and an estimate of the workspace. Nothing is loaded or run. Tokens per second are those of decode at that context
@@ -60,6 +64,7 @@ def fit(
     Examples:
       kvbench fit -m smollm2-135m --memory 2GiB
       kvbench fit -m ./my-model --memory 16GiB -b 1,8 --dtype bfloat16
+      kvbench fit -m smollm2-135m --memory 16GiB --context 2048
       kvbench fit -m random:gpt2 -o csv --no-ceilings
     """
     from bench.machine.environment import read_environment
@@ -74,5 +79,11 @@ def fit(
     if refeeding := REFEEDING.intersection(chosen):
         raise UsageError(f"--strategies {', '.join(refeeding)}: keeps no cache, so no memory of one ends its context")
     described = describe(model, "")
+    if context is not None and batch_size is not None:
+        raise UsageError(f"--context {context} finds the batch: give either it or --batch-size")
+    longest = described.max_positions
+    if context is not None and longest is not None and context > longest:
+        raise UsageError(f"--context {context}: {model} has {longest} positions")
     rates = rates_here(dtype, thread_count(n_threads), note) if ceilings else None
-    emit(render(list(fits(described, chosen, dtype, batch_size, memory_bytes, rates)), output_format))
+    rows = list(fits(described, chosen, dtype, batch_size or (1,), memory_bytes, rates, context))
+    emit(render(rows, output_format, of_batches=context is not None))

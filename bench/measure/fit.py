@@ -44,15 +44,17 @@ class Need:
 
 
 class Fit(msgspec.Struct, frozen=True, kw_only=True):
-    """The largest context of one kind of cache; one row of `kvbench fit`."""
+    """The largest context of one kind of cache, or its largest batch at a given one; one row of `kvbench fit`."""
 
     model: str
     strategy: str
     dtype: str
     batch_size: int
+    """The one asked for; with a context given, the largest that fits (0: not one does)."""
     memory_bytes: int
     max_context: int | None
-    """Tokens of each sequence, prompt and new ones together; 0: not one fits. None where `error` says why."""
+    """Tokens of each sequence, prompt and new ones together: the most that fit (0: not one does), or those given. None
+    where `error` says why."""
     limited_by: str | None
     """`memory`, `positions` (the model has no more), or `weights`, which alone do not fit."""
     weights_bytes: int
@@ -87,8 +89,12 @@ def fits(
     batch_sizes: Sequence[int],
     memory_bytes: int,
     rates: Rates | None,
+    context: int | None = None,
 ) -> Iterator[Fit]:
-    """Yield the largest context for each strategy and batch size, with its speed where `rates` are known."""
+    """Yield the largest context for each strategy and batch size, with its speed where `rates` are known.
+
+    With a `context` it is the largest batch of so many tokens each, a row for each strategy.
+    """
     from kvcache.proof.rehearsal import NotRehearsable
 
     weights_bytes = model.weights_bytes(dtype)
@@ -97,7 +103,7 @@ def fits(
             reason = refusal(model, strategy, dtype)
         except NotRehearsable as failed:
             reason = str(failed)
-        for batch_size in batch_sizes:
+        for batch_size in batch_sizes if context is None else (1,):
             row = Fit(
                 model=model.spec,
                 strategy=strategy,
@@ -110,37 +116,73 @@ def fits(
                 error=reason,
             )
             try:
-                yield row if reason else _fitted(row, model, rates)
+                if reason:
+                    yield row
+                elif context is None:
+                    yield _fitted(row, model, rates)
+                else:
+                    yield _batched(row, model, context, rates)
             except NotRehearsable as refused:
                 yield msgspec.structs.replace(row, error=str(refused))
 
 
 def _fitted(row: Fit, model: models.ModelDescription, rates: Rates | None) -> Fit:
-    needed = functools.partial(need, model, row.strategy, row.dtype, row.batch_size)
-
-    def fitting(n_tokens: int) -> bool:
-        kv = _kv_bytes(model, row.strategy, row.dtype, row.batch_size, n_tokens)
-        if kv is None or row.weights_bytes + kv > row.memory_bytes:  # spares a forward of such a length
-            return False
-        found = needed(n_tokens)
-        return found is not None and found.total <= row.memory_bytes
-
-    if needed(1) is None:
-        return msgspec.structs.replace(row, error="nothing is known of its bytes on this model")
-    if row.weights_bytes > row.memory_bytes or not fitting(1):
-        limit = "weights" if row.weights_bytes > row.memory_bytes else "memory"
-        return msgspec.structs.replace(row, max_context=0, limited_by=limit)
+    """Fill in the largest context of the row's batch size."""
+    fitting = functools.partial(_fits, row, model, row.batch_size)
+    if need(model, row.strategy, row.dtype, row.batch_size, 1) is None:
+        return msgspec.structs.replace(row, error=UNKNOWN)
+    if not fitting(1):
+        return msgspec.structs.replace(row, max_context=0, limited_by=_least(row))
     longest = model.max_positions or LONGEST
     context = longest if fitting(longest) else _largest(fitting, longest)  # all of them fit most models: one look
-    found = needed(context)
+    limit = "memory" if context < longest else "positions" if model.max_positions else "nothing"
+    return _filled(msgspec.structs.replace(row, max_context=context, limited_by=limit), model, rates)
+
+
+def _batched(row: Fit, model: models.ModelDescription, context: int, rates: Rates | None) -> Fit:
+    """Fill in the largest batch of sequences of `context` tokens."""
+
+    def fitting(batch_size: int) -> bool:
+        return _fits(row, model, batch_size, context)
+
+    if need(model, row.strategy, row.dtype, 1, context) is None:
+        return msgspec.structs.replace(row, error=UNKNOWN)
+    row = msgspec.structs.replace(row, max_context=context, limited_by="memory")
+    if not fitting(1):
+        return msgspec.structs.replace(row, batch_size=0, limited_by=_least(row))
+    kv = _kv_bytes(model, row.strategy, row.dtype, 1, context)
+    most = (
+        2 * (row.memory_bytes - row.weights_bytes) // max(1, kv or 1)
+    )  # the cache grows with the batch, counters do not
+    return _filled(msgspec.structs.replace(row, batch_size=_largest(fitting, most)), model, rates)
+
+
+UNKNOWN = "nothing is known of its bytes on this model"
+
+
+def _fits(row: Fit, model: models.ModelDescription, batch_size: int, n_tokens: int) -> bool:
+    kv = _kv_bytes(model, row.strategy, row.dtype, batch_size, n_tokens)
+    if kv is None or row.weights_bytes + kv > row.memory_bytes:  # spares a forward of such a length
+        return False
+    found = need(model, row.strategy, row.dtype, batch_size, n_tokens)
+    return found is not None and found.total <= row.memory_bytes
+
+
+def _least(row: Fit) -> str:
+    """Say what is too much where not even the least fits."""
+    return "weights" if row.weights_bytes > row.memory_bytes else "memory"
+
+
+def _filled(row: Fit, model: models.ModelDescription, rates: Rates | None) -> Fit:
+    """Add sizes and speed at the row's batch size and context."""
+    assert row.max_context is not None
+    found = need(model, row.strategy, row.dtype, row.batch_size, row.max_context)
     assert found is not None
     return msgspec.structs.replace(
         row,
-        max_context=context,
-        limited_by="memory" if context < longest else "positions" if model.max_positions else "nothing",
         kv_bytes_allocated=found.kv,
         workspace_bytes=found.workspace,
-        tokens_per_s=None if rates is None else _tokens_per_s(row, model, context, rates),
+        tokens_per_s=None if rates is None else _tokens_per_s(row, model, row.max_context, rates),
     )
 
 

@@ -17,11 +17,15 @@ if TYPE_CHECKING:
     from bench.measure.fit import Fit
 
 _HEADERS = ("strategy", "batch", "largest context", "limited by", "cache GB", "process GB", "decode tok/s at most")
+_OF_BATCHES = ("strategy", "largest batch", "context", *_HEADERS[3:])
 _PROCESS = "process: Python, torch and transformers (0.4 GB), and the workspace of a forward; an estimate"
 
 
-def render(rows: Sequence[Fit], form: Format) -> str:
-    """Write a line per kind and batch size, and below the table why a kind has none; or every field of each row."""
+def render(rows: Sequence[Fit], form: Format, *, of_batches: bool = False) -> str:
+    """Write a line per kind and batch size, and below the table why a kind has none; or every field of each row.
+
+    With `of_batches` the batch is what was looked for, and not the context.
+    """
     if form != "md":
         return tables.data(pd.DataFrame(map(msgspec.structs.asdict, rows), dtype=object), form)
     first = rows[0]
@@ -40,7 +44,8 @@ def render(rows: Sequence[Fit], form: Format) -> str:
         for row in rows
         if row.max_context is not None
     ]
-    table = markdown_table(lines, _HEADERS, ["left", *["right"] * 2, "left", *["right"] * 3])
+    headers = _OF_BATCHES if of_batches else _HEADERS
+    table = markdown_table(lines, headers, ["left", *["right"] * 2, "left", *["right"] * 3])
     reasons = {row.strategy: row.error for row in rows if row.error is not None}
     below = "".join(f"- {strategy}: {reason}\n" for strategy, reason in reasons.items())
     noted = f"\n{_PROCESS}\n" if lines else ""

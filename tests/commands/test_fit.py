@@ -43,6 +43,35 @@ def test_a_kind_that_cannot_run_says_why_and_batches_have_rows() -> None:
     assert "- offloaded: offloaded moves a cache between a GPU and main memory" in printed
 
 
+@pytest.mark.parametrize("strategy", ["dynamic", "static"])
+def test_one_sequence_more_does_not_fit(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench.machine import cgroup
+    from bench.machine.kernels import Rates
+
+    limit = 460_000_000  # a container's
+    monkeypatch.setattr(cgroup, "memory_limit_bytes", lambda: float(limit))
+    monkeypatch.setattr("bench.measure.fit.rates_here", lambda *_: Rates(flops_per_s=math.inf, bytes_per_s=1e9))
+    asked = ("fit", "-m", "random:tiny", "--context", "300", "--strategies", strategy)
+    (row,) = json.loads(kvbench(*asked, "-o", "json").stdout)
+    assert (row["memory_bytes"], row["max_context"], row["limited_by"]) == (limit, 300, "memory")
+    sizes = [need(describe("random:tiny", ""), strategy, "float32", row["batch_size"] + more, 300) for more in (0, 1)]
+    assert sizes[0] is not None
+    assert sizes[1] is not None
+    assert sizes[0].total <= limit < sizes[1].total
+    assert row["kv_bytes_allocated"] == sizes[0].kv
+    one_s_bytes = row["weights_bytes"] + sizes[0].kv
+    assert row["tokens_per_s"] == pytest.approx(row["batch_size"] * 1e9 / one_s_bytes, rel=0.5)
+    assert "largest batch" in kvbench(*asked, "--no-ceilings").stdout
+
+
+def test_a_context_that_fits_no_batch_and_one_that_the_model_has_not() -> None:
+    few = ("fit", "-m", "random:tiny", "--context", "300", "--strategies", "dynamic")
+    (row,) = json.loads(kvbench(*few, "--memory", "300MB", *JSON).stdout)
+    assert (row["batch_size"], row["max_context"], row["limited_by"]) == (0, 300, "memory")
+    assert "4096 positions" in refused("fit", "-m", "random:tiny", "--context", "4097")
+    assert "--batch-size" in refused(*few, "-b", "2")
+
+
 def test_a_kind_that_fails_costs_no_other_row(monkeypatch: pytest.MonkeyPatch) -> None:
     from kvcache.proof.rehearsal import NotRehearsable, Rehearsal
 

@@ -1,9 +1,13 @@
 """The room that a plan needs: what a compiler writes, and the logits that judge a lossy strategy."""
 
+import re
+from types import SimpleNamespace
+
 import pytest
 
 from bench.manifest import CasePlan
-from bench.measure.plan import COMPILER_BYTES, memory_bytes, temporary_bytes
+from bench.measure.fit import need
+from bench.measure.plan import COMPILER_BYTES, in_words, memory_bytes, temporary_bytes
 from kvcache.models import describe
 from kvcache.proof.judging import POSITIONS
 from kvcache.proof.quality import RECALLED
@@ -32,3 +36,14 @@ def test_a_lossy_case_needs_room_for_the_text_that_judges_it(strategy: str) -> N
     lossy, exact = planned(strategy), planned("dynamic")
     assert temporary_bytes(lossy) - temporary_bytes(exact) == JUDGED
     assert memory_bytes(lossy) - memory_bytes(exact) == 2 * JUDGED  # the strategy's worker and the reference's
+
+
+def test_a_case_that_does_not_fit_shows_all_that_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.measure.plan.DEVICES", {"cpu": SimpleNamespace(available_memory_bytes=lambda: 10**8)})
+    (plan,) = planned("dynamic")
+    words = in_words(plan)
+    assert words.endswith("DOES NOT FIT the 0.1 GB that are free")
+    sizes = [float(size) for size in re.findall(r"(?:weights|cache|workspace) ([\d.e-]+) GB", words)]
+    found = need(describe("random:tiny"), "dynamic", "float32", BATCH_SIZE, plan.case.capacity)
+    assert found is not None
+    assert sum(sizes) == pytest.approx(found.total / 1e9, rel=0.01)
