@@ -82,16 +82,13 @@ def lists(cells: pd.DataFrame) -> dict[str, list[str]]:
     }
 
 
-def right_by_rounding(cells: pd.DataFrame) -> list[str]:
-    """List the types with cells that are false in float32, and right in bfloat16 within its wider tolerance."""
+def right_by_rounding(cells: pd.DataFrame) -> dict[str, list[str]]:
+    """List, by cause, the types with cells that are false in float32 and within the tolerance of bfloat16."""
     where = ["model_type", "batch_size", "strategy", "scenario"]
-    false = set(
-        cells.loc[(cells["outcome"] == "false") & (cells["dtype"] == "float32"), where].itertuples(
-            index=False, name=None
-        )
-    )
-    narrow = cells[(cells["dtype"] == "bfloat16") & cells["outcome"].isin(MEASURED)]
-    return list(dict.fromkeys(key[0] for key in narrow[where].itertuples(index=False, name=None) if key in false))
+    false = cells[(cells["outcome"] == "false") & (cells["dtype"] == "float32")]
+    narrow = cells.loc[(cells["dtype"] == "bfloat16") & cells["outcome"].isin(MEASURED), where]
+    both = false.merge(narrow, on=where)
+    return {str(cause): list(dict.fromkeys(rows["model_type"])) for cause, rows in both.groupby("cause")}
 
 
 def of_bytes(cells: pd.DataFrame) -> pd.DataFrame:
@@ -105,3 +102,10 @@ def of_bytes(cells: pd.DataFrame) -> pd.DataFrame:
         predicted = numbers[name.replace("measured", "predicted") if "measured" in name else f"{name}_predicted"]
         within &= (predicted - numbers[name]).abs() <= 0.01 * numbers[name]  # of no prediction: False
     return numbers.assign(within=within)
+
+
+def uncounted(cells: pd.DataFrame) -> list[str]:
+    """List the types with a dynamic or a static cache whose bytes nobody counted yet."""
+    cached = cells["strategy"].isin(CHUNKED) & ~cells["outcome"].isin(["refused", "failed"]) & (cells["reason"] == "")
+    counted = set(of_bytes(cells)["model_type"])
+    return [str(each) for each in dict.fromkeys(cells.loc[cached, "model_type"]) if each not in counted]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from tests.studies.architecture_causes import CAUSES
-from tests.studies.architecture_figures import Figures, figures, lists, odd, of_bytes, right_by_rounding
+from tests.studies.architecture_figures import Figures, figures, lists, odd, of_bytes, right_by_rounding, uncounted
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "architectures.md"
 ORDER = ("whole", "context", "chunks", "padding")
@@ -46,7 +46,7 @@ def page(cells: pd.DataFrame) -> str:
         "## Not built",
         _unbuilt(cells, of_types["unbuilt"]),
         "## Bytes",
-        _bytes(of_bytes(cells)),
+        _bytes(of_bytes(cells), uncounted(cells)),
         "## Why",
         _causes(cells, not_right),
     ]
@@ -111,13 +111,14 @@ def _unbuilt(cells: pd.DataFrame, types: list[str]) -> str:
     return "\n".join(f"- {row['model_type']}: {row['reason']}" for row in rows.to_dict("records"))
 
 
-def _bytes(rows: pd.DataFrame) -> str:
+def _bytes(rows: pd.DataFrame, missing: list[str]) -> str:
     """Say where the bytes of a cache are what `kvbench run` predicts before it reads any weights."""
     predicted = rows[rows["kv_bytes_predicted"].notna()]
     exact = [name for name, found in predicted.groupby("model_type") if found["within"].all()]
     first = (
         f"`kv_bytes` and `kv_bytes_allocated` after the last step, float32, dynamic and static: predicted within 1 % "
-        f"for {len(exact)} of the {rows['model_type'].nunique()} types that have such a cache (columns `kv_bytes_*`)."
+        f"for {len(exact)} of the {rows['model_type'].nunique()} types in which they were counted (columns "
+        "`kv_bytes_*`; `--bytes` counts nothing else)."
     )
     others = [
         f"- {row['model_type']}, {row['strategy']}, {row['scenario']}, batch {row['batch_size']}: "
@@ -129,6 +130,7 @@ def _bytes(rows: pd.DataFrame) -> str:
         f"- no prediction for {', '.join(dict.fromkeys(found['model_type']))}: {reason}"
         for reason, found in rows[rows["kv_bytes_predicted"].isna()].groupby("unpredicted")
     ]
+    others += [f"- not counted: {', '.join(missing)}"] if missing else []
     return "\n".join([first, "", *others]) if others else first
 
 
@@ -144,7 +146,7 @@ def _causes(cells: pd.DataFrame, not_right: pd.DataFrame) -> str:
         sentences = [f"{cause.whose}. {cause.words}"]
         sentences += [f"Where: {cause.place}."] if cause.place else []
         sentences.append(f"Types: {', '.join(types)}.")
-        if within := [each for each in types if each in narrow]:
+        if within := narrow.get(cause.key):
             sentences.append(
                 f"In bfloat16 {', '.join(within)} {'has' if len(within) == 1 else 'have'} cells that are right only "
                 "within its tolerance of 0.03: the same are false in float32."
