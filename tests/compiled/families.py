@@ -136,16 +136,23 @@ def family(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
 def _decide(model: PreTrainedModel) -> None:
     """Make every choice of experts a clear one, of which a token's parity decides the order.
 
-    The first feature is large in the embeddings, with the parity's sign. Routers see it, and little of the others.
+    The first feature is large in the embeddings, with the parity's sign, and no block adds to it. Routers see it, and
+    little of the others.
     """
     weights = dict(model.named_parameters())
     table = weights["model.embed_tokens.weight"]
     table[:, 0] = 12.0
     table[1::2, 0] = -12.0
     weights["lm_head.weight"][:, 0] = 0
-    for name, router in weights.items():
-        if name.endswith("mlp.gate.weight"):
-            n_experts = router.shape[0]
+    for name, weight in weights.items():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            weight[0] = 0
+        elif name.endswith("experts.down_proj"):
+            weight[:, 0] = 0
+        elif name.endswith("post_attention_layernorm.weight"):
+            weight[0] = 1
+        elif name.endswith("mlp.gate.weight"):
+            n_experts = weight.shape[0]
             order = torch.randperm(n_experts, generator=torch.Generator().manual_seed(n_experts))
-            router.mul_(0.05)
-            router[:, 0] = 0.5 * (order - (n_experts - 1) / 2)
+            weight.mul_(0.05)
+            weight[:, 0] = 0.5 * (order - (n_experts - 1) / 2)
