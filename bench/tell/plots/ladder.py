@@ -83,7 +83,7 @@ def _time_axis(axes: Axes, times: list[float], phase: str) -> None:
     known = [time for time in times if time > 0]
     axes.set_xscale("log")
     low, high = min(known) / 1.3, max(known) * 1.3
-    steps = (1, 2, 5) if high / low < 60 else (1, 3) if high / low < 300 else (1,)
+    steps = (1, 2, 5) if high / low < 60 else (1, 3) if high / low < 1000 else (1,)
     ticks = [step * 10.0**power for power in range(-6, 9) for step in steps if low <= step * 10.0**power <= high]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
