@@ -62,7 +62,7 @@ def put_tracer_aside() -> None:
         start = getattr(_ASIDE, "start", None)
         if not loader.path.startswith(OURS):
             untraced(loader, module)
-        elif start is None:
+        elif start is None or sys.gettrace() is not None:
             execute(loader, module)
         else:  # a module's own lines run once, whoever imports it
             start()
