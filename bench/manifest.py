@@ -98,6 +98,8 @@ class CasePlan(msgspec.Struct, frozen=True, kw_only=True):
     """None also where n_gen is 1."""
     weights_bytes: int
     """Of all weights in the case's dtype."""
+    kv_bytes: dict[Phase, int] | None = None
+    """Those of its keys, values and states that belong to tokens, at the end of each phase; None as below."""
     kv_bytes_allocated: dict[Phase, int] | None = None
     """What the kind of cache allocates by arithmetic, at the end of each phase; None for the user's own, and in older
     runs."""
@@ -105,7 +107,7 @@ class CasePlan(msgspec.Struct, frozen=True, kw_only=True):
     """The shapes of the model's linear layers, each once, the smallest first, without the LM head; empty where they are
     not known, and in older runs."""
     unpredicted: str | None = None
-    """Why nothing is predicted, in a line; None where something is, and in older runs."""
+    """Why no costs are predicted, in a line; None where they are, and in older runs."""
 
 
 class TextFile(msgspec.Struct, frozen=True, kw_only=True):

@@ -102,10 +102,10 @@ def _ratio(names: list[str], above: Columns | None, below: Columns | None) -> di
 
 def _counters(plan: CasePlan, phase: Phase) -> dict[str, Any]:
     costs = plan.prefill if phase == "prefill" else plan.decode
-    allocated: dict[str, Any] = {"kv_bytes_allocated_predicted": (plan.kv_bytes_allocated or {}).get(phase)}
+    sizes: dict[str, Any] = {"kv_bytes_allocated_predicted": (plan.kv_bytes_allocated or {}).get(phase)}
     if costs is None:
-        return allocated
-    row = allocated | vars(costs) | {"flops": costs.flops}
+        return sizes | {"kv_bytes_predicted": (plan.kv_bytes or {}).get(phase)}
+    row = sizes | vars(costs) | {"flops": costs.flops}
     if plan.case.strategy.startswith(OWN):  # how a user's own cache stores its rows is not known
         return row | {"bytes": None}
     return row | {"arithmetic_intensity": costs.flops / costs.bytes, "kv_bytes_predicted": costs.kv_bytes}

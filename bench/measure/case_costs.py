@@ -39,18 +39,21 @@ def with_costs(case: Case, model: models.ModelDescription) -> CasePlan:
     planned = CasePlan(case=case, prefill=None, decode=None, weights_bytes=weights_bytes, linears=linears)
     ends: dict[Phase, int] = {"prefill": 0, "decode": case.n_gen - 1} if case.n_gen > 1 else {"prefill": 0}
     try:
-        sizes = {phase: held(model, case.strategy, case.dtype, fed(case, steps)) for phase, steps in ends.items()}
+        every = {phase: held(model, case.strategy, case.dtype, fed(case, steps)) for phase, steps in ends.items()}
+        sizes = {phase: size for phase, size in every.items() if size is not None}
+        planned = msgspec.structs.replace(
+            planned,
+            kv_bytes={phase: size.used for phase, size in sizes.items()} or None,
+            kv_bytes_allocated={phase: size.allocated for phase, size in sizes.items()} or None,
+        )
         costs = {phase: phase_costs_of(case, model, phase) for phase in ends}
     except NotRehearsable as reason:
         return msgspec.structs.replace(planned, unpredicted=str(reason))
     for phase, size in sizes.items():
         found = costs[phase]
-        if found is not None and size is not None:
+        if found is not None:
             costs[phase] = replace(found, kv_bytes=size.used)
-    allocated = {phase: size.allocated for phase, size in sizes.items() if size is not None}
-    return msgspec.structs.replace(
-        planned, prefill=costs["prefill"], decode=costs.get("decode"), kv_bytes_allocated=allocated or None
-    )
+    return msgspec.structs.replace(planned, prefill=costs["prefill"], decode=costs.get("decode"))
 
 
 def fed(case: Case, n_steps: int) -> Fed:
@@ -70,11 +73,14 @@ def held(model: models.ModelDescription, strategy: str, dtype: str, after: Fed) 
     shape = _shape(model)
     if shape is None and strategy in REHEARSED:
         return _rehearsal(model, dtype).held(REHEARSED[strategy], after)
-    layers = shape.layers if shape is not None else _rehearsal(model, dtype).full_layers
+    layers = shape.layers if shape is not None else _rehearsal(model, dtype).full_rows
     if layers is None:
         return None
     used, allocated = used_bytes(strategy, layers, after), allocated_bytes(strategy, layers, after)
-    return None if used is None or allocated is None else Held(used=used, allocated=allocated)
+    if used is None or allocated is None:
+        return None
+    sides = 1 if shape is not None else 2  # keys and values apart: the formulas count each entry for both
+    return Held(used=used // sides, allocated=allocated // sides)
 
 
 def forward_bytes(model: models.ModelDescription, strategy: str, dtype: str, batch_size: int, n_tokens: int) -> int:
@@ -188,7 +194,7 @@ def _rehearsal_of(spec: str, attn_implementation: str, dtype: str) -> Rehearsal:
 
     from kvcache.proof.rehearsal import Rehearsal
 
-    return Rehearsal(models.without_weights(spec, attn_implementation), getattr(torch, dtype))
+    return Rehearsal(models.without_weights(spec, attn_implementation, dtype), getattr(torch, dtype))
 
 
 @functools.cache
@@ -197,7 +203,7 @@ def _workspace_of(spec: str, attn_implementation: str, dtype: str) -> Workspace:
 
     from kvcache.proof.workspace import Workspace
 
-    return Workspace(models.without_weights(spec, attn_implementation), getattr(torch, dtype))
+    return Workspace(models.without_weights(spec, attn_implementation, dtype), getattr(torch, dtype))
 
 
 def _rehearsal(model: models.ModelDescription, dtype: str) -> Rehearsal:

@@ -81,8 +81,10 @@ def _growing(layer: Layer, fed: Fed) -> float:
     """Count for a sliding window, a view that keeps the forward's whole tensor, window - 1 rows and those just fed."""
     last = 1 if fed.n_steps else fed.n_prompt
     before = fed.n_tokens - last
-    held = fed.n_tokens if layer.window is None else min(before, layer.window - 1) + last
-    return held * _numbers(layer, fed) * fed.dtype_bytes
+    if layer.window is None:
+        return fed.n_tokens * _numbers(layer, fed) * fed.dtype_bytes
+    held = min(before, layer.window - 1) + last
+    return held * _numbers(layer, fed) * fed.dtype_bytes + 4  # half of the window's length, a tensor
 
 
 def _static(layer: Layer, fed: Fed) -> float:

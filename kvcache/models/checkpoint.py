@@ -56,9 +56,9 @@ class Checkpoint:
         """Whether there is a tokenizer beside the weights, or in the GGUF file."""
         return self.gguf is not None or holds_tokenizer(self.folder)
 
-    def skeleton(self, attn_implementation: str) -> PreTrainedModel:
-        """Make the model with its configuration and shapes; it need not have weights."""
-        return skeleton(read_config(self.folder, self.gguf), attn_implementation)
+    def skeleton(self, attn_implementation: str, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        """Make the model with its configuration and shapes, as `skeleton` does; it need not have weights."""
+        return skeleton(read_config(self.folder, self.gguf), attn_implementation, dtype)
 
     def model(self, dtype: torch.dtype, device: str, attn_implementation: str) -> PreTrainedModel:
         """Load the model with its weights in `dtype`, into main memory, whatever `device` it is meant for.

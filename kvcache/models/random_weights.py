@@ -96,8 +96,8 @@ class RandomWeights:
         config: PreTrainedConfig = AutoConfig.for_model(model_type, **overrides)
         return config
 
-    def skeleton(self, attn_implementation: str) -> PreTrainedModel:
-        return skeleton(self.config(), attn_implementation)
+    def skeleton(self, attn_implementation: str, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        return skeleton(self.config(), attn_implementation, dtype)
 
     def model(self, dtype: torch.dtype, device: str, attn_implementation: str) -> PreTrainedModel:
         """Load the model: drawn once in float32 on the CPU, then kept in the cache and mapped.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import re
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -13,21 +14,25 @@ from typing import TYPE_CHECKING, Any
 from kvcache.models.weight_cache import AttentionError, ModelError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
 ATTN_IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention_2", "flex_attention")
 """What may be asked for. transformers takes names of hub repositories too and runs their code: never here."""
 
 
-def skeleton(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedModel:
+def skeleton(config: PreTrainedConfig, attn_implementation: str, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """Make the model that `config` describes on the meta device: every shape and no memory.
+
+    Its weights have the types that from_pretrained gives them where `dtype` (None: float32) is asked for: a few models
+    keep some in float32.
 
     Raises:
         ModelError: `config` describes no model, or one that cannot have `attn_implementation` on this machine.
     """
     with refusing(f"the configuration of model type {config.model_type!r}"):
         try:
-            return _on_meta(config, attn_implementation)
+            return _on_meta(config, attn_implementation, dtype)
         except (ImportError, ValueError) as error:  # so transformers says that an attention is not available
             usable = usable_attention(config)
             if not usable:
@@ -142,7 +147,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _on_meta(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedModel:
+def _on_meta(config: PreTrainedConfig, attn_implementation: str, dtype: torch.dtype | None = None) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils.import_utils import is_flash_attn_2_available
@@ -153,6 +158,12 @@ def _on_meta(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedMo
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             copy.deepcopy(config),  # from_config writes into it
             attn_implementation=attn_implementation,
+            dtype=dtype or torch.float32,
             trust_remote_code=False,
         )
+    kept = model._get_dtype_plan(dtype or torch.float32)  # noqa: SLF001  # there is no public way to ask
+    patterns = [re.compile(name.replace("*", ".*")) for name in kept]
+    for name, weight in model.named_parameters():
+        if any(pattern.search(name) for pattern in patterns):
+            weight.data = weight.data.float()
     return model

@@ -95,8 +95,8 @@ class Factory:
             raise ModelError(f"{spec!r} names no factory; valid: py:module:factory, as in py:my_model:build")
         return cls(module=module, factory=factory, seed=seed)
 
-    def skeleton(self, attn_implementation: str) -> PreTrainedModel:
-        """Make the model itself: the code alone knows its shapes."""
+    def skeleton(self, attn_implementation: str, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        """Make the model itself, its weights brought to `dtype` if there is one: the code alone knows its shapes."""
         model = self._call()
         if model.config._attn_implementation != attn_implementation:  # noqa: SLF001  # there is no public way to ask
             with refusing(f"attn_implementation {attn_implementation!r} of {self}"):
@@ -106,11 +106,11 @@ class Factory:
             raise AttentionError(
                 f"attn_implementation {attn_implementation!r} cannot be set on the model of {self}; valid: {set_to}"
             )
-        return model
+        return model if dtype is None else cast_parameters(model, dtype)
 
     def model(self, dtype: torch.dtype, device: str, attn_implementation: str) -> PreTrainedModel:
         """Return what the factory makes, its weights brought to `dtype`."""
-        return cast_parameters(self.skeleton(attn_implementation), dtype)
+        return self.skeleton(attn_implementation, dtype)
 
     def tokenizer(self) -> NoReturn:
         raise ModelError(f"{self} has no tokenizer: a factory returns a model only; valid: smollm2-135m")

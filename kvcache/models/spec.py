@@ -90,15 +90,17 @@ def describe(spec: str, *, attn_implementation: str | None = None) -> ModelDescr
         )
 
 
-def without_weights(spec: str, attn_implementation: str) -> PreTrainedModel:
-    """Make the model of `spec` on the meta device: every shape and no memory.
+def without_weights(spec: str, attn_implementation: str, dtype: str) -> PreTrainedModel:
+    """Make the model of `spec` on the meta device as `load` does: every shape and type, and no memory.
 
     Raises:
         ModelError: there is no such model, or it cannot have this attention.
     """
+    import torch
     from torch import nn
 
-    found = _find(spec, with_weights=False).skeleton(attn_implementation)  # of the user's code, with its weights
+    source = _find(spec, with_weights=False)
+    found = source.skeleton(attn_implementation, getattr(torch, dtype))  # of the user's code, with its weights
     emptied = {id(tensor): tensor.to("meta") for tensor in (*found.parameters(), *found.buffers())}
     emptied |= {id(weight): nn.Parameter(emptied[id(weight)], requires_grad=False) for weight in found.parameters()}
     return copy.deepcopy(found, emptied)

@@ -15,6 +15,8 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch._C import DispatchKey
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import StaticLayer
 from transformers.pytorch_utils import Conv1D
@@ -51,7 +53,8 @@ class Rehearsal:
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
         """Take `model`, which lies on the meta device, for its own."""
         self._model = model
-        self._model.to(dtype)  # type: ignore[arg-type]  # transformers' decorator hides the signature
+        if model.dtype != dtype:  # one that is as loaded may keep some weights in float32
+            model.to(dtype)  # type: ignore[arg-type]  # transformers' decorator hides the signature
         self._model.eval()
         self._model.requires_grad_(requires_grad=False)  # as loaded: torch folds other products otherwise
         with suppress(ValueError):  # no experts
@@ -62,12 +65,14 @@ class Rehearsal:
     def held(self, strategy: str, fed: Fed) -> Held:
         """Say what `strategy` holds after what it was `fed`.
 
+        What a model keeps has a shape that does not depend on numbers, even where its forward asks for some.
+
         Raises:
             NotRehearsable: the strategy refuses this model, or cannot run without numbers.
         """
         if (strategy, fed) not in self._held:
             before, last = (fed.n_tokens - 1, 1) if fed.n_steps else (fed.n_depth, fed.n_prompt)
-            with naming_the_reason():
+            with naming_the_reason(), _AnyNumbers():
                 cached = self._fed(strategy, fed.batch_size, before, fed.capacity)
                 self._feed(cached, last)
                 self._held[strategy, fed] = Held(used=cached.kv_bytes, allocated=_storage_bytes(cached.stored))
@@ -97,17 +102,17 @@ class Rehearsal:
         return max(512, 1 << (2 * longest - 1).bit_length())
 
     @cached_property
-    def full_layers(self) -> list[Layer] | None:
-        """Return the layers that keep keys and values of all tokens, for the formulas of kv_bytes.py.
+    def full_rows(self) -> list[Layer] | None:
+        """Return what layers keep of all tokens, for the formulas of kv_bytes.py: an entry for keys, one for values.
 
-        None where any layer keeps something else, or values of another size than its keys.
+        Latents have another size than what is kept beside them. None where any layer keeps something else.
         """
-        with naming_the_reason():
+        with naming_the_reason(), _AnyNumbers():
             cached = self._fed("dynamic", 1, 1, 2)
         kept = [layer for layer in cached.kv.layers if list(reachable_tensors(layer))]
-        if any(type(layer).__name__ != "DynamicLayer" or layer.keys.shape != layer.values.shape for layer in kept):
+        if any(type(layer).__name__ != "DynamicLayer" for layer in kept):
             return None
-        shapes = [(layer.keys.shape[1], layer.keys.shape[3]) for layer in kept]
+        shapes = [(rows.shape[1], rows.shape[3]) for layer in kept for rows in (layer.keys, layer.values)]
         return [Layer(heads=heads, kv_heads=heads, head_dim=size, linears=(), vectors=0) for heads, size in shapes]
 
     @property
@@ -261,6 +266,36 @@ def _storage_bytes(root: object) -> int:
     return sum({storage._cdata: storage.nbytes() for storage in storages}.values())  # noqa: SLF001  # its identity
 
 
+class _AnyNumbers(TorchDispatchMode):
+    """Answers whoever asks for numbers of the meta device: 0, and of the places that are not 0 the first alone.
+
+    Indexers ask which tokens are visible, experts which of them are chosen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._asked = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run `func` or answer; a composite is taken apart, since inference mode hands it over whole."""
+        if func.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd):
+            with self:
+                return func._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **(kwargs or {}))  # noqa: SLF001
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:  # noqa: SLF001
+            self._asked += 1
+            if self._asked > _MOST_ASKED:
+                raise NotRehearsable("its forward goes on until a number is another, which no rehearsal gives it")
+            return torch.zeros((), dtype=args[0].dtype).item()
+        if func is torch.ops.aten.nonzero.default and args[0].is_meta:
+            return args[0].new_empty((min(1, args[0].numel()), args[0].dim()), dtype=torch.long)
+        return func(*args, **(kwargs or {}))
+
+
+_MOST_ASKED = 100_000
+
+
 def without_packing() -> AbstractContextManager[Any]:
     """Keep transformers from looking for positions that begin anew, as it does without a cache: it asks for numbers."""
     return mock.patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None)
@@ -271,13 +306,15 @@ def naming_the_reason() -> Iterator[None]:
     """Raise NotRehearsable, with the reason, for whatever fails."""
     try:
         yield
-    except (Unsupported, UnfitCache, ModelError) as refused:
-        raise NotRehearsable(str(refused)) from refused
+    except NotRehearsable:
+        raise
     except Exception as error:
         if any(word in str(error) for word in _ON_META):
             raise NotRehearsable(
                 "its forward reads the values of tensors, which a rehearsal without weights does not have"
             ) from error
+        if isinstance(error, Unsupported | UnfitCache | ModelError):
+            raise NotRehearsable(str(error)) from error
         raise NotRehearsable(f"its forward fails without weights ({one_line(error)})") from error
 
 

@@ -14,7 +14,8 @@ from kvcache.compiled.architectures.catalogue import describe as describe_compil
 from kvcache.strategies.catalogue import build
 from tests.families import hybrid
 from tests.handmade import make_case
-from tests.tiny import llama_like
+from tests.studies.architecture_configs import shrunken
+from tests.tiny import ARCHITECTURES, llama_like
 
 SPEC = "py:tests.families:hybrid"
 
@@ -87,3 +88,55 @@ def test_a_forward_that_takes_no_differing_layers_is_named() -> None:
     planned = with_costs(make_case("dynamic", 12, model=spec, n_gen=4), describe(spec, ""))
     assert planned.unpredicted is not None
     assert "'sliding_window' is a per-layer attribute" in planned.unpredicted
+
+
+def latents() -> PreTrainedModel:
+    """The model of `py:tests.measure.test_case_costs:latents`: 16 numbers of a latent beside 8 of a rotary key."""
+    return shrunken("deepseek_v3")
+
+
+def asking() -> PreTrainedModel:
+    """The model of `py:tests.measure.test_case_costs:asking`, whose experts ask which of them are chosen."""
+    return shrunken("longcat_flash")
+
+
+@pytest.mark.parametrize("strategy", ["fp8", "sink-window"])
+def test_lossy_kinds_of_latents_are_predicted_as_they_are_measured(strategy: str) -> None:
+    spec = "py:tests.measure.test_case_costs:latents"
+    case = make_case(strategy, 12, model=spec, batch_size=2, n_gen=4)
+    planned = with_costs(case, describe(spec, ""))
+    measured = build(strategy, latents())
+    measured.prepare(2, case.capacity)
+    measured.generate(torch.ones((2, 12), dtype=torch.long), 4)
+    assert planned.kv_bytes is not None
+    assert planned.kv_bytes["decode"] == measured.kv_bytes
+    assert planned.kv_bytes_allocated is not None
+    assert planned.kv_bytes_allocated["decode"] == measured.kv_bytes_allocated
+
+
+def test_bytes_are_predicted_where_costs_are_not() -> None:
+    spec = "py:tests.measure.test_case_costs:asking"
+    case = make_case("dynamic", 12, model=spec, n_gen=4)
+    planned = with_costs(case, describe(spec, ""))
+    measured = build("dynamic", asking())
+    measured.prepare(1, case.capacity)
+    measured.generate(torch.ones((1, 12), dtype=torch.long), 4)
+    assert (planned.prefill, planned.decode) == (None, None)
+    assert planned.unpredicted is not None
+    assert planned.kv_bytes is not None
+    assert planned.kv_bytes["decode"] == measured.kv_bytes
+
+
+def test_the_length_of_a_window_is_a_tensor_too() -> None:
+    spec = "py:tests.measure.test_case_costs:narrow"
+    case = make_case("dynamic", 3, model=spec, n_gen=2)
+    planned, measured = with_costs(case, describe(spec, "")), build("dynamic", narrow())
+    measured.prepare(1, case.capacity)
+    measured.generate(torch.ones((1, 3), dtype=torch.long), 2)
+    assert planned.kv_bytes_allocated is not None
+    assert planned.kv_bytes_allocated["decode"] == measured.kv_bytes_allocated
+
+
+def narrow() -> PreTrainedModel:
+    """The model of `py:tests.measure.test_case_costs:narrow`."""
+    return ARCHITECTURES["mistral"](sliding_window=4, num_key_value_heads=1)

@@ -57,7 +57,7 @@ def allocated(strategy: Strategy, n_tokens: int) -> int:
 def test_between_lengths_it_is_read_off_from_above(strategy: str) -> None:
     described = describe("random:tiny", "")
     kind = None if strategy == "naive" else "dynamic"
-    counted = Workspace(without_weights(described.spec, described.attn_implementation), torch.float32)
+    counted = Workspace(without_weights(described.spec, described.attn_implementation, "float32"), torch.float32)
     for n_tokens in (1, 2, 9, 1025, 4095, 4096):
         exact = counted.forward_bytes(kind, 1, n_tokens)
         assert exact <= forward_bytes(described, strategy, "float32", 1, n_tokens) <= 1.3 * exact
