@@ -112,12 +112,11 @@ def _chunked(bytes_of_head: Callable[[Layer, Fed], float]) -> Row:
 
 
 def _int4_head(layer: Layer, _fed: Fed) -> float:
-    """Count half a byte a feature, and a 16-bit scale and offset a group of at most 32 (at most eight groups).
+    """Count half a byte a feature and a 16-bit scale, and half of what keys have more: values have none of it.
 
-    Keys have 16 bits more a feature for each chunk of 64 positions.
+    That is a 16-bit share of the first key, and three numbers of 16 bits a feature for each chunk of 64 positions.
     """
-    groups = next(groups for groups in (1, 2, 4, 8) if layer.head_dim // groups <= 32 or groups == 8)
-    return layer.head_dim / 2 + 4 * groups + layer.head_dim / 64
+    return layer.head_dim / 2 + 2 + (2 + 3 * 2 * layer.head_dim / 64) / 2
 
 
 def _grouped(bytes_of_codes: Callable[[int], int]) -> Row:

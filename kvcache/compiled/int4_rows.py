@@ -1,4 +1,4 @@
-"""Keys and values as 4-bit integers in groups of features, each with a 16-bit scale and offset: `compiled-int4`."""
+"""Keys and values as 4-bit integers, balanced and mixed before they are rounded: `compiled-int4`."""
 
 from __future__ import annotations
 
@@ -12,168 +12,182 @@ from kvcache.caches.contract import Unsupported
 from kvcache.compiled.rows import CHUNK, LANES
 from kvcache.compiled.words import Packing, as_bfloat16
 
-BITS = 4
-LEVELS = Packing(BITS, 8).limit
+PACKING = Packing(bits=4)
+LEVELS = PACKING.limit
 """Largest integer, either way."""
-WORD = Packing(BITS, 8).per_word
+WORD = PACKING.per_word
 """Integers in a 32-bit word."""
-GROUP = 32
-"""Most features of a row that share a scale and an offset (the group size of llama.cpp's q4_1)."""
+SHARES = (1.0, 0.93, 0.86, 0.8)
+"""Scales that are tried for a row, as shares of the one at which its largest magnitude is the largest integer."""
 
 
 class Int4Rows(NamedTuple):
-    """Integers in 32-bit words (`words.py`), with a scale and an offset for each group of a row's features.
+    """Integers in 32-bit words (`words.py`), and a scale for each row.
 
-    A feature is `integer * scale + offset` of its group; a group is a whole number of eighths of a row. A key's is that
-    and its mean over the first prompt, which is subtracted before: rotary keys have features that are far from zero at
-    every position, and the scale of a group is made for the farthest. KL of the logits 3.4e-2 without and 1.9e-2 with
-    it (SmolLM2-135M after 512 tokens).
+    A row is rounded after its features are mixed (`mixed`), so that none of them alone decides about the scale. What a
+    first prompt shows of all keys is subtracted before: their mean, since rotary keys have features that are far from
+    zero at every position, and a share of the first key, which is unlike the others and to which all queries attend.
+    The rest is balanced, multiplied by what the query is divided by, so that those features lose least that meet the
+    largest queries.
     """
 
     keys: Tensor
     """`[batch, kv_heads, chunks, CHUNK / LANES, words, LANES]`"""
     key_scales: Tensor
-    """`[batch, kv_heads, chunks, groups, CHUNK]`"""
-    key_offsets: Tensor
+    """`[batch, kv_heads, chunks, CHUNK]`"""
+    key_shares: Tensor
+    """How much of the first key is in each one, `[batch, kv_heads, chunks, CHUNK]`."""
     key_means: Tensor
-    """`[batch, kv_heads, chunks, head_dim]`, the same for every chunk."""
+    """`[batch, kv_heads, chunks, head_dim]`, as are the next two; the same for every chunk."""
+    key_factors: Tensor
+    """What balances keys."""
+    key_firsts: Tensor
+    """The first key without the mean, balanced."""
     values: Tensor
     """`[batch, kv_heads, chunks, CHUNK, words]`"""
     value_scales: Tensor
-    """`[batch, kv_heads, chunks, groups, CHUNK]`"""
-    value_offsets: Tensor
+    """`[batch, kv_heads, chunks, CHUNK]`"""
 
     @classmethod
     def empty(cls, like: Tensor, batch_size: int, kv_heads: int, chunks: int, head_dim: int) -> Self:
         if head_dim % WORD:
             raise Unsupported(f"compiled-int4 packs {WORD} features in a word; this model's heads have {head_dim}")
-        shape, words, groups = (batch_size, kv_heads, chunks), head_dim // WORD, groups_of(head_dim)
+        shape, words = (batch_size, kv_heads, chunks), head_dim // WORD
 
-        def scales() -> Tensor:
-            return like.new_zeros((*shape, groups, CHUNK), dtype=torch.bfloat16)
+        def zeros(*own: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+            return like.new_zeros((*shape, *own), dtype=dtype)
 
         return cls(
-            like.new_zeros((*shape, CHUNK // LANES, words, LANES), dtype=torch.int32),
-            scales(),
-            scales(),
-            like.new_zeros((*shape, head_dim), dtype=torch.bfloat16),
-            like.new_zeros((*shape, CHUNK, words), dtype=torch.int32),
-            scales(),
-            scales(),
+            keys=zeros(CHUNK // LANES, words, LANES, dtype=torch.int32),
+            key_scales=zeros(CHUNK),
+            key_shares=zeros(CHUNK),
+            key_means=zeros(head_dim),
+            key_factors=zeros(head_dim) + 1,
+            key_firsts=zeros(head_dim),
+            values=zeros(CHUNK, words, dtype=torch.int32),
+            value_scales=zeros(CHUNK),
         )
 
     def first(self, chunks: int) -> Int4Rows:
-        return Int4Rows(
-            self.keys[:, :, :chunks],
-            self.key_scales[:, :, :chunks],
-            self.key_offsets[:, :, :chunks],
-            self.key_means[:, :, :chunks],
-            self.values[:, :, :chunks],
-            self.value_scales[:, :, :chunks],
-            self.value_offsets[:, :, :chunks],
-        )
+        return Int4Rows(*(tensor[:, :, :chunks] for tensor in self))
 
-    def begin(self, keys: Sequence[Tensor]) -> None:
-        """Take the mean of `keys` for that of all to come."""
+    def begin(self, queries: Sequence[Tensor], keys: Sequence[Tensor]) -> None:
+        """Take the mean of `keys` and the first of them, and the factors that balance the rest."""
         self.key_means.zero_()
-        if keys:
-            sums = torch.stack([piece.float().sum(2, keepdim=True) for piece in keys])
-            self.key_means.copy_(sums.sum(0) / sum(piece.shape[2] for piece in keys))
+        self.key_factors.fill_(1)
+        self.key_firsts.zero_()
+        if not keys:
+            return
+        self.key_means.copy_(mean(keys))
+        self.key_firsts.copy_(self._balanced(keys[0][:, :, :1]))
+        rests = [balanced - share * self._of_all(self.key_firsts) for balanced, share in map(self._parts, keys)]
+        spread = mean([rest.square() for rest in rests])
+        asked = mean([piece.float().square().unflatten(1, (spread.shape[1], -1)).mean(2) for piece in queries])
+        self.key_factors.copy_(balance(asked, spread))
+        self.key_firsts.copy_(self._balanced(keys[0][:, :, :1]))
 
     def write(self, chunk: Tensor, place: Tensor, k: Tensor, v: Tensor) -> None:
-        groups = self.key_scales.shape[3]
-        around = k.float() - self.key_means[:, :, :1].float()
-        (key_words, value_words), scales, offsets = quantise(torch.stack([around, v.float()]), groups)
+        balanced, share = self._parts(k)
+        rest = balanced - share * self._of_all(self.key_firsts)
+        (key_words, value_words), scales = quantise(mixed(torch.stack([rest, v.float()])))
         self.keys[:, :, chunk, place // LANES, :, place % LANES] = key_words.permute(2, 0, 1, 3)
         self.values[:, :, chunk, place] = value_words
-        both = (self.key_scales, self.value_scales, scales), (self.key_offsets, self.value_offsets, offsets)
-        for of_keys, of_values, (for_keys, for_values) in both:
-            of_keys[:, :, chunk, :, place] = for_keys.permute(2, 0, 1, 3)
-            of_values[:, :, chunk, :, place] = for_values.permute(2, 0, 1, 3)
+        self.key_scales[:, :, chunk, place], self.value_scales[:, :, chunk, place] = scales
+        self.key_shares[:, :, chunk, place] = share[..., 0].to(torch.bfloat16)
 
     def scores(self, queries: Tensor) -> Tensor:
-        groups = self.key_scales.shape[3]
-        packing = packing_of(groups)
-        factors = torch.stack(packing.factors(queries), dim=3)  # [batch, kv_heads, group, WORD, words]
-        reads = [packing.read(self.keys, i) for i in range(WORD)]
-        sums = []
-        for own in factors.unbind(2):
-            products = [read * own[:, :, None, None, i, :, None] for i, read in enumerate(reads)]
-            for group in range(groups):
-                first, *others = (products[i] for i in eighths(group, groups))
-                sums.append(sum(others, first).sum(4))
-        by_group = torch.stack(sums, dim=2).flatten(-2).unflatten(2, (-1, groups))
-        scale, offset = (part.float().transpose(2, 3).unsqueeze(2) for part in (self.key_scales, self.key_offsets))
-        of_query = queries.unflatten(-1, (groups, -1)).sum(-1)[..., None, None]
-        of_mean = (queries * self.key_means[:, :, :1].float()).sum(-1)[..., None, None]
-        total: Tensor = (by_group * scale + of_query * offset).sum(3) + of_mean
-        return total
+        balanced = queries / self._of_all(self.key_factors)
+        of_mean, of_first = (
+            (query * self._of_all(part)).sum(-1)[..., None, None]
+            for query, part in ((queries, self.key_means), (balanced, self.key_firsts))
+        )
+        scales, shares = (part.float().unsqueeze(2) for part in (self.key_scales, self.key_shares))
+        return PACKING.scores(mixed(balanced), self.keys) * scales + (shares * of_first + of_mean)
 
     def weighted(self, weights: Tensor) -> Tensor:
-        groups = self.value_scales.shape[3]
-        packing = packing_of(groups)
-        scale, offset = (part.float().unsqueeze(2) for part in (self.value_scales, self.value_offsets))
-        scaled = weights.unsqueeze(-2) * scale  # [batch, kv_heads, group, chunks, groups, CHUNK]
-        offsets = (weights.unsqueeze(-2) * offset).sum((3, 5))
-        reads = [packing.read(self.values, i) for i in range(WORD)]
-        by_chunk = [
-            (own[:, :, :, i // packing.per_part, :, None] * read).sum(3)
-            for own in scaled.unbind(2)
-            for i, read in enumerate(reads)
-        ]
-        sums = packing.sums(torch.stack(by_chunk, dim=3).sum(2).unflatten(2, (-1, WORD)))
-        summed: Tensor = sums.unflatten(-1, (groups, -1)) + offsets.unsqueeze(-1)
-        return summed.flatten(-2)
+        return mixed(PACKING.weighted(weights * self.value_scales.float().unsqueeze(2), self.values))
 
     def plain(self, end: int) -> tuple[Tensor, Tensor]:
-        keys, values = (
-            self._wide(rows, scales, offsets).flatten(2, 3)[:, :, :end]
-            for rows, scales, offsets in (
-                (self.keys.transpose(-1, -2).flatten(3, 4), self.key_scales, self.key_offsets),
-                (self.values, self.value_scales, self.value_offsets),
+        rests, values = (
+            mixed(PACKING.unpack(rows) * scales.float().unsqueeze(-1)).flatten(2, 3)[:, :, :end]
+            for rows, scales in (
+                (self.keys.transpose(-1, -2).flatten(3, 4), self.key_scales),
+                (self.values, self.value_scales),
             )
         )
-        return keys + self.key_means[:, :, :1].float(), values
+        shares = self.key_shares.float().flatten(2)[:, :, :end, None]
+        balanced = rests + shares * self._of_all(self.key_firsts)
+        return balanced / self._of_all(self.key_factors) + self._of_all(self.key_means), values
 
     def with_own(self, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         keys, values = self.first(-(-start // CHUNK)).plain(start)
         return torch.cat([keys.to(k.dtype), k], dim=2), torch.cat([values.to(v.dtype), v], dim=2)
 
     @staticmethod
-    def _wide(rows: Tensor, scales: Tensor, offsets: Tensor) -> Tensor:
-        """Return `[batch, kv_heads, chunks, CHUNK, head_dim]` in float32 from `rows [..., CHUNK, words]`."""
-        groups = scales.shape[3]
-        integers = packing_of(groups).unpack(rows).unflatten(-1, (groups, -1))
-        scale, offset = (part.float().transpose(-1, -2).unsqueeze(-1) for part in (scales, offsets))
-        wide: Tensor = integers * scale + offset
-        return wide.flatten(-2)
+    def _of_all(by_chunk: Tensor) -> Tensor:
+        """Return what is the same for every chunk, `[batch, kv_heads, 1, head_dim]`."""
+        return by_chunk[:, :, :1].float()
+
+    def _balanced(self, keys: Tensor) -> Tensor:
+        return (keys.float() - self._of_all(self.key_means)) * self._of_all(self.key_factors)
+
+    def _parts(self, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `keys [batch, kv_heads, q, head_dim]` balanced, and their shares of the first one, as stored."""
+        balanced, first = self._balanced(keys), self._of_all(self.key_firsts)
+        least = torch.finfo(torch.float32).tiny  # there may be no first key
+        return balanced, as_bfloat16(
+            (balanced * first).sum(-1, keepdim=True) / first.square().sum(-1, keepdim=True).clamp(min=least)
+        )
 
 
-def groups_of(head_dim: int) -> int:
-    """Return into how many groups a row of `head_dim` features falls: the fewest of at most GROUP features each."""
-    return next(groups for groups in (1, 2, 4, 8) if head_dim // groups <= GROUP or groups == WORD)
+def mean(pieces: Sequence[Tensor]) -> Tensor:
+    """Average pieces `[batch, heads, q, head_dim]` over all their positions: `[batch, heads, 1, head_dim]`."""
+    sums = torch.stack([piece.float().sum(2, keepdim=True) for piece in pieces])
+    return sums.sum(0) / sum(piece.shape[2] for piece in pieces)
 
 
-def packing_of(groups: int) -> Packing:
-    """Return how words are divided whose rows have this many groups."""
-    return Packing(BITS, WORD // groups)
+def balance(queries: Tensor, keys: Tensor) -> Tensor:
+    """Return the factors of keys whose rounding moves scores least, from mean squares of queries and keys.
 
-
-def eighths(group: int, groups: int) -> range:
-    """Return which eighths of a row belong to a group."""
-    return range(group * WORD // groups, (group + 1) * WORD // groups)
-
-
-def quantise(rows: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pack `rows [..., features]`; return words `[..., features / WORD]`, int32, scales and offsets `[..., groups]`.
-
-    The offset is the middle of a group, and the feature that is farthest from it becomes LEVELS, either way; the
-    rounding is by scale and offset as they are stored.
+    Rounding moves every balanced feature alike, by a share of the whole row: `sum(queries / f**2) * sum(keys * f**2)`
+    is least where `f**4 = queries / keys` (Cauchy-Schwarz).
     """
-    wide = rows.float().unflatten(-1, (groups, -1))
-    low, high = wide.amin(-1), wide.amax(-1)
-    middle = as_bfloat16((low + high) / 2)
-    scales = as_bfloat16(torch.maximum(high - middle, middle - low) / LEVELS)
-    steps = scales.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(-1)
-    integers = ((wide - middle.unsqueeze(-1)) / steps).round().clamp(-LEVELS, LEVELS).to(torch.int32)
-    return packing_of(groups).pack(integers.flatten(-2)), scales.to(torch.bfloat16), middle.to(torch.bfloat16)
+    floors = (1e-6 * part.mean(-1, keepdim=True) + torch.finfo(torch.float32).tiny for part in (queries, keys))
+    q, k = (part + floor for part, floor in zip((queries, keys), floors, strict=True))
+    factors = (q / k) ** 0.25
+    return factors / factors.mean(-1, keepdim=True)
+
+
+def mixed(rows: Tensor) -> Tensor:
+    """Mix the eighths of `rows [..., features]`, each feature with its seven namesakes; twice gives the same rows.
+
+    A Hadamard matrix of 8 by 8, by sums and differences: the features of a word are those that are mixed. It is
+    orthogonal, so a product of mixed rows is that of the rows.
+    """
+    # Not by slices that are joined again: inductor then chooses between eight sums for every number, and a step after
+    # 128 tokens took 1.08 to 1.13 of compiled's time; as it is, 1.00 to 1.04.
+    parts = rows.unflatten(-1, (2, 2, 2, -1))
+    signs = 1 - 2 * torch.arange(2, device=rows.device)
+    for dim in (1, 2, 3):
+        parts = parts.flip(-1 - dim) + parts * signs.view(-1, *[1] * dim)
+    rows_mixed: Tensor = parts.flatten(-4) * WORD**-0.5
+    return rows_mixed
+
+
+def quantise(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Pack `rows [..., features]`; return the words `[..., features / WORD]`, int32, and the scales `[...]`.
+
+    Of SHARES, each row has the one that brings it back with the smallest sum of squared errors.
+    """
+    wide = rows.float()
+    largest = wide.abs().amax(-1, keepdim=True) / LEVELS
+    scales, integers, least = largest, wide, largest
+    for share in SHARES:
+        step = as_bfloat16(largest * share)
+        rounded = (wide / step.clamp(min=torch.finfo(torch.float32).tiny)).round().clamp(-LEVELS, LEVELS)
+        error = (rounded * step - wide).square().sum(-1, keepdim=True)
+        is_better = error < least if share != SHARES[0] else torch.ones_like(error, dtype=torch.bool)
+        scales, integers, least = (
+            torch.where(is_better, *pair) for pair in ((step, scales), (rounded, integers), (error, least))
+        )
+    return PACKING.pack(integers.to(torch.int32)), scales[..., 0].to(torch.bfloat16)

@@ -12,7 +12,7 @@ from kvcache.caches.contract import Unsupported
 from kvcache.compiled.rows import CHUNK, LANES
 from kvcache.compiled.words import Packing, as_bfloat16
 
-PACKING = Packing(bits=8, per_part=4)
+PACKING = Packing(bits=8)
 LEVELS = PACKING.limit
 """Largest integer, either way."""
 WORD = PACKING.per_word
@@ -55,7 +55,7 @@ class Int8Rows(NamedTuple):
             self.value_scales[:, :, :chunks],
         )
 
-    def begin(self, keys: Sequence[Tensor]) -> None:
+    def begin(self, queries: Sequence[Tensor], keys: Sequence[Tensor]) -> None:
         """Do nothing: each row has a scale of its own."""
 
     def write(self, chunk: Tensor, place: Tensor, k: Tensor, v: Tensor) -> None:
@@ -65,20 +65,11 @@ class Int8Rows(NamedTuple):
         self.key_scales[:, :, chunk, place], self.value_scales[:, :, chunk, place] = scales
 
     def scores(self, queries: Tensor) -> Tensor:
-        factors = torch.stack(PACKING.factors(queries), dim=3)  # [batch, kv_heads, group, WORD, words]
-        reads = [PACKING.read(self.keys, i) for i in range(WORD)]
-        by_query = []
-        for own in factors.unbind(2):
-            products = [read * own[:, :, None, None, i, :, None] for i, read in enumerate(reads)]
-            by_query.append(sum(products[1:], products[0]).sum(4))
         # The scale is left to the loop over all scores, whose shape is the same for scores and for weights.
-        return torch.stack(by_query, dim=2).flatten(-2) * self.key_scales.float().unsqueeze(2)
+        return PACKING.scores(queries, self.keys) * self.key_scales.float().unsqueeze(2)
 
     def weighted(self, weights: Tensor) -> Tensor:
-        scaled = weights * self.value_scales.float().unsqueeze(2)
-        reads = [PACKING.read(self.values, i) for i in range(WORD)]
-        by_chunk = [(own.unsqueeze(-1) * read).sum(3) for own in scaled.unbind(2) for read in reads]
-        return PACKING.sums(torch.stack(by_chunk, dim=3).sum(2).unflatten(2, (-1, WORD)))
+        return PACKING.weighted(weights * self.value_scales.float().unsqueeze(2), self.values)
 
     def plain(self, end: int) -> tuple[Tensor, Tensor]:
         keys, values = (

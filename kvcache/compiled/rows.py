@@ -44,8 +44,11 @@ class Rows(Protocol):
     def first(self, chunks: int) -> Self:
         """Return the first chunks, without copying."""
 
-    def begin(self, keys: Sequence[Tensor]) -> None:
-        """Prepare for a sequence that begins with `keys`, pieces of `[batch, kv_heads, q, head_dim]`; none: unknown."""
+    def begin(self, queries: Sequence[Tensor], keys: Sequence[Tensor]) -> None:
+        """Prepare for a sequence that begins with these pieces, `[batch, heads, q, head_dim]`; none: unknown.
+
+        Keys have `kv_heads`, queries a multiple of that.
+        """
 
     def write(self, chunk: Tensor, place: Tensor, k: Tensor, v: Tensor) -> None:
         """Store `k` and `v [batch, kv_heads, q, head_dim]` at positions `chunk [q]` and `place [q]` within it."""
@@ -90,7 +93,7 @@ class ExactRows(NamedTuple):
     def first(self, chunks: int) -> ExactRows:
         return ExactRows(self.keys[:, :, :chunks], self.values[:, :, :chunks])
 
-    def begin(self, keys: Sequence[Tensor]) -> None:
+    def begin(self, queries: Sequence[Tensor], keys: Sequence[Tensor]) -> None:
         """Do nothing: keys are stored as they are."""
 
     def write(self, chunk: Tensor, place: Tensor, k: Tensor, v: Tensor) -> None:

@@ -132,7 +132,7 @@ class Compiled(Strategy):
             layer = slot.layer
             qkv = [heads(piece, layer, rotary) for piece, rotary in zip(x, rotaries, strict=True)]
             if start == 0:
-                slot.rows.begin([k for _, k, _ in qkv])
+                slot.rows.begin([q for q, _, _ in qkv], [k for _, k, _ in qkv])
             for where, (_, k, v) in zip(at, qkv, strict=True):
                 slot.rows.write(where // CHUNK, where % CHUNK, k, v)
             attended = self._attended(slot, qkv, spans, mask)
@@ -163,7 +163,7 @@ class Compiled(Strategy):
         self._refuse_more_than_capacity(1)
         if self.length == 0:
             for slot in self._slots:
-                slot.rows.begin(())
+                slot.rows.begin((), ())
         logits = self.step(ids, self.length)
         self.length += 1
         return logits

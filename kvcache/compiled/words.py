@@ -6,8 +6,7 @@ than a half. That fraction is not removed from each element. A sum over words is
 from the query beforehand (`factors`), or from the weighted values afterwards (`sums`). Bits side by side cost a shift
 or a mask more for every integer.
 
-Integers that have different scales must not borrow from each other. They are in different parts of a word: a part holds
-`per_part` integers, and its borrow ends with it.
+All integers of a word have one scale, since they borrow from each other.
 """
 
 from __future__ import annotations
@@ -23,10 +22,9 @@ WORD_BITS = 32
 
 
 class Packing(NamedTuple):
-    """How a word is divided: integers of `bits` each, `per_part` of them in a part."""
+    """How a word is divided: integers of `bits` each."""
 
     bits: int
-    per_part: int
 
     @property
     def per_word(self) -> int:
@@ -43,25 +41,13 @@ class Packing(NamedTuple):
         """What a one reads as when it is at the top of a word."""
         return float(1 << WORD_BITS - self.bits)
 
-    def starts_part(self, i: int) -> bool:
-        """Return whether integer i is the lowest of its part."""
-        return i % self.per_part == 0
-
     def pack(self, integers: Tensor) -> Tensor:
         """Pack `integers [..., features]`, int32 within `limit`: `[..., features / per_word]`.
 
         Word w holds the features w, w + words, w + 2 words and so on, in this order from its lowest bits.
         """
-        shifted = [part << self.bits * (i % self.per_part) for i, part in enumerate(integers.chunk(self.per_word, -1))]
-        parts = [
-            functools.reduce(operator.add, shifted[first : first + self.per_part])
-            for first in range(0, self.per_word, self.per_part)
-        ]
-        if len(parts) == 1:
-            return parts[0]
-        width = self.bits * self.per_part
-        masked = [(part & (1 << width) - 1) << width * i for i, part in enumerate(parts)]
-        return functools.reduce(operator.or_, masked)
+        shifted = [part << self.bits * i for i, part in enumerate(integers.chunk(self.per_word, -1))]
+        return functools.reduce(operator.add, shifted)
 
     def read(self, words: Tensor, i: int) -> Tensor:
         """Return integer i of every word as float32 in units of `unit`, with those below it as its fraction."""
@@ -74,27 +60,53 @@ class Packing(NamedTuple):
 
     def factors(self, query: Tensor) -> list[Tensor]:
         """Return what to multiply each `read` with, so that the sum is `query [..., features]` times the integers."""
-        parts = query.chunk(self.per_word, dim=-1)
-        return [
-            (part if i + 1 == self.per_word or self.starts_part(i + 1) else part - parts[i + 1] / (1 << self.bits))
-            / self.unit
-            for i, part in enumerate(parts)
+        *parts, last = query.chunk(self.per_word, dim=-1)
+        above = [*parts[1:], last]
+        return [(part - up / (1 << self.bits)) / self.unit for part, up in zip(parts, above, strict=True)] + [
+            last / self.unit
         ]
 
     def sums(self, of_reads: Tensor) -> Tensor:
         """Turn sums of reads, `[..., per_word, words]`, into sums of the integers, `[..., features]`."""
-        parts = of_reads.unbind(-2)
-        exact = [
-            part if self.starts_part(i) else part - parts[i - 1] / (1 << self.bits) for i, part in enumerate(parts)
-        ]
-        return torch.cat(exact, dim=-1) / self.unit
+        first, *parts = of_reads.unbind(-2)
+        below = [first, *parts[:-1]]
+        exact = [part - down / (1 << self.bits) for part, down in zip(parts, below, strict=True)]
+        return torch.cat([first, *exact], dim=-1) / self.unit
+
+    def scores(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Multiply `queries [batch, kv_heads, group, head_dim]` with the integers of all keys.
+
+        `keys` are `[batch, kv_heads, chunks, CHUNK / LANES, words, LANES]`.
+
+        Returns:
+            `[batch, kv_heads, group, chunks, CHUNK]`
+        """
+        factors = torch.stack(self.factors(queries), dim=3)  # [batch, kv_heads, group, per_word, words]
+        reads = [self.read(keys, i) for i in range(self.per_word)]
+        by_query = []
+        for own in factors.unbind(2):
+            products = [read * own[:, :, None, None, i, :, None] for i, read in enumerate(reads)]
+            by_query.append(sum(products[1:], products[0]).sum(4))
+        return torch.stack(by_query, dim=2).flatten(-2)
+
+    def weighted(self, weights: Tensor, values: Tensor) -> Tensor:
+        """Sum the integers of `values [batch, kv_heads, chunks, CHUNK, words]` by weights.
+
+        `weights` are `[batch, kv_heads, group, chunks, CHUNK]`. The sums of one read stand beside each other, so that a
+        loop over few reads, whose sums fit in registers, has those of all queries.
+
+        Returns:
+            `[batch, kv_heads, group, head_dim]`
+        """
+        reads = [self.read(values, i) for i in range(self.per_word)]
+        by_chunk = [(own.unsqueeze(-1) * read).sum(3) for read in reads for own in weights.unbind(2)]
+        by_read = torch.stack(by_chunk, dim=3).sum(2).unflatten(2, (self.per_word, -1))
+        return self.sums(by_read.transpose(2, 3))
 
     def _at_top(self, words: Tensor, i: int) -> Tensor:
-        """Shift integer i to the top, and out of the way what is above it or in parts below its own."""
-        below = self.bits * (i - i % self.per_part)
-        own = words if below == 0 else words & -(1 << below)
+        """Shift integer i to the top, and what is above it out."""
         up = WORD_BITS - self.bits * (i + 1)
-        return own << up if up else own
+        return words << up if up else words
 
 
 def as_bfloat16(numbers: Tensor) -> Tensor:

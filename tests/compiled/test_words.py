@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kvcache.compiled.words import Packing
 
-PACKINGS = [Packing(bits=8, per_part=4), *(Packing(bits=4, per_part=n) for n in (8, 4, 2, 1))]
+PACKINGS = [Packing(bits=8), Packing(bits=4)]
 WORDS = 3
 
 

@@ -25,7 +25,7 @@ N_CONTEXT, N = 30, 60
 
 @functools.cache
 def judged() -> tuple[PreTrainedModel, Tensor, Tensor]:
-    """A model whose heads fill two groups of int4 and one of HQQ, a text of its own, and the exact logits."""
+    """A model whose heads fill a group of HQQ, a text of its own, and the exact logits."""
     model = ARCHITECTURES["llama"](head_dim=64, max_position_embeddings=512)
     text = sample_text(Dynamic(model), torch.arange(2)[:, None], N, seed=0)
     return model, text, exact_logits(model, text, N_CONTEXT)
@@ -41,10 +41,9 @@ def _named(rows: Any, ending: str) -> list[Tensor]:
 
 
 def off_by_a_group(rows: Any) -> None:
-    """int8's group is a row, so the scale is another token's; int4's is half a row."""
-    for kind in ("scales", "offsets"):
-        for tensor in _named(rows, kind):
-            tensor.copy_(tensor.roll(1, dims=3))
+    """A group is a row, so the scale is another token's."""
+    for tensor in _named(rows, "scales"):
+        tensor.copy_(tensor.roll(1, dims=3))
 
 
 def scales_of_keys(rows: Any) -> None:
@@ -53,7 +52,7 @@ def scales_of_keys(rows: Any) -> None:
 
 def evicted(rows: Any) -> None:
     """The last eight tokens of the prompt are gone, which a window must keep."""
-    for tensor in [*_named(rows, "scales"), *_named(rows, "offsets")]:
+    for tensor in [*_named(rows, "scales"), *_named(rows, "shares")]:
         tensor[..., N_CONTEXT - 8 : N_CONTEXT] = 0
 
 
