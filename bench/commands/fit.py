@@ -54,7 +54,7 @@ def fit(
     ] = True,
     output_format: flags.TableFormat = "md",
 ) -> None:
-    """Find the largest context that fits a memory, or with --context the largest batch.
+    """Find the largest context or batch that fits a memory.
 
     For each kind of cache: adds up the weights, every byte that the cache allocates for a prompt fed in one forward,
     and an estimate of the workspace. Nothing is loaded or run. Tokens per second are those of decode at that context

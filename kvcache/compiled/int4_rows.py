@@ -19,6 +19,8 @@ WORD = PACKING.per_word
 """Integers in a 32-bit word."""
 SHARES = (1.0, 0.93, 0.86, 0.8)
 """Scales that are tried for a row, as shares of the one at which its largest magnitude is the largest integer."""
+FEWEST_BALANCED = 8
+"""Positions of a first prompt from which keys are balanced: of two or three, mean and first key leave only rounding."""
 
 
 class Int4Rows(NamedTuple):
@@ -80,6 +82,8 @@ class Int4Rows(NamedTuple):
             return
         self.key_means.copy_(mean(keys))
         self.key_firsts.copy_(self._balanced(keys[0][:, :, :1]))
+        if sum(piece.shape[2] for piece in keys) < FEWEST_BALANCED:
+            return
         rests = [balanced - share * self._of_all(self.key_firsts) for balanced, share in map(self._parts, keys)]
         spread = mean([rest.square() for rest in rests])
         asked = mean([piece.float().square().unflatten(1, (spread.shape[1], -1)).mean(2) for piece in queries])
@@ -154,7 +158,7 @@ def balance(queries: Tensor, keys: Tensor) -> Tensor:
     """
     floors = (1e-6 * part.mean(-1, keepdim=True) + torch.finfo(torch.float32).tiny for part in (queries, keys))
     q, k = (part + floor for part, floor in zip((queries, keys), floors, strict=True))
-    factors = (q / k) ** 0.25
+    factors = q**0.25 / k**0.25  # the quotient itself may be infinite where all keys are alike
     return factors / factors.mean(-1, keepdim=True)
 
 

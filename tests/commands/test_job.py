@@ -94,9 +94,11 @@ def test_a_job_past_its_time_loses_nothing_and_counts_nothing_twice(tmp_path: Pa
     assert code == 0, errors
     assert path.read_bytes() == kept
     run = read_run(folder)
-    assert not Tidy.of(run).unfinished
+    assert not Tidy.of(run).unfinished  # in place of a round that was torn there is another
     rounds = Counter((sample.case, sample.round) for sample in run.samples if not sample.warmup)
-    assert rounds == {(item.case.key, number): 1 for item in run.manifest.plan for number in range(ROUNDS)}
+    assert set(rounds.values()) == {1}
+    of_case = Counter(case for case, _ in rounds)
+    assert all(ROUNDS <= of_case[item.case.key] <= ROUNDS + 1 for item in run.manifest.plan)
 
 
 def test_a_case_that_fails_is_stored_and_ends_the_job_with_5(tmp_path: Path) -> None:

@@ -75,7 +75,20 @@ def test_balanced_features_lose_least_for_their_queries(seed: int) -> None:
     factors = int4_rows.balance(queries, keys)
     assert loss(factors) <= loss(torch.ones_like(factors))
     assert loss(factors) <= loss(factors * random(HEAD_DIM, seed=seed + 1).mul(0.1).exp())
-    assert int4_rows.balance(torch.zeros_like(queries), torch.zeros_like(keys)).isfinite().all()
+    for asked in (torch.zeros_like(queries), 100 * queries):
+        assert int4_rows.balance(asked, torch.zeros_like(keys)).isfinite().all()
+    assert int4_rows.balance(torch.zeros_like(queries), keys).isfinite().all()
+
+
+@pytest.mark.parametrize("n_prompt", [1, 2, 3, 7])
+def test_a_few_tokens_of_a_prompt_balance_nothing(n_prompt: int) -> None:
+    """Of two keys, mean and first one leave rounding alone; factors made of that would be those of all keys to come."""
+    keys = random(BATCH, KV_HEADS, n_prompt, HEAD_DIM, seed=2)
+    queries = random(BATCH, KV_HEADS * GROUP, n_prompt, HEAD_DIM, seed=1)
+    rows = Int4Rows.empty(keys, BATCH, KV_HEADS, CHUNKS, HEAD_DIM)
+    rows.begin([queries], [keys])
+    assert torch.equal(rows.key_factors, torch.ones_like(rows.key_factors))
+    assert rows.key_means.any()
 
 
 @pytest.mark.parametrize("rows_of", FORMATS)
@@ -146,6 +159,7 @@ def test_a_prompt_of_one_token_knows_nothing_of_keys_before() -> None:
         assert torch.equal(strategy.generate(one, 6), fresh)
         assert not strategy.stored[0].key_means.any()  # type: ignore[index]
         assert not strategy.stored[0].key_firsts.any()  # type: ignore[index]
+        assert (strategy.stored[0].key_factors == 1).all()  # type: ignore[index]
 
 
 @pytest.mark.parametrize("rows_of", FORMATS)
