@@ -135,7 +135,11 @@ class CheckFindings(msgspec.Struct, frozen=True, kw_only=True):
     kernels: dict[str, str] | None = None
     """Which kernel computed each product; None for a strategy without a choice, and in older runs."""
     reference_rounding: float = 0.0
-    """How far rounding alone moves naive's own logits, as a share of the largest; 0 within the dtype's tolerance."""
+    """How far rounding alone moves the parallel forward's logits from naive's, as a share of the largest; 0 where they
+    were not compared."""
+    reference_by_naive: bool = False
+    """The reference's logits are naive's own, step by step, not the parallel forward's; False in runs of before it was
+    stored, where `depends_on_later` says so."""
     depends_on_later: bool = False
     """A position's logits depend on the tokens after it in this model: the reference is naive, step by step."""
 

@@ -34,6 +34,7 @@ from kvcache.proof.counts import PhaseCounter
 from kvcache.proof.quality import equal_tokens
 from kvcache.proof.tokens import NotRepeatable, Reference, agreement
 from kvcache.strategies.catalogue import OWN, build, is_lossy
+from kvcache.strategies.failing_forward import ForwardFails
 from kvcache.strategies.strategy import Strategy
 
 
@@ -71,7 +72,7 @@ class Worker:
         try:
             return self._carry_out(request)
         except Unsupported as reason:
-            of_model = isinstance(request, protocol.MakeReference)
+            of_model = isinstance(reason, ForwardFails) and isinstance(request, protocol.MakeReference)
             return protocol.Refused(status="unsupported", error=str(reason), of_model=of_model)
         except NotRepeatable as reason:
             return protocol.Refused(status="unsupported", error=str(reason), of_model=True)
@@ -185,6 +186,7 @@ class Worker:
         judged = None if judging is None else judging[1]
         reference, weight = read_reference(request.path, self.device.name), None
         depends_on_later, rounding, expected = not reference.prefix_stable, reference.rounding, reference.tokens
+        by_naive, source = reference.by_naive, "naive's" if reference.by_naive else "the parallel forward's"
         with _as_other_tokens() if depends_on_later else nullcontext():
             if count and self.is_warm:
                 del reference  # its logits would be weighed too
@@ -202,7 +204,7 @@ class Worker:
         self.strategy.check_length(case.capacity - 1)
         if found.tokens_match == "false" and is_lossy(case.strategy) and not self._is_lossy:
             raise OtherTokens(
-                f"{case.strategy} promises to be exact, and its logits differ from the parallel forward's by "
+                f"{case.strategy} promises to be exact, and its logits differ from {source} by "
                 f"{found.logits_error:.1e} of the largest logit"
             )
         self.tokens_match = found.tokens_match
@@ -234,6 +236,7 @@ class Worker:
             kernels=self.strategy.kernels,
             quality=judged,
             reference_rounding=rounding,
+            reference_by_naive=by_naive,
             depends_on_later=depends_on_later or (judging is not None and judged is None),
         )
 

@@ -4,9 +4,11 @@ A prompt of a dozen tokens crosses what decides: windows and top-k of 8, chunks 
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tests.tiny import llama_like, tiny
@@ -226,6 +228,22 @@ def seeing_the_future() -> list[PreTrainedModel]:
         layer.self_attn.is_causal = False
     window = {"sliding_window": 8, "head_dim": 8, "query_pre_attn_scalar": 8, "use_bidirectional_attention": True}
     return [llama, tiny("gemma3_text", {**_SMALL, **window})]
+
+
+def rounding_by_length(at_float32: Callable[[Tensor], object] | None = None) -> PreTrainedModel:
+    """A Llama in bfloat16 whose logits are a fifth larger after an odd number of tokens, as products of other shapes
+    round in another way; in float32 they are not, and `at_float32` is called with them.
+    """
+    model = tiny("llama", _SMALL, dtype=torch.bfloat16)
+
+    def disturb(_model: object, _arguments: object, named: dict[str, Any], output: Any) -> None:
+        if output.logits.dtype == torch.bfloat16:
+            output.logits.mul_(1 + 0.2 * (named["input_ids"].shape[1] % 2))
+        elif at_float32 is not None:
+            at_float32(output.logits)
+
+    model.register_forward_hook(disturb, with_kwargs=True)
+    return model
 
 
 def unrepeatable() -> PreTrainedModel:

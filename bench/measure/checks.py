@@ -89,8 +89,7 @@ class Checks:
             quality = msgspec.structs.replace(found.quality, writer=written_by)
             entry.check = msgspec.structs.replace(entry.check, quality=quality)
         if found.tokens_match == "false" and not is_lossy(entry.case.strategy):
-            is_naives = found.depends_on_later or found.reference_rounding
-            expected = "naive's" if is_naives else "the parallel forward's"
+            expected = "naive's" if found.reference_by_naive else "the parallel forward's"
             error = f"logits differ from {expected} by {found.logits_error:.1e} of the largest logit"
             if found.depends_on_later:
                 error += ": earlier positions of this model depend on later ones, and a cache keeps them as they were"

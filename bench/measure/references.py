@@ -43,6 +43,7 @@ def make_reference(model: PreTrainedModel, case: Case, path: Path, room_bytes: i
     found = reference(model, prompt, case.n_gen, context, room_bytes)
     facts = {
         "prefix_stable": torch.tensor(found.prefix_stable),
+        "by_naive": torch.tensor(found.by_naive),
         "rounding": torch.tensor(found.rounding, dtype=torch.float64),
     }
     _store(vars(found) | facts, path)
@@ -83,6 +84,7 @@ def read_reference(path: str, device: str) -> Reference:
         stored["tokens"],
         stored["logits"],
         prefix_stable=bool(stored["prefix_stable"]),
+        by_naive=bool(stored["by_naive"]),
         rounding=float(stored["rounding"]),
     )
 

@@ -1,6 +1,8 @@
 """Copies of a model whose weights have another dtype: what rounding does is seen beside them."""
 
 import copy
+import gc
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,17 +22,23 @@ def copied(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return copy.deepcopy(model, cast)
 
 
-def float32_copy(model: PreTrainedModel, room_bytes: int | None = None) -> PreTrainedModel | None:
-    """Copy a model with coarser weights to float32, in which what remains of a difference is no rounding.
+def holds_in_float32(
+    check: Callable[[PreTrainedModel], bool], model: PreTrainedModel, n_logits: int, room_bytes: int | None = None
+) -> bool:
+    """Return what `check` finds of a copy of a coarser model in float32, where what remains is no rounding.
 
-    None where its weights are float32 already, where the copy would take more than `room_bytes`, or cannot be made.
+    False where the model's weights are float32 already, where the copy and its `n_logits` logits (twice: compared in
+    a copy) would take more than `room_bytes`, or where the copy cannot be made or run. It is freed before this returns.
     """
     coarser = any(weight.dtype in (torch.bfloat16, torch.float16) for weight in model.parameters())
-    if not coarser or (room_bytes is not None and torch.float32.itemsize * count_parameters(model) > room_bytes):
-        return None
+    needed = torch.float32.itemsize * (count_parameters(model) + 2 * n_logits)
+    if not coarser or (room_bytes is not None and needed > room_bytes):
+        return False
     try:
-        return copied(model, torch.float32)
+        return check(copied(model, torch.float32))
     except torch.AcceleratorError:  # the CUDA context is lost
         raise
     except Exception:  # noqa: BLE001  # as of the floor: without it the reason stays open
-        return None
+        return False
+    finally:
+        gc.collect()  # a model may refer to itself, and a worker collects nothing by itself

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from kvcache.models.rotary import RotaryTables, is_dynamic, switches
 from kvcache.models.skeleton import max_positions
-from kvcache.proof.copies import float32_copy
+from kvcache.proof.copies import holds_in_float32
 from kvcache.proof.quality import (
     RECALLED,
     Quality,
@@ -84,9 +84,11 @@ def predict(model: PreTrainedModel, tokens: Tensor, room_bytes: int | None = Non
     exact = exact_logits(model, with_recall(tokens) if n_recalled else tokens, n_context)
     tables.make_original()
     beginning = tokens[:, : n_context + 1]
-    stable = _is_prefix_stable(model, beginning, exact)
-    if not stable and (wide := float32_copy(model, room_bytes)) is not None:  # by more than rounding?
-        stable = _is_prefix_stable(wide, beginning, exact_logits(wide, tokens, n_context))
+
+    def is_stable(wide: PreTrainedModel) -> bool:
+        return _is_prefix_stable(wide, beginning, exact_logits(wide, tokens, n_context))
+
+    stable = _is_prefix_stable(model, beginning, exact) or holds_in_float32(is_stable, model, exact.numel(), room_bytes)
     floor = logit_kl_floor(model, tokens, n_context, exact[:, :steps], room_bytes)
     return JudgedText(
         tokens=tokens,

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from kvcache.models.rotary import RotaryTables
 from kvcache.models.skeleton import is_out_of_memory
-from kvcache.proof.copies import float32_copy
+from kvcache.proof.copies import holds_in_float32
 from kvcache.strategies.cached import Dynamic
 from kvcache.strategies.failing_forward import naming_transformers
 from kvcache.strategies.naive import Naive
@@ -52,9 +52,11 @@ class Reference:
     logits: Tensor
     prefix_stable: bool = True
     """Whether a position's logits are the same whatever follows it; if not, the logits are naive's own."""
+    by_naive: bool = False
+    """Whether the logits are naive's own, step by step; else they are those of one parallel forward."""
     rounding: float = 0.0
-    """How far the parallel forward's logits are from naive's by rounding alone, as a share of the largest, where that
-    is more than the tolerance: the logits are naive's own, then."""
+    """How far the parallel forward's logits are from naive's by rounding alone, as a share of the largest; 0 where
+    the logits are the parallel forward's own, or where more than rounding makes them differ."""
 
 
 @dataclass(frozen=True)
@@ -112,20 +114,16 @@ def _found(model: PreTrainedModel, before: Tensor, n_gen: int, room_bytes: int |
             f"{model.config.model_type} gives other logits when it is fed the same tokens again: nothing can be proved "
             "about any strategy"
         )
-    if not _is_stable_in_float32(model, before, found.tokens, room_bytes):
+
+    def is_stable(wide: PreTrainedModel) -> bool:
+        verified = _verified(wide, before, found.tokens)
+        return verified is not None and _is_naives(wide, before, verified)
+
+    if not holds_in_float32(is_stable, model, found.logits.numel(), room_bytes):
         return found
     parallel = last_logits(model, torch.cat([before, found.tokens[:, :-1]], dim=1), keep=n_gen)
     rounding = difference(found.logits, parallel, greatest(found.logits))
     return replace(found, prefix_stable=True, rounding=rounding)
-
-
-def _is_stable_in_float32(model: PreTrainedModel, before: Tensor, draft: Tensor, room_bytes: int | None) -> bool:
-    """Return whether a copy in float32 gives a position's logits whatever follows it; False where there is none."""
-    wide = float32_copy(model, room_bytes)
-    if wide is None:
-        return False
-    found = _verified(wide, before, draft)
-    return found is not None and _is_naives(wide, before, found)
 
 
 def _draft(model: PreTrainedModel, before: Tensor, n_gen: int) -> Tensor:
@@ -199,7 +197,7 @@ def _step_by_step(model: PreTrainedModel, before: Tensor, n_gen: int, forced: Te
         logits.append(step)
 
     tokens = naive.generate(before, n_gen, keep, forced=forced)
-    return Reference(tokens, torch.stack(logits, dim=1), prefix_stable=False)
+    return Reference(tokens, torch.stack(logits, dim=1), prefix_stable=False, by_naive=True)
 
 
 def agreement(

@@ -102,7 +102,8 @@ class Cached(Strategy):
                 n_past=self.length,
             )
         except Exception as error:
-            self._refuse(error)
+            if self.attention_mask is None:  # a mask, or the positions counted from it, may be wrong
+                self._refuse(error)
             raise
         self.length += ids.shape[1]
         return logits[:, -1]
@@ -118,7 +119,7 @@ class Cached(Strategy):
     def _refuse(self, error: Exception) -> None:
         """Refuse what fails in transformers' code; with a user's cache the fault may be the cache's."""
         if not self.kv.of_user:
-            refuse_transformers_error(error, self.model, "a forward with a cache")
+            refuse_transformers_error(error, self.model, "a forward with a cache", self.kv.cache)
 
     def _check_read(self) -> None:
         """Raise CacheNotRead if the cache is still empty after it was fed; looked at once after each `prepare`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -127,14 +127,15 @@ class HfGenerate(Strategy):
     def _generate(self, n_gen: int, on_step: OnStep | None, forced: Tensor | None) -> _Steps:
         steps = _Steps(on_step, forced)
         mask = self.attention_mask if self.attention_mask is not None else torch.ones_like(self.sequence)
-        ids, handed = self.sequence, {}
+        ids, cache, handed = self.sequence, None, {}
         if isinstance(self.cache, Cache):
-            argument = cache_argument(self.model)
-            handed = {argument: self.cache}
+            argument, cache = cache_argument(self.model), self.cache
+            handed = {argument: cache}
             if argument != "past_key_values":  # `generate` leaves out what lies in past_key_values, and in no other
                 ids, mask = ids[:, self.held :], mask[:, self.held :]
+        is_padded = self.attention_mask is not None
         with (
-            naming_transformers(self.model, "generate()"),
+            nullcontext() if is_padded else naming_transformers(self.model, "generate()", cache),
             _blank_generation_config(self.model),
             self._watching_the_cache(),
         ):

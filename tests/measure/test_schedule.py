@@ -431,12 +431,33 @@ def test_other_tokens_where_positions_depend_on_later_ones_say_so(monkeypatch: p
     assert ": earlier positions of this model depend on later ones, and a cache keeps them" in failure.error
 
 
+@pytest.mark.parametrize(("rounding", "source"), [(None, "the parallel forward's"), (0.0, "naive's")])
+def test_other_tokens_name_whose_logits_they_were_compared_with(
+    rounding: float | None, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounding of 0: the parallel forwards settled on no tokens, and no logits of theirs were far from naive's."""
+    answer = FakeArm.answer
+
+    def by_naive(arm: FakeArm, request: Request) -> object:
+        reply = answer(arm, request)
+        if not isinstance(reply, Checked) or rounding is None:
+            return reply
+        return msgspec.structs.replace(reply, reference_by_naive=True, reference_rounding=rounding)
+
+    monkeypatch.setattr(FakeArm, "answer", by_naive)
+    FakeArm.matches = {"dynamic": "false"}
+    (failure,) = measured(CASES).of(Failure)
+    assert f"logits differ from {source} by" in failure.error
+    assert "rounding" not in failure.error
+
+
 def test_other_tokens_where_rounding_moves_the_model_itself_name_it(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = FakeArm.answer
 
     def rounding(arm: FakeArm, request: Request) -> object:
         reply = answer(arm, request)
-        return msgspec.structs.replace(reply, reference_rounding=0.05) if isinstance(reply, Checked) else reply
+        moved = {"reference_by_naive": True, "reference_rounding": 0.05}
+        return msgspec.structs.replace(reply, **moved) if isinstance(reply, Checked) else reply
 
     monkeypatch.setattr(FakeArm, "answer", rounding)
     FakeArm.matches = {"dynamic": "false"}

@@ -4,6 +4,7 @@ import io
 import math
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -38,15 +39,17 @@ from bench.protocol import (
 from bench.worker import Worker, serve
 from kvcache.arithmetic.costs import Costs
 from kvcache.caches.contract import Unsupported
+from kvcache.caches.sink_window import SinkWindowLayer
 from kvcache.compiled import choice
 from kvcache.models.skeleton import is_out_of_memory
 from kvcache.proof import judging
 from kvcache.strategies.cached import Cached, Dynamic
 from kvcache.strategies.naive import Naive
 from kvcache.strategies.strategy import Strategy
-from tests.families import CONFIGS, family, seeing_the_future, unrepeatable
+from kvcache.strategies.tolerance import tolerance
+from tests.families import CONFIGS, family, rounding_by_length, seeing_the_future, unrepeatable
 from tests.handmade import make_case
-from tests.tiny import VOCAB_SIZE, tiny
+from tests.tiny import VOCAB_SIZE, llama_like, tiny
 
 
 def tiny_case(strategy: str = "dynamic", **fields: Any) -> Case:
@@ -483,6 +486,41 @@ def test_a_forward_that_fails_in_transformers_is_refused_as_the_models(tmp_path:
     assert isinstance(made, Refused)
     assert (made.status, made.of_model) == ("unsupported", True)
     assert "its weights are bfloat16: take float32" in made.error
+
+
+def test_a_users_own_model_code_that_fails_is_a_failure_and_no_bad_input(tmp_path: Path) -> None:
+    model = tiny("llama", llama_like())
+    model.model.layers[1].mlp.forward = lambda hidden: hidden[..., :3]
+    made, _ = of_model(model, Naive(model), tmp_path)
+    assert isinstance(made, Refused)
+    assert (made.status, made.of_model) == ("failed", False)
+
+
+def test_a_reference_that_is_unsupported_for_another_reason_says_nothing_of_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.worker.make_reference", Mock(side_effect=Unsupported("no such luck")))
+    made, _ = of_model(family("rwkv"), Naive(family("rwkv")), tmp_path)
+    assert made == Refused(status="unsupported", error="no such luck")
+
+
+def test_a_cache_of_ours_that_returns_a_wrong_shape_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = SinkWindowLayer.update
+    monkeypatch.setattr(
+        SinkWindowLayer, "update", lambda *arguments: tuple(rows[..., :3] for rows in whole(*arguments))
+    )
+    _, reply = checked(tiny_case("sink-window"), tmp_path)
+    assert isinstance(reply, Refused)
+    assert reply.status == "failed"
+
+
+def test_rounding_is_stored_with_whose_logits_they_are(tmp_path: Path) -> None:
+    model = rounding_by_length()
+    made, naive = of_model(model, Naive(model), tmp_path)
+    assert made == Done()
+    assert isinstance(naive, Checked)
+    assert (naive.tokens_match, naive.reference_by_naive, naive.depends_on_later) == ("true", True, False)
+    assert naive.reference_rounding > tolerance(model)
 
 
 def test_a_model_that_swallows_its_cache_is_unsupported(tmp_path: Path) -> None:

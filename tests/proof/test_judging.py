@@ -1,14 +1,18 @@
 """The text that judges the lossy strategies of a cell."""
 
+import weakref
+from typing import Any
+
 import pytest
 import torch
+from transformers import PreTrainedModel
 
-from kvcache.proof import judging, rounding
+from kvcache.proof import copies, judging, rounding
 from kvcache.proof.judging import JudgedText, judge, kept_positions, predict, text_length
 from kvcache.proof.quality import RECALLED, divergence, sample_text
 from kvcache.proof.rounding import floor_bytes, logit_kl_floor
 from kvcache.strategies.cached import Dynamic
-from tests.families import CONFIGS, seeing_the_future
+from tests.families import CONFIGS, rounding_by_length, seeing_the_future
 from tests.tiny import ARCHITECTURES, tiny
 
 
@@ -57,6 +61,36 @@ def test_a_text_of_which_earlier_positions_depend_on_later_ones_is_said_to_be_no
         tokens = torch.arange(20)[None] % model.config.vocab_size
         assert not predict(model, tokens).prefix_stable
     assert predict(ARCHITECTURES["llama"](), torch.arange(20)[None]).prefix_stable
+
+
+def test_one_copy_is_freed_before_the_next_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, floor = [], judging.logit_kl_floor
+
+    def copied(*arguments: Any) -> PreTrainedModel:
+        wide = whole(*arguments)
+        wide.itself = [wide]  # as a model that refers to itself
+        made.append(weakref.ref(wide))
+        return wide
+
+    def floor_alone(*arguments: Any) -> float | None:
+        assert [each() for each in made] == [None]
+        return floor(*arguments)
+
+    whole = copies.copied
+    monkeypatch.setattr(copies, "copied", copied)
+    monkeypatch.setattr(judging, "logit_kl_floor", floor_alone)
+    text = predict(rounding_by_length(), torch.arange(20)[None])
+    assert text.prefix_stable
+    assert len(text.floor) == 1
+
+
+def test_a_copy_needs_room_for_its_logits_too() -> None:
+    model = rounding_by_length()
+    weights = sum(weight.numel() for weight in model.parameters())
+    room = 4 * (weights + 2 * 100)
+    assert copies.holds_in_float32(lambda wide: wide.dtype == torch.float32, model, 100, room)
+    assert not copies.holds_in_float32(lambda _: True, model, 100, room - 1)
+    assert not copies.holds_in_float32(lambda _: True, ARCHITECTURES["llama"](), 100)
 
 
 def test_the_floor_is_the_divergence_of_float32_from_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,19 +6,30 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel
 from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, DynamicLayer
+from transformers.models.llama import modeling_llama
 
 from kvcache.caches.contract import CacheNotRead, Unsupported
+from kvcache.caches.sink_window import SinkWindowLayer
+from kvcache.proof.judging import predict
 from kvcache.proof.tokens import NotRepeatable, Reference, agreement, reference
 from kvcache.strategies.cached import Dynamic, Static
 from kvcache.strategies.catalogue import build
-from kvcache.strategies.failing_forward import ForwardFails
+from kvcache.strategies.failing_forward import ForwardFails, naming_transformers
 from kvcache.strategies.hf_generate import HfGenerate
 from kvcache.strategies.naive import Naive
 from kvcache.strategies.strategy import Strategy
 from kvcache.strategies.tolerance import tolerance
-from tests.families import CONFIGS, WHOLE, dynamic_ntk, family, seeing_the_future, unrepeatable
+from tests.families import (
+    CONFIGS,
+    WHOLE,
+    dynamic_ntk,
+    family,
+    rounding_by_length,
+    seeing_the_future,
+    unrepeatable,
+)
 from tests.studies.architecture_configs import shrunken
 from tests.tiny import ARCHITECTURES, tiny, token_ids
 
@@ -207,6 +218,92 @@ def test_an_error_of_others_code_is_not_transformers_fault(monkeypatch: pytest.M
         strategy.generate(token_ids(2, 2, 12), 5)
 
 
+@pytest.mark.parametrize("n_depth", [0, 8])
+def test_a_cache_of_ours_that_returns_a_wrong_shape_is_no_fault_of_transformers(
+    n_depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = SinkWindowLayer.update
+
+    def one_head(self: SinkWindowLayer, *rows: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        keys, values = whole(self, *rows, **named)
+        return keys[:, :1], values[..., :3]
+
+    monkeypatch.setattr(SinkWindowLayer, "update", one_head)
+    with pytest.raises(RuntimeError, match="size"):
+        run(build("sink-window", ARCHITECTURES["llama"]()), token_ids(2, 2, 12), context_of(n_depth))
+
+
+def test_with_a_mask_the_fault_may_be_the_masks() -> None:
+    """One that has lost a sequence fails within transformers."""
+    model, prompt = ARCHITECTURES["llama"](), token_ids(2, 2, 12)
+    strategy, mask = Dynamic(model), torch.ones(2, 12, dtype=torch.long)
+    mask[0, :4] = 0
+    strategy.prepare(2, 17)
+    strategy.prefill(prompt, mask)
+    strategy.attention_mask = mask[:1]
+    with pytest.raises((RuntimeError, IndexError)):
+        strategy.decode(prompt[:, :1])
+
+
+class FloatIds(LlamaForCausalLM):
+    """A user's model, which hands on what transformers does not take."""
+
+    def forward(self, input_ids: Tensor, **named: Any) -> Any:
+        return super().forward(input_ids=input_ids.float(), **named)
+
+
+class NarrowMLP(nn.Module):
+    """A user's module within a model of transformers, which returns a wrong shape."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden[..., :3]
+
+
+@pytest.mark.parametrize("place", ["model", "module", "forward"])
+@pytest.mark.parametrize("kind", [Naive, Dynamic, HfGenerate])
+def test_a_users_own_model_code_is_no_fault_of_transformers(
+    kind: Callable[[PreTrainedModel], Strategy], place: str
+) -> None:
+    model = users_model(place)
+    with pytest.raises(RuntimeError, match=r"must match|shapes cannot|Expected tensor"):
+        run(kind(model), token_ids(2, 2, 12), None)
+    with pytest.raises(RuntimeError, match=r"must match|shapes cannot|Expected tensor"):
+        reference(model, token_ids(2, 2, 12), 5)
+
+
+def users_model(place: str) -> PreTrainedModel:
+    """A Llama with an error of the user's, which shows within transformers."""
+    model = ARCHITECTURES["llama"]()
+    if place == "model":
+        return FloatIds(model.config).eval()
+    if place == "module":
+        model.model.layers[1].mlp = NarrowMLP()
+    else:
+        model.model.layers[1].mlp.forward = NarrowMLP().forward
+    return model
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED",
+        "could not create a primitive",
+    ],
+)
+def test_what_a_device_fails_at_is_no_fault_of_transformers(message: str) -> None:
+    model = ARCHITECTURES["llama"]()
+    with pytest.raises(RuntimeError, match=r"CUDA|CUDNN|primitive"), naming_transformers(model):
+        raise_in_transformers(message)
+    with pytest.raises(ForwardFails, match="shapes do not fit"), naming_transformers(model):
+        raise_in_transformers("shapes do not fit")
+
+
+def raise_in_transformers(message: str) -> None:
+    """Raise a RuntimeError from what traces back to a file of transformers."""
+    exec(compile(f"raise RuntimeError({message!r})", str(modeling_llama.__file__), "exec"))  # noqa: S102  # what we wrote
+
+
 def test_a_cache_that_is_swallowed_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     model = ARCHITECTURES["llama"]()
     inner = type(model.model).forward
@@ -253,12 +350,42 @@ def test_where_positions_depend_on_later_ones_naive_is_its_own_reference(model: 
 
 
 def test_rounding_is_not_taken_for_a_dependence_on_later_tokens() -> None:
-    model, prompt = shrunken("gemma4_text", torch.bfloat16), token_ids(2, 2, 12)
+    assert reference(shrunken("gemma4_text", torch.bfloat16), token_ids(2, 2, 12), 5).prefix_stable
+    model, prompt = rounding_by_length(), token_ids(2, 2, 12)
     expected = reference(model, prompt, 5)
-    assert expected.prefix_stable
-    assert expected.rounding == 0 or expected.rounding > tolerance(model)
+    assert (expected.prefix_stable, expected.by_naive) == (True, True)
+    assert expected.rounding > tolerance(model)
+    without_room = reference(model, prompt, 5, room_bytes=0)
+    assert (without_room.prefix_stable, without_room.by_naive, without_room.rounding) == (False, True, 0)
     assert not reference(seeing_the_future()[0].bfloat16(), token_ids(2, 2, 6), 8).prefix_stable
-    assert reference(seeing_the_future()[0].bfloat16(), token_ids(2, 2, 6), 8, room_bytes=0).rounding == 0
+
+
+@pytest.mark.parametrize("error", [RuntimeError("only half precision"), torch.OutOfMemoryError("no memory"), None])
+def test_a_copy_that_cannot_be_run_leaves_the_reason_open(error: Exception | None) -> None:
+    """It raises, or gives NaN (None)."""
+    model = rounding_by_length(failing_with(error))
+    expected = reference(model, token_ids(2, 2, 12), 5)
+    assert (expected.prefix_stable, expected.by_naive) == (False, True)
+    assert not predict(model, token_ids(2, 1, 20)).prefix_stable
+
+
+def test_a_lost_device_is_no_open_reason() -> None:
+    model = rounding_by_length(failing_with(torch.AcceleratorError("CUDA error: an illegal memory access")))
+    with pytest.raises(torch.AcceleratorError):
+        reference(model, token_ids(2, 2, 12), 5)
+    with pytest.raises(torch.AcceleratorError):
+        predict(model, token_ids(2, 1, 20))
+
+
+def failing_with(error: Exception | None) -> Callable[[Tensor], object]:
+    """Raise `error`, or where it is None make NaN of logits."""
+
+    def fail(logits: Tensor) -> None:
+        if error is not None:
+            raise error
+        logits.fill_(torch.nan)
+
+    return fail
 
 
 def test_xlnet_ends_and_is_its_own_reference() -> None:
