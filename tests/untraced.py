@@ -7,6 +7,8 @@ compile, and pytest while it collects. Models are traced: their caches are ours.
 A case of a parametrised test that runs no line that this process has not seen ends the tracing of that test: its other
 cases run the same lines on other models or figures. All of them run, a third of the suite's time.
 
+So the figure of coverage is a lower bound: what a later case runs alone, or a library calls back, counts as not run.
+
 That holds for the process of the tests and for what it forks. Processes that tests start anew are traced all through,
 or not at all (`untraced_variables`).
 """

@@ -23,6 +23,9 @@ from kvcache.arithmetic.costs import Phase
 SUBJECTS = ("model", "strategy", "device", "dtype", "attn_implementation", "n_threads")
 """Fields in which runs may differ as a whole and still be ranked; lengths, batch and seed are the work itself."""
 
+_LENGTHS = [name for name in CASE_COLUMNS if name not in SUBJECTS]
+"""Columns of the work itself, batch and seed among them."""
+
 _NEUTRAL: dict[str, Any] = dict.fromkeys(SUBJECTS, "") | {"n_threads": 0}
 
 TIME_COLUMNS = ["ms", "ms_low", "ms_high"]
@@ -34,7 +37,7 @@ COLUMNS: list[str] = [
 Row = Mapping[Any, Any]
 """A row of a ranking, by column name."""
 
-BASELINE, NO_COUNTERPART = "baseline", "not in the baseline"
+BASELINE, NO_COUNTERPART, SEVERAL = "baseline", "not in the baseline", "several in the baseline"
 
 
 class Lacking(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,7 +121,8 @@ class Ranking:
         """Add to the entries their ratio to a run's: `COLUMNS` and `group`.
 
         A ratio is time / time of the baseline with its unpaired 95 % interval. Its counterpart is the baseline's entry
-        of the same group with the same subject, or its only one; without one the ratio is empty.
+        of the same group with the same subject, or its only one; of several the one with the same lengths, since beside
+        an import a group has prompts and depths of one sum. Without a counterpart the ratio is empty.
         """
         records = frames.records(self.entries)
         own: dict[tuple[str, str], list[Row]] = {}
@@ -162,11 +166,15 @@ class Ranking:
         return kinds(self.tidies[number].run) == kinds(self.tidies[baseline].run)
 
     def _ratio(self, row: Row, others: list[Row]) -> dict[str, Any]:
-        alike = [other for other in others if all(other[name] == row[name] for name in self.apart)]
-        counterpart = alike if len(alike) == 1 else others
+        alike = _equal(row, others, self.apart)
+        counterpart = alike or others
+        if len(counterpart) > 1:
+            counterpart = _equal(row, counterpart, _LENGTHS) or counterpart
         if len(counterpart) != 1:
             runs = [self._tidy(one).run for one in (row, *others)]
-            return {"verdict": ELSEWHERE if any(run.manifest.origin for run in runs) else NO_COUNTERPART}
+            if any(run.manifest.origin for run in runs):
+                return {"verdict": ELSEWHERE}
+            return {"verdict": SEVERAL if alike else NO_COUNTERPART}
         ratio = estimators.unpaired_ratio(self._values(row), self._values(counterpart[0]))
         ratio, verdict = judged(ratio, *(self._tidy(one).run for one in (row, counterpart[0])))
         figures = dict(zip(RATIO_COLUMNS, (ratio.estimate, ratio.low, ratio.high), strict=True))
@@ -205,6 +213,10 @@ def _apart(cases: list[list[Case]]) -> list[str]:
         for name, by_run in values.items()
         if any(own and own.isdisjoint(set().union(*by_run[:n], *by_run[n + 1 :])) for n, own in enumerate(by_run))
     ]
+
+
+def _equal(row: Row, others: list[Row], columns: Iterable[str]) -> list[Row]:
+    return [other for other in others if all(other[name] == row[name] for name in columns)]
 
 
 def _neutral(case: Case, apart: Iterable[str]) -> Case:

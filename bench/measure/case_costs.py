@@ -33,7 +33,7 @@ REHEARSED = {name: name for name in ("dynamic", "static", "sink-window")} | {
 
 def with_costs(case: Case, model: models.ModelDescription) -> CasePlan:
     """Add the work that generation asks for, however it is done: a static cache's padding is no part of it."""
-    from kvcache.proof.rehearsal import NotRehearsable
+    from kvcache.proof.unknown_numbers import NotRehearsable
 
     weights_bytes, linears = model.weights_bytes(case.dtype), _linears(model, case.dtype)
     planned = CasePlan(case=case, prefill=None, decode=None, weights_bytes=weights_bytes, linears=linears)
@@ -102,7 +102,7 @@ def forward_bytes(model: models.ModelDescription, strategy: str, dtype: str, bat
 
 def exact_kv_bytes(case: Case, model: models.ModelDescription) -> int:
     """Return the bytes of a case's keys, values and states at full width; 0 where no cache of transformers has any."""
-    from kvcache.proof.rehearsal import NotRehearsable
+    from kvcache.proof.unknown_numbers import NotRehearsable
 
     try:
         size = held(model, "dynamic", case.dtype, fed(case, case.n_gen - 1))
@@ -114,6 +114,11 @@ def exact_kv_bytes(case: Case, model: models.ModelDescription) -> int:
 def refusal(model: models.ModelDescription, strategy: str, dtype: str) -> str | None:
     """Return why a strategy cannot run this model here, or None if it can."""
     return _rehearsal(model, dtype).refusal(strategy)
+
+
+def most_sequences(model: models.ModelDescription, strategy: str, dtype: str) -> int | None:
+    """Return the largest batch that a strategy takes of this model, or None for any."""
+    return _rehearsal(model, dtype).most_sequences(strategy)
 
 
 def extended(count: Callable[[int], float], n_tokens: int, model: models.ModelDescription, dtype: str) -> float:
@@ -131,7 +136,7 @@ def phase_costs_of(case: Case, model: models.ModelDescription, phase: Phase) -> 
     Raises:
         NotRehearsable: the strategy refuses this model, or no shape of it is known without its weights.
     """
-    from kvcache.proof.rehearsal import NotRehearsable
+    from kvcache.proof.unknown_numbers import NotRehearsable
 
     refeeds, all_logits = case.strategy in REFEEDING, case.naive_logits == "all"
 

@@ -9,7 +9,7 @@ import msgspec
 
 from bench.case import Case
 from bench.machine.kernels import Rates
-from bench.measure.case_costs import extended, forward_bytes, held, phase_costs_of, refusal
+from bench.measure.case_costs import extended, forward_bytes, held, most_sequences, phase_costs_of, refusal
 from bench.measure.ceiling_turns import CEILINGS, survey
 from bench.protocol import ChooseCeilings
 from kvcache import models
@@ -56,7 +56,8 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of each sequence, prompt and new ones together: the most that fit (0: not one does), or those given. None
     where `error` says why."""
     limited_by: str | None
-    """`memory`, `positions` (the model has no more), or `weights`, which alone do not fit."""
+    """`memory`, `positions` (the model has no more), `sequences` (the strategy takes no more of this model), or
+    `weights`, which alone do not fit."""
     weights_bytes: int
     kv_bytes_allocated: int | None = None
     workspace_bytes: int | None = None
@@ -95,7 +96,7 @@ def fits(
 
     With a `context` it is the largest batch of so many tokens each, a row for each strategy.
     """
-    from kvcache.proof.rehearsal import NotRehearsable
+    from kvcache.proof.unknown_numbers import NotRehearsable
 
     weights_bytes = model.weights_bytes(dtype)
     for strategy in strategies:
@@ -131,6 +132,9 @@ def _fitted(row: Fit, model: models.ModelDescription, rates: Rates | None) -> Fi
     fitting = functools.partial(_fits, row, model, row.batch_size)
     if need(model, row.strategy, row.dtype, row.batch_size, 1) is None:
         return msgspec.structs.replace(row, error=UNKNOWN)
+    taken = most_sequences(model, row.strategy, row.dtype)
+    if taken is not None and row.batch_size > taken:
+        return msgspec.structs.replace(row, error=f"{row.strategy} takes at most {taken} sequences of this model")
     if not fitting(1):
         return msgspec.structs.replace(row, max_context=0, limited_by=_least(row))
     longest = model.max_positions or LONGEST
@@ -150,10 +154,12 @@ def _batched(row: Fit, model: models.ModelDescription, context: int, rates: Rate
     row = msgspec.structs.replace(row, max_context=context, limited_by="memory")
     if not fitting(1):
         return msgspec.structs.replace(row, batch_size=0, limited_by=_least(row))
+    taken = most_sequences(model, row.strategy, row.dtype)
+    if taken is not None and fitting(taken):
+        return _filled(msgspec.structs.replace(row, batch_size=taken, limited_by="sequences"), model, rates)
     kv = _kv_bytes(model, row.strategy, row.dtype, 1, context)
-    most = (
-        2 * (row.memory_bytes - row.weights_bytes) // max(1, kv or 1)
-    )  # the cache grows with the batch, counters do not
+    # Twice, since one sequence's bytes include counters, which do not grow with the batch as the cache does.
+    most = 2 * (row.memory_bytes - row.weights_bytes) // max(1, kv or 1)
     return _filled(msgspec.structs.replace(row, batch_size=_largest(fitting, most)), model, rates)
 
 

@@ -127,7 +127,7 @@ def memory_bytes(plans: Sequence[CasePlan]) -> int:
 
 def in_words(item: CasePlan) -> str:
     """Name a case with what it holds, by the arithmetic of `kvbench fit`, and say where it alone does not fit here."""
-    from kvcache.proof.rehearsal import NotRehearsable  # imports torch, which the model's description did already
+    from kvcache.proof.unknown_numbers import NotRehearsable  # imports torch, which the model's description did already
 
     case = item.case
     try:

@@ -83,8 +83,8 @@ class Compiled(Strategy):
     ) -> None:
         super().prepare(batch_size, capacity, context, prompt_length=prompt_length)
         model = self._choice.model
-        if model.most_sequences is not None and batch_size > model.most_sequences:
-            raise Unsupported(f"compiled feeds experts at most {model.most_sequences} sequences; this is {batch_size}")
+        if self.most_sequences is not None and batch_size > self.most_sequences:
+            raise Unsupported(f"compiled feeds experts at most {self.most_sequences} sequences; this is {batch_size}")
         if model.positions is not None and capacity > len(model.positions):
             raise ValueError(f"the model has {len(model.positions)} positions, a capacity of {capacity} is more")
         self.decoder, self._kernels = self._choice.of_batch(batch_size)
@@ -180,6 +180,10 @@ class Compiled(Strategy):
     @property
     def stored(self) -> object:
         return [slot.rows for slot in self._slots]
+
+    @property
+    def most_sequences(self) -> int | None:
+        return self.decoder.most_sequences
 
     @property
     def compile_s(self) -> float:

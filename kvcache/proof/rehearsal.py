@@ -15,8 +15,6 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch._C import DispatchKey
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import StaticLayer
 from transformers.pytorch_utils import Conv1D
@@ -27,14 +25,11 @@ from kvcache.arithmetic.kv_bytes import Fed, Held
 from kvcache.caches.contract import UnfitCache, Unsupported
 from kvcache.caches.held_bytes import reachable_tensors
 from kvcache.models import ModelError
-from kvcache.models.skeleton import count_parameters, one_line
+from kvcache.models.skeleton import count_parameters
 from kvcache.proof.operations import count_operations
+from kvcache.proof.unknown_numbers import alike_for_any_numbers, naming_the_reason
 from kvcache.strategies.catalogue import OWN, build
 from kvcache.strategies.strategy import last_logits
-
-
-class NotRehearsable(Exception):
-    """The model or the cache asks for numbers, or refuses; the message is the reason, in one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,17 +60,21 @@ class Rehearsal:
     def held(self, strategy: str, fed: Fed) -> Held:
         """Say what `strategy` holds after what it was `fed`.
 
-        What a model keeps has a shape that does not depend on numbers, even where its forward asks for some.
+        A forward may ask for numbers, if what it keeps is the same whatever they are (`unknown_numbers.py`).
 
         Raises:
-            NotRehearsable: the strategy refuses this model, or cannot run without numbers.
+            NotRehearsable: the strategy refuses this model, or what it keeps depends on numbers.
         """
         if (strategy, fed) not in self._held:
             before, last = (fed.n_tokens - 1, 1) if fed.n_steps else (fed.n_depth, fed.n_prompt)
-            with naming_the_reason(), _AnyNumbers():
+
+            def rehearse() -> Held:
                 cached = self._fed(strategy, fed.batch_size, before, fed.capacity)
                 self._feed(cached, last)
-                self._held[strategy, fed] = Held(used=cached.kv_bytes, allocated=_storage_bytes(cached.stored))
+                return Held(used=cached.kv_bytes, allocated=_storage_bytes(cached.stored))
+
+            with naming_the_reason():
+                self._held[strategy, fed] = alike_for_any_numbers(rehearse)
         return self._held[strategy, fed]
 
     def refusal(self, strategy: str) -> str | None:
@@ -94,6 +93,17 @@ class Rehearsal:
                 return str(reason)
         return None
 
+    def most_sequences(self, strategy: str) -> int | None:
+        """Return the largest batch that `strategy` takes of this model, or None for any and for a user's own.
+
+        Raises:
+            NotRehearsable: the strategy refuses this model.
+        """
+        if strategy.startswith(OWN):  # a factory may read the weights
+            return None
+        with naming_the_reason():
+            return build(strategy, self._model).most_sequences
+
     @property
     def full_windows(self) -> int:
         """A power of two, in tokens, at half of which every sliding window is full."""
@@ -107,8 +117,11 @@ class Rehearsal:
 
         Latents have another size than what is kept beside them. None where any layer keeps something else.
         """
-        with naming_the_reason(), _AnyNumbers():
-            cached = self._fed("dynamic", 1, 1, 2)
+        with naming_the_reason():
+            return alike_for_any_numbers(self._full_rows)
+
+    def _full_rows(self) -> list[Layer] | None:
+        cached = self._fed("dynamic", 1, 1, 2)
         kept = [layer for layer in cached.kv.layers if list(reachable_tensors(layer))]
         if any(type(layer).__name__ != "DynamicLayer" for layer in kept):
             return None
@@ -266,57 +279,6 @@ def _storage_bytes(root: object) -> int:
     return sum({storage._cdata: storage.nbytes() for storage in storages}.values())  # noqa: SLF001  # its identity
 
 
-class _AnyNumbers(TorchDispatchMode):
-    """Answers whoever asks for numbers of the meta device: 0, and of the places that are not 0 the first alone.
-
-    Indexers ask which tokens are visible, experts which of them are chosen.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._asked = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run `func` or answer; a composite is taken apart, since inference mode hands it over whole."""
-        if func.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd):
-            with self:
-                return func._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **(kwargs or {}))  # noqa: SLF001
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:  # noqa: SLF001
-            self._asked += 1
-            if self._asked > _MOST_ASKED:
-                raise NotRehearsable("its forward goes on until a number is another, which no rehearsal gives it")
-            return torch.zeros((), dtype=args[0].dtype).item()
-        if func is torch.ops.aten.nonzero.default and args[0].is_meta:
-            return args[0].new_empty((min(1, args[0].numel()), args[0].dim()), dtype=torch.long)
-        return func(*args, **(kwargs or {}))
-
-
-_MOST_ASKED = 100_000
-
-
 def without_packing() -> AbstractContextManager[Any]:
     """Keep transformers from looking for positions that begin anew, as it does without a cache: it asks for numbers."""
     return mock.patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None)
-
-
-@contextmanager
-def naming_the_reason() -> Iterator[None]:
-    """Raise NotRehearsable, with the reason, for whatever fails."""
-    try:
-        yield
-    except NotRehearsable:
-        raise
-    except Exception as error:
-        if any(word in str(error) for word in _ON_META):
-            raise NotRehearsable(
-                "its forward reads the values of tensors, which a rehearsal without weights does not have"
-            ) from error
-        if isinstance(error, Unsupported | UnfitCache | ModelError):
-            raise NotRehearsable(str(error)) from error
-        raise NotRehearsable(f"its forward fails without weights ({one_line(error)})") from error
-
-
-_ON_META = ("meta tensor", "register_meta")
-"""Words of torch's errors where a tensor of the meta device is asked for a number."""

@@ -23,7 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-from kvcache.proof.rehearsal import Rehearsal, naming_the_reason, without_packing
+from kvcache.proof.rehearsal import Rehearsal, without_packing
+from kvcache.proof.unknown_numbers import naming_the_reason
 from kvcache.strategies.strategy import last_logits
 
 

@@ -127,6 +127,11 @@ class Strategy(ABC):
         return None
 
     @property
+    def most_sequences(self) -> int | None:
+        """The largest batch that it takes of this model; None for any."""
+        return None
+
+    @property
     def kernels(self) -> dict[str, str] | None:
         """Return which kernel computes each product since the last `prepare`; None for a strategy without a choice."""
         return None

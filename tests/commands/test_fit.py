@@ -4,9 +4,11 @@ import json
 import math
 
 import pytest
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from bench.measure.fit import need
 from bench.measure.plan import describe
+from kvcache.compiled.products import FEW_ROWS
 from tests.commandline import kvbench, refused
 
 
@@ -72,8 +74,28 @@ def test_a_context_that_fits_no_batch_and_one_that_the_model_has_not() -> None:
     assert "--batch-size" in refused(*few, "-b", "2")
 
 
+def mixture() -> MixtralForCausalLM:
+    """The model of a `py:` spec."""
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return MixtralForCausalLM(MixtralConfig(**sizes, num_key_value_heads=2, num_local_experts=4, vocab_size=97))
+
+
+def test_a_batch_is_no_larger_than_a_strategy_takes() -> None:
+    kinds = "dynamic,compiled,compiled-int8"
+    asked = ("fit", "-m", f"py:{__name__}:mixture", "--memory", "2GiB", "--strategies", kinds)
+    dynamic, *compiled = json.loads(kvbench(*asked, "--context", "40", *JSON).stdout)
+    assert dynamic["batch_size"] > FEW_ROWS
+    assert [(row["batch_size"], row["limited_by"]) for row in compiled] == [(FEW_ROWS, "sequences")] * 2
+    dynamic, *compiled = json.loads(kvbench(*asked, "-b", str(FEW_ROWS + 1), *JSON).stdout)
+    assert dynamic["error"] is None
+    assert [row["error"] for row in compiled] == [
+        f"{row['strategy']} takes at most {FEW_ROWS} sequences of this model" for row in compiled
+    ]
+
+
 def test_a_kind_that_fails_costs_no_other_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    from kvcache.proof.rehearsal import NotRehearsable, Rehearsal
+    from kvcache.proof.rehearsal import Rehearsal
+    from kvcache.proof.unknown_numbers import NotRehearsable
 
     refusal = Rehearsal.refusal
 

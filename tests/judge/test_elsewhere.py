@@ -5,7 +5,7 @@ import pytest
 
 from bench.judge.compare import compare
 from bench.judge.elsewhere import work
-from bench.judge.ranking import Ranking
+from bench.judge.ranking import SEVERAL, Ranking
 from bench.manifest import ELSEWHERE, Origin
 from bench.record import Run
 from bench.store.derived import Derived
@@ -84,6 +84,19 @@ def test_two_strategies_of_ours_leave_no_ratio_but_say_why(theirs: Run) -> None:
     for runs in ([mine, theirs], [theirs, mine]):
         rows = Ranking.of(runs).against()
         assert set(rows.loc[rows["run"] == "B", "verdict"]) == {ELSEWHERE}
+
+
+def test_runs_of_ours_keep_their_ratios_beside_an_import(theirs: Run) -> None:
+    """A prompt of 512 and one of 256 after 256 are one group there; each has its equal in the baseline."""
+    cases = [*PROMPTED, make_case(n_prompt=256, n_depth=256)]
+    rows = Ranking.of([ours(cases), ours(cases, "runs/again"), theirs]).against()
+    decode = rows[rows["phase"] == "decode"]
+    assert len(set(decode["group"])) == 1
+    assert list(decode.loc[decode["run"] == "B", "ratio"]) == [1.0, 1.0]
+    assert set(decode.loc[decode["run"] == "C", "verdict"]) == {ELSEWHERE}
+    unlike = [make_case(n_prompt=384, n_depth=128)]
+    rows = Ranking.of([ours(cases), ours(unlike, "runs/unlike"), theirs]).against()
+    assert set(rows.loc[(rows["run"] == "B") & (rows["phase"] == "decode"), "verdict"]) == {SEVERAL}
 
 
 def suptitle(figure) -> str:

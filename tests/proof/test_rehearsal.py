@@ -1,5 +1,6 @@
 """What is rehearsed on the meta device is what runs: products and bytes of caches, for families of every mechanism."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -15,7 +16,8 @@ from kvcache.arithmetic.kv_bytes import Fed, Held, allocated_bytes, used_bytes
 from kvcache.compiled.architectures.catalogue import describe
 from kvcache.models.skeleton import skeleton
 from kvcache.proof.operations import count_operations
-from kvcache.proof.rehearsal import NotRehearsable, Rehearsal
+from kvcache.proof.rehearsal import Rehearsal
+from kvcache.proof.unknown_numbers import NotRehearsable
 from kvcache.strategies.catalogue import build
 from tests.families import WHOLE, family
 from tests.studies.architecture_configs import shrunken
@@ -209,6 +211,33 @@ def test_bytes_of_odd_models_are_those_measured(strategy: str, name: str, dtype:
         held, expected = rehearsed.held(strategy, fed), measured(model, strategy, fed)
         assert held.used == expected.used
         assert held.allocated == pytest.approx(expected.allocated, rel=0.01)
+
+
+def _keeping(rows: Callable[[torch.Tensor], Any]) -> PreTrainedModel:
+    """Make a model whose first layer keeps the rows that its numbers name."""
+    model = skeleton(ARCHITECTURES["llama"]().config, "eager")
+
+    def crop(_: object, args: object, named: dict[str, Any], result: object) -> None:
+        layer = named["past_key_values"].layers[0]
+        layer.keys = layer.keys[:, :, rows(named["input_ids"][0])]
+
+    model.register_forward_hook(crop, with_kwargs=True)
+    return model
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        lambda ids: slice(int(ids.argmax())),
+        lambda ids: torch.nonzero(ids > 3)[:, 0],
+    ],
+    ids=["a number", "places"],
+)
+def test_a_cache_that_depends_on_numbers_is_not_rehearsed(rows: Callable[[torch.Tensor], Any]) -> None:
+    fed = Fed(batch_size=1, n_depth=0, n_prompt=4, n_steps=0, capacity=8, dtype_bytes=4)
+    with pytest.raises(NotRehearsable, match=r"^its cache depends on numbers that a rehearsal does not have$"):
+        Rehearsal(_keeping(rows), torch.float32).held("dynamic", fed)
+    assert Rehearsal(_keeping(lambda ids: slice(None)), torch.float32).held("dynamic", fed).used
 
 
 @pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text"])

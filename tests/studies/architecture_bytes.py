@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from bench.measure.case_costs import held
 from kvcache import models
 from kvcache.arithmetic.kv_bytes import Fed
-from kvcache.proof.rehearsal import NotRehearsable
+from kvcache.proof.unknown_numbers import NotRehearsable
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def merged(stored: pd.DataFrame, model_type: str, dtypes: Sequence[str], found: 
 def with_bytes(stored: pd.DataFrame, found: Sequence[Cell]) -> pd.DataFrame:
     """Put the bytes of `found` into the rows that the table has of the same cells."""
     new = _rows(found).set_index(KEY)[BYTES]
-    filled = stored.set_index(KEY)
+    filled = stored.set_index(KEY).astype(dict.fromkeys(BYTES, object))  # read from the table they are text
     filled.update(new[new.index.isin(filled.index)])
     return filled.reset_index()[stored.columns]
 

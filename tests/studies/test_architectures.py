@@ -20,7 +20,7 @@ from tests.studies.architecture_configs import TYPES, shrunken
 from tests.studies.architecture_errors import Slow, is_own, limited, line
 from tests.studies.architecture_figures import figures, lists, odd, of_bytes, readme_line
 from tests.studies.architecture_rules import STOP, cause_of, with_causes
-from tests.studies.architectures import TABLE, lacking, merged, with_bytes
+from tests.studies.architectures import BYTES, TABLE, lacking, merged, with_bytes
 from tests.studies.architectures_page import PAGE, page
 from tests.tiny import ARCHITECTURES, EVERYWHERE, token_ids
 
@@ -132,6 +132,8 @@ def test_new_cells_take_the_place_of_their_own_dtype_alone() -> None:
     filled = with_bytes(stored, [counted, Cell("opt", "float32", 1, "naive", "whole", "right")])
     assert list(filled["outcome"]) == list(stored["outcome"])
     assert filled.loc[filled["dtype"] == "bfloat16", "kv_bytes_measured"].tolist() == [8]
+    as_read = with_bytes(stored.astype(dict.fromkeys(BYTES, "str")), [counted])
+    assert as_read.loc[as_read["dtype"] == "bfloat16", "kv_bytes_measured"].tolist() == [8]
 
 
 @pytest.mark.parametrize(("model_type", "outcomes"), [("llama", {"right"}), ("gpt_neo", {"right", "refused"})])

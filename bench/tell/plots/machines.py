@@ -1,4 +1,4 @@
-"""Every plot of a run, machine by machine: times of different machines are never drawn in one figure."""
+"""Every plot of a run, machine by machine; hosts of one name (two containers, say) are taken for one machine."""
 
 import functools
 from collections.abc import Callable, Iterator
