@@ -506,12 +506,16 @@ def test_a_reference_that_is_unsupported_for_another_reason_says_nothing_of_the_
 
 def test_a_cache_of_ours_that_returns_a_wrong_shape_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = SinkWindowLayer.update
-    monkeypatch.setattr(
-        SinkWindowLayer, "update", lambda *arguments: tuple(rows[..., :3] for rows in whole(*arguments))
-    )
+
+    def one_head(*arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        keys, values = whole(*arguments, **named)
+        return keys[:, :1], values[..., :3]
+
+    monkeypatch.setattr(SinkWindowLayer, "update", one_head)
     _, reply = checked(tiny_case("sink-window"), tmp_path)
     assert isinstance(reply, Refused)
     assert reply.status == "failed"
+    assert "must match" in reply.error
 
 
 def test_rounding_is_stored_with_whose_logits_they_are(tmp_path: Path) -> None:

@@ -242,7 +242,7 @@ def test_with_a_mask_the_fault_may_be_the_masks() -> None:
     strategy.prefill(prompt, mask)
     strategy.attention_mask = mask[:1]
     with pytest.raises((RuntimeError, IndexError)):
-        strategy.decode(prompt[:, :1])
+        strategy._forward(prompt[:, :1])
 
 
 class FloatIds(LlamaForCausalLM):
