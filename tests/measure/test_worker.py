@@ -512,10 +512,11 @@ def test_a_cache_of_ours_that_returns_a_wrong_shape_has_failed(tmp_path: Path, m
         return keys[:, :1], values[..., :3]
 
     monkeypatch.setattr(SinkWindowLayer, "update", one_head)
-    _, reply = checked(tiny_case("sink-window"), tmp_path)
+    worker, _ = checked(tiny_case("sink-window"), tmp_path)
+    path = str(tmp_path / "reference.safetensors")
+    reply = worker.answer(CheckCase(case=tiny_case("sink-window"), path=path, count=False))  # counting is our code
     assert isinstance(reply, Refused)
-    assert reply.status == "failed"
-    assert "must match" in reply.error
+    assert (reply.status, "shapes" in reply.error) == ("failed", True)
 
 
 def test_rounding_is_stored_with_whose_logits_they_are(tmp_path: Path) -> None:
