@@ -4,6 +4,7 @@ Writes `history.md` and `history.png`; exits with 1 where one of the two takes l
 """
 
 import argparse
+import operator
 import os
 import statistics
 import subprocess
@@ -33,7 +34,7 @@ from tests.stored import create_run
 RUN = make_run(grid(["naive", "dynamic", "static", "hf-generate"], [128, 512], n_gen=16))
 """Eight cases, sixteen rows: about what a run of the default preset has of each prompt length."""
 COLUMNS = {column.name: TYPES[column.dtype] for column in columns.COLUMNS}
-ADDED = 7
+ADDED = 21
 """Runs that are added one by one."""
 LISTED, ONE_MORE = "`kvbench history`, the newest 50 listed", "one run more, beyond that"
 MOST_S = {LISTED: 2.0, ONE_MORE: 0.05}
@@ -113,14 +114,14 @@ def figures(folder: Path, n_runs: int) -> Iterator[tuple[str, Took]]:
     """Measure; yield what, and its times."""
     yield f"the first look at {n_runs:,} runs", refreshed(folder)
     yield LISTED, _median(command(str(folder)) for _ in range(3))
-    unchanged = _median(refreshed(folder) for _ in range(ADDED))
-    yield "the database brought up to date, nothing new", unchanged
-    times = []
-    for number in range(n_runs, n_runs + ADDED):
+    unchanged, more = [], []
+    for number in range(n_runs, n_runs + ADDED):  # in pairs: a machine's speed changes between one series and another
+        unchanged.append(refreshed(folder))
         store(folder, range(number, number + 1))
-        times.append(refreshed(folder))
-    one_more = _median(times)
-    yield ONE_MORE, Took(*(one - other for one, other in zip(one_more, unchanged, strict=True)))
+        more.append(refreshed(folder))
+    yield "the database brought up to date, nothing new", _median(unchanged)
+    beyond = (map(operator.sub, later, before) for before, later in zip(unchanged, more, strict=True))
+    yield ONE_MORE, _median(Took(*pair) for pair in beyond)
 
 
 def main() -> None:
