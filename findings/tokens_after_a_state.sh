@@ -2,7 +2,6 @@
 # Mamba, Falcon-Mamba and Jamba read the recurrent state of their cache only where one token is fed. Several tokens after
 # those in the cache (a prompt in chunks, a chat's second turn, a draft to verify) go through the scan of a whole sequence,
 # which begins from an empty state and then overwrites the cached one: other logits, without an error or a warning.
-# RecurrentGemma does the same with its convolution.
 #
 # Versions: transformers 5.23.0, torch 2.13.0. Output seen:
 #   mamba: 16 tokens, then 8 one by one: as the whole forward within 1e-5; then 8 at once: 0.27 of the largest logit apart
