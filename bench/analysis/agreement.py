@@ -1,9 +1,8 @@
 """Run -> frame: at which positions of the judged text a lossy strategy names the exact run's most likely token."""
 
-import msgspec
 import pandas as pd
 
-from bench.analysis.frames import CASE_COLUMNS
+from bench.analysis.frames import CASE_COLUMNS, case_fields
 from bench.record import Run
 
 AGREEMENT_COLUMNS: list[str] = ["case", *CASE_COLUMNS, "machine", "step", "agreement"]
@@ -14,11 +13,7 @@ def agreement(run: Run) -> pd.DataFrame:
 
     `step` counts the decode steps after the context, from 1.
     """
-    cases = [plan.case for plan in run.manifest.plan]
-    fields = {
-        case.key: {"case": case.key, **msgspec.structs.asdict(case), "machine": run.environment(case).hostname}
-        for case in cases
-    }
+    fields = case_fields(run)
     rows = [
         {"step": step, "agreement": share, **fields[check.case]}
         for check in run.checks

@@ -195,13 +195,18 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
 
 
+def case_fields(run: Run) -> dict[str, dict[str, Any]]:
+    """Return, by the key of each planned case, its key as `case`, its fields, and the host that measured it."""
+    return {
+        case.key: {"case": case.key, **msgspec.structs.asdict(case), "machine": run.environment(case).hostname}
+        for case in (plan.case for plan in run.manifest.plan)
+    }
+
+
 def _fields(run: Run, samples: Turns[Sample]) -> pd.DataFrame:
     """Make one row per code of the samples' cases, with their fields and the machine that measured them."""
-    cases = {plan.case.key: plan.case for plan in run.manifest.plan}
-    rows = [
-        {"case": key, **msgspec.structs.asdict(cases[key]), "machine": run.environment(cases[key]).hostname}
-        for key in samples.coded("case").distinct
-    ]
+    fields = case_fields(run)
+    rows = [fields[key] for key in samples.coded("case").distinct]
     return typed(rows, ["case", *CASE_COLUMNS, "machine"], _TYPES)
 
 

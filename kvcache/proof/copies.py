@@ -22,17 +22,21 @@ def copied(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return copy.deepcopy(model, cast)
 
 
+def copy_bytes(model: PreTrainedModel, n_logits: int, dtype: torch.dtype) -> int:
+    """Estimate what a copy at `dtype` takes while its logits are compared: its weights, and the logits twice."""
+    return (count_parameters(model) + 2 * n_logits) * dtype.itemsize
+
+
 def holds_in_float32(
     check: Callable[[PreTrainedModel], bool], model: PreTrainedModel, n_logits: int, room_bytes: int | None = None
 ) -> bool:
     """Return what `check` finds of a copy of a coarser model in float32, where what remains is no rounding.
 
-    False where the model's weights are float32 already, where the copy and its `n_logits` logits (twice: compared in
-    a copy) would take more than `room_bytes`, or where the copy cannot be made or run. It is freed before this returns.
+    False where the model's weights are float32 already, where the copy and its `n_logits` logits would take more than
+    `room_bytes` (`copy_bytes`), or where the copy cannot be made or run. It is freed before this returns.
     """
     coarser = any(weight.dtype in (torch.bfloat16, torch.float16) for weight in model.parameters())
-    needed = torch.float32.itemsize * (count_parameters(model) + 2 * n_logits)
-    if not coarser or (room_bytes is not None and needed > room_bytes):
+    if not coarser or (room_bytes is not None and copy_bytes(model, n_logits, torch.float32) > room_bytes):
         return False
     try:
         return check(copied(model, torch.float32))

@@ -13,8 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel
 
-from kvcache.models.skeleton import count_parameters
-from kvcache.proof.copies import copied
+from kvcache.proof.copies import copied, copy_bytes
 from kvcache.proof.quality import divergence, exact_logits
 
 
@@ -48,9 +47,8 @@ def logit_kl_floor(
 
 def floor_bytes(model: PreTrainedModel, exact: Tensor) -> int:
     """Estimate what `logit_kl_floor` takes: a copy of the weights for each dtype that the model has not, and logits."""
-    parameters = count_parameters(model)
     others = [dtype for dtype in (torch.float32, torch.bfloat16) if dtype != model.dtype]
-    return sum((parameters + 2 * exact.numel()) * dtype.itemsize for dtype in others)
+    return sum(copy_bytes(model, exact.numel(), dtype) for dtype in others)
 
 
 class WideProducts(TorchFunctionMode):

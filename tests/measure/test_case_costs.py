@@ -6,12 +6,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from bench.case import Case
 from bench.measure.case_costs import with_costs
 from bench.measure.plan import describe
 from kvcache.arithmetic.architectures import UnknownGeometry, geometry
 from kvcache.caches.contract import Unsupported
 from kvcache.compiled.architectures.catalogue import describe as describe_compiled
 from kvcache.strategies.catalogue import build
+from kvcache.strategies.strategy import Strategy
 from tests.families import hybrid
 from tests.handmade import make_case
 from tests.studies.architecture_configs import shrunken
@@ -20,13 +22,19 @@ from tests.tiny import ARCHITECTURES, llama_like
 SPEC = "py:tests.families:hybrid"
 
 
+def after(case: Case, model: PreTrainedModel) -> Strategy:
+    """Generate a case's tokens; return the strategy with what it then holds."""
+    strategy = build(case.strategy, model)
+    strategy.prepare(case.batch_size, case.capacity)
+    strategy.generate(torch.ones((case.batch_size, case.n_prompt), dtype=torch.long), case.n_gen)
+    return strategy
+
+
 @pytest.mark.parametrize("strategy", ["dynamic", "static"])
 def test_states_are_predicted_as_they_are_measured(strategy: str) -> None:
     case = make_case(strategy, 12, model=SPEC, batch_size=2, n_gen=4)
     planned = with_costs(case, describe(SPEC, ""))
-    measured = build(strategy, hybrid())
-    measured.prepare(2, case.capacity)
-    measured.generate(torch.ones((2, 12), dtype=torch.long), 4)
+    measured = after(case, hybrid())
     assert planned.decode is not None
     assert planned.kv_bytes_allocated is not None
     assert planned.decode.kv_bytes == measured.kv_bytes
@@ -105,9 +113,7 @@ def test_lossy_kinds_of_latents_are_predicted_as_they_are_measured(strategy: str
     spec = "py:tests.measure.test_case_costs:latents"
     case = make_case(strategy, 12, model=spec, batch_size=2, n_gen=4)
     planned = with_costs(case, describe(spec, ""))
-    measured = build(strategy, latents())
-    measured.prepare(2, case.capacity)
-    measured.generate(torch.ones((2, 12), dtype=torch.long), 4)
+    measured = after(case, latents())
     assert planned.kv_bytes is not None
     assert planned.kv_bytes["decode"] == measured.kv_bytes
     assert planned.kv_bytes_allocated is not None
@@ -118,9 +124,7 @@ def test_bytes_are_predicted_where_costs_are_not() -> None:
     spec = "py:tests.measure.test_case_costs:asking"
     case = make_case("dynamic", 12, model=spec, n_gen=4)
     planned = with_costs(case, describe(spec, ""))
-    measured = build("dynamic", asking())
-    measured.prepare(1, case.capacity)
-    measured.generate(torch.ones((1, 12), dtype=torch.long), 4)
+    measured = after(case, asking())
     assert (planned.prefill, planned.decode) == (None, None)
     assert planned.unpredicted is not None
     assert planned.kv_bytes is not None
@@ -130,9 +134,7 @@ def test_bytes_are_predicted_where_costs_are_not() -> None:
 def test_the_length_of_a_window_is_a_tensor_too() -> None:
     spec = "py:tests.measure.test_case_costs:narrow"
     case = make_case("dynamic", 3, model=spec, n_gen=2)
-    planned, measured = with_costs(case, describe(spec, "")), build("dynamic", narrow())
-    measured.prepare(1, case.capacity)
-    measured.generate(torch.ones((1, 3), dtype=torch.long), 2)
+    planned, measured = with_costs(case, describe(spec, "")), after(case, narrow())
     assert planned.kv_bytes_allocated is not None
     assert planned.kv_bytes_allocated["decode"] == measured.kv_bytes_allocated
 
