@@ -52,7 +52,7 @@ def ab(
     from bench.machine.places import current_folder
 
     settings = abtest.settings(threshold, budget, timeout)
-    sweeps = flags.sweeps("default", grid)
+    sweeps = flags.sweeps("default", grid, pinned=kernels is not None)
     pythons, variables = {"base": base_python, "head": head_python}, {"base": base_env or [], "head": head_env or []}
     with both_sides(base, head, pythons=pythons, variables=variables, here=current_folder()) as (old, new):
         folder = abtest.compare(old, new, sweeps, settings, out, name, note, kernels)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 import msgspec
 from typer import BadParameter, Option
 
-from bench.case import PRESETS, DeviceName, NaiveLogits, Sweep
+from bench.case import HOST_DEVICES, PRESETS, DeviceName, NaiveLogits, Sweep
 from bench.commands.values import available_device, integers, thread_count, unknown, words
 from bench.errors import UsageError
 from bench.tell.formats import DocumentFormat, Format
@@ -144,8 +144,8 @@ Kernels = Annotated[
         "--kernels",
         metavar="FILE|default",
         parser=pinned_kernels,
-        help="Kernels of the compiled strategies: those of a file in the cache folder (kernels-*.json) or of a "
-        "baseline's session, or the defaults; the fastest here unless given.",
+        help="Kernels of the compiled strategies on a CPU: those of a file in the cache folder (kernels-*.json) or of "
+        "a baseline's session, or the defaults; the fastest here unless given.",
     ),
 ]
 Out = Annotated[Path, Option("--out", help="Folder of run folders.")]
@@ -212,15 +212,17 @@ def _parameter(flag: GridFlag, default: str | None) -> inspect.Parameter:
     return inspect.Parameter(flag.field, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def sweeps(preset: str, grid: Grid, *, here: bool = True) -> tuple[Sweep, ...]:
+def sweeps(preset: str, grid: Grid, *, here: bool = True, pinned: bool = False) -> tuple[Sweep, ...]:
     """Return the sweeps of a preset with the values of `grid` in place of their own.
 
-    They are measured `here`, or on machines of which nothing is known.
+    They are measured `here`, or on machines of which nothing is known, and with `pinned` under --kernels.
 
     Raises:
         UsageError: this machine has no such device, or fewer cores than threads; the threads of another machine are
-            not given; or no strategy supports --prefill-quantized.
+            not given; no strategy supports --prefill-quantized; or there is nothing to pin.
     """
+    if pinned and (device := grid.get("device", "cpu")) not in HOST_DEVICES:
+        raise UsageError(f"--kernels: on {device} there is no choice, F.linear computes every product; leave it out")
     if here:
         available_device(grid.get("device", "cpu"))
         chosen = grid | {"n_threads": tuple(map(thread_count, grid.get("n_threads", (None,))))}

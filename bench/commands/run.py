@@ -114,7 +114,7 @@ def run(
                 raise UsageError(f"--cluster: {resume} was begun without jobs, so it is resumed without them")
             job = measuring.resume(resume, out) if jobs is None else cluster_run.resume(resume, out, jobs)
         else:
-            sweeps = flags.sweeps(preset, grid, here=jobs is None or jobs.kind == "local")
+            sweeps = flags.sweeps(preset, grid, here=jobs is None or jobs.kind == "local", pinned=kernels is not None)
             if jobs is None and not dry_run:
                 servers.start(sweeps[0].models[0], sweeps[0].n_threads[0])  # it imports torch while this process plans
             if "n_prompt" not in grid:

@@ -16,11 +16,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from kvcache.caches.contract import Unsupported
 from kvcache.compiled import choices_file
-from kvcache.compiled.candidates import OF_PROMPT, PROMPT_ROWS, Kernels
+from kvcache.compiled.candidates import OF_PROMPT, PROMPT_ROWS, WIDE, Kernels
 from kvcache.compiled.decoder import Decoder
 from kvcache.compiled.mlp import Mlp
-from kvcache.compiled.products import STEP, SUMS, Linear, Product, default_prompt, default_step, prompt_kernels
+from kvcache.compiled.products import (
+    STEP,
+    SUMS,
+    Linear,
+    Product,
+    default_prompt,
+    default_step,
+    has_bfloat16,
+    prompt_kernels,
+)
 from kvcache.compiled.step import compiled
 
 CLEAR_GAIN = 0.05
@@ -33,11 +43,13 @@ LEAST_SUMS, MOST_SUMS = 2, 16
 """Rows times places between which a multiply-and-sum is a candidate. Each is a sum of its own in the compiled code: a
 single one was never the fastest, and more than 16 take long to compile."""
 
-ROUNDS, LEAST_ROUNDS, SECONDS = 7, 3, 8.0
-"""Passes of each candidate in one phase after the first, which warms up; past SECONDS no round beyond LEAST_ROUNDS."""
+ROUNDS, LEAST_ROUNDS, ROUNDS_SECONDS = 7, 3, 8.0
+"""Passes of each candidate in one phase after the first, which warms up: of them LEAST_ROUNDS, and others only within
+so many seconds."""
 
-COMPILE_SECONDS = 15.0
-"""After so long no product's sums are compiled any more, and its default is kept."""
+COMPILE_SECONDS, STEP_SECONDS, SECONDS = 15.0, 22.0, 30.0
+"""How long after its start a choice compiles the sums of another product, times those of a step, and times at all: a
+product that has not had LEAST_ROUNDS by then keeps its default."""
 
 STEP_BYTES, PROMPT_BYTES = 1 << 27, 1 << 24
 """How many bytes of equal weights a pass covers, one weight at least; PROMPT_BYTES for the least of PROMPT_ROWS."""
@@ -93,6 +105,9 @@ class Choice:
         """Return the model with kernels for a prompt and for steps over `rows`; and those kernels by product.
 
         Where they have to be found out, that takes some seconds, once on a processor.
+
+        Raises:
+            Unsupported: a pinned kernel does not exist on this processor.
         """
         found = products(self.model, rows)
         known = self._chosen if self.pinned is None else self.pinned
@@ -101,6 +116,8 @@ class Choice:
             if not large.keys() <= known.keys():
                 self._chosen |= choices_file.completed(large, lambda missing: choose(missing, rows))
         kernels = {name: known.get(name, own.default) for name, own in found.items()}
+        if self.pinned is not None:
+            _refuse_missing(kernels)
         for size in PROMPT_ROWS if self.pinned is None else ():
             prompt = [name for name in found if is_of_prompt(name, size)]
             timed = {kernels[name] in TORCHS_OWN for name in prompt if name in known}
@@ -114,6 +131,21 @@ class Choice:
             lambda part: tuple(kernels[prompt_name(part, size)] for size in PROMPT_ROWS),
         )
         return model, kernels
+
+
+def _refuse_missing(pinned: Mapping[str, str]) -> None:
+    """Refuse kernels that this processor does not have, before torch does in words of its own.
+
+    Raises:
+        Unsupported: one of them is a product of bfloat16 by oneDNN, which has none here.
+    """
+    for name, kernel in pinned.items():
+        of_onednn = OF_PROMPT in name and kernel not in TORCHS_OWN and not kernel.endswith(WIDE)
+        if of_onednn and "bfloat16" in name and not has_bfloat16():
+            raise Unsupported(
+                f"the pinned kernels (--kernels) name {kernel} for {name}, and on this processor oneDNN has no product "
+                f"of bfloat16; {kernel}{WIDE} computes it in float32"
+            )
 
 
 def step_name(linear: Linear, rows: int) -> str:
@@ -148,16 +180,21 @@ def products(model: Decoder, rows: int) -> dict[str, Products]:
 
 @torch.inference_mode()
 def choose(found: Mapping[str, Products], rows: int) -> dict[str, tuple[str, Times]]:
-    """Time the candidates of every product; return the fastest one's name, and all times."""
+    """Time the candidates of every product; return the fastest one's name, and all times.
+
+    It takes at most SECONDS, and what one pass, or the code of one sum, then still takes.
+    """
+    start = time.monotonic()
     step = {name: own for name, own in found.items() if OF_PROMPT not in name}
     prompt = {name: own for name, own in found.items() if name not in step}
     of_prompt = {name: prompt_passes(own, int(name.rpartition(OF_PROMPT)[2])) for name, own in prompt.items()}
-    passes = [step_passes(step, rows), of_prompt]
-    times = {name: own for phase in passes for name, own in interleaved(phase, found).items()}
+    times = interleaved(step_passes(step, rows, start + COMPILE_SECONDS), found, start + STEP_SECONDS)
+    times |= interleaved(of_prompt, found, start + SECONDS)
     kernels = {name: own.default for name, own in found.items()}
     kernels |= {name: fastest(times[name], kernels[name]) for name in times.keys() & step.keys()}
     for size in PROMPT_ROWS:
-        kernels |= of_one_library({name: own for name, own in prompt.items() if is_of_prompt(name, size)}, times)
+        timed = {name: own for name, own in prompt.items() if is_of_prompt(name, size) and name in times}
+        kernels |= of_one_library(timed, times)
     return {name: (kernel, times.get(name, Times())) for name, kernel in kernels.items()}
 
 
@@ -193,32 +230,31 @@ def fastest(times: Times, default: str) -> str:
     return best if ratio < limit and min(times[best]) < limit * min(times[default]) else default
 
 
-def step_passes(found: Mapping[str, Products], rows: int) -> dict[str, dict[str, Pass]]:
-    """Make the passes over the weights of a step.
+def step_passes(found: Mapping[str, Products], rows: int, end: float) -> dict[str, dict[str, Pass]]:
+    """Make the passes over the weights of a step; what is not compiled by `end` is left out.
 
     A multiply-and-sum is compiled for each shape, as a step does: one kernel for all shapes was slower, and not by the
     same factor for each candidate. In a step it is part of a larger kernel: what its call takes by itself, as one with
-    hardly a weight shows, does not count. Products that a step reads most of come first; once COMPILE_SECONDS have
-    passed, the others are left out.
+    hardly a weight shows, does not count. Products that a step reads most of come first.
     """
     passes: dict[str, dict[str, Pass]] = {}
     call_s: float | None = None
-    start = time.monotonic()
     for name, own in sorted(found.items(), key=lambda item: -len(item[1].parts) * item[1].weight.nbytes):
-        if time.monotonic() - start > COMPILE_SECONDS:
-            break
-        passes[name], linears = {}, _some(own, STEP_BYTES)
+        of_product, linears = dict[str, Pass](), _some(own, STEP_BYTES)
         for kernel, product in STEP.items():
             places = SUMS.get(kernel)
             if places is None:
-                passes[name][kernel] = _pass(product, linears, rows)
+                of_product[kernel] = _pass(product, linears, rows)
             elif kernel == own.default or (LEAST_SUMS <= places * rows <= MOST_SUMS and len(own.weight) % places == 0):
                 if call_s is None:
                     empty = _pass(compiled(product), [Linear(own.weight.new_zeros(16, 16))], rows)
                     call_s = min(empty.seconds() for _ in range(EMPTY_CALLS))
+                if time.monotonic() > end:
+                    return passes
                 own_shape = _pass(compiled(product), linears, rows)._replace(call_s=call_s)
                 own_shape.calls[0]()  # compiles
-                passes[name][kernel] = own_shape
+                of_product[kernel] = own_shape
+        passes[name] = of_product
     return passes
 
 
@@ -230,24 +266,41 @@ def prompt_passes(own: Products, rows: int) -> dict[str, Pass]:
     return {name: Pass([functools.partial(part.over_prompt, x, name) for part in parts]) for name in kernels}
 
 
-def interleaved(passes: Mapping[str, Mapping[str, Pass]], found: Mapping[str, Products]) -> dict[str, Times]:
-    """Take all passes in rounds, every second round in the opposite order; a candidate that does not run has none."""
-    left = {name: dict(own) for name, own in passes.items()}
-    names = list(dict.fromkeys(kernel for own in passes.values() for kernel in own))
-    first = {name: {kernel: _first(own[kernel]) for kernel in own} for name, own in passes.items()}
-    for name, own in left.items():
+def interleaved(
+    passes: Mapping[str, Mapping[str, Pass]], found: Mapping[str, Products], end: float
+) -> dict[str, Times]:
+    """Take all passes in rounds, every second round in the opposite order; a candidate that does not run has none.
+
+    Empty where `end` comes before LEAST_ROUNDS are over.
+    """
+    first: dict[str, dict[str, float]] = {name: {} for name in passes}
+    for name, own in passes.items():
+        for kernel, taken in own.items():
+            if time.monotonic() > end:
+                return {}
+            first[name][kernel] = _first(taken)
+    left: dict[str, dict[str, Pass]] = {}
+    for name, own in passes.items():
         limit = HOPELESS * first[name][found[name].default]
         left[name] = {kernel: taken for kernel, taken in own.items() if first[name][kernel] <= limit}
+    names = list(dict.fromkeys(kernel for own in passes.values() for kernel in own))
     times: dict[str, Times] = {name: {kernel: [] for kernel in own} for name, own in left.items()}
     start = time.monotonic()
     for number in range(ROUNDS):
-        if number >= LEAST_ROUNDS and time.monotonic() - start > SECONDS:
+        if number >= LEAST_ROUNDS and time.monotonic() - start > ROUNDS_SECONDS:
             break
         for kernel in names[:: 1 if number % 2 else -1]:
-            for name, own in left.items():
-                if kernel in own:
-                    times[name][kernel].append(own[kernel].seconds())
+            for name in (name for name, own in left.items() if kernel in own):
+                if time.monotonic() > end:
+                    return _of_rounds(times, number)
+                times[name][kernel].append(left[name][kernel].seconds())
     return times
+
+
+def _of_rounds(times: Mapping[str, Times], number: int) -> dict[str, Times]:
+    """Return the times of so many whole rounds; none where they are too few."""
+    whole = {name: {kernel: taken[:number] for kernel, taken in own.items()} for name, own in times.items()}
+    return whole if number >= LEAST_ROUNDS else {}
 
 
 def _seconds(calls: Sequence[Callable[[], object]]) -> float:

@@ -1,5 +1,9 @@
-"""The file in the cache folder that holds which kernels are the fastest: one for a processor, torch and its threads."""
+"""The file in the cache folder that holds which kernels are the fastest.
 
+There is one for each processor, version of torch, number of threads, and C++ compiler.
+"""
+
+import hashlib
 import json
 import os
 import platform
@@ -14,6 +18,7 @@ import torch
 from filelock import FileLock
 
 from kvcache.compiled import candidates
+from kvcache.compiled.compiler import compiler_facts
 from kvcache.models.weight_cache import ModelError, cache_folder
 
 Wanted = TypeVar("Wanted")
@@ -32,18 +37,22 @@ def completed(
     others wait for what it finds. A damaged file is made anew. Where it cannot be written, what was chosen is for this
     process alone, which stderr says.
     """
+    facts = compiler_facts()
     try:
-        path = cache_folder() / f"kernels-{_platform_name()}.json"
+        path = cache_folder() / f"kernels-{_platform_name(facts)}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
-            return _completed(path, wanted, choose)
+        held = FileLock(f"{path}.lock").acquire()
     except (OSError, ModelError) as error:
-        sys.stderr.write(f"kvbench: the choice of kernels is not stored ({error}): set KVBENCH_CACHE\n")
+        _say_not_stored(error)
         return {name: kernel for name, (kernel, _) in choose(dict(wanted)).items()}
+    with held:
+        return _completed(path, facts, wanted, choose)
 
 
-def _completed(path: Path, wanted: Mapping[str, Wanted], choose: Callable[[dict[str, Wanted]], Any]) -> dict[str, str]:
-    document = _read(path)
+def _completed(
+    path: Path, facts: str, wanted: Mapping[str, Wanted], choose: Callable[[dict[str, Wanted]], Any]
+) -> dict[str, str]:
+    document = _read(path, facts)
     kernels: dict[str, str] = document["kernels"]
     missing = {name: own for name, own in wanted.items() if name not in kernels}
     if missing:
@@ -53,13 +62,21 @@ def _completed(path: Path, wanted: Mapping[str, Wanted], choose: Callable[[dict[
             kernels[name] = kernel
             fastest = {candidate: round(1e6 * min(seconds), 1) for candidate, seconds in times.items() if seconds}
             document["microseconds"][name] = dict(sorted(fastest.items(), key=lambda item: item[1]))
-        _write(path, document)
+        try:
+            _write(path, document)
+        except OSError as error:  # a full disk, say
+            _say_not_stored(error)
     return {name: kernels[name] for name in wanted}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _say_not_stored(error: Exception) -> None:
+    sys.stderr.write(f"kvbench: the choice of kernels is not stored ({error}): set KVBENCH_CACHE\n")
+
+
+def _read(path: Path, facts: str) -> dict[str, Any]:
     """Read the file; an empty one where there is none, or a damaged one."""
-    empty: dict[str, Any] = {"version": VERSION, "processor": processor(), "kernels": {}, "microseconds": {}}
+    about = {"version": VERSION, "processor": processor(), "compiler": facts}
+    empty: dict[str, Any] = about | {"kernels": {}, "microseconds": {}}
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         candidates.checked(document["kernels"], str(path))
@@ -96,8 +113,10 @@ def processor() -> str:
     return " ".join(found) or platform.processor() or platform.machine()
 
 
-def _platform_name() -> str:
+def _platform_name(facts: str) -> str:
+    """Name what a choice holds for; the compiler's facts, which may be long, as a digest."""
     isa = torch.backends.cpu.get_cpu_capability()  # as ATEN_CPU_CAPABILITY limits it
     words = [processor(), isa, f"torch {torch.__version__}", f"t{torch.get_num_threads()}"]
     words += filter(None, map(os.environ.get, ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")))
+    words.append(hashlib.sha256(facts.encode()).hexdigest()[:8])
     return "-".join(re.sub(r"[^\w.+]+", "_", word) for word in words)

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shlex
 import shutil
+import subprocess
 import sysconfig
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -89,6 +90,21 @@ def headers_ahead(options: Mapping[str, Any]) -> Iterator[None]:
     with ThreadPoolExecutor(1) as threads:
         threads.submit(copy_context().run, compile_nothing)  # with the settings of this thread
         yield
+
+
+def compiler_facts() -> str:
+    """Describe the compiler that inductor is prepared for: its command, its version, and what it compiles for.
+
+    Raises:
+        Unsupported: CXX names no program.
+    """
+    from torch._inductor import config
+
+    command = _command()
+    asked = subprocess.run([*command, "--version"], capture_output=True, text=True, errors="replace", check=False)
+    version = asked.stdout.partition("\n")[0] or f"exit code {asked.returncode}"
+    march = "native" if config.cpp.march is None else config.cpp.march
+    return f"{shlex.join(command)}: {version}; -march={march}"
 
 
 def _command() -> list[str]:

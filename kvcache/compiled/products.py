@@ -82,8 +82,12 @@ def default_prompt(dtype: torch.dtype, name: str = "onednn") -> str:
     On the plain weight it has 0.9 of its speed on a packed one, and on Zen 4 and 5 1.2 to 1.8 times that of `F.linear`
     in float32. It is called in float32 where oneDNN has no product of bfloat16 (an x86 processor without AVX-512).
     """
-    wide = dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001  # no public name
-    return name + candidates.WIDE if wide else name
+    return name + candidates.WIDE if dtype == torch.bfloat16 and not has_bfloat16() else name
+
+
+def has_bfloat16() -> bool:
+    """Return whether oneDNN has products of bfloat16 on this processor."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001  # no public name
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -196,10 +196,15 @@ class Compiled(Strategy):
 
     @property
     def kernels(self) -> dict[str, str] | None:
-        return self._kernels
+        return self._kernels if self._has_choice else None
 
     def choose_kernels(self, batch_size: int) -> dict[str, str]:
-        return self._choice.of_batch(batch_size)[1]
+        return self._choice.of_batch(batch_size)[1] if self._has_choice else {}
+
+    @property
+    def _has_choice(self) -> bool:
+        """Whether products are computed by the candidates: elsewhere than on a CPU `F.linear` computes all of them."""
+        return self._choice.model.tokens.device.type == "cpu"
 
     def _refuse_more_than_capacity(self, q: int) -> None:
         """Raise for `q` tokens too many: the compiled code checks nothing, and would write the row somewhere else."""

@@ -133,7 +133,12 @@ class Strategy(ABC):
 
     @property
     def kernels(self) -> dict[str, str] | None:
-        """Return which kernel computes each product since the last `prepare`; None for a strategy without a choice."""
+        """Return which kernel computes each product since the last `prepare`; None where there is no choice."""
+        return None
+
+    @property
+    def replays(self) -> bool | None:
+        """Return whether decode steps run what was recorded, as the last `prepare` showed; None where nothing is."""
         return None
 
     def choose_kernels(self, batch_size: int) -> dict[str, str]:

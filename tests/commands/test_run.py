@@ -102,6 +102,7 @@ def test_the_readmes_grid_of_a_random_model_fits_it(tmp_path: Path) -> None:
         (["--strategies", "fp8", "--text", "/nowhere"], "--text /nowhere: cannot be read (No such file or directory)"),
         (["--prefill-quantized"], "no strategy of the grid supports it; add compiled-int4 or compiled-int8"),
         (["--kernels", "/nowhere"], "--kernels /nowhere cannot be read (No such file or directory)"),
+        (["--device", "cuda", "--kernels", "default"], "--kernels: on cuda there is no choice"),
         (["--resume", "x", "--kernels", "default"], "leave out --kernels, --model"),
         (["--resume", "x", "--text", "y"], "leave out --model, --text"),
     ],

@@ -1,16 +1,21 @@
 """Which kernel computes a product: the candidates agree, the fastest is chosen, stored once, and can be pinned."""
 
+import errno
+import functools
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor import config
 from torch.nn import functional
 
+from kvcache.caches.contract import Unsupported
 from kvcache.compiled import candidates, choice, choices_file, products
 from kvcache.compiled.architectures.catalogue import describe
 from kvcache.compiled.choice import Choice, Products
@@ -165,21 +170,86 @@ def test_sums_are_candidates_for_few_rows(
     monkeypatch.setattr(choice, "compiled", lambda function: function)
     monkeypatch.setattr(choice, "EMPTY_CALLS", 1)
     found = choice.products(describe(ARCHITECTURES["llama"]()), rows)
-    passes = choice.step_passes({name: own for name, own in found.items() if "step" in name}, rows)
+    passes = choice.step_passes({name: own for name, own in found.items() if "step" in name}, rows, math.inf)
     assert set(passes[f"32x32 float32, step of {rows}"]) == sums | {"linear", "weight-first"}
     assert set(passes[f"97x32 float32, step of {rows}"]) == of_odd | {"linear", "weight-first"}
 
 
-def test_what_there_is_no_time_to_compile_keeps_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "compiled", lambda function: function)
-    monkeypatch.setattr(choice, "EMPTY_CALLS", 1)
-    monkeypatch.setattr(choice, "COMPILE_SECONDS", -1)
+class Clock:
+    """A clock that only what is timed, or compiled, moves on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, compile_s: float = 0.0, pass_s: Callable[[Any], float]):
+        self.now = 1000.0
+        clock = SimpleNamespace(monotonic=lambda: self.now, perf_counter=lambda: self.now)
+        monkeypatch.setattr(choice, "time", clock)
+        monkeypatch.setattr(choice, "EMPTY_CALLS", 1)
+        monkeypatch.setattr(choice, "compiled", lambda function: self._moved(compile_s, function))
+        monkeypatch.setattr(choice, "_seconds", lambda calls: self._moved(taken := pass_s(calls[0]), taken))
+
+    def _moved(self, seconds: float, result: Any) -> Any:
+        self.now += seconds
+        return result
+
+
+def seconds_of(call: Any, *, step_s: float, prompt_s: float) -> float:
+    """What a pass takes: those of a prompt call `over_prompt`, and that with hardly a weight takes no time."""
+    if getattr(call.func, "__name__", "") == "over_prompt":
+        return prompt_s
+    return 0.0 if call.args[1].shape == (16, 16) else step_s
+
+
+def defaults(found: dict[str, Products], chosen: dict[str, tuple[str, choice.Times]]) -> set[str]:
+    """The products that were not timed, each of which has kept its default."""
+    untimed = {name for name, (_, times) in chosen.items() if not times}
+    assert all(chosen[name][0] == found[name].default for name in untimed)
+    return untimed
+
+
+@pytest.mark.parametrize(
+    ("compile_s", "step_s", "prompt_s", "kept"),
+    [
+        (0.0, 0.01, 0.01, ""),
+        (6.0, 0.01, 0.01, "most of step"),
+        (0.0, 0.9, 0.01, "step"),
+        (0.0, 0.01, 2.0, "prompt"),
+        (0.0, 40.0, 0.01, "all"),
+        (50.0, 0.01, 0.01, "all"),
+    ],
+)
+def test_a_choice_ends_in_time(
+    compile_s: float, step_s: float, prompt_s: float, kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has not been compiled, or timed often enough, keeps its default; other products are chosen all the same."""
+    taken = functools.partial(seconds_of, step_s=step_s, prompt_s=prompt_s)
+    clock = Clock(monkeypatch, compile_s=compile_s, pass_s=taken)
     found = choice.products(describe(ARCHITECTURES["llama"]()), 1)
-    chosen = choice.choose(found, 1)
-    assert set(chosen) == set(found)
-    assert {name: kernel for name, (kernel, times) in chosen.items() if not times} == {
-        name: own.default for name, own in found.items() if "step" in name
+    start = clock.now
+    untimed = defaults(found, choice.choose(found, 1))
+    assert clock.now - start <= choice.SECONDS + max(compile_s, step_s, prompt_s)
+    step, prompt = ({name for name in found if word in name} for word in ("step", "prompt"))
+    if kept == "most of step":
+        assert untimed < step
+        assert (
+            len(step - untimed) == 1
+        )  # its two sums, and the one that shows what a call takes, are three compilations
+    else:
+        assert untimed == {"": set(), "step": step, "prompt": prompt, "all": step | prompt}[kept]
+
+
+def test_only_whole_rounds_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes of one index were taken one after the other, also where time was up in the middle of a round."""
+    clock = Clock(monkeypatch, pass_s=lambda call: call())
+    seconds = {"good": 0.5, "other": 0.25}
+    passes = {
+        name: {kernel: choice.Pass([functools.partial(float, taken)]) for kernel, taken in seconds.items()}
+        for name in "xy"
     }
+    found = {name: Products("good", [Linear(torch.zeros(1, 1))]) for name in passes}
+    lengths = {}
+    for end in (1.0, 5.0, 7.0, 100.0):  # a round takes 1.5 s, and the first warms up
+        times = choice.interleaved(passes, found, clock.now + end)
+        lengths[end] = {len(taken) for own in times.values() for taken in own.values()}
+    assert lengths == {1.0: set(), 5.0: set(), 7.0: {3}, 100.0: {6}}  # the last by ROUNDS_SECONDS
 
 
 def test_a_candidate_that_does_not_run_or_is_hopeless_is_left_out() -> None:
@@ -199,7 +269,7 @@ def test_a_candidate_that_does_not_run_or_is_hopeless_is_left_out() -> None:
         }
     }
     found = {"x": Products("good", [Linear(torch.zeros(1, 1))])}
-    assert list(choice.interleaved(passes, found)["x"]) == ["good", "slower"]
+    assert list(choice.interleaved(passes, found, math.inf)["x"]) == ["good", "slower"]
 
 
 def test_small_weights_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,6 +403,43 @@ def test_without_a_cache_folder_the_choice_is_for_this_process(
     assert "not stored" in capsys.readouterr().err
 
 
+def test_a_choice_that_cannot_be_written_is_made_once(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    looks: list[set[str]] = []
+
+    def choose(missing: dict[str, None]) -> dict[str, Any]:
+        looks.append(set(missing))
+        return {name: ("sum-1", {"sum-1": [2e-6]}) for name in missing}
+
+    monkeypatch.setattr(choices_file.os, "fsync", full)
+    assert choices_file.completed({"a": None}, choose) == {"a": "sum-1"}
+    assert looks == [{"a"}]
+    assert "not stored ([Errno 28] No space left on device)" in capsys.readouterr().err
+    assert not [path for path in cache.iterdir() if path.suffix != ".lock"]
+
+
+def test_another_compiler_has_a_file_of_its_own(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sum is as fast as the compiler makes it."""
+    name = "4x4 float32, step of 1"
+    stored([name])
+    with config.patch({"cpp.march": "native -mmove-max=256"}):
+        stored([name])
+    program = cache / "other g++"
+    program.write_text("#!/bin/sh\necho 'g++ (stub) 99'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("CXX", str(program))
+    stored([name])
+    stored([name])
+    facts = [json.loads(path.read_text())["compiler"] for path in cache.glob("kernels-*.json")]
+    assert len(facts) == 3
+    assert any(f"'{program}': g++ (stub) 99; -march=native" in fact for fact in facts)
+    assert any("-march=native -mmove-max=256" in fact for fact in facts)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -379,3 +486,25 @@ def test_pinned_kernels_change_what_they_name_and_nothing_is_timed(monkeypatch: 
     pinned = {"16x32 float32, step of 1": "sum-4"}
     _, kernels = Choice(describe(ARCHITECTURES["llama"]()), pinned).of_batch(1)
     assert {name for name, kernel in kernels.items() if kernel == "sum-4"} == set(pinned)
+
+
+@pytest.mark.parametrize("kernel", ["onednn", "weight-first"])
+def test_a_pinned_kernel_that_this_processor_lacks_names_its_flag(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "has_bfloat16", lambda: False)
+    model, name = describe(ARCHITECTURES["llama"]().bfloat16()), "mlp gated 64x32 bfloat16, prompt of 128"
+    with pytest.raises(Unsupported, match=rf"\(--kernels\) name {kernel} for {name}.* {kernel}-wide computes it"):
+        Choice(model, {name: kernel}).of_batch(1)
+    for there in (f"{kernel}-wide", "linear"):
+        assert Choice(model, {name: there}).of_batch(1)[1][name] == there
+    monkeypatch.setattr(choice, "has_bfloat16", lambda: True)
+    assert Choice(model, {name: kernel}).of_batch(1)[1][name] == kernel
+
+
+def test_there_is_no_choice_but_on_a_cpu() -> None:
+    """Elsewhere `F.linear` computes every product, whatever is pinned."""
+    model = ARCHITECTURES["llama"]()
+    here = Compiled(model, backend="eager")
+    assert here.choose_kernels(1)["32x32 float32, step of 1"] == "sum-2"
+    elsewhere = Compiled(model.to("meta"), backend="eager", kernels={"32x32 float32, step of 1": "sum-4"})
+    assert elsewhere.choose_kernels(1) == {}
+    assert elsewhere.kernels is None

@@ -217,6 +217,7 @@ def test_cuda_graph(architecture: str, dtype: torch.dtype) -> None:
     strategy = Compiled(model)
     for capacity in (40, 40 + 4 * CHUNK):
         strategy.prepare(2, min(capacity, MAX_POSITIONS))
+        assert strategy.kernels is None
         for _ in range(2):
             assert agreement(strategy, prompt, reference(model, prompt, 10)).tokens_match != "false"
             strategy.reset()
