@@ -109,6 +109,12 @@ class CasePlan(msgspec.Struct, frozen=True, kw_only=True):
     unpredicted: str | None = None
     """Why no costs are predicted, in a line; None where they are, and in older runs."""
 
+    @property
+    def step_bytes(self) -> int:
+        """Return what a decode step reads, or a prefill where there is none; the weights where nothing is predicted."""
+        costs = self.decode or self.prefill
+        return self.weights_bytes if costs is None else costs.bytes // costs.forward_calls
+
 
 class TextFile(msgspec.Struct, frozen=True, kw_only=True):
     """The user's own text (`--text`), by which lossy strategies are judged."""

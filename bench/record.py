@@ -185,6 +185,8 @@ class CeilingTimes(msgspec.Struct, frozen=True, kw_only=True):
 
 LEAST_READ_BYTES = 4 << 20
 """The smallest read of a ceiling: a pass over less is mostly the call of its kernel."""
+MOST_READ_BYTES, MOST_READ_CACHES = 2 << 30, 4
+"""A read of more bytes than the larger of the two is as fast as that of so many: no cache keeps any of it."""
 
 
 class CeilingSample(CeilingTimes, frozen=True, kw_only=True, tag="ceiling"):

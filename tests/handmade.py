@@ -232,7 +232,7 @@ def make_ceiling(
         "amount": round(per_s * pass_ns / 1e9),
         "pass_ns": [2 * pass_ns, pass_ns, pass_ns - 1000],
         "cache_bytes": 33_554_432,
-        "read_bytes": 540_000_000 if name == "read_bandwidth" else None,
+        "read_bytes": 1_000_000_000 if name == "read_bandwidth" else None,
         "covariates": msgspec.to_builtins(QUIET),
     }
     return msgspec.convert(defaults | fields, CeilingSample)

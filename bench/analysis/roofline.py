@@ -18,7 +18,7 @@ from bench.analysis.estimators import middle
 from bench.analysis.pairwise import Floats
 from bench.analysis.tidy import Columns, Tidy, grouped, paired_columns
 from bench.manifest import CasePlan
-from bench.record import CeilingSample, Run
+from bench.record import MOST_READ_BYTES, MOST_READ_CACHES, CeilingSample, Run
 from bench.turns import Ints, Turns
 from kvcache.arithmetic.costs import Costs
 from kvcache.strategies.catalogue import OWN
@@ -32,8 +32,9 @@ OVERHEAD_SHARE = 0.5
 
 FLOOR_COLUMNS: list[str] = ["compute_floor_ms", "memory_floor_ms", "gemm_flop_per_s", "read_bytes_per_s"]
 """A forward's floors and the medians of the roofs they come from: no columns of the summary, but plots draw them."""
-NOTE_COLUMNS: dict[str, str] = {"read_bytes": "Int64", "no_share": "string"}
-"""Nor are these, with their types: how much the roof of `mbu` reads, and why a share is empty. Footnotes say so."""
+NOTE_COLUMNS: dict[str, str] = {"read_bytes": "Int64", "read_limit": "string", "no_share": "string"}
+"""Nor are these, with their types: how much the roof of `mbu` reads, what limited it where a step reads more, and why a
+share is empty. Footnotes say so."""
 
 PRIOR_WEIGHT = 0.03
 """Weight of the expectation that both roofs are reached and nothing is added, against one measured case: a forward
@@ -62,6 +63,10 @@ def columns(tidy: Tidy) -> dict[tuple[str, str], dict[str, Any]]:
     roofs = grouped(tidy.ceilings.fillna(sizes), ["cell", "ceiling"], [*_ROOF, *sizes])
     found: dict[tuple[str, str], dict[str, Any]] = {}
     curves: dict[tuple[object, ...], dict[tuple[str, str], Point]] = {}
+    wanted: dict[str, int] = {}
+    for plan in tidy.run.manifest.plan:
+        cell = plan.case.cell.key
+        wanted[cell] = max(plan.step_bytes, wanted.get(cell, 0))
     for plan in tidy.run.manifest.plan:
         cell = plan.case.cell.key
         gemm, read = roofs.get((cell, "gemm")), roofs.get((cell, "read_bandwidth"))
@@ -73,7 +78,7 @@ def columns(tidy: Tidy) -> dict[tuple[str, str], dict[str, Any]]:
             if costs is None or gemm is None or read is None or plan.case.strategy.startswith(OWN):
                 found[key] = {"no_share": _why_no_share(tidy.run, plan, costs)}
                 continue
-            found[key] = _row(plan, costs, turns, gemm, read)
+            found[key] = _row(plan, costs, turns, gemm, read) | _limit(read, wanted[cell])
             floors = found[key]["compute_floor_ms"], found[key]["memory_floor_ms"]
             point = Point(*floors, middle(np.sort(turns["latency_ms"])))
             machine = tidy.run.environment(plan.case).machine
@@ -175,6 +180,16 @@ def _row(plan: CasePlan, costs: Costs, own: Columns, gemm: Columns, read: Column
     if "mfu" not in row or "mbu" not in row:
         row["no_share"] = "no turn of the ceilings was in one of its rounds"
     return row
+
+
+def _limit(read: Columns, wanted: int) -> dict[str, str]:
+    """Say what limited the read of a cell, whose largest step reads `wanted` bytes, where it went through fewer."""
+    read_bytes, caches_bytes = int(read["read_bytes"].min()), MOST_READ_CACHES * int(read["cache_bytes"].max())
+    if not 0 < read_bytes < wanted:
+        return {}
+    if read_bytes < max(MOST_READ_BYTES, caches_bytes):
+        return {"read_limit": "half the free memory"}
+    return {"read_limit": "2 GiB" if caches_bytes <= MOST_READ_BYTES else "four last-level caches"}
 
 
 def _why_no_share(run: Run, plan: CasePlan, costs: Costs | None) -> str:

@@ -18,7 +18,7 @@ from bench.machine.clock import Clock
 from bench.machine.devices import Device
 from bench.machine.kernels import Kernel, random_data
 from bench.manifest import CeilingName, Product
-from bench.record import LEAST_READ_BYTES
+from bench.record import LEAST_READ_BYTES, MOST_READ_BYTES, MOST_READ_CACHES
 
 TURN_S = 0.06
 """How long a turn of a kernel takes, roughly: a dozen passes over the data, and short beside the arms' turns."""
@@ -33,8 +33,6 @@ UNKNOWN_CACHE_BYTES = 64 << 20
 HOPELESS_S = 0.2
 """Nor is one that would take longer at the best rate of its own kind: without instructions for bfloat16, `mm` of 512 x
 1,024 by 1,024 takes five seconds."""
-MOST_READ_BYTES, MOST_READ_CACHES = 2 << 30, 4
-"""A read of more bytes than the larger of the two is as fast as that of so many: no cache keeps any of it."""
 READ_STEP_BYTES, DATA_STEP_BYTES = 1 << 15, 1 << 28
 """What a read is rounded up to, so that kernels can halve it and lay it out in rows; and the data, so that cells of
 rising length do not each need new ones."""

@@ -52,14 +52,9 @@ def setting_of(cell: Sequence[CasePlan]) -> ChooseCeilings:
         device=case.device,
         dtype=case.dtype,
         n_threads=case.n_threads,
-        read_bytes=max(map(_step_bytes, cell)),
+        read_bytes=max(item.step_bytes for item in cell),
         products=tuple((rows, *linear) for linear in linears),
     )
-
-
-def _step_bytes(item: CasePlan) -> int:
-    costs = item.decode or item.prefill
-    return item.weights_bytes if costs is None else costs.bytes // costs.forward_calls
 
 
 def settings_of(plans: Iterable[CasePlan]) -> list[ChooseCeilings]:

@@ -51,11 +51,14 @@ def reading_line(summary: pd.DataFrame) -> str:
 
 def _roofs(timed: pd.DataFrame) -> Iterator[str]:
     """Say what MBU is a share of, where that was chosen for the cases; older runs read one size for all."""
-    sizes = timed.loc[timed["mbu"].notna(), "read_bytes"].dropna()
-    if len(sizes):
+    rows = timed[timed["mbu"].notna() & timed["read_bytes"].notna()]
+    if len(rows):
+        sizes = rows["read_bytes"]
         ends = dict.fromkeys(number(size / 1e6) for size in (sizes.min(), sizes.max()))
-        floor = ", which is the smallest read that is timed" if sizes.min() <= LEAST_READ_BYTES else ""
-        yield f"MBU is a share of the best read of as many bytes as a step reads ({' to '.join(ends)} MB{floor})."
+        bounds = ["", "which is the smallest read that is timed"] if sizes.min() <= LEAST_READ_BYTES else [""]
+        bounds += [f"at most {limit}, which a step exceeds" for limit in rows["read_limit"].dropna().unique()]
+        what = "as many bytes as the largest step of its cell reads"
+        yield f"MBU is a share of the best read of {what} ({' to '.join(ends)} MB{', '.join(bounds)})."
 
 
 def _missing_shares(timed: pd.DataFrame, labels: Mapping[str, str]) -> Iterator[str]:

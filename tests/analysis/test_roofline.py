@@ -1,3 +1,5 @@
+import dataclasses
+
 import msgspec
 import numpy as np
 import pandas as pd
@@ -99,8 +101,41 @@ def test_mbu_is_there_for_weights_of_any_size(weights_bytes):
     run = with_weights(run_of([CASE]), weights_bytes)
     for row in rows(run):
         assert row["mbu"] > 0
-        assert row["read_bytes"] == 540_000_000
-    assert notes_of(run) == "MBU is a share of the best read of as many bytes as a step reads (540 MB).\n"
+        assert row["read_bytes"] == 1_000_000_000
+    assert (
+        notes_of(run)
+        == "MBU is a share of the best read of as many bytes as the largest step of its cell reads (1000 MB).\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("read_bytes", "cache_bytes", "limit"),
+    [
+        (540_000_000, 1 << 25, "540 MB, at most half the free memory, which a step exceeds"),
+        (2 << 30, 1 << 25, "2147 MB, at most 2 GiB, which a step exceeds"),
+        (1 << 32, 1 << 30, "4295 MB, at most four last-level caches, which a step exceeds"),
+        (
+            4 << 20,
+            1 << 20,
+            "4.19 MB, which is the smallest read that is timed, at most half the free memory, which a step exceeds",
+        ),
+        (5_000_000_000, 1 << 25, "5000 MB"),
+    ],
+)
+def test_what_limited_a_read_that_is_smaller_than_a_step_is_named(read_bytes, cache_bytes, limit):
+    """The largest step of the cell counts, here that of `static`."""
+    run = run_of(grid(["dynamic", "static"], [128]))
+    costs = dataclasses.replace(run.manifest.plan[0].decode, bytes=5_000_000_000, forward_calls=1)
+    plan = [
+        msgspec.structs.replace(item, decode=costs) if item.case.strategy == "static" else item
+        for item in run.manifest.plan
+    ]
+    reads = [
+        msgspec.structs.replace(one, read_bytes=one.read_bytes and read_bytes, cache_bytes=cache_bytes)
+        for one in run.ceilings
+    ]
+    limited = msgspec.structs.replace(run, manifest=msgspec.structs.replace(run.manifest, plan=plan), ceilings=reads)
+    assert f"the largest step of its cell reads ({limit}).\n" in notes_of(limited)
 
 
 @pytest.mark.parametrize(("weights_bytes", "has_mbu"), [(2 * 33_554_432, False), (2 * 33_554_432 + 1, True)])
@@ -130,7 +165,7 @@ def test_a_share_that_is_missing_has_its_reason_below_the_table():
     lost = msgspec.structs.replace(run, manifest=manifest, ceilings=first)
     said = notes_of(lost).split(". ")
     assert said[-4:-1] == [
-        "MBU is a share of the best read of as many bytes as a step reads (540 MB)",
+        "MBU is a share of the best read of as many bytes as the largest step of its cell reads (1000 MB)",
         "No MFU and MBU of cache:mine:make, prompt 32; cache:mine:make, prompt 128: "  # noqa: ISC004
         "what a user's own cache reads is not known",
         "No MFU and MBU of dynamic, prompt 128: no ceilings were measured beside it: "  # noqa: ISC004
