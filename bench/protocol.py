@@ -27,7 +27,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     """The kernel of each product (`kvcache.compiled.candidates`), the default for others; None: those that the worker
     finds to be the fastest. An older worker does not know it."""
     kernels_for: list[int] = []
-    """Batch sizes for which `Loaded.kernels` is to say which are the fastest."""
+    """Batch sizes for which `Loaded.kernels` is to say which are used: `kernels`, or else the fastest."""
 
 
 class MakeReference(msgspec.Struct, frozen=True, kw_only=True, tag="make-reference"):
@@ -144,7 +144,7 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
     prefill_quantized: bool = False
     """Whether it runs the strategy so (`Load.prefill_quantized`)."""
     kernels: dict[str, str] = {}
-    """The fastest kernels for `Load.kernels_for`; empty where the strategy, or an older worker, has no choice."""
+    """The kernels for `Load.kernels_for`; empty where the strategy, or an older worker, has no choice."""
     exact: bool = False
     """Whether the strategy promises to be exact, which of a user's cache only the worker knows."""
 

@@ -4,7 +4,7 @@ Samples are the only truth: every table, plot and verdict is derived from these 
 Times are integers in nanoseconds, sizes integers in bytes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import msgspec
@@ -134,6 +134,9 @@ class CheckFindings(msgspec.Struct, frozen=True, kw_only=True):
     """None for an exact strategy."""
     kernels: dict[str, str] | None = None
     """Which kernel computed each product; None for a strategy without a choice, and in older runs."""
+    replays: bool | None = None
+    """Whether decode steps ran what an earlier one recorded; None for a strategy that records none, and in older
+    runs."""
     reference_rounding: float = 0.0
     """How far rounding alone moves the parallel forward's logits from naive's, as a share of the largest; 0 where they
     were not compared."""
@@ -152,6 +155,15 @@ class Check(CheckFindings, frozen=True, kw_only=True, tag="check"):
     counters: dict[Phase, Counters]
     framework_step_ns: list[int] | None = None
     """Times of decode steps without arithmetic (`bench.measure.framework`); None where they cannot be measured."""
+
+
+def kernels_of(checks: Iterable[Check]) -> dict[str, str]:
+    """Return which kernel computed each product, those of several processes with commas; empty without a choice."""
+    named: dict[str, dict[str, None]] = {}
+    for check in checks:
+        for product, kernel in (check.kernels or {}).items():
+            named.setdefault(product, {})[kernel] = None
+    return {product: ", ".join(kernels) for product, kernels in named.items()}
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, tag="failure"):

@@ -234,6 +234,7 @@ class Worker:
             counters=phases.counters if count else None,
             exact=not self._is_lossy,
             kernels=self.strategy.kernels,
+            replays=self.strategy.replays,
             quality=judged,
             reference_rounding=rounding,
             reference_by_naive=by_naive,

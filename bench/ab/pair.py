@@ -68,16 +68,22 @@ class Pair:
         self.lockstep = False
         """Whether both revisions know turns in lockstep, as they say when they have loaded the model."""
 
-    def load(self, case: Case, kernels: dict[str, str] | None = None) -> None:
-        """Have both load the model, side by side, and use these kernels; an older revision has its own."""
+    def load(self, case: Case, kernels: dict[str, str] | None = None, batch_sizes: Sequence[int] = ()) -> str:
+        """Have both load the model, side by side, and use these kernels; an older revision has its own.
+
+        Return the first product that base computes by another one than head at these batch sizes; empty for none.
+        """
         self.kernels = kernels
-        request = load_request(case, kernels)
+        request = load_request(case, kernels, () if kernels is None else batch_sizes)
         replies = self.both.ask_both(request, LOAD_TIMEOUT_S, at_once=True)
         self.lockstep = all(isinstance(reply, Loaded) and reply.lockstep for reply in replies.values())
         loaded = [name for name, reply in replies.items() if isinstance(reply, Loaded) and reply.prefill_quantized]
         if case.prefill_quantized and len(loaded) < len(replies):
             reason = ("unsupported", "this revision does not support --prefill-quantized")
             raise SideFailed({name: reason for name in replies if name not in loaded})
+        base, head = (getattr(replies[name], "kernels", {}) for name in NAMES)
+        others = (product for product in head if base.get(product) != head[product])
+        return next((f"{product}: {base.get(product, 'not known')}, head {head[product]}" for product in others), "")
 
     def measure(self, key: str, case: Case, reference: Path) -> PairTimes:
         """Check both, warm both up, and time them. `case` has the seed of its prompt, `key` names it over all pairs.

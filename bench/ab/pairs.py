@@ -102,6 +102,8 @@ class PairMeasurer:
         self.kernels = kernels
         self.chosen: dict[tuple[Group, str, tuple[int, ...]], dict[str, str]] = {}
         """What head's code chose, by group, strategy and batch sizes."""
+        self.said: set[tuple[Group, str]] = set()
+        """Groups and strategies whose sides have different kernels, which was said."""
         self.references: dict[Group, WorkerProcess] = {}
         self.made: dict[Case, Path] = {}
         self.manners: dict[str, Manner] = {}
@@ -144,7 +146,7 @@ class PairMeasurer:
                     reference = self._reference(fresh)
                     if pair is None:
                         pair = Pair(number, *self._fork(stack, case), self.timeout_s, self.manners)
-                        pair.load(case, self._kernels(cases))
+                        self._say_others(case, pair.load(case, self._kernels(cases), _batch_sizes(cases)))
                     yield pair.measure(case.key, fresh, reference)
                 except (SideFailed, DataError) as error:
                     for side, (status, reason) in _failures(error).items():
@@ -163,7 +165,7 @@ class PairMeasurer:
         environments = [(server.side.python, server.side.variables) for server in self.fork_servers[case]]
         if self.kernels is not None or case.strategy not in COMPILING or environments[0] != environments[1]:
             return self.kernels
-        batch_sizes = sorted({member.batch_size for member in cases})
+        batch_sizes = _batch_sizes(cases)
         key = case.group, case.strategy, tuple(batch_sizes)
         if key not in self.chosen:
             try:
@@ -173,6 +175,12 @@ class PairMeasurer:
                 raise SideFailed({"head": (failure.status, failure.error)}) from failure
             self.chosen[key] = loaded.kernels if isinstance(loaded, Loaded) else {}
         return self.chosen[key] or None
+
+    def _say_others(self, case: Case, others: str) -> None:
+        """Say once of a group and strategy which kernels base does not share with head, so that its times differ."""
+        if others and (case.group, case.strategy) not in self.said:
+            self.said.add((case.group, case.strategy))
+            self.say(f"{case.strategy}: base does not compute by head's kernels ({others}); that is part of its times")
 
     def _fork(self, stack: ExitStack, case: Case) -> tuple[WorkerProcess, WorkerProcess]:
         """Fork a fresh worker of base and one of head, which `stack` ends."""
@@ -217,6 +225,10 @@ class PairMeasurer:
 def _failures(error: SideFailed | DataError) -> Mapping[SideName, tuple[str, str]]:
     """Name whose failures they are. Sides that are not comparable are no fault of head's, whose failures are judged."""
     return error.failures if isinstance(error, SideFailed) else {"base": ("not comparable", str(error))}
+
+
+def _batch_sizes(cases: Sequence[Case]) -> list[int]:
+    return sorted({case.batch_size for case in cases})
 
 
 def server_key(case: Case) -> ServerKey:

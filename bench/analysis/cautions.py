@@ -56,6 +56,7 @@ def cautions(tidy: Tidy, summary: pd.DataFrame) -> list[Caution]:
         *_first_steps(tidy.steps),
         *_intervals(tidy, summary),
         *_above_the_roof(summary),
+        *_not_replayed(tidy.run),
         *_quality(tidy.run),
         *_growth(tidy.run),
     ]
@@ -198,6 +199,17 @@ def _above_the_roof(summary: pd.DataFrame) -> Iterator[Caution]:
                 text = f"{row['phase']} {what.format(row[share])} measured beside it: that is no ceiling"
                 advice = f"do not trust its {share.upper()}; measure again when the machine is quieter"
                 yield Caution(row["case"], text, advice)
+
+
+def _not_replayed(run: Run) -> Iterator[Caution]:
+    for case in dict.fromkeys(check.case for check in run.checks if check.replays is False):
+        yield Caution(
+            case,
+            "its decode steps run with inductor's Python around their kernels, a fifth of a step or more, since they "
+            "could not be recorded",
+            "compare it only with others of the kind if it is a mixture of experts; else report the model and torch's "
+            "version",
+        )
 
 
 def _quality(run: Run) -> Iterator[Caution]:

@@ -17,7 +17,7 @@ from bench.analysis.tidy import Tidy
 from bench.case import Case
 from bench.errors import DataError, FailedRun, UsageError
 from bench.manifest import Environment
-from bench.record import FAULTS, Run
+from bench.record import FAULTS, Run, kernels_of
 from bench.store import sealed
 from bench.store.run_folder import check_name, writing
 from bench.store.sessions import BASELINE_VERSION, CaseFigures, Session, read_sessions, refuse_impossible
@@ -52,7 +52,7 @@ def session_of(tidy: Tidy) -> Session:
                     latency_ms=float(row["latency_ms"]),
                     mfu=_share(row["mfu"]),
                     mbu=_share(row["mbu"]),
-                    kernels=next(check.kernels for check in run.checks if check.case == case.key),
+                    kernels=kernels_of(check for check in run.checks if check.case == case.key) or None,
                     read_bytes=None if pd.isna(row["read_bytes"]) else int(row["read_bytes"]),
                 )
             )
@@ -113,7 +113,7 @@ def refuse_unfit(tidy: Tidy) -> None:
 
     Raises:
         FailedRun: a case failed or emitted other tokens, or none is supported.
-        DataError: a case was not measured, or lacks rounds.
+        DataError: a case was not measured, or lacks rounds, or other kernels computed it in another process.
     """
     run, ended = tidy.run, tidy.outcomes
     refusal = f"{run.name} cannot be a baseline"
@@ -126,6 +126,13 @@ def refuse_unfit(tidy: Tidy) -> None:
             raise DataError(f"{refusal}: {key}: not measured: {end.error}")
     for key in tidy.unfinished:
         raise DataError(f"{refusal}: {key} lacks rounds; `kvbench run --resume {run.path}` adds them")
+    for key in ended:
+        for product, kernels in kernels_of(check for check in run.checks if check.case == key).items():
+            if ", " in kernels:
+                raise DataError(
+                    f"{refusal}: {key}: {product} was computed by {kernels} in its processes; measure it again with "
+                    "--kernels"
+                )
     if all(end.status == "unsupported" for end in ended.values()):
         raise FailedRun(f"{refusal}: every case of it is unsupported")
 

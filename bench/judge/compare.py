@@ -12,7 +12,7 @@ from bench.analysis.summary import phases
 from bench.analysis.tidy import NOT_MEASURED, Tidy, independent_values
 from bench.case import Case
 from bench.manifest import ELSEWHERE
-from bench.record import Run
+from bench.record import Run, kernels_of
 from kvcache.arithmetic.costs import Phase
 
 Difference = Literal["faster", "slower", "no difference shown", "too few rounds", "measured elsewhere"]
@@ -198,11 +198,7 @@ def kinds(run: Run) -> set[tuple[str | int | None, ...]]:
 
 def _kernels(run: Run) -> dict[str, str]:
     """Return which kernels computed each product of `compiled`, those of several processes with commas."""
-    named: dict[str, dict[str, None]] = {}
-    for check in run.checks:
-        for product, kernel in sorted((check.kernels or {}).items()):
-            named.setdefault(f"kernel of {product}", {})[kernel] = None
-    return {product: ", ".join(kernels) for product, kernels in named.items()}
+    return {f"kernel of {product}": kernels for product, kernels in sorted(kernels_of(run.checks).items())}
 
 
 def _facts(run: Run) -> dict[str, str]:

@@ -159,8 +159,11 @@ def _ground(sessions: Sequence[Session], head: Session, key: tuple[str, Phase]) 
     if not shares and getattr(row, quantity) is None:
         return f"no {quantity}: the table of the run says why"
     if len(shares) < MIN_SESSIONS:
-        own = ", this run itself left out" if any(session.run_id == head.run_id for session in sessions) else ""
-        return f"{len(shares)} of {MIN_SESSIONS} sessions stored of this machine, software, weights and counters{own}"
+        left_out = ", this run itself left out" if any(session.run_id == head.run_id for session in sessions) else ""
+        if others := [past for past in counted if _other_kernels(past, row)]:
+            left_out += f", {len(others)} of other kernels left out ({_other_kernels(others[-1], row)})"
+        stored_of = "sessions stored of this machine, software, weights and counters"
+        return f"{len(shares)} of {MIN_SESSIONS} {stored_of}{left_out}"
     fewest = min(past.samples for past in alike)
     if row.samples < fewest:
         return f"{row.samples} timed rounds, the sessions have {fewest} or more: measure with as many --repetitions"
@@ -168,11 +171,12 @@ def _ground(sessions: Sequence[Session], head: Session, key: tuple[str, Phase]) 
 
 
 def _other_kernels(past: CaseFigures, row: CaseFigures) -> str:
-    """Name the first product that was computed by another kernel, as far as both are known; empty for none."""
+    """Name the first product that was computed by another kernel, or that only one side names; empty for none."""
     there, here = past.kernels or {}, row.kernels or {}
-    known = sorted(there.keys() & here.keys())
-    others = (f"{name}: {here[name]}, there {there[name]}" for name in known if here[name] != there[name])
-    return next(others, "")
+    for name in sorted(there.keys() | here.keys()):
+        if here.get(name) != there.get(name):
+            return f"{name}: {here.get(name, 'not known')}, there {there.get(name, 'not known')}"
+    return ""
 
 
 def _same_read(past: CaseFigures, row: CaseFigures) -> bool:

@@ -41,7 +41,9 @@ class FakeWorker:
         step_ns=None,
         compile_s=None,
         lockstep=True,
+        kernels=None,
     ):
+        self.kernels = kernels or {}
         self.compile_s, self.lockstep = compile_s, lockstep
         self.name, self.log, self.match = name, log, match
         self.steps, self.failure, self.pid, self.step_ns = list(steps), failure, os.getpid(), step_ns
@@ -63,7 +65,8 @@ class FakeWorker:
             raise WorkerFailed("oom", "not enough memory", alive=False)
         match self.request:
             case Load():
-                return Loaded(version=1, code="", lockstep=self.lockstep)
+                asked = self.request.kernels_for and self.kernels
+                return Loaded(version=1, code="", lockstep=self.lockstep, kernels=asked or {})
             case CheckCase():
                 self.log.append(("CheckCase answered", self.name))
                 return Checked(
@@ -106,6 +109,22 @@ def measured(number=0, base=None, head=None, case=CASE, manners=None, timeout_s=
     pair.load(case)
     log.clear()
     return pair.measure("key", case, Path("reference")), log
+
+
+@pytest.mark.parametrize(
+    ("base", "pinned", "others"),
+    [
+        ({"a": "sum-4", "b": "linear"}, {"a": "sum-4"}, ""),
+        ({"a": "sum-2", "b": "linear"}, {"a": "sum-4"}, "a: sum-2, head sum-4"),
+        ({"a, prompt": "linear"}, {"a": "sum-4"}, "a: not known, head sum-4"),
+        ({}, {}, "a: not known, head sum-4"),  # of before there was a choice
+        ({"a": "sum-2"}, None, ""),  # each side chooses for itself
+    ],
+)
+def test_a_base_that_computes_by_other_kernels_is_seen_as_it_loads(base, pinned, others):
+    head = {"a": "sum-4", "b": "linear"}
+    workers = [FakeWorker(name, [], kernels=own) for name, own in (("base", base), ("head", head))]
+    assert Pair(0, *workers, 60.0, {}).load(CASE, pinned, [1]) == others
 
 
 def turns(times: PairTimes) -> str:

@@ -68,6 +68,7 @@ class FakeForkServers:
 class FakePair:
     """Measures nothing; `raises` says what comes of a case instead, and `made` has every pair."""
 
+    others = ""
     raises: dict[str, Exception]
     made: list[FakePair]
 
@@ -75,8 +76,9 @@ class FakePair:
         self.number, self.measured = number, []
         self.made.append(self)
 
-    def load(self, case, kernels=None):
-        self.kernels = kernels
+    def load(self, case, kernels=None, batch_sizes=()):
+        self.kernels, self.batch_sizes = kernels, batch_sizes
+        return self.others
 
     def measure(self, key, case, reference):
         assert reference.exists()
@@ -138,6 +140,15 @@ def test_given_kernels_are_those_of_both_sides(fake):
     fake.measure(0, [msgspec.structs.replace(CASES[0], strategy="compiled")])
     assert [pair.kernels for pair in FakePair.made] == [{"of 1": "linear"}]
     assert not any(isinstance(asked, Load) for asked in fake.asked)
+
+
+def test_a_base_with_other_kernels_is_said_once(fake, monkeypatch):
+    monkeypatch.setattr(FakePair, "others", "a: not known, head sum-4")
+    for number in range(2):
+        fake.measure(number, [msgspec.structs.replace(case, strategy="compiled") for case in CASES])
+    (message,) = fake.messages
+    assert "base does not compute by head's kernels (a: not known, head sum-4)" in message
+    assert {tuple(pair.batch_sizes) for pair in FakePair.made} == {(1,)}
 
 
 def test_a_head_without_a_choice_pins_nothing(fake, monkeypatch):

@@ -52,6 +52,15 @@ def test_compile_time_in_a_first_step():
     assert texts(stalling) == []  # not the first step alone: a machine that stalls
 
 
+@pytest.mark.parametrize(("replays", "cautioned"), [(None, False), (True, False), (False, True)])
+def test_steps_that_are_not_replayed(replays, cautioned):
+    run = make_run([CASE], processes=6)
+    run = msgspec.structs.replace(run, checks=[msgspec.structs.replace(check, replays=replays) for check in run.checks])
+    found = [(caution.case, caution.text.partition(",")[0]) for caution in cautions(run)]
+    expected = (CASE.key, "its decode steps run with inductor's Python around their kernels")
+    assert found == [expected] * cautioned
+
+
 def test_an_interrupted_run_is_told_to_be_resumed_and_nothing_else_of_its_missing_rounds():
     run = make_run([CASE], rounds=6)
     torn = msgspec.structs.replace(run, samples=run.samples[:-2])

@@ -10,7 +10,7 @@ from bench.analysis.tidy import NOT_MEASURED, Tidy
 from bench.case import Case
 from bench.errors import DataError
 from bench.judge import baseline
-from bench.judge.baseline import session_of
+from bench.judge.baseline import promote, session_of
 from bench.judge.gate import EXACT, gate, read_baseline, share_of
 from bench.judge.verdict import Verdict, exit_code
 from bench.record import Covariates, Run
@@ -271,15 +271,29 @@ def test_a_time_by_other_kernels_is_not_judged() -> None:
     assert judged(found).kind == judged(found, "mfu").kind == "not-comparable"
     assert "4x4 float32, step of 1: linear, there sum-4" in judged(found).detail
     assert {verdict.kind for verdict in found if verdict.quantity in EXACT} == {"same"}
-    for same in (fast, None, {"other, prompt": "linear"}):
-        assert judged(gate(with_kernels(run, same), past)).kind == "regression"
+    assert judged(gate(with_kernels(run, fast), past)).kind == "regression"
+    for unknown in (None, {"other, prompt": "linear"}, fast | {"other, prompt": "linear"}):
+        found = judged(gate(with_kernels(run, unknown), past))
+        assert found.kind == "not-comparable"
+        assert "not known" in found.detail
     mixed = [*past[:2], *stored_sessions(6)]  # sessions by other kernels do not count
-    assert "from 6 sessions" in judged(gate(with_kernels(run, slow), mixed)).detail
+    assert "from 6 sessions" in judged(gate(with_kernels(run, None), mixed)).detail
+    few = judged(gate(with_kernels(run, None), [*past[:2], *stored_sessions(3)])).detail
+    assert few.endswith("and counters, 2 of other kernels left out (4x4 float32, step of 1: not known, there sum-4)")
 
 
 def test_a_session_keeps_the_kernels_of_its_cases() -> None:
     session = session_of(Tidy.of(with_kernels(RUN, {"a, prompt": "linear"})))
     assert {tuple((row.kernels or {}).items()) for row in session.figures} == {(("a, prompt", "linear"),)}
+
+
+def test_a_run_whose_processes_had_other_kernels_is_no_baseline_and_its_times_are_not_judged(tmp_path: Path) -> None:
+    run = make_run(CASES, processes=2)
+    checks = [msgspec.structs.replace(one, kernels={"a": "linear" if one.process else "sum-2"}) for one in run.checks]
+    mixed = msgspec.structs.replace(run, checks=checks)
+    assert {row.kernels["a"] for row in session_of(Tidy.of(mixed)).figures if row.kernels} == {"sum-2, linear"}
+    with pytest.raises(DataError, match=r"a was computed by sum-2, linear in its processes.*--kernels"):
+        promote(mixed, tmp_path, "mixed")
 
 
 def with_read(session: Session, read_bytes: int | None) -> Session:

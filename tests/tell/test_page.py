@@ -1,5 +1,6 @@
 """The pages: whole, quiet, escaped; what a browser makes of them is in test_page_in_browser.py."""
 
+import itertools
 import json
 import re
 from html.parser import HTMLParser
@@ -105,6 +106,33 @@ def test_the_sentence_comes_first_and_everything_is_explained() -> None:
     assert places == sorted(places)
     for text in ("the machine is too small", "AMD EPYC 9B45", *(column.meaning[:30] for column in columns.COLUMNS)):
         assert text.replace("`", "") in shown, text
+
+
+@pytest.mark.parametrize(
+    ("threads", "rows"),
+    [
+        ([2], [("products by sum-4", "a; b, step of 1")]),
+        (
+            [1, 2],
+            [
+                ("products by sum-2, 1 thread", "a; b, step of 1"),
+                ("products by sum-4, 2 threads", "a; b, step of 1"),
+            ],
+        ),
+    ],
+)
+def test_the_environment_names_the_kernels_of_products(threads: list[int], rows: list[tuple[str, str]]) -> None:
+    """Of several numbers of threads each has its own."""
+    run = make_run([msgspec.structs.replace(CASES[0], n_threads=count) for count in threads])
+    of_case = {plan.case.key: f"sum-{2 * plan.case.n_threads}" for plan in run.manifest.plan}
+    checks = [
+        msgspec.structs.replace(check, kernels=dict.fromkeys(["b, step of 1", "a"], of_case[check.case]))
+        for check in run.checks
+    ]
+    page = run_page(Report.of(msgspec.structs.replace(run, checks=checks)), {})
+    shown = [text for text in Elements(page).texts if text.strip()]
+    found = [(name, value) for name, value in itertools.pairwise(shown) if name.startswith("products by")]
+    assert found == rows
 
 
 def test_pages_name_the_machine_that_measured_and_not_the_one_that_submitted() -> None:

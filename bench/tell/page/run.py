@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from bench.analysis import columns
-from bench.record import Run
+from bench.record import Check, Run, kernels_of
 from bench.tell import notes, tables
 from bench.tell.drawn import MOST_PAGE_CASES, few, limits_line, page_line
 from bench.tell.environment import facts
@@ -109,7 +109,24 @@ def _environment(run: Run) -> list[tuple[str, str]]:
         unit, size = ("GB/s", 1e9) if name.startswith("read_bandwidth") else ("TFLOP/s", 1e12)
         what = name.replace("_bytes_per_s", "").replace("_flop_per_s", "").replace("_", " ")
         rows.append((f"{what}, at the start", f"{number(per_s / size)} {unit}"))
-    return rows + [(f"weights of {model}", f"`{digest}`") for model, digest in manifest.weights.items()]
+    rows += [(f"weights of {model}", f"`{digest}`") for model, digest in manifest.weights.items()]
+    return rows + _kernels(run)
+
+
+def _kernels(run: Run) -> list[tuple[str, str]]:
+    """List the products of `compiled` by the kernel that computed them, and by the number of threads of several."""
+    cases = {plan.case.key: plan.case for plan in run.manifest.plan}
+    by_threads: dict[int, list[Check]] = {}
+    for check in run.checks:
+        by_threads.setdefault(cases[check.case].n_threads, []).append(check)
+    rows = []
+    for n_threads, checks in by_threads.items():
+        products: dict[str, list[str]] = {}
+        for product, kernel in sorted(kernels_of(checks).items()):
+            products.setdefault(kernel, []).append(product)
+        where = f", {plural(n_threads, 'thread')}" if len(by_threads) > 1 else ""
+        rows += [(f"products by {kernel}{where}", "; ".join(named)) for kernel, named in sorted(products.items())]
+    return rows
 
 
 def _turns(report: Report) -> str:
