@@ -22,8 +22,7 @@ from bench.measure.plan import refuse_too_long
 from bench.measure.run import noting
 from bench.store import sealed
 from bench.store.checked_lines import Appender
-from bench.store.derived import Derived
-from bench.store.run_folder import check_name, writing
+from bench.store.run_folder import check_name, make_folder, writing
 
 
 def settings(threshold: float, budget_min: float, timeout_s: float) -> Settings:
@@ -114,18 +113,8 @@ def _environment(cases: Sequence[Case], introductions: Introductions) -> Environ
 
 
 def _make_folder(out: Path, name: str, manifest: AbManifest) -> tuple[Path, Appender]:
-    """Make the folder of an A/B and its file of pairs, which comes before the manifest: without it an A/B is damaged.
-
-    The topmost folder that this makes is hidden from git, so that the user's repository looks as it did before.
-    """
-    folder = out / name
+    """Make the folder of an A/B and its file of pairs, which comes before the manifest: without it an A/B is damaged."""
+    folder = make_folder(out, name)
     with writing(f"--out {folder}"):
-        made = [path for path in (folder, *folder.parents) if not path.exists()]
-        folder.mkdir(parents=True)
-        derived = Derived()  # it only hides the folder from git
-        with derived.trying(f"{made[-1]}/.gitignore"):
-            (made[-1] / ".gitignore").write_text("*\n", encoding="ascii")
-        for line in derived.lines():
-            sys.stderr.write(f"{line}\n")
         pairs = (folder / PAIRS).open("xb")
         return folder, Appender(pairs, sealed.write(folder / MANIFEST, manifest).digest)

@@ -53,6 +53,8 @@ def writing(where: str) -> Iterator[None]:
 def make_folder(out: Path, run_id: str) -> Path:
     """Make the folder `out/<run_id>`, still without a manifest.
 
+    Where `out` is new, the topmost folder made is hidden from git: the user's repository looks as it did before.
+
     Raises:
         UsageError: the folder exists already, or cannot be made.
     """
@@ -60,7 +62,10 @@ def make_folder(out: Path, run_id: str) -> Path:
     with writing(f"--out {out}"):
         if folder.exists():
             raise UsageError(f"--out: {folder} exists already; choose another --name, or --resume it")
+        made = [path for path in (out, *out.parents) if not path.exists()]
         folder.mkdir(parents=True)
+        if made:
+            (made[-1] / ".gitignore").write_text("*\n", encoding="ascii")
     return folder
 
 

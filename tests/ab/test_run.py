@@ -176,23 +176,7 @@ def test_an_ab_leaves_nothing_that_git_shows(tmp_path):
     git(tmp_path, "init", "-q")
     manifest = record.read(store_ab(tmp_path.parent / "stored")).manifest
     run._make_folder(tmp_path / "results" / "runs", "first", manifest)
-    assert (tmp_path / "results" / ".gitignore").read_text() == "*\n"
-    (tmp_path / "kept").mkdir()
-    run._make_folder(tmp_path / "kept", "second", manifest)
     assert not git(tmp_path, "status", "--porcelain")
-
-
-def test_a_gitignore_that_cannot_be_written_costs_no_ab(tmp_path, monkeypatch, capsys):
-    def refuse(*_, **__):
-        raise PermissionError(13, "Permission denied")
-
-    manifest = record.read(store_ab(tmp_path / "stored")).manifest
-    monkeypatch.setattr(Path, "write_text", refuse)
-    folder, pairs = run._make_folder(tmp_path / "results", "first", manifest)
-    with pairs:
-        pass
-    assert record.read(folder).manifest.digest == manifest.digest
-    assert ".gitignore (Permission denied)" in capsys.readouterr().err
 
 
 def test_a_repository_of_other_code_can_differ_only_in_its_model(tmp_path):

@@ -38,7 +38,7 @@ def test_pinned_kernels_stand_in_the_manifest_and_reach_the_workers(tmp_path: Pa
         code, rows, _ = ended(out, {"compiled": [{"on": "check", "do": "say kernels"}]}, *flags)
         assert code == 5
         assert rows["compiled"]["error"] == f"kernels: {kernels}"
-        (folder,) = out.iterdir()
+        (folder,) = out.glob("[!.]*")
         assert read_run(folder).manifest.kernels == kernels
         shutil.rmtree(out)
 

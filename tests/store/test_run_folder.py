@@ -15,7 +15,7 @@ from bench.errors import DataError, UsageError
 from bench.manifest import SCHEMA_VERSION, Manifest
 from bench.record import Run
 from bench.store import checked_lines, in_processes
-from bench.store.run_folder import check_name, find, find_run, read_run, samples_file
+from bench.store.run_folder import check_name, find, find_run, make_folder, read_run, samples_file
 from tests.handmade import grid, make_case, make_ceiling, make_run, steady_roofs
 from tests.stored import create_run
 
@@ -36,6 +36,16 @@ def stored(out: Path, run: Run = HANDMADE, *, closed: bool = True) -> Path:
 def same(found: Run, expected: Run = HANDMADE) -> bool:
     names = ("samples", "checks", "failures", "ceilings")
     return all(getattr(found, name) == getattr(expected, name) for name in names)
+
+
+def test_a_folder_of_runs_that_kvbench_makes_is_hidden_from_git_and_the_users_own_is_not(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        make_folder(tmp_path / "results" / "runs", name)
+    assert [path.relative_to(tmp_path) for path in tmp_path.rglob(".gitignore")] == [Path("results/.gitignore")]
+    assert (tmp_path / "results" / ".gitignore").read_text() == "*\n"
+    (tmp_path / "kept").mkdir()
+    make_folder(tmp_path / "kept", "third")
+    assert [path.name for path in (tmp_path / "kept").rglob("*")] == ["third"]
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

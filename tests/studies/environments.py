@@ -64,7 +64,7 @@ class Bench:
             command = [sys.executable, "-P", "-m", "bench.cli", *words, "--out", str(scratch / "runs")]
             subprocess.run(command, check=True, env=environment, capture_output=True)
             if words[0] == "run":
-                (self.run,) = (scratch / "runs").iterdir()
+                (self.run,) = (scratch / "runs").glob("[!.]*")
                 self.run = self.run.rename(scratch / "runs" / "stored")
 
     def _repository(self, folder: Path) -> Path:
@@ -177,7 +177,7 @@ class Bench:
         faults = []
         if command == "run":
             try:
-                (path,) = (folder / "runs").iterdir()
+                (path,) = (folder / "runs").glob("[!.]*")
                 run = read_run(path)
             except (OSError, ValueError, DataError) as error:
                 return [f"no run that can be read: {error}"]

@@ -84,7 +84,7 @@ def run(names: Sequence[str], arguments: list[str], out: Path) -> pd.DataFrame:
     )
     if done.returncode not in {0, A_CASE_FAILED}:
         raise SystemExit(done.returncode)
-    (folder,) = out.iterdir()
+    (folder,) = out.glob("[!.]*")
     return pd.read_csv(folder / "summary.csv")
 
 

@@ -38,7 +38,7 @@ def measured(model: str, dtype: str, arguments: list[str], out: Path) -> pd.Data
     done = subprocess.run([*command, "--out", str(out), "-o", "csv"], check=False, stdout=subprocess.PIPE, text=True)
     if done.returncode not in (0, 5):  # 5: a case failed, the others were measured
         raise subprocess.CalledProcessError(done.returncode, command)
-    (folder,) = set(out.iterdir())
+    (folder,) = out.glob("[!.]*")
     return summarize(Tidy.of(read_run(folder)))
 
 

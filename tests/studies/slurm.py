@@ -149,7 +149,7 @@ def waiting_jobs(slurm: SmallSlurm, folder: Path) -> list[str]:
         run = start(slurm, [*command, *options, "--out", str(out)], "tests.stub_run", stub)
         output = run.communicate()[1]
         check(run.returncode == 0, f"jobs on {count} nodes failed: {output}")
-        (run_folder,) = out.iterdir()
+        (run_folder,) = out.glob("[!.]*")
         ended = max(path.stat().st_mtime for path in run_folder.glob("samples-job-*.jsonl"))
         times[count] = ended - (run_folder / "jobs" / "submitted.jsonl").stat().st_mtime
     speedup = times[1] / times[len(NODES)]

@@ -51,7 +51,7 @@ def kill_a_run(out: Path, most: int, chance: random.Random) -> list[int]:
         ended = process.poll()
         process.send_signal(signal.SIGKILL)  # nothing happens to one that has ended
         process.wait()
-        (folder,) = out.iterdir()
+        (folder,) = out.glob("[!.]*")
         stored = kept(folder, stored)
         if ended is not None:
             break

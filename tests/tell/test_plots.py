@@ -141,6 +141,26 @@ def test_latency_of_each_step():
     assert figure.axes[1].get_ylim()[0] == 0
 
 
+def test_every_step_is_within_the_axes_however_many_there_are_after_a_prompt():
+    for lengths in ([16], [16, 24]):
+        run = make_run(grid(["naive", "dynamic"], lengths, n_gen=32))
+        for axes in figures_of(run)["step_latency"].axes:
+            (low, high), steps = axes.get_xlim(), [x for line in axes.lines for x in line.get_xdata()]
+            assert low < min(steps) <= max(steps) < high
+            assert max(steps) == max(lengths) + 31
+
+
+@pytest.mark.parametrize(("lengths", "scale"), [([64], "linear"), ([64, 128], "log")])
+def test_one_length_alone_has_a_straight_axis(lengths, scale):
+    cases = grid(["naive", "dynamic"], lengths)
+    for figure in (figures_of(make_run(cases))["step_latency"], comparison_of(cases)["overlay"]):
+        assert {axes.get_xscale() for axes in figure.axes} <= {scale, "linear"}
+        assert figure.axes[0].get_xscale() == scale
+        assert any("log scale" in axes.get_xlabel() for axes in figure.axes) == (scale == "log")
+        assert len(ticks(figure.axes[0].xaxis)) > 1
+        assert_readable(figure)
+
+
 def test_throughput():
     figure = usual_figures()["throughput"]
     assert figure.get_suptitle().startswith(

@@ -81,12 +81,11 @@ def overlay(rows: pd.DataFrame, a: str, b: str) -> Figure:
                 axes.vlines(x, own[f"{run}_low"], own[f"{run}_high"], color=style.color, linewidth=1.6)
             drawing.value_axis(axes, own_phase[_ENDS].to_numpy(dtype=float).ravel(), LATENCY[phase])
             drawing.context_axis(axes, lengths, CONTEXT, most_ticks=max(2, 8 // len(looks)))
-            axes.set_xlabel("")
+            axes.set_xlabel(axes.get_xlabel() if strategy == list(looks)[len(looks) // 2] else "", fontsize=9)
             axes.label_outer()
         line_of_panels[0].set_ylabel(f"{phase}: {line_of_panels[0].get_ylabel()}", fontsize=9)
     for strategy, axes in zip(looks, grid[0], strict=True):
         axes.set_title(strategy, fontsize=10)
-    grid[-1][len(looks) // 2].set_xlabel(f"{CONTEXT}, log scale", fontsize=9)
     for line, face, label in (("-", drawing.GUIDE, "A"), ("--", "white", "B")):
         grid[0][0].plot([], [], color=drawing.GUIDE, linestyle=line, marker="o", markerfacecolor=face, label=label)
     drawing.legend_below(figure, grid[0][0], columns=2)

@@ -80,10 +80,10 @@ def step_latency(steps: pd.DataFrame, slopes: pd.DataFrame, summary: pd.DataFram
         heights = [*points["latency_ms"], *drawn["latency_ms"], *drawn["latency_ms_high"].dropna()]
         drawing.value_axis(axes, heights, "latency of one step (ms)", from_zero=points is cached)
         if points is cached:
-            drawing.linear_axis(axes, points["position"], POSITION)
+            drawing.linear_axis(axes, points["position"].max(), POSITION)
             axes.set_title("cached strategies (from zero)", fontsize=10)
         else:
-            drawing.context_axis(axes, decode["n_depth"] + decode["n_prompt"], POSITION)
+            drawing.context_axis(axes, decode["n_depth"] + decode["n_prompt"], POSITION, reach=points["position"])
             axes.set_title("all strategies", fontsize=10)
     fitted = slopes[slopes["slope_ms_per_1000_tokens"].notna()]
     title = "slope in ms per 1,000 tokens" + (" [95 % interval]" if fitted["slope_low"].notna().any() else "")

@@ -127,22 +127,31 @@ def shifted(lengths: pd.Series[int], place: int, places: int) -> pd.Series[float
     return lengths.astype("float64").mul(1.06 ** (place - (places - 1) / 2))
 
 
-def linear_axis(axes: Axes, positions: pd.Series[int], label: str) -> None:
-    """Make the x axis straight, of positions from zero."""
-    axes.set_xlim(0, 1.05 * positions.max())
+def linear_axis(axes: Axes, last: float, label: str) -> None:
+    """Make the x axis straight, of positions from zero to the last."""
+    axes.set_xlim(0, 1.05 * last)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(THOUSANDS)
     axes.set_xlabel(label)
 
 
-def context_axis(axes: Axes, lengths: pd.Series[int], label: str, most_ticks: int = 6) -> None:
-    """Make the x axis logarithmic, of context lengths, with a tick at each that was measured."""
-    ticks = sorted({int(length) for length in lengths})
+def context_axis(axes: Axes, lengths: pd.Series[int], label: str, most_ticks: int = 6, reach: Iterable[int] = ()) -> None:
+    """Make the x axis logarithmic, of context lengths, with a tick at each; straight where only one was measured.
+
+    `reach` are further positions that are drawn, such as those of the steps after each context.
+    """
+    ticks, ends = sorted(set(lengths)), [*lengths, *reach]
+    if len(ticks) == 1:
+        linear_axis(axes, max(ends), label)
+        return
+    low, high = min(ends) / 1.35, max(ends) * 1.35
+    if max(ends) > 2 * ticks[-1]:
+        ticks.append(max(ends))
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(_apart(ticks, most_ticks)))
+    axes.xaxis.set_major_locator(FixedLocator(_apart(ticks, (high / low) ** (1 / most_ticks))))
     axes.xaxis.set_major_formatter(THOUSANDS)
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlim(ticks[0] / 1.35, ticks[-1] * 1.35)
+    axes.set_xlim(low, high)
     axes.set_xlabel(f"{label}, log scale")
 
 
@@ -177,9 +186,8 @@ def save(figure: Figure, path: Path) -> list[Path]:
     return written
 
 
-def _apart(ticks: list[int], most: int) -> list[int]:
-    """List the ticks, from the longest down, that leave room for their labels: so many fit the axis."""
-    room = (ticks[-1] / ticks[0] * 1.35**2) ** (1 / most)
+def _apart(ticks: list[int], room: float) -> list[int]:
+    """List the ticks, from the longest down, of which each is by a factor of `room` from the next: space for a label."""
     kept = [ticks[-1]]
     for tick in reversed(ticks):
         if tick * room <= kept[-1]:
