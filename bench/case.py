@@ -64,14 +64,6 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
             parts.append("prefill-quantized")
         return " ".join(parts)
 
-    @property
-    def label(self) -> str:
-        """The field's name of the test, as in `pp512+tg32 @ d2048`."""
-        depth = f" @ d{self.n_depth}" if self.n_depth else ""
-        decode = f"+tg{self.n_gen - 1}" if self.n_gen > 1 else ""
-        batch = f" b{self.batch_size}" if self.batch_size > 1 else ""
-        return f"pp{self.n_prompt}{decode}{depth}{batch}"
-
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
     """What the processes of a set of strategies have in common: the same weights under the same settings."""

@@ -7,6 +7,7 @@ from bench.ab.record import PairFailure, PairTimes
 from bench.ab.verdicts import MOST_PAIRS, Logs, note, quantities_of, standing
 from bench.case import Case
 from bench.judge.sequential import PAIRS_A_PROMPT, SCREENING_PAIRS
+from bench.naming import plural
 
 
 def conduct(
@@ -58,5 +59,5 @@ def conduct(
 def _progress(number: int, cases: Sequence[Case], n_open: int, n_all: int, left_s: float) -> str:
     """Describe what comes next, as in `process pair 5, confirming: 3 of 8 times open, in 2 cases; 4.2 min left`."""
     what = "screening" if number < SCREENING_PAIRS else "confirming"
-    in_cases = f"in {len(cases)} case{'s' * (len(cases) != 1)}"
+    in_cases = f"in {plural(len(cases), 'case')}"
     return f"process pair {number + 1}, {what}: {n_open} of {n_all} times open, {in_cases}; {left_s / 60:.1f} min left"

@@ -15,6 +15,7 @@ from bench.case import Case
 from bench.judge import sequential
 from bench.judge.sequential import CONFIRMATION_LOOKS, SCREENING_PAIRS, Call, LogRatios
 from bench.judge.verdict import Verdict, VerdictKind
+from bench.naming import plural
 from kvcache.arithmetic.costs import Phase
 
 LEAST_PAIRS, MOST_PAIRS = SCREENING_PAIRS + CONFIRMATION_LOOKS[0], SCREENING_PAIRS + CONFIRMATION_LOOKS[-1]
@@ -148,7 +149,7 @@ def _verdict(
     own = [times for times in measured if (SCREENING_PAIRS if is_change else 0) <= times.pair < end]
     detail = ""
     if call is None:
-        detail = f"undecided after {len(own)} process pair{'s' * (len(own) != 1)}"
+        detail = f"undecided after {plural(len(own), 'process pair')}"
         if len(own) < LEAST_PAIRS:
             detail += f" (a change takes {LEAST_PAIRS} at least)"
         if end < MOST_PAIRS:
@@ -165,7 +166,7 @@ def _verdict(
     elif used:  # too few for an interval that says anything
         change = {"effect": float(np.expm1(np.median(used)))}
     return Verdict(
-        case=quantity.case.key,
+        case=quantity.case,
         phase=quantity.phase,
         kind=call or "inconclusive",
         quantity="time",
@@ -198,7 +199,7 @@ def _is_unsupported(sides: Mapping[SideName, PairFailure]) -> bool:
 def _failed(quantity: Quantity, kind: VerdictKind, sides: Mapping[SideName, PairFailure]) -> Verdict:
     order = sorted(sides.values(), key=lambda failure: failure.side, reverse=True)  # head's leads: it is judged
     return Verdict(
-        case=quantity.case.key,
+        case=quantity.case,
         phase=quantity.phase,
         kind=kind,
         quantity="time",

@@ -9,6 +9,7 @@ from bench.analysis import frames
 from bench.analysis.disturbance import CLOCK_TICK_NS
 from bench.analysis.tidy import MIN_PROCESSES, Tidy
 from bench.case import HOST_DEVICES, Group
+from bench.naming import plural
 from bench.record import Run
 
 FIRST_STEP_FACTOR = 10.0
@@ -72,7 +73,7 @@ def scope(n_processes: int) -> str:
     """Say where an interval holds: `within 1 process`, `within 3 processes`, or `over 8 processes`."""
     if n_processes >= MIN_PROCESSES:
         return f"over {n_processes} processes"
-    return f"within {n_processes} process{'es' if n_processes > 1 else ''}"
+    return f"within {plural(n_processes, 'process', 'processes')}"
 
 
 def _whole_run(tidy: Tidy) -> Iterator[Caution]:

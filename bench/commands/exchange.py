@@ -34,11 +34,11 @@ def export(
     """
     from bench.analysis.summary import summarize
     from bench.analysis.tidy import Tidy
+    from bench.naming import plural
     from bench.store.run_folder import find_run, read_run, writing
     from bench.store.sealed import write_atomically
     from bench.tell.exchange import EXPORTERS
     from bench.tell.exchange.llama_bench import left_out
-    from bench.tell.words import plural
 
     if out is not None and out.is_dir():
         raise UsageError(f"--out {out}: is a folder; give a file")

@@ -24,9 +24,9 @@ EXIT_NOT_COMPARABLE = 3
 
 
 class Excluded(msgspec.Struct, frozen=True, kw_only=True):
-    """A case (by its key) that was not compared, and why."""
+    """A case that was not compared, and why."""
 
-    case: str
+    case: Case
     reason: str
 
 
@@ -86,9 +86,9 @@ def compare_tidies(tidy_a: Tidy, tidy_b: Tidy) -> Comparison:
         ended = {"A": tidy_a.outcomes[key], "B": tidy_b.outcomes[key]}
         failed = [f"{end.status} in {side}: {end.error}" for side, end in ended.items() if end.status != "ok"]
         if failed:
-            (in_neither if len(failed) == 2 else not_comparable).append(Excluded(case=key, reason="; ".join(failed)))
+            (in_neither if len(failed) == 2 else not_comparable).append(Excluded(case=case, reason="; ".join(failed)))
         elif case.model in other_weights:
-            not_comparable.append(Excluded(case=key, reason=f"the weights of {case.model} differ"))
+            not_comparable.append(Excluded(case=case, reason=f"the weights of {case.model} differ"))
         else:
             rows += [_row(case, phase, tidy_a, tidy_b) for phase in phases(case)]
     return Comparison(
@@ -136,7 +136,7 @@ def _only_in(own: dict[str, Case], others: dict[str, Case], tidy: Tidy, other: s
         if key in tidy.outcomes:
             why = tidy.outcomes[key].error
             reason = f"{other} ended before it" if why == NOT_MEASURED else f"not measured in {other}: {why}"
-        excluded.append(Excluded(case=key, reason=reason))
+        excluded.append(Excluded(case=case, reason=reason))
     return excluded
 
 

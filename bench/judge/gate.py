@@ -88,24 +88,24 @@ def _cases(tidy: Tidy, base: Session, head: Session) -> Iterator[Verdict]:
     ended = tidy.outcomes
     tolerated = {"ok", "unsupported"} if any(end.status != "unsupported" for end in ended.values()) else {"ok"}
     failed = {key: end for key, end in ended.items() if end.status not in tolerated and end.measured}
+    cases = {plan.case.key: plan.case for plan in tidy.run.manifest.plan}
     for key, end in failed.items():
-        yield Verdict(
-            case=key, phase="prefill", kind="failed", quantity="tokens_match", detail=f"{end.status}: {end.error}"
-        )
-    unknown = [plan.case for plan in tidy.run.manifest.plan if (plan.case.key, "prefill") not in base.by_case_and_phase]
+        why = f"{end.status}: {end.error}"
+        yield Verdict(case=cases[key], phase="prefill", kind="failed", quantity="tokens_match", detail=why)
+    unknown = [case for key, case in cases.items() if (key, "prefill") not in base.by_case_and_phase]
     for (key, phase), row in base.by_case_and_phase.items():
         if (key, phase) not in head.by_case_and_phase and key not in failed:
             why = ended[key].error if key in ended else f"not in the run{nearest(row.case, unknown)}"
-            yield Verdict(case=key, phase=phase, kind="missing", quantity="tokens_match", detail=str(why))
-    for key, phase in head.by_case_and_phase:
+            yield Verdict(case=row.case, phase=phase, kind="missing", quantity="tokens_match", detail=str(why))
+    for (key, phase), row in head.by_case_and_phase.items():
         if (key, phase) not in base.by_case_and_phase:
             detail = "not in the baseline: promote a run to have it watched"
-            yield Verdict(case=key, phase=phase, kind="new", quantity="tokens_match", detail=detail)
+            yield Verdict(case=row.case, phase=phase, kind="new", quantity="tokens_match", detail=detail)
 
 
 def _counters(base: CaseFigures, head: CaseFigures) -> Iterator[Verdict]:
     """Give a verdict per counter, and one on whether the tokens match naive's as they did in the baseline."""
-    case, phase = head.case.key, head.phase
+    case, phase = head.case, head.phase
     if head.tokens_match == base.tokens_match:
         yield Verdict(case=case, phase=phase, kind="same", quantity="tokens_match")
     else:  # both are allowed here (`Outcome`): an exact strategy whose tokens are `false` has failed
@@ -130,7 +130,7 @@ def _times(tidy: Tidy, sessions: Sequence[Session], head: Session, keys: Sequenc
     for (key, phase), ground in grounds.items():
         row = head.by_case_and_phase[key, phase]
         quantity = share_of(row.case, phase)
-        blank = Verdict(case=key, phase=phase, kind="not-comparable", quantity=quantity)
+        blank = Verdict(case=row.case, phase=phase, kind="not-comparable", quantity=quantity)
         share = getattr(row, quantity)
         if isinstance(ground, str):
             verdicts.append(msgspec.structs.replace(blank, detail=ground))

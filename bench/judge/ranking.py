@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from bench.case import Case
 from bench.judge.compare import EXIT_NOT_COMPARABLE, differences, judged, kinds, measured_cases
 from bench.judge.elsewhere import timed_phases, work
 from bench.manifest import ELSEWHERE
+from bench.naming import Row
 from bench.record import Run
 from kvcache.arithmetic.costs import Phase
 
@@ -34,18 +35,15 @@ COLUMNS: list[str] = [
     *CASE_COLUMNS, "phase", "machine", "run", "name", "rank", *TIME_COLUMNS, *RATIO_COLUMNS, "interval", "verdict"
 ]  # fmt: skip
 
-Row = Mapping[Any, Any]
-"""A row of a ranking, by column name."""
-
 BASELINE, NO_COUNTERPART, SEVERAL = "baseline", "not in the baseline", "several in the baseline"
 
 
 class Lacking(msgspec.Struct, frozen=True, kw_only=True):
-    """A case (by its key) without a time in a run, and why."""
+    """A case without a time in a run, and why."""
 
     run: str
     """Its letter; empty where no run has a time."""
-    case: str
+    case: Case
     reason: str
 
 
@@ -258,9 +256,9 @@ def _lacking(groups: Iterable[list[_Ended]], n_runs: int) -> Iterator[Lacking]:
             failed = [one for one in ended if one.run == number]
             case = failed[0].case if failed else example
             reason = failed[0].why_not if failed else None
-            yield Lacking(run=letter(number), case=case.key, reason=reason or "not in it")
+            yield Lacking(run=letter(number), case=case, reason=reason or "not in it")
 
 
 def _nowhere(ended: list[_Ended]) -> Lacking:
     """Say why no run has a time in a group."""
-    return Lacking(run="", case=ended[0].case.key, reason="; ".join(dict.fromkeys(str(one.why_not) for one in ended)))
+    return Lacking(run="", case=ended[0].case, reason="; ".join(dict.fromkeys(str(one.why_not) for one in ended)))

@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 import msgspec
 
+from bench.case import Case
 from kvcache.arithmetic.costs import Phase
 
 VerdictKind = Literal["failed", "regression", "missing", "inconclusive", "not-comparable", "new", "faster", "same"]
@@ -20,8 +21,7 @@ TIMES = frozenset({"time", "mfu", "mbu"})
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """What `gate` or `ab` says of one quantity of a case and phase: `base` is compared with, `head` is judged."""
 
-    case: str
-    """`Case.key`."""
+    case: Case
     phase: Phase
     kind: VerdictKind
     quantity: str

@@ -14,6 +14,7 @@ from bench.manifest import CasePlan
 from bench.measure.ceiling_turns import CHOOSE_S, ROUND_S
 from bench.measure.plan import Limits
 from bench.measure.resume import Past
+from bench.naming import Name
 from bench.record import CellPlan
 from kvcache.arithmetic.costs import Costs
 from kvcache.strategies.catalogue import COMPILING, REFEEDING, is_lossy
@@ -67,8 +68,10 @@ class Budget:
         cells: Sequence[Cell],
         store: Callable[[CellPlan], None],
         say: Callable[[str], None],
+        name: Name,
     ) -> None:
         """Start the clock. `cells` are all that will be measured, in that order; what is decided is stored and said."""
+        self._name = name
         self._limits, self._past, self._left, self._store, self._say = limits, past, list(cells), store, say
         self._started = time.monotonic() - START_S - past.spent_s
         self._paces: dict[str, float] = {}
@@ -125,14 +128,14 @@ class Budget:
         )
         self._past.cell_plans[plan.cell] = plan
         self._store(plan)
-        if change := reduced(cell, self._limits, reduction):
+        if change := reduced(cell, self._limits, reduction, self._name):
             self._say(f"{within}: {change}")
 
 
-def reduced(cell: Cell, limits: Limits, reduction: Reduction) -> str:
+def reduced(cell: Cell, limits: Limits, reduction: Reduction, name: Name) -> str:
     """Describe what a reduction takes from a cell; empty if nothing."""
     if reduction.leaves_out(cell):
-        return f"{cell[0].case.label} is left out"
+        return f"{name(cell[0].case.cell)} is left out"
     parts = []
     for case in (item.case for item in cell if item.case.strategy in REFEEDING):
         steps, all_steps = (len(naive_steps(case, tokens)) for tokens in (reduction.tokens_per_turn, TOKENS_PER_TURN))
@@ -140,7 +143,7 @@ def reduced(cell: Cell, limits: Limits, reduction: Reduction) -> str:
             parts.append(f"{case.strategy} is timed at {steps} of {case.n_gen - 1} positions, not {all_steps}")
     if reduction.repetitions < limits.repetitions:
         parts.append(f"{reduction.repetitions} rounds, not {limits.repetitions}")
-    return f"{cell[0].case.label}: {', '.join(parts)}" if parts else ""
+    return f"{name(cell[0].case.cell)}: {', '.join(parts)}" if parts else ""
 
 
 ANY_PACE: Mapping[str, float] = MappingProxyType({})

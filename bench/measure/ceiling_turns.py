@@ -10,6 +10,7 @@ from bench.case import DeviceName
 from bench.machine.devices import DEVICES
 from bench.manifest import CasePlan, Ceiling, CeilingName, Environment
 from bench.measure.worker_process import WorkerFailed, WorkerProcess
+from bench.naming import plural
 from bench.protocol import CeilingsChosen, CeilingTurnTaken, ChooseCeilings, TakeCeilingTurn
 
 CEILINGS: tuple[CeilingName, ...] = get_args(CeilingName)
@@ -108,7 +109,7 @@ def one_line(ceiling: Ceiling) -> str:
 
 
 def _words(of: ChooseCeilings | Ceiling) -> str:
-    return f"{of.device} {of.dtype}, {of.n_threads} thread{'s' if of.n_threads > 1 else ''}"
+    return f"{of.device} {of.dtype}, {plural(of.n_threads, 'thread')}"
 
 
 def _survey_one(worker: WorkerProcess, setting: ChooseCeilings, say: Callable[[str], None]) -> Iterator[Ceiling]:

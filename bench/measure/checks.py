@@ -112,7 +112,7 @@ class Checks:
                 found = self._workers.ask(entry, TimeFramework())
             except WorkerFailed as failure:
                 if failure.alive:  # the case itself is none the worse
-                    self._progress.say(f"no framework_ms for {case.key}: {failure.error}")
+                    self._progress.say(f"no framework_ms for {self._workers.name(case)}: {failure.error}")
                 else:
                     self._workers.fail(entry, failure, "timing the framework: ")
             else:

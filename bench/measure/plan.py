@@ -16,6 +16,7 @@ from bench.machine.devices import DEVICES
 from bench.manifest import CasePlan, Manifest
 from bench.measure.case_costs import exact_kv_bytes, with_costs
 from bench.measure.fit import PROCESS_BYTES, need
+from bench.naming import Name
 from kvcache import models
 from kvcache.models.checkpoint import COPY_LIMIT_BYTES
 from kvcache.strategies.catalogue import COMPILING, OWN, is_lossy
@@ -125,7 +126,7 @@ def memory_bytes(plans: Sequence[CasePlan]) -> int:
     return max(needs, default=0)
 
 
-def in_words(item: CasePlan) -> str:
+def in_words(item: CasePlan, name: Name) -> str:
     """Name a case with what it holds, by the arithmetic of `kvbench fit`, and say where it alone does not fit here."""
     from kvcache.proof.unknown_numbers import NotRehearsable  # imports torch, which the model's description did already
 
@@ -135,11 +136,11 @@ def in_words(item: CasePlan) -> str:
             describe(case.model, case.attn_implementation), case.strategy, case.dtype, case.batch_size, case.capacity
         )
     except NotRehearsable as reason:
-        return f"{case.key}: {reason}"
+        return f"{name(case)}: {reason}"
     if found is None:
-        return case.key
+        return name(case)
     parts = {"weights": found.weights, "cache": found.kv, "workspace": found.workspace}
-    sizes = f"{case.key}: " + " + ".join(f"{name} {size / 1e9:.3g} GB" for name, size in parts.items())
+    sizes = f"{name(case)}: " + " + ".join(f"{name} {size / 1e9:.3g} GB" for name, size in parts.items())
     free = DEVICES[case.device].available_memory_bytes()
     return (
         sizes if free is None or found.total <= free else f"{sizes}: DOES NOT FIT the {free / 1e9:.3g} GB that are free"

@@ -27,6 +27,7 @@ from bench.measure.progress import ProgressBar
 from bench.measure.resume import pending_cells
 from bench.measure.schedule import measure as measure_cases
 from bench.measure.server_process import RunServers
+from bench.naming import namer
 from bench.record import Run
 from bench.store.run_folder import check_name, find_run, locked, make_folder, read_run, samples_file, write_manifest
 from kvcache import models
@@ -144,11 +145,12 @@ def resume(run: str, out: Path) -> Job:
 
 def estimate(job: Job) -> str:
     """Return the grid and a rough estimate of its time and memory, for `--dry-run`; and what `--budget` takes away."""
-    lines = [planning.in_words(item) for item in job.manifest.plan]
+    name = namer(item.case for item in job.manifest.plan)
+    lines = [planning.in_words(item, name) for item in job.manifest.plan]
     limits, cells = job.limits, pending_cells(job.manifest.plan, job.limits, job.previous)
     reduction = _expected_reduction(job)
     if limits.budget_min is not None:
-        changes = [reduced(cell, limits, reduction) for cell in cells]
+        changes = [reduced(cell, limits, reduction, name) for cell in cells]
         lines += [f"--budget {limits.budget_min:g}: {change}" for change in dict.fromkeys(filter(None, changes))]
     minutes = max(1, math.ceil((START_S + seconds_of(cells, limits, reduction)) / 60))
     memory_gb = planning.memory_bytes(job.manifest.plan) / 1e9

@@ -24,6 +24,7 @@ from bench.measure.resume import Past
 from bench.measure.texts import Texts
 from bench.measure.worker_process import WorkerFailed, WorkerProcess
 from bench.measure.workers import REFERENCE, ROOFS, Entry, Workers, worker_key
+from bench.naming import namer
 from bench.protocol import TakeTurn, TurnTaken
 from bench.record import CeilingSample, Run, Sample
 from bench.store.checked_lines import Appender
@@ -63,12 +64,13 @@ def measure(
     ]
     progress.expect(sum(rough_s))
     cells_left = [cell for _, _, cells in sets for cell in cells]
-    budget = Budget(limits, past, cells_left, writer.append, progress.say)
+    name = namer(item.case for item in plans)
+    budget = Budget(limits, past, cells_left, writer.append, progress.say, name)
     sole_model = previous is None and len({item.case.model for item in plans}) == 1
     for number, (group, process, cells) in enumerate(sets):
         fork_one = functools.partial(fork, group, process)
         seed = cells[0][0].case.seed
-        with Workers(group, process, seed, limits.timeout_s, fork_one, writer, progress, kernels) as workers:
+        with Workers(group, process, seed, limits.timeout_s, fork_one, writer, progress, name, kernels) as workers:
             texts = Texts(plans, past, writer, text)
             checks = Checks(workers, writer, progress, texts, sole_model=sole_model and number == 0)
             measurer = ProcessSet(workers, limits, writer, progress, past, checks)
@@ -112,7 +114,9 @@ class ProcessSet:
     def measure_cell(self, cell: Cell, budget: Budget) -> None:
         """Check, warm up and time every case of a cell, as much of it as `budget` allows."""
         missing = self.past.missing_rounds(cell, self.process, self.limits.repetitions)
-        self.progress.begin(f"measuring {cell[0].case.label}", turns_seconds(cell, self.limits, missing))
+        self.progress.begin(
+            f"measuring {self.workers.name(cell[0].case.cell)}", turns_seconds(cell, self.limits, missing)
+        )
         plan = budget.plan(cell)
         if plan.left_out is None:
             entries = [Entry(item) for item in cell if not self.past.failed(item.case, self.process)]
@@ -141,8 +145,9 @@ class ProcessSet:
             whole += not self._disturbed
             replaced += self._disturbed
         if whole < repetitions and any(entry.live for entry in entries):
+            name = self.workers.name(cell[0].case.cell)
             self.progress.say(
-                f"{cell[0].case.label}: {whole} of {repetitions} rounds are undisturbed although {replaced} were "
+                f"{name}: {whole} of {repetitions} rounds are undisturbed although {replaced} were "
                 "replaced: the machine is shared (CPU time was stolen) or throttled"
             )
 

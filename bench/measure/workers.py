@@ -10,6 +10,7 @@ from bench.manifest import CasePlan
 from bench.measure.budget import turn_seconds
 from bench.measure.progress import ProgressBar
 from bench.measure.worker_process import WorkerFailed, WorkerProcess
+from bench.naming import Name
 from bench.protocol import VERSION, CheckCase, Judge, Judged, Load, Loaded, Reply, Request, TakeTurn, TurnTaken
 from bench.record import Check, Failure
 from bench.store.checked_lines import Appender
@@ -67,15 +68,16 @@ class Workers(AbstractContextManager["Workers"]):
         fork: Callable[[], WorkerProcess],
         writer: Appender,
         progress: ProgressBar,
+        name: Name,
         kernels: dict[str, str] | None = None,
     ) -> None:
         """Start nothing yet.
 
-        `seed` is of the weights, `timeout_s` what a case may take in all; `writer` stores the failures. `kernels` are
-        those that strategies are pinned to (`Manifest.kernels`).
+        `seed` is of the weights, `timeout_s` what a case may take in all; `writer` stores the failures, and `name` says
+        of which case they are. `kernels` are those that strategies are pinned to (`Manifest.kernels`).
         """
         self.group, self.process, self.seed, self.timeout_s = group, process, seed, timeout_s
-        self.kernels = kernels
+        self.kernels, self.name = kernels, name
         self._fork, self._writer, self._progress = fork, writer, progress
         self._workers: dict[WorkerKey, WorkerProcess] = {}
         self._loaded: set[WorkerKey] = set()
@@ -188,7 +190,7 @@ class Workers(AbstractContextManager["Workers"]):
                 worker_died=not failure.alive and failure.status != "timeout",
             )
         )
-        self._progress.say(f"{failure.status}: {entry.case.key}: {error}")
+        self._progress.say(f"{failure.status}: {self.name(entry.case)}: {error}")
 
     def _load_request(self, key: WorkerKey) -> Load:
         strategy, naive_logits, prefill_quantized = key

@@ -11,6 +11,7 @@ from matplotlib.figure import FigureBase
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from bench.naming import plural
 from bench.tell.plots.style import styles, value_axis
 
 N_PADS = 2
@@ -66,7 +67,7 @@ def work(figure: FigureBase, n_prompt: int, n_steps: int) -> None:
             _grid(axes, [""] * n, kinds(n, n_prompt), largest, f"T={place + 1}" if line == 0 else "")
             computed = n * n if line == 0 or place == 0 else n
             again = n * (n - 1) // 2 if place > 0 else 0
-            count = f"{computed} score{'s' if computed > 1 else ''}"
+            count = plural(computed, "score")
             axes.set_xlabel(f"{count}\n{again} again" if line == 0 else count, fontsize=9, loc="left")
     axes = figure.add_subplot(layout[2, :])
     steps = range(1, n_steps + 1)

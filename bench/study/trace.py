@@ -10,8 +10,8 @@ from torch import Tensor
 from bench.errors import UsageError, blaming
 from bench.machine.clock import Clock, stamping
 from bench.machine.devices import DEVICES
+from bench.naming import plural
 from bench.study.prompt import Setting, get_ready, refusing
-from bench.tell.words import plural
 from kvcache.learn.trace import Step, trace
 from kvcache.proof.tokens import NotRepeatable, agreement, reference
 from kvcache.strategies.catalogue import build

@@ -6,8 +6,11 @@ from typing import Literal
 from rich.console import Group
 from rich.text import Text
 
+from bench.analysis import frames
 from bench.analysis.frames import CASE_COLUMNS
+from bench.case import Case
 from bench.judge.compare import Comparison, Difference
+from bench.naming import namer, plural
 from bench.tell import tables, words
 from bench.tell.formats import Format
 
@@ -28,11 +31,9 @@ def sentence(comparison: Comparison) -> str:
     parts = [part for part in parts if part] or [f"nothing could be compared{why}"]
     lacking = len(comparison.one_sided)
     noun = "case" if rows.empty else "other case"
-    parts += [f"{words.plural(lacking, noun)} not comparable"] if lacking else []
+    parts += [f"{plural(lacking, noun)} not comparable"] if lacking else []
     machine = "" if comparison.same_machine else ", on another machine or software"
-    what = (
-        f", {words.plural(len(rows), 'time')} of {words.plural(rows[CASE_COLUMNS].drop_duplicates().shape[0], 'case')}"
-    )
+    what = f", {plural(len(rows), 'time')} of {plural(rows[CASE_COLUMNS].drop_duplicates().shape[0], 'case')}"
     return f"B ({comparison.b}) against A ({comparison.a}){machine}{what if len(rows) else ''}: {'; '.join(parts)}"
 
 
@@ -69,20 +70,11 @@ def _below(comparison: Comparison) -> list[str]:
     return parts
 
 
-def excluded_lines(excluded: Iterable[tuple[str, str, str]]) -> str:
-    """Write a line per lead and reason, of triples of lead, case and reason.
-
-    It names the case that has it, or says how many have it and names one of them as an example.
-    """
+def excluded_lines(excluded: Iterable[tuple[str, Case, str]]) -> str:
+    """Write a line per lead and reason, of triples of lead, case and reason."""
     found = list(excluded)
-    names = words.short_names(case for _, case, _ in found)
-    alike: dict[tuple[str, str], list[str]] = {}
-    for lead, case, reason in found:
-        alike.setdefault((lead, reason), []).append(names[case])
-    return "".join(
-        f"- {lead}{f'{len(cases)} cases, such as ' if len(cases) > 1 else ''}{cases[0]}: {reason}\n"
-        for (lead, reason), cases in alike.items()
-    )
+    name = namer(case for _, case, _ in found)
+    return words.reason_lines((name(case), lead, reason) for lead, case, reason in found)
 
 
 def _extreme(comparison: Comparison, difference: Difference, best: Literal["min", "max"]) -> str:
@@ -91,5 +83,6 @@ def _extreme(comparison: Comparison, difference: Difference, best: Literal["min"
     if rows.empty:
         return ""
     row = rows.loc[rows["ratio"].agg(f"idx{best}")].to_dict()
-    largest = f"{words.row_name(row)}, time x {words.time_ratio(row)}"
+    name = namer(frames.records(comparison.rows[CASE_COLUMNS]))
+    largest = f"{name(row, row['phase'])}, time x {words.time_ratio(row)}"
     return f"{difference} in {len(rows)} (most: {largest})"

@@ -6,8 +6,9 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
+from bench.naming import plural
 from bench.tell.representative import representative
-from bench.tell.words import EXTENT, SETTING_COLUMNS, by_setting, plural
+from bench.tell.words import EXTENT, SETTING_COLUMNS, by_setting
 
 T = TypeVar("T")
 

@@ -7,9 +7,10 @@ import pandas as pd
 from bench.analysis import frames
 from bench.analysis.cautions import Caution
 from bench.analysis.tidy import Tidy, paired_ratio
+from bench.naming import Row, context
 from bench.record import LEAST_READ_BYTES
 from bench.tell.drawn import few
-from bench.tell.words import Row, by_setting, case_labels, catalogue_place, context, missing, number, with_interval
+from bench.tell.words import by_setting, case_labels, catalogue_place, missing, number, with_interval
 from kvcache.strategies.catalogue import COMPILING, REFEEDING, YARDSTICKS
 
 MOST_SENTENCES, MOST_LENGTHS = 8, 8

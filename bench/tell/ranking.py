@@ -8,11 +8,12 @@ from rich.text import Text
 
 from bench.analysis import frames
 from bench.judge.ranking import BASELINE, COLUMNS, Ranking
-from bench.tell import tables, words
+from bench.naming import Row, context, plural
+from bench.tell import tables
 from bench.tell.comparison import HOW, excluded_lines
 from bench.tell.formats import Format
 from bench.tell.layout import Fitted, markdown_table
-from bench.tell.words import NOTHING, SETTING_COLUMNS, Row, context, missing, setting, time_ratio, with_interval
+from bench.tell.words import NOTHING, SETTING_COLUMNS, missing, setting, time_ratio, with_interval
 
 Cells = dict[str, Callable[[Row], str]]
 
@@ -27,7 +28,7 @@ def sentence(ranking: Ranking, baseline: int = 0) -> str:
     parts = []
     for phase, (count, ranked) in ranking.standings(baseline).items():
         places = ", ".join(f"{one.run} {one.ratio:.3f}" for one in ranked)
-        parts.append(f"{phase} {places} ({words.plural(count, 'case')})")
+        parts.append(f"{phase} {places} ({plural(count, 'case')})")
     if not parts:
         return f"Nothing could be ranked: no case has a time in all {len(ranking.tidies)} runs."
     what = f"Ranked by time / time of {own}, geometric mean over the cases that all {len(ranking.tidies)} runs have"

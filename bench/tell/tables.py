@@ -10,9 +10,10 @@ from rich.text import Text
 
 from bench.analysis import columns, frames
 from bench.analysis.summary import PLAIN
+from bench.naming import Row, context
 from bench.tell.formats import Format
 from bench.tell.layout import Fitted, markdown_table
-from bench.tell.words import NOTHING, Row, by_setting, case_labels, context, missing, number, time_ratio, with_interval
+from bench.tell.words import NOTHING, by_setting, case_labels, missing, number, reason_lines, time_ratio, with_interval
 from kvcache.strategies.catalogue import OWN, REFEEDING, YARDSTICKS
 
 Cells = dict[str, Callable[[Row, Row], str]]
@@ -228,15 +229,9 @@ def failures(summary: pd.DataFrame) -> list[tuple[str, str, str]]:
 
 
 def _failures(summary: pd.DataFrame) -> str:
-    """Write a line per reason for which cases did not end well, with the case or the first of them and their number."""
-    alike: dict[tuple[str, str], list[str]] = {}
-    for case, status, error in failures(summary):
-        alike.setdefault((status, error), []).append(case)
-    lines = [
-        f"- {f'{len(cases)} cases, such as ' if len(cases) > 1 else ''}{cases[0]}: {status}: {error}\n"
-        for (status, error), cases in alike.items()
-    ]
-    return "".join(["\n", *lines]) if lines else ""
+    """Write a line per reason for which cases did not end well."""
+    lines = reason_lines((case, "", f"{status}: {error}") for case, status, error in failures(summary))
+    return f"\n{lines}" if lines else ""
 
 
 def _markdown(tables: Iterable[_Table]) -> str:

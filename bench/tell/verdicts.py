@@ -10,8 +10,9 @@ from rich.console import Group
 from rich.text import Text
 
 from bench.judge.verdict import COMPARED, TIMES, Verdict, VerdictKind, exit_code, is_compared, worst_first
+from bench.naming import namer
 from bench.tell.layout import Fitted, markdown_table
-from bench.tell.words import NOTHING, number, short_names
+from bench.tell.words import NOTHING, SETTING_COLUMNS, number, setting
 
 Command = Literal["gate", "ab", "unfinished ab"]
 """The command that found the verdicts (`kvbench report` reads a stored A/B, too): each has another way out."""
@@ -52,13 +53,13 @@ _STYLES = {
 def sentence(verdicts: Iterable[Verdict], *, require_time: bool = False, command: Command = "gate") -> str:
     """Say what was found and what to do now, in one line."""
     ordered, advice = worst_first(verdicts), _ADVICE[command]
-    names = short_names(verdict.case for verdict in ordered)
+    name = namer(verdict.case for verdict in ordered)
     leading = {kind: list(group) for kind, group in itertools.groupby(ordered, key=lambda verdict: verdict.kind)}
 
     def worst(kind: VerdictKind) -> str:
         first, others = leading[kind][0], len(leading[kind]) - 1
         more = f" (and {others} more)" if others else ""
-        return f"{names[first.case]} {first.phase}{_what(first)}{more}"
+        return f"{name(first.case, first.phase)}{_what(first)}{more}"
 
     match exit_code(ordered, require_time=require_time):
         case 5:
@@ -126,18 +127,18 @@ def document(verdicts: Iterable[Verdict], *, title: str, require_time: bool = Fa
         "title": title,
         "exit_code": exit_code(ordered, require_time=require_time),
         "sentence": sentence(ordered, require_time=require_time, command=command),
-        "verdicts": ordered,
+        "verdicts": [msgspec.structs.asdict(verdict) | {"case": verdict.case.key} for verdict in ordered],
     }
     return msgspec.json.format(msgspec.json.encode(page)).decode() + "\n"
 
 
 def _rows(ordered: Sequence[Verdict]) -> tuple[str, list[tuple[VerdictKind, list[str]]]]:
-    """Find what all cases share, and the cells of every verdict that is worth a row."""
-    names = short_names(verdict.case for verdict in ordered)
-    key, name = next(iter(names.items()), ("", ""))
-    shown = set(name.split())
-    shared = " ".join(word for word in key.split() if word not in shown) if len(names) > 1 else ""
-    rows = [(verdict.kind, _cells(verdict, names[verdict.case])) for verdict in ordered if not _is_dull(verdict)]
+    """Find the setting that all cases share, and the cells of every verdict that is worth a row."""
+    cases = list(dict.fromkeys(verdict.case for verdict in ordered))
+    alike = [field for field in [*SETTING_COLUMNS, "n_gen"] if len({getattr(case, field) for case in cases}) == 1]
+    shared = setting(msgspec.structs.asdict(cases[0]), only=alike) if cases else ""
+    name = namer(cases)
+    rows = [(verdict.kind, _cells(verdict, name(verdict.case))) for verdict in ordered if not _is_dull(verdict)]
     return shared, rows
 
 
@@ -162,7 +163,7 @@ def _is_dull(verdict: Verdict) -> bool:
 
 def _notes(ordered: Sequence[Verdict]) -> list[str]:
     """Details, a line per reason for which something was not compared, and how many exact figures are equal."""
-    names = short_names(verdict.case for verdict in ordered)
+    name = namer(verdict.case for verdict in ordered)
     equal = sum(verdict.kind == "same" and _is_dull(verdict) for verdict in ordered)
     paired = any(verdict.quantity == "time" and verdict.effect is not None for verdict in ordered)
     reasons = Counter((verdict.kind, verdict.detail) for verdict in ordered)
@@ -174,7 +175,7 @@ def _notes(ordered: Sequence[Verdict]) -> list[str]:
     ]
     return [
         *(
-            _lead(verdict) + f"{names[verdict.case]} {verdict.phase}, {verdict.quantity}: {verdict.detail}"
+            _lead(verdict) + f"{name(verdict.case, verdict.phase)}, {verdict.quantity}: {verdict.detail}"
             for verdict in detailed
         ),
         *(f"{kind.replace('-', ' ')} ({count}): {reason}" for (kind, reason), count in shared.items() if reason),

@@ -1,7 +1,6 @@
 """How figures and cases are written in tables and plots: three digits, intervals in brackets, settings in words."""
 
-import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -10,6 +9,7 @@ import pandas as pd
 from bench.analysis import frames
 from bench.case import HOST_DEVICES
 from bench.manifest import ELSEWHERE
+from bench.naming import FIELDS, Row, namer
 from kvcache.strategies.catalogue import STRATEGIES
 
 SETTING_COLUMNS: list[str] = ["model", "dtype", "device", "n_threads", "attn_implementation", "batch_size"]
@@ -23,9 +23,6 @@ ON_MACHINE = "on_machine"
 """The column that names the machine of rows in their title: one of several of a run, or that of an import."""
 
 NOTHING = "-"
-
-Row = Mapping[Any, Any]
-"""A row of a frame, by column name."""
 
 
 def missing(value: Any) -> bool:
@@ -44,15 +41,6 @@ def number(value: float | None) -> str:
     if abs(value) >= 1000 or value == 0:
         return f"{value:.0f}"
     return f"{Decimal(f'{value:.2e}'):f}"
-
-
-def plural(count: int, noun: str, nouns: str = "") -> str:
-    """Write a count with its noun.
-
-    >>> plural(1, "case"), plural(2, "case"), plural(1024, "token"), plural(3, "process", "processes")
-    ('1 case', '2 cases', '1,024 tokens', '3 processes')
-    """
-    return f"{count:,} {noun if count == 1 else nouns or f'{noun}s'}"
 
 
 def with_interval(value: float | None, low: float | None, high: float | None) -> str:
@@ -85,10 +73,8 @@ def setting(row: Row, also: Sequence[str] = (), only: Sequence[str] = tuple(SETT
     Where `only` some of `SETTING_COLUMNS` are the same in all rows, the others are left out. A row may have its
     machine as `ON_MACHINE`, which then stands last.
     """
-    words = {name: str(row[name]) for name in SETTING_COLUMNS} | {"batch_size": f"batch {row['batch_size']}"}
-    words["n_threads"] = plural(row["n_threads"], "thread") if row["device"] in HOST_DEVICES else ""
-    parts = [words[name] for name in SETTING_COLUMNS if name in only and words[name]]
-    parts += [plural(row["n_gen"], "new token")] if "n_gen" in also else []
+    shown = set(only) - (set() if row["device"] in HOST_DEVICES else {"n_threads"})
+    parts = [FIELDS[name](row[name]) for name in [*SETTING_COLUMNS, "n_gen"] if name in shown or name in also]
     parts += [f"{row['n_depth']} cached before"] if "n_depth" in also and row["n_depth"] else []
     parts += [_where(row[ON_MACHINE])] if ON_MACHINE in row else []
     return ", ".join(parts)
@@ -110,46 +96,25 @@ def by_setting(frame: pd.DataFrame, also: Sequence[str] = ()) -> Iterator[tuple[
         yield setting(row | {ON_MACHINE: row["machine"]} if several else row, also), rows
 
 
-def context(row: Row) -> str:
-    """Write the prompt length, and the tokens cached before it if there are any: `512`, `128 @ 2048`."""
-    return f"{row['n_prompt']} @ {row['n_depth']}" if row["n_depth"] else str(row["n_prompt"])
-
-
-def row_name(row: Row) -> str:
-    """Name a row's case and phase within its setting: `dynamic decode, prompt 512 @ 2048`."""
-    return f"{row['strategy']} {row['phase']}, prompt {context(row)}"
-
-
 def case_labels(summary: pd.DataFrame) -> dict[str, str]:
-    """Name each case of a run, by its key: `dynamic, prompt 512 @ 2048`, and what else differs between the cases.
+    """Name each case of a run, by its key. `summary` as `summarize` makes it."""
+    rows = frames.records(summary[["case", "strategy", "n_prompt", "n_depth", *SETTING_COLUMNS, "n_gen"]])
+    name = namer(rows)
+    return {row["case"]: name(row) for row in rows}
 
-    Tables have the same words in their columns and titles. `summary` as `summarize` makes it.
+
+def reason_lines(named: Iterable[tuple[str, str, str]]) -> str:
+    """Write a line per lead and reason, of triples of a case's name, lead and reason.
+
+    It names the case that has it, or says how many have it and names one of them as an example.
     """
-    differing = {column for column in [*SETTING_COLUMNS, "n_gen"] if len(set(summary[column])) > 1}
-    columns = ["case", "strategy", "n_prompt", "n_depth", *SETTING_COLUMNS, "n_gen"]
-    return {row["case"]: _case_label(row, differing) for row in frames.records(summary[columns])}
-
-
-def _case_label(row: Row, differing: Collection[str]) -> str:
-    words = [row["strategy"], f"prompt {context(row)}"]
-    words += [str(row[name]) for name in ("model", "dtype", "device", "attn_implementation") if name in differing]
-    words += [plural(row["n_threads"], "thread")] if "n_threads" in differing else []
-    words += [f"batch {row['batch_size']}"] if "batch_size" in differing else []
-    words += [plural(row["n_gen"], "new token")] if "n_gen" in differing else []
-    return ", ".join(words)
-
-
-def short_names(cases: Iterable[str]) -> dict[str, str]:
-    """Shorten each case key by the words that all of them share; a single key is left whole.
-
-    >>> short_names(["random:tiny naive cpu p16 n8", "random:tiny static cpu p64 n8"]).values()
-    dict_values(['naive p16', 'static p64'])
-    """
-    keys = list(dict.fromkeys(cases))
-    differing = [len(set(words)) > 1 for words in itertools.zip_longest(*(key.split() for key in keys))]
-    if not any(differing):
-        return {key: key for key in keys}
-    return {key: " ".join(itertools.compress(key.split(), differing)) for key in keys}
+    alike: dict[tuple[str, str], list[str]] = {}
+    for name, lead, reason in named:
+        alike.setdefault((lead, reason), []).append(name)
+    return "".join(
+        f"- {lead}{f'{len(names)} cases, such as ' if len(names) > 1 else ''}{names[0]}: {reason}\n"
+        for (lead, reason), names in alike.items()
+    )
 
 
 def catalogue_place(strategy: str) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor
 from bench.analysis.estimators import paired_ratio
 from bench.case import Case, naive_steps
 from bench.machine.affinity import usable_cores
+from bench.naming import namer
 from bench.protocol import TakeTurn, TurnTaken
 from bench.worker import Worker
 from tests.studies.overhead import suite_worker
@@ -72,7 +73,7 @@ def main() -> None:
         ratio = paired_ratio(thinned, full)
         interval = "too few rounds" if ratio.low is None else f"[{ratio.low:.4f}, {ratio.high:.4f}]"
         steps = f"{len(naive_steps(case))} of {case.n_gen - 1} steps timed"
-        print(f"{case.label}: {steps}, thinned / full TPOT {ratio.estimate:.4f} {interval}")
+        print(f"{namer([case])(case)}: {steps}, thinned / full TPOT {ratio.estimate:.4f} {interval}")
 
 
 if __name__ == "__main__":

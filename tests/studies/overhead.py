@@ -22,6 +22,7 @@ from bench.analysis.estimators import paired_ratio
 from bench.case import Case
 from bench.machine.affinity import usable_cores
 from bench.measure.server_process import worker_environment
+from bench.naming import namer
 from bench.protocol import CheckCase, Checked, Load, Loaded, MakeReference, TakeTurn, TurnTaken
 from bench.worker import Worker
 
@@ -108,7 +109,7 @@ def main() -> None:
             taken = arms[name]()
             if number >= 0:
                 times[name].append(taken)
-    print(f"{case.model}, {case.label}, {case.n_threads} threads, {arguments.rounds} rounds")
+    print(f"{case.model}, {namer([case])(case)}, {case.n_threads} threads, {arguments.rounds} rounds")
     for phase, name in enumerate(("TTFT", "TPOT")):
         for other in ("bare loop", "hf-generate"):
             ratio = paired_ratio([t[phase] for t in times["dynamic"]], [t[phase] for t in times[other]])

@@ -26,6 +26,7 @@ from bench.machine.affinity import usable_cores
 from bench.measure.references import token_ids
 from bench.measure.server_process import RunServers
 from bench.measure.worker_process import WorkerFailed
+from bench.naming import namer
 from bench.protocol import Load, MakeReference
 from kvcache import models
 from kvcache.models import ModelError
@@ -166,7 +167,7 @@ def main() -> None:
         end_s = start_s + arguments.minutes * 60 * number / len(dtypes)
         measure(msgspec.structs.replace(case, dtype=dtype), names, arguments.rounds, end_s, findings)
     cpu = cpuinfo.get_cpu_info().get("brand_raw", platform.processor())
-    print(f"{case.model}, {case.label}, {case.n_threads} threads, {arguments.rounds} rounds, {cpu}\n\n{HEAD}")
+    print(f"{case.model}, {namer([case])(case)}, {case.n_threads} threads, {arguments.rounds} rounds, {cpu}\n\n{HEAD}")
     print("\n".join(findings.lines))
     if findings.notes:
         print("\n" + "\n".join(f"{number}. {note}" for number, note in enumerate(findings.notes, 1)))

@@ -20,9 +20,10 @@ from bench.analysis.cautions import MAX_SHARE
 from bench.analysis.summary import summarize
 from bench.analysis.tidy import Tidy
 from bench.machine.environment import read_environment
+from bench.naming import namer
 from bench.store.run_folder import read_run
 from bench.tell.layout import markdown_table
-from bench.tell.words import NOTHING, number, row_name, with_interval
+from bench.tell.words import NOTHING, number, with_interval
 
 HEADERS = ["model", "dtype", "weights MB", "reads MB", "largest MFU", "of", "largest MBU", "of"]
 ALIGN = ["left", "left", "right", "right", "right", "left", "right", "left"]
@@ -48,7 +49,11 @@ def largest(summary: pd.DataFrame, share: str) -> tuple[float, str, str]:
     if not known:
         return 0.0, NOTHING, NOTHING
     row = max(known, key=lambda row: row[share])
-    return row[share], with_interval(row[share], row[f"{share}_low"], row[f"{share}_high"]), row_name(row)
+    return (
+        row[share],
+        with_interval(row[share], row[f"{share}_low"], row[f"{share}_high"]),
+        namer([row])(row, row["phase"]),
+    )
 
 
 def line(model: str, dtype: str, summary: pd.DataFrame) -> tuple[float, list[str]]:

@@ -8,7 +8,8 @@ import pandas as pd
 from bench.analysis import frames
 from bench.analysis.frames import NS_PER_MS
 from bench.analysis.tidy import Tidy
-from bench.tell.words import Row, missing
+from bench.naming import Row
+from bench.tell.words import missing
 
 
 def documents(tidy: Tidy, summary: pd.DataFrame) -> dict[str, bytes]:

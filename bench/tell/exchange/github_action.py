@@ -10,7 +10,8 @@ import pandas as pd
 
 from bench.analysis import frames
 from bench.analysis.tidy import Tidy
-from bench.tell.words import Row, missing, number
+from bench.naming import Row
+from bench.tell.words import missing, number
 
 
 def documents(tidy: Tidy, summary: pd.DataFrame) -> dict[str, bytes]:

@@ -6,12 +6,13 @@ import pandas as pd
 
 from bench.analysis import frames
 from bench.judge.ranking import Ranking
+from bench.naming import Row, plural
 from bench.tell import ranking as text
 from bench.tell.comparison import HOW
 from bench.tell.page.render import document, point
 from bench.tell.page.svg import Picture
 from bench.tell.page.table import Column, Line, Table, names, separated
-from bench.tell.words import NOTHING, SETTING_COLUMNS, Row, plural
+from bench.tell.words import NOTHING, SETTING_COLUMNS
 
 
 def comparison_page(ranking: Ranking, pictures: Sequence[Mapping[str, Picture]]) -> str:

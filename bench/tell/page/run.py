@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from bench.analysis import columns
+from bench.naming import Row, plural
 from bench.record import Check, Run, kernels_of
 from bench.tell import notes, tables
 from bench.tell.drawn import MOST_PAGE_CASES, few, limits_line, page_line
@@ -16,7 +17,7 @@ from bench.tell.page.render import document
 from bench.tell.page.svg import Picture
 from bench.tell.page.table import Column, Line, Table, names, separated
 from bench.tell.representative import representative_line
-from bench.tell.words import NOTHING, SETTING_COLUMNS, Row, number, plural, setting
+from bench.tell.words import NOTHING, SETTING_COLUMNS, number, setting
 
 if TYPE_CHECKING:
     from bench.tell.report import Report

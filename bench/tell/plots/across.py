@@ -4,10 +4,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bench.naming import context
 from bench.tell.drawn import MOST_LINES, MOST_PLOTS, few
 from bench.tell.plots.steps import file_suffix, intervals
 from bench.tell.plots.style import PHASES, legend_below, make_figure, styles, value_axis
-from bench.tell.words import EXTENT, SETTING_COLUMNS, context, setting
+from bench.tell.words import EXTENT, SETTING_COLUMNS, setting
 
 ACROSS: dict[str, str] = {"batch_size": "batch size", "dtype": "dtype", "model": "model", "n_gen": "new tokens"}
 """Settings that get an axis of their own, and its label. Threads have their own plot, lengths are in all others."""

@@ -4,8 +4,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bench.naming import context
 from bench.tell.plots.style import make_figure, open_frame
-from bench.tell.words import context, setting
+from bench.tell.words import setting
 
 STRETCH = 16
 """Decode steps that make one point: of a single sequence each step either agrees or not."""

@@ -7,10 +7,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from bench.naming import namer
 from bench.tell.drawn import MOST_CASES, MOST_LINES, MOST_PLOTS, few, few_contexts
 from bench.tell.plots import style as drawing
 from bench.tell.plots.steps import CONTEXT, file_suffix, intervals
-from bench.tell.words import EXTENT, PLOT_COLUMNS, by_setting, row_name
+from bench.tell.words import EXTENT, PLOT_COLUMNS, by_setting
 
 ROW_HEIGHT_IN = 0.26
 PHASE_MARKS = {"prefill": ("#E69F00", "s"), "decode": ("#0072B2", "o")}
@@ -51,7 +52,9 @@ def forest(rows: pd.DataFrame, a: str, b: str) -> Figure:
         axes.hlines(own.index[certain], own["ratio_low"][certain], own["ratio_high"][certain], color=color, linewidth=2)
         axes.plot(own["ratio"][certain], own.index[certain], marker, color=color, label=phase)
         axes.plot(own["ratio"][~certain], own.index[~certain], marker, color=color, markerfacecolor="white")
-    axes.set_yticks(range(len(rows)), [row_name(row) for row in rows.to_dict("records")])
+    records = rows.to_dict("records")
+    name = namer(records)
+    axes.set_yticks(range(len(rows)), [name(row, row["phase"]) for row in records])
     axes.set_ylim(-0.7, len(rows) - 0.3)
     ratio_axis(axes, rows, "B is faster   <   time of B / time of A (ratio)   >   B is slower")
     drawing.legend_below(figure, axes, columns=2)

@@ -8,9 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from bench.naming import context, plural
 from bench.tell.drawn import MOST_LINES, few_contexts
 from bench.tell.plots.style import GUIDE, THOUSANDS, legend_below, make_figure, open_frame, panels, styles, value_axis
-from bench.tell.words import EXTENT, SETTING_COLUMNS, by_setting, catalogue_place, context, plural, setting
+from bench.tell.words import EXTENT, SETTING_COLUMNS, by_setting, catalogue_place, setting
 from kvcache.strategies.catalogue import COMPILING, REFEEDING
 
 LIMIT = "limit"

@@ -10,12 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from bench.judge.ranking import BASELINE, RATIO_COLUMNS, TIME_COLUMNS, Ranking
+from bench.naming import Row, context
 from bench.tell.drawn import MOST_CASES, MOST_PLOTS, few
 from bench.tell.plots import style as drawing
 from bench.tell.plots.comparison import ratio_axis
 from bench.tell.plots.steps import file_suffix, intervals
 from bench.tell.ranking import by_shared_setting
-from bench.tell.words import SETTING_COLUMNS, Row, context
+from bench.tell.words import SETTING_COLUMNS
 
 LINE_IN = 0.13
 """Height of a marker. A case has one for each run, and half of one between it and the next."""

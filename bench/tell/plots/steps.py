@@ -14,9 +14,10 @@ from matplotlib.ticker import MaxNLocator
 
 from bench.analysis.slopes import latency_at
 from bench.manifest import ELSEWHERE
+from bench.naming import context
 from bench.tell.drawn import MOST_DOTS, few
 from bench.tell.plots import style as drawing
-from bench.tell.words import EXTENT, SETTING_COLUMNS, by_setting, context, missing, number, with_interval
+from bench.tell.words import EXTENT, SETTING_COLUMNS, by_setting, missing, number, with_interval
 from kvcache.strategies.catalogue import REFEEDING
 
 POSITION = "position (tokens before the new one)"

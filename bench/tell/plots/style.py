@@ -135,7 +135,9 @@ def linear_axis(axes: Axes, last: float, label: str) -> None:
     axes.set_xlabel(label)
 
 
-def context_axis(axes: Axes, lengths: pd.Series[int], label: str, most_ticks: int = 6, reach: Iterable[int] = ()) -> None:
+def context_axis(
+    axes: Axes, lengths: pd.Series[int], label: str, most_ticks: int = 6, reach: Iterable[int] = ()
+) -> None:
     """Make the x axis logarithmic, of context lengths, with a tick at each; straight where only one was measured.
 
     `reach` are further positions that are drawn, such as those of the steps after each context.
@@ -187,7 +189,7 @@ def save(figure: Figure, path: Path) -> list[Path]:
 
 
 def _apart(ticks: list[int], room: float) -> list[int]:
-    """List the ticks, from the longest down, of which each is by a factor of `room` from the next: space for a label."""
+    """List the ticks, from the longest down, each by a factor of `room` from the next: space for a label."""
     kept = [ticks[-1]]
     for tick in reversed(ticks):
         if tick * room <= kept[-1]:

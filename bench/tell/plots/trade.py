@@ -10,9 +10,10 @@ from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from bench.naming import context, plural
 from bench.tell.plots.steps import intervals
 from bench.tell.plots.style import GUIDE, THOUSANDS, make_figure, open_frame
-from bench.tell.words import context, plural, setting
+from bench.tell.words import setting
 
 LOSS = LinearSegmentedColormap.from_list("loss", colormaps["YlOrRd"](np.linspace(0.1, 1, 64)))
 LEAST_KL = 1e-8

@@ -4,8 +4,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
+from bench.naming import context
 from bench.tell.plots.style import GUIDE, make_figure, value_axis
-from bench.tell.words import EXTENT, by_setting, catalogue_place, context, number
+from bench.tell.words import EXTENT, by_setting, catalogue_place, number
 from kvcache.strategies.catalogue import REFEEDING
 
 KERNELS = "kernels below\nthe roof"
