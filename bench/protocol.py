@@ -9,6 +9,7 @@ from bench.manifest import CeilingName, Product
 from bench.record import CeilingTimes, CheckFindings, TokensMatch, TurnTimes
 from kvcache.arithmetic.costs import Phase
 from kvcache.proof.counters import Counters
+from kvcache.strategies.catalogue import PLAIN_CACHE
 
 VERSION = 1
 """Raised when a request or a reply changes its meaning: two revisions are compared only if they speak the same."""
@@ -37,10 +38,6 @@ class MakeReference(msgspec.Struct, frozen=True, kw_only=True, tag="make-referen
     path: str
 
 
-PLAIN_WRITER = "dynamic"
-"""The strategy that writes a text where a faster one cannot: it has no memory for it, or what it needs fails."""
-
-
 class MakeText(msgspec.Struct, frozen=True, kw_only=True, tag="make-text"):
     """Store at `path` the text by which the cell of `case` is judged; answered by `TextMade`.
 
@@ -51,8 +48,8 @@ class MakeText(msgspec.Struct, frozen=True, kw_only=True, tag="make-text"):
     path: str
     tokens: list[list[int]] | None = None
     """A text for each sequence of the batch, or a longer one whose beginning it is; None: the model writes it."""
-    writer: str = PLAIN_WRITER
-    """The exact strategy that then writes; where it fails, PLAIN_WRITER does."""
+    writer: str = PLAIN_CACHE
+    """The exact strategy that then writes; where it fails (it has no memory for it, say), PLAIN_CACHE does."""
     n_context: int = 0
     """The longest context that the text will be used for."""
 

@@ -113,7 +113,7 @@ def _environment(cases: Sequence[Case], introductions: Introductions) -> Environ
 
 
 def _make_folder(out: Path, name: str, manifest: AbManifest) -> tuple[Path, Appender]:
-    """Make the folder of an A/B and its file of pairs, which comes before the manifest: without it an A/B is damaged."""
+    """Make the folder of an A/B and its file of pairs, before the manifest: without it an A/B is damaged."""
     folder = make_folder(out, name)
     with writing(f"--out {folder}"):
         pairs = (folder / PAIRS).open("xb")

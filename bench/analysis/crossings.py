@@ -5,9 +5,6 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from bench.analysis.summary import PLAIN
-from kvcache.strategies.catalogue import COMPILING
-
 
 @dataclass(frozen=True, kw_only=True)
 class Crossing:
@@ -20,11 +17,6 @@ class Crossing:
     high: float | None = None
     faster_beyond: bool
     """Whether the strategy is faster at the longest context."""
-
-
-def exact_of(strategy: str) -> str:
-    """Name the exact strategy that `strategy` is compared with: `dynamic`, or `compiled` for one that compiles."""
-    return PLAIN[strategy in COMPILING]
 
 
 def crossing(contexts: Sequence[int], rows: pd.DataFrame) -> Crossing:

@@ -14,7 +14,7 @@ from bench.case import Case
 from bench.manifest import CasePlan
 from bench.record import Check
 from kvcache.arithmetic.costs import Phase
-from kvcache.strategies.catalogue import COMPILING, OWN, REFEEDING, STRATEGIES, YARDSTICKS, is_lossy
+from kvcache.strategies.catalogue import OFF_DEVICE, OWN, REFEEDING, STRATEGIES, YARDSTICKS, exact_of, is_lossy
 
 WIDE_TYPES: dict[str, str] = {
     "case": "string",
@@ -54,7 +54,7 @@ def summarize(tidy: Tidy) -> pd.DataFrame:
             for baselines, names in _COMPARED.items():
                 key = next((keys[case.cell, name] for name in baselines if (case.cell, name) in keys), "")
                 row |= _ratio(names, own if case.strategy in baselines else latencies.get((key, phase)), own)
-            exact = keys.get((case.cell, PLAIN[case.strategy in COMPILING]), "")
+            exact = keys.get((case.cell, exact_of(case.strategy)), "")
             row |= _ratio(_VERSUS_EXACT, own, latencies.get((exact, phase)))
             held, plain = row["kv_bytes_allocated"], _sizes(checks.get(exact, []), phase)["kv_bytes_allocated"]
             row["kv_bytes_vs_exact"] = held / plain if held is not None and plain else None
@@ -88,8 +88,6 @@ _COMPARED: dict[frozenset[str], list[str]] = {
 }
 """What a case is compared with in its cell -> the columns of the ratio and its interval."""
 
-PLAIN = {False: "dynamic", True: "compiled"}
-"""Whether a strategy compiles -> the exact one that it is compared with."""
 _VERSUS_EXACT = ["latency_vs_exact", "latency_vs_exact_low", "latency_vs_exact_high"]
 
 
@@ -127,8 +125,8 @@ def _memory(case: Case, checks: list[Check]) -> dict[str, Any]:
     peak = _largest(check.peak_beyond_weights_bytes for check in checks)
     cache = _largest(check.kv_bytes_allocated_after_decode for check in checks)
     workspace = None
-    # The GPU's peak does not hold what `offloaded` keeps in main memory.
-    if peak is not None and cache is not None and peak >= cache and case.strategy != "offloaded":
+    # The GPU's peak does not hold what lies in main memory.
+    if peak is not None and cache is not None and peak >= cache and case.strategy not in OFF_DEVICE:
         workspace = peak - cache
     return {"peak_beyond_weights_bytes": peak, "workspace_bytes": workspace}
 

@@ -17,18 +17,12 @@ from kvcache import models
 from kvcache.arithmetic.architectures import UnknownGeometry, geometry
 from kvcache.arithmetic.costs import Costs, Phase, interpolated, parameters, phase_costs
 from kvcache.arithmetic.geometry import Geometry, Matrix
-from kvcache.arithmetic.kv_bytes import KEPT_TOKENS, Fed, Held, allocated_bytes, attended, used_bytes
-from kvcache.strategies.catalogue import LOSSY, REFEEDING
+from kvcache.arithmetic.kv_bytes import Fed, Held
+from kvcache.strategies.catalogue import EVICTING, LOSSY, PLAIN_CACHE, REFEEDING, STRATEGIES
 
 if TYPE_CHECKING:
     from kvcache.proof.rehearsal import Rehearsal
     from kvcache.proof.workspace import Workspace
-
-REHEARSED = {name: name for name in ("dynamic", "static", "sink-window")} | {
-    "hf-generate": "dynamic",
-    "offloaded": "dynamic",
-}
-"""Kind -> the strategy that makes its cache on the meta device; others compute with the numbers that they store."""
 
 
 def with_costs(case: Case, model: models.ModelDescription) -> CasePlan:
@@ -70,17 +64,18 @@ def held(model: models.ModelDescription, strategy: str, dtype: str, after: Fed) 
     """
     if strategy in REFEEDING:
         return Held(used=0, allocated=0)
-    shape = _shape(model)
-    if shape is None and strategy in REHEARSED:
-        return _rehearsal(model, dtype).held(REHEARSED[strategy], after)
-    layers = shape.layers if shape is not None else _rehearsal(model, dtype).full_rows
+    shape, entry = _shape(model), STRATEGIES.get(strategy)
+    if entry is None:  # the user's own
+        return None
+    if shape is not None:
+        return entry.formula.held(shape.layers, after)
+    if entry.rehearsed_by:
+        return _rehearsal(model, dtype).held(entry.rehearsed_by, after)
+    layers = _rehearsal(model, dtype).full_rows
     if layers is None:
         return None
-    used, allocated = used_bytes(strategy, layers, after), allocated_bytes(strategy, layers, after)
-    if used is None or allocated is None:
-        return None
-    sides = 1 if shape is not None else 2  # keys and values apart: the formulas count each entry for both
-    return Held(used=used // sides, allocated=allocated // sides)
+    both = entry.formula.held(layers, after)  # keys and values apart: the formulas count each entry for both
+    return Held(used=both.used // 2, allocated=both.allocated // 2)
 
 
 def forward_bytes(model: models.ModelDescription, strategy: str, dtype: str, batch_size: int, n_tokens: int) -> int:
@@ -93,7 +88,7 @@ def forward_bytes(model: models.ModelDescription, strategy: str, dtype: str, bat
         NotRehearsable: the strategy refuses this model, or its forward asks for numbers.
     """
     counted = _workspace_of(model.spec, "eager" if model.attn_implementation == "eager" else "sdpa", dtype)
-    kind = None if strategy in REFEEDING else "dynamic"  # a prompt passes through the layers alike for every kind
+    kind = None if strategy in REFEEDING else PLAIN_CACHE  # a prompt passes through the layers alike for every kind
     step = 1 << max(0, n_tokens.bit_length() - 3)
     longest = max(2, n_tokens, min(-(-n_tokens // step) * step, model.max_positions or sys.maxsize))
     one, most = (counted.forward_bytes(kind, batch_size, length) for length in (1, longest))
@@ -105,7 +100,7 @@ def exact_kv_bytes(case: Case, model: models.ModelDescription) -> int:
     from kvcache.proof.unknown_numbers import NotRehearsable
 
     try:
-        size = held(model, "dynamic", case.dtype, fed(case, case.n_gen - 1))
+        size = held(model, PLAIN_CACHE, case.dtype, fed(case, case.n_gen - 1))
     except NotRehearsable:
         return 0
     return 0 if size is None else size.used
@@ -150,7 +145,7 @@ def phase_costs_of(case: Case, model: models.ModelDescription, phase: Phase) -> 
     shape = _shape(model)
     if shape is not None:
         return phase_costs(
-            attended(case.strategy, shape),
+            shape if case.strategy not in EVICTING else STRATEGIES[case.strategy].formula.attended(shape),
             phase,
             refeeds=refeeds,
             **{name: getattr(case, name) for name in ("batch_size", "n_prompt", "n_depth", "n_gen")},
@@ -168,7 +163,7 @@ def phase_costs_of(case: Case, model: models.ModelDescription, phase: Phase) -> 
             reads_cache=not refeeds,
             all_logits=refeeds and all_logits,
             kv_stored=stored(n_steps) if case.strategy in LOSSY else None,
-            strategy=case.strategy if case.strategy in KEPT_TOKENS else "dynamic",
+            strategy=case.strategy if case.strategy in EVICTING else PLAIN_CACHE,
         )
 
     if phase == "prefill":

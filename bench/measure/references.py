@@ -10,13 +10,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bench.case import Case
-from bench.protocol import PLAIN_WRITER, MakeText, TextMade
+from bench.protocol import MakeText, TextMade
 from bench.record import Quality
 from kvcache.models.skeleton import max_positions
 from kvcache.proof.judging import JudgedText, judge, predict, text_length
 from kvcache.proof.quality import sample_text
 from kvcache.proof.tokens import Reference, reference
-from kvcache.strategies.catalogue import build
+from kvcache.strategies.catalogue import PLAIN_CACHE, build
 from kvcache.strategies.strategy import Strategy
 
 
@@ -71,10 +71,10 @@ def _written(model: PreTrainedModel, request: MakeText, n: int) -> TextMade:
     def made(writer: str) -> TextMade:
         return TextMade(writer=writer, tokens=sample_text(build(writer, model), start, n, request.case.seed).tolist())
 
-    if request.writer != PLAIN_WRITER:
+    if request.writer != PLAIN_CACHE:
         with suppress(Exception):  # whatever it is; where the CUDA context is lost, the other fails, too
             return made(request.writer)
-    return made(PLAIN_WRITER)
+    return made(PLAIN_CACHE)
 
 
 def read_reference(path: str, device: str) -> Reference:

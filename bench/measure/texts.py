@@ -7,10 +7,10 @@ from bench.manifest import CasePlan, TextFile
 from bench.measure.resume import Past
 from bench.measure.worker_process import WorkerFailed
 from bench.measure.workers import Workers
-from bench.protocol import PLAIN_WRITER, MakeText, TextMade
+from bench.protocol import MakeText, TextMade
 from bench.record import FILE, Text
 from bench.store.checked_lines import Appender
-from kvcache.strategies.catalogue import COMPILING, is_lossy
+from kvcache.strategies.catalogue import COMPILING, PLAIN, PLAIN_CACHE, is_lossy
 
 
 class Texts:
@@ -47,14 +47,14 @@ class Texts:
                 return text.writer
         lossy = [other for other in alike if is_lossy(other.strategy) and not self._left_out(other)]
         longest = max(other.n_depth + other.n_prompt for other in lossy)
-        fastest = "compiled" if any(other.strategy in COMPILING for other in alike) else PLAIN_WRITER
-        for n_context, writer in dict.fromkeys([(longest, fastest), (longest, PLAIN_WRITER), (own, PLAIN_WRITER)]):
+        fastest = PLAIN[any(other.strategy in COMPILING for other in alike)]
+        for n_context, writer in dict.fromkeys([(longest, fastest), (longest, PLAIN_CACHE), (own, PLAIN_CACHE)]):
             if case.text not in self._failed or n_context < self._failed[case.text][0]:
                 request = MakeText(case=case, path=path, writer=writer, n_context=n_context)
                 try:
                     return self._written(request, workers)
                 except WorkerFailed as failure:
-                    if writer == PLAIN_WRITER:
+                    if writer == PLAIN_CACHE:
                         self._failed[case.text] = n_context, failure
         raise self._failed[case.text][1]
 

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from bench.naming import plural
 from bench.tell.plots.style import styles, value_axis
+from kvcache.strategies.catalogue import PLAIN_CACHE, REFEEDING
 
 N_PADS = 2
 """Padded positions that the picture of the training mask shows."""
@@ -73,8 +74,9 @@ def work(figure: FigureBase, n_prompt: int, n_steps: int) -> None:
     steps = range(1, n_steps + 1)
     naive = [(n_prompt + step - 1) ** 2 for step in steps]
     cached = [naive[0], *(n_prompt + step - 1 for step in steps[1:])]
-    for (name, style), counts in zip(styles(["naive", "dynamic"]).items(), (naive, cached), strict=True):
-        axes.plot(steps, counts, label="with a cache" if name == "dynamic" else "naive re-feed", **style.curve)
+    labels, looks = ("naive re-feed", "with a cache"), styles([*REFEEDING, PLAIN_CACHE]).values()
+    for label, look, counts in zip(labels, looks, (naive, cached), strict=True):
+        axes.plot(steps, counts, label=label, **look.curve)
     value_axis(axes, [*naive, *cached], "scores per head")
     axes.set_xlabel("step T (T=1 is the prefill)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,6 +1,5 @@
 """A comparison of two runs as text: one sentence, a table, what could not be compared, and what differs."""
 
-from collections.abc import Iterable
 from typing import Literal
 
 from rich.console import Group
@@ -8,9 +7,8 @@ from rich.text import Text
 
 from bench.analysis import frames
 from bench.analysis.frames import CASE_COLUMNS
-from bench.case import Case
 from bench.judge.compare import Comparison, Difference
-from bench.naming import namer, plural
+from bench.naming import Name, namer, plural
 from bench.tell import tables, words
 from bench.tell.formats import Format
 
@@ -62,19 +60,18 @@ def _below(comparison: Comparison) -> list[str]:
         "Not comparable": comparison.not_comparable,
         "Without a time in either": comparison.in_neither,
     }
+    name = _name(comparison)
     for title, cases in excluded.items():
         if cases:
-            parts.append(f"{title}:\n\n{excluded_lines(('', one.case, one.reason) for one in cases)}")
+            parts.append(f"{title}:\n\n{words.reason_lines((name(one.case), '', one.reason) for one in cases)}")
     if comparison.differences:
         parts.append("Differences, A -> B:\n\n" + "".join(f"- {line}\n" for line in comparison.differences))
     return parts
 
 
-def excluded_lines(excluded: Iterable[tuple[str, Case, str]]) -> str:
-    """Write a line per lead and reason, of triples of lead, case and reason."""
-    found = list(excluded)
-    name = namer(case for _, case, _ in found)
-    return words.reason_lines((name(case), lead, reason) for lead, case, reason in found)
+def _name(comparison: Comparison) -> Name:
+    cases = [*comparison.one_sided, *comparison.in_neither]
+    return namer([*frames.records(comparison.rows[CASE_COLUMNS]), *(one.case for one in cases)])
 
 
 def _extreme(comparison: Comparison, difference: Difference, best: Literal["min", "max"]) -> str:
@@ -83,6 +80,5 @@ def _extreme(comparison: Comparison, difference: Difference, best: Literal["min"
     if rows.empty:
         return ""
     row = rows.loc[rows["ratio"].agg(f"idx{best}")].to_dict()
-    name = namer(frames.records(comparison.rows[CASE_COLUMNS]))
-    largest = f"{name(row, row['phase'])}, time x {words.time_ratio(row)}"
+    largest = f"{_name(comparison)(row, row['phase'])}, time x {words.time_ratio(row)}"
     return f"{difference} in {len(rows)} (most: {largest})"

@@ -14,13 +14,14 @@ from typing import Any
 import pandas as pd
 
 from bench.analysis import columns
-from bench.analysis.summary import PLAIN, summarize
+from bench.analysis.summary import summarize
 from bench.analysis.tidy import Tidy
 from bench.errors import KvbenchError
 from bench.naming import Row
 from bench.store.run_folder import read_run
 from bench.tell import tables
 from bench.tell.words import missing, number, with_interval
+from kvcache.strategies.catalogue import PLAIN
 
 ROOT = Path(__file__).resolve().parents[2]
 """What a mark's path begins at."""

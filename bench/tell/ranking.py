@@ -7,13 +7,14 @@ from rich.console import Group
 from rich.text import Text
 
 from bench.analysis import frames
+from bench.analysis.frames import CASE_COLUMNS
 from bench.judge.ranking import BASELINE, COLUMNS, Ranking
-from bench.naming import Row, context, plural
+from bench.naming import Row, context, namer, plural
 from bench.tell import tables
-from bench.tell.comparison import HOW, excluded_lines
+from bench.tell.comparison import HOW
 from bench.tell.formats import Format
 from bench.tell.layout import Fitted, markdown_table
-from bench.tell.words import NOTHING, SETTING_COLUMNS, missing, setting, time_ratio, with_interval
+from bench.tell.words import NOTHING, SETTING_COLUMNS, missing, reason_lines, setting, time_ratio, with_interval
 
 Cells = dict[str, Callable[[Row], str]]
 
@@ -132,11 +133,12 @@ def verdict(row: Row) -> str:
 
 def exclusions(ranking: Ranking) -> str:
     """Write a line per run and reason: which cases have no time there; empty if every run has all."""
-    parts = [
-        f"{title}:\n\n{excluded_lines((f'{one.run}: ' if one.run else '', one.case, one.reason) for one in lacking)}"
-        for title, lacking in (("Not in every run", ranking.lacking), ("Without a time in any run", ranking.nowhere))
-        if lacking
-    ]
+    every = [*ranking.lacking, *ranking.nowhere]
+    name = namer([*frames.records(ranking.entries[CASE_COLUMNS]), *(one.case for one in every)])
+    parts = []
+    for title, lacking in (("Not in every run", ranking.lacking), ("Without a time in any run", ranking.nowhere)):
+        lines = reason_lines((name(one.case), f"{one.run}: " if one.run else "", one.reason) for one in lacking)
+        parts += [f"{title}:\n\n{lines}"] if lines else []
     return "\n".join(parts)
 
 

@@ -9,12 +9,11 @@ from rich.console import Group
 from rich.text import Text
 
 from bench.analysis import columns, frames
-from bench.analysis.summary import PLAIN
 from bench.naming import Row, context
 from bench.tell.formats import Format
 from bench.tell.layout import Fitted, markdown_table
 from bench.tell.words import NOTHING, by_setting, case_labels, missing, number, reason_lines, time_ratio, with_interval
-from kvcache.strategies.catalogue import OWN, REFEEDING, YARDSTICKS
+from kvcache.strategies.catalogue import OWN, PLAIN, REFEEDING, YARDSTICKS
 
 Cells = dict[str, Callable[[Row, Row], str]]
 """The columns of a table: header -> the cell of a case, from its prefill row and its decode row (empty without one)."""

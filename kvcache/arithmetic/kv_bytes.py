@@ -9,8 +9,9 @@ and 32 decoded, 4-bit integers by optimum-quanto take about a fifth of float32:
 ...     num_attention_heads=9, num_key_value_heads=3, intermediate_size=1536, max_position_embeddings=8192,
 ...     tie_word_embeddings=True))
 >>> fed = Fed(batch_size=1, n_depth=0, n_prompt=512, n_steps=32, capacity=545, dtype_bytes=4)
->>> {kind: round(allocated_bytes(kind, smollm2.layers, fed) / 2**20, 1) for kind in ("dynamic", "fp8", "quanto-int4")}
-{'dynamic': 23.9, 'fp8': 6.2, 'quanto-int4': 4.9}
+>>> QUANTO_INT4 = grouped(64, packed=2)
+>>> [round(formula.held(smollm2.layers, fed).allocated / 2**20, 1) for formula in (GROWING, FP8, QUANTO_INT4)]
+[23.9, 6.2, 4.9]
 """
 
 from collections.abc import Callable, Sequence
@@ -49,32 +50,28 @@ Row = Callable[[Layer, Fed], float]
 """Bytes of the keys (or the values) of one layer."""
 
 
-def allocated_bytes(kind: str, layers: Sequence[Layer], fed: Fed) -> int | None:
-    """Predict every byte that a cache of `kind` holds; None for a kind that is not written down (the user's own)."""
-    row = ALLOCATED.get(kind)
-    return None if row is None else round(sum(2 * layer.count * row(layer, fed) for layer in layers))
+@dataclass(frozen=True)
+class Formula:
+    """What a kind of cache holds, scales, zero points, residual windows and padding included."""
 
+    allocated: Row
+    used: Row | None = None
+    """Without padding, and that of whole chunks, where that differs."""
+    kept_tokens: int | None = None
+    """Tokens that the kind holds at most after a forward, if it evicts."""
 
-def used_bytes(kind: str, layers: Sequence[Layer], fed: Fed) -> int | None:
-    """Predict the bytes that belong to tokens: without a static cache's padding, and that of whole chunks.
+    def held(self, layers: Sequence[Layer], fed: Fed) -> Held:
+        """Predict the bytes of a cache of these layers."""
+        rows = (self.used or self.allocated, self.allocated)
+        used, allocated = (round(sum(2 * layer.count * row(layer, fed) for layer in layers)) for row in rows)
+        return Held(used=used, allocated=allocated)
 
-    None for a kind that is not written down.
-    """
-    row = _USED.get(kind) or ALLOCATED.get(kind)
-    return None if row is None else round(sum(2 * layer.count * row(layer, fed) for layer in layers))
-
-
-def attended(kind: str, geometry: Geometry) -> Geometry:
-    """Return the geometry with the windows that an evicting `kind` gives to every layer; unchanged for another."""
-    kept = KEPT_TOKENS.get(kind)
-    if kept is None:
-        return geometry
-    # A forward sees what was kept beside its own tokens; a sliding layer keeps one token less than its window.
-    return replace(geometry, layers=tuple(replace(layer, window=kept + 1) for layer in geometry.layers))
-
-
-KEPT_TOKENS = {"sink-window": 256}
-"""Tokens that a kind holds at most after a forward."""
+    def attended(self, geometry: Geometry) -> Geometry:
+        """Return the geometry with the windows that a kind that evicts gives to every layer."""
+        assert self.kept_tokens is not None
+        # A forward sees what was kept beside its own tokens; a sliding layer keeps one token less than its window.
+        window = self.kept_tokens + 1
+        return replace(geometry, layers=tuple(replace(layer, window=window) for layer in geometry.layers))
 
 
 def _growing(layer: Layer, fed: Fed) -> float:
@@ -97,8 +94,12 @@ def _fp8(layer: Layer, fed: Fed) -> float:
     return fed.n_tokens * fed.batch_size * layer.kv_heads * (layer.head_dim + 2)
 
 
-def _sink_window(layer: Layer, fed: Fed) -> float:
-    return min(fed.n_tokens, KEPT_TOKENS["sink-window"]) * _numbers(layer, fed) * fed.dtype_bytes
+def evicting(kept_tokens: int) -> Formula:
+    """Count the last tokens in full width, so many of them."""
+    return Formula(
+        lambda layer, fed: min(fed.n_tokens, kept_tokens) * _numbers(layer, fed) * fed.dtype_bytes,
+        kept_tokens=kept_tokens,
+    )
 
 
 def _chunked(bytes_of_head: Callable[[Layer, Fed], float]) -> Row:
@@ -119,15 +120,15 @@ def _int4_head(layer: Layer, _fed: Fed) -> float:
     return layer.head_dim / 2 + 2 + (2 + 3 * 2 * layer.head_dim / 64) / 2
 
 
-def _grouped(bytes_of_codes: Callable[[int], int]) -> Row:
+def grouped(bytes_of_codes: int, packed: int) -> Formula:
     """Count groups of 64 codes with a scale and a zero point each, beside recent tokens in full width."""
 
     def row(layer: Layer, fed: Fed) -> float:
         exact = _exact_tokens(fed)
         groups = (fed.n_tokens - exact) * _numbers(layer, fed) // 64
-        return bytes_of_codes(groups) + (2 * groups + exact * _numbers(layer, fed)) * fed.dtype_bytes
+        return -(-groups // packed) * bytes_of_codes + (2 * groups + exact * _numbers(layer, fed)) * fed.dtype_bytes
 
-    return row
+    return Formula(row)
 
 
 def _exact_tokens(fed: Fed) -> int:
@@ -159,34 +160,12 @@ def _rows(bytes_of_head: Callable[[Layer, Fed], float], *, beside_own: int = 1) 
     return row
 
 
-_USED: dict[str, Row] = {
-    **dict.fromkeys(("dynamic", "hf-generate", "offloaded"), _rows(_full_head)),
-    "static": _rows(_full_head, beside_own=0),
-    "compiled": _rows(_full_head),
-    "compiled-int8": _rows(_int8_head),
-    "compiled-int4": _rows(_int4_head),
-}
-"""Kind -> its row without padding, where that differs from what is allocated."""
+def _in_chunks(bytes_of_head: Callable[[Layer, Fed], float]) -> Formula:
+    return Formula(_chunked(bytes_of_head), _rows(bytes_of_head))
 
-ALLOCATED: dict[str, Row] = {
-    "naive": lambda _layer, _fed: 0.0,
-    "dynamic": _growing,
-    "hf-generate": _growing,
-    "offloaded": _growing,
-    "static": _static,
-    "compiled": _chunked(_full_head),
-    "compiled-int8": _chunked(_int8_head),
-    "compiled-int4": _chunked(_int4_head),
-    "fp8": _fp8,
-    "sink-window": _sink_window,
-    # optimum-quanto packs two or four rows of 64 codes into one.
-    "quanto-int4": _grouped(lambda groups: -(-groups // 2) * 64),
-    "quanto-int2": _grouped(lambda groups: -(-groups // 4) * 64),
-    # HQQ packs codes of a group; of 3 bits ten to an int32.
-    "hqq-int8": _grouped(lambda groups: groups * 64),
-    "hqq-int4": _grouped(lambda groups: groups * 32),
-    "hqq-int3": _grouped(lambda groups: groups * 4 * 7),
-    "hqq-int2": _grouped(lambda groups: groups * 16),
-    "hqq-int1": _grouped(lambda groups: groups * 8),
-}
-"""Kind -> its row."""
+
+NOTHING = Formula(lambda _layer, _fed: 0.0)
+GROWING = Formula(_growing, _rows(_full_head))
+STATIC = Formula(_static, _rows(_full_head, beside_own=0))
+CHUNKS, INT8_CHUNKS, INT4_CHUNKS = map(_in_chunks, (_full_head, _int8_head, _int4_head))
+FP8 = Formula(_fp8)

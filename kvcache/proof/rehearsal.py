@@ -28,7 +28,7 @@ from kvcache.models import ModelError
 from kvcache.models.skeleton import count_parameters
 from kvcache.proof.operations import count_operations
 from kvcache.proof.unknown_numbers import alike_for_any_numbers, naming_the_reason
-from kvcache.strategies.catalogue import OWN, build
+from kvcache.strategies.catalogue import OWN, PLAIN_CACHE, build
 from kvcache.strategies.strategy import last_logits
 
 
@@ -121,7 +121,7 @@ class Rehearsal:
             return alike_for_any_numbers(self._full_rows)
 
     def _full_rows(self) -> list[Layer] | None:
-        cached = self._fed("dynamic", 1, 1, 2)
+        cached = self._fed(PLAIN_CACHE, 1, 1, 2)
         kept = [layer for layer in cached.kv.layers if list(reachable_tensors(layer))]
         if any(type(layer).__name__ != "DynamicLayer" for layer in kept):
             return None
@@ -146,7 +146,7 @@ class Rehearsal:
         reads_cache: bool,
         all_logits: bool = False,
         kv_stored: int | None = None,
-        strategy: str = "dynamic",
+        strategy: str = PLAIN_CACHE,
     ) -> Costs:
         """Count the work of a forward, in the terms of `kvcache.arithmetic.costs.forward_costs`; `kv_bytes` is left 0.
 

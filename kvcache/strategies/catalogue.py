@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
+from kvcache.arithmetic import kv_bytes
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -21,6 +23,8 @@ class Entry:
     module: str
     class_name: str
     summary: str
+    formula: kv_bytes.Formula
+    """What its cache holds where the model has plain keys and values."""
     _: KW_ONLY
     refeeds: bool = False
     """Every step feeds the whole sequence again: no cache is read, and the others are measured against it."""
@@ -28,6 +32,10 @@ class Entry:
     """What a user of transformers runs without this suite."""
     compiles: bool = False
     """It needs a compiler, and its first case takes the time to compile."""
+    plain: bool = False
+    """What the others are compared with that compile as it does, or do not."""
+    rehearsed_by: str = ""
+    """The strategy that makes its cache on the meta device; others compute with the numbers that they store."""
 
     cache: bool = False
     """The class is a kind of cache, which the strategy `Cached` runs."""
@@ -35,54 +43,76 @@ class Entry:
     """It may change tokens: it is timed, and gets quality figures instead of a pass."""
     prefills_as_stored: bool = False
     """Its class takes `prefill_as_stored`: a prompt attends to its own keys and values as the cache will hold them."""
+    off_device: bool = False
+    """Its cache does not lie in the memory of the device that computes."""
 
     def load(self) -> Any:
         """Import the class: a Strategy, or a KVCache if `cache`."""
         return getattr(importlib.import_module(self.module), self.class_name)
 
 
-def _lossy(module: str, class_name: str, summary: str) -> Entry:
+def _lossy(module: str, class_name: str, summary: str, formula: kv_bytes.Formula, **facts: Any) -> Entry:
     """Describe a lossy kind of cache in `kvcache/caches/`."""
-    return Entry(f"kvcache.caches.{module}", class_name, summary, cache=True, lossy=True)
+    return Entry(f"kvcache.caches.{module}", class_name, summary, formula, cache=True, lossy=True, **facts)
+
+
+def _grouped(module: str, class_name: str, summary: str, bytes_of_codes: int, packed: int = 1) -> Entry:
+    """Describe a kind that quantises groups of 64 numbers: the bytes of the codes of so many groups `packed` in one."""
+    formula = kv_bytes.grouped(bytes_of_codes, packed)
+    return _lossy(module, class_name, f"{summary}, 128 recent tokens exact", formula)
+
+
+def _compiled(class_name: str, summary: str, formula: kv_bytes.Formula) -> Entry:
+    """Describe a lossy kind of cache of the fast path."""
+    facts = {"compiles": True, "lossy": True, "prefills_as_stored": True}
+    return Entry("kvcache.compiled.quantized", class_name, summary, formula, **facts)
 
 
 STRATEGIES: dict[str, Entry] = {
-    "naive": Entry("kvcache.strategies.naive", "Naive", "feeds the whole sequence at every step", refeeds=True),
-    "dynamic": Entry("kvcache.strategies.cached", "Dynamic", "a cache that grows by concatenation"),
-    "static": Entry("kvcache.strategies.cached", "Static", "a cache allocated once and written in place"),
+    "naive": Entry(
+        "kvcache.strategies.naive", "Naive", "feeds the whole sequence at every step", kv_bytes.NOTHING, refeeds=True
+    ),
+    "dynamic": Entry(
+        *("kvcache.strategies.cached", "Dynamic", "a cache that grows by concatenation", kv_bytes.GROWING),
+        plain=True,
+        rehearsed_by="dynamic",
+    ),
+    "static": Entry(
+        *("kvcache.strategies.cached", "Static", "a cache allocated once and written in place", kv_bytes.STATIC),
+        rehearsed_by="static",
+    ),
     "compiled": Entry(
-        "kvcache.compiled.strategy", "Compiled", "a static cache, a layer's step compiled to one kernel", compiles=True
+        *("kvcache.compiled.strategy", "Compiled", "a static cache, a layer's step compiled to one kernel"),
+        kv_bytes.CHUNKS,
+        compiles=True,
+        plain=True,
     ),
     "hf-generate": Entry(
-        "kvcache.strategies.hf_generate", "HfGenerate", "transformers' own generate(), the yardstick", yardstick=True
+        *("kvcache.strategies.hf_generate", "HfGenerate", "transformers' own generate(), the yardstick"),
+        kv_bytes.GROWING,
+        yardstick=True,
+        rehearsed_by="dynamic",
     ),
-    "compiled-int8": Entry(
-        "kvcache.compiled.quantized",
-        "CompiledInt8",
-        "compiled, its cache in 8-bit integers",
-        compiles=True,
-        lossy=True,
-        prefills_as_stored=True,
+    "compiled-int8": _compiled("CompiledInt8", "compiled, its cache in 8-bit integers", kv_bytes.INT8_CHUNKS),
+    "compiled-int4": _compiled("CompiledInt4", "compiled, its cache in 4-bit integers", kv_bytes.INT4_CHUNKS),
+    "quanto-int4": _grouped("quanto", "QuantoInt4", "optimum-quanto's 4-bit integers", 64, packed=2),
+    "quanto-int2": _grouped("quanto", "QuantoInt2", "optimum-quanto's 2-bit integers", 64, packed=4),
+    "hqq-int8": _grouped("hqq", "HqqInt8", "HQQ's 8-bit integers", 64),
+    "hqq-int4": _grouped("hqq", "HqqInt4", "HQQ's 4-bit integers", 32),
+    "hqq-int3": _grouped("hqq", "HqqInt3", "HQQ's 3-bit integers", 4 * 7),  # ten to an int32
+    "hqq-int2": _grouped("hqq", "HqqInt2", "HQQ's 2-bit integers", 16),
+    "hqq-int1": _grouped("hqq", "HqqInt1", "HQQ's single bits", 8),
+    "fp8": _lossy("fp8", "Fp8KV", "8-bit floating point (e4m3), a scale per token and head", kv_bytes.FP8),
+    "sink-window": _lossy(
+        *("sink_window", "SinkWindowKV", "the first four tokens and the last 252", kv_bytes.evicting(256)),
+        rehearsed_by="sink-window",
     ),
-    "compiled-int4": Entry(
-        "kvcache.compiled.quantized",
-        "CompiledInt4",
-        "compiled, its cache in 4-bit integers",
-        compiles=True,
-        lossy=True,
-        prefills_as_stored=True,
-    ),
-    "quanto-int4": _lossy("quanto", "QuantoInt4", "optimum-quanto's 4-bit integers, 128 recent tokens exact"),
-    "quanto-int2": _lossy("quanto", "QuantoInt2", "optimum-quanto's 2-bit integers, 128 recent tokens exact"),
-    "hqq-int8": _lossy("hqq", "HqqInt8", "HQQ's 8-bit integers, 128 recent tokens exact"),
-    "hqq-int4": _lossy("hqq", "HqqInt4", "HQQ's 4-bit integers, 128 recent tokens exact"),
-    "hqq-int3": _lossy("hqq", "HqqInt3", "HQQ's 3-bit integers, 128 recent tokens exact"),
-    "hqq-int2": _lossy("hqq", "HqqInt2", "HQQ's 2-bit integers, 128 recent tokens exact"),
-    "hqq-int1": _lossy("hqq", "HqqInt1", "HQQ's single bits, 128 recent tokens exact"),
-    "fp8": _lossy("fp8", "Fp8KV", "8-bit floating point (e4m3), a scale per token and head"),
-    "sink-window": _lossy("sink_window", "SinkWindowKV", "the first four tokens and the last 252"),
     "offloaded": Entry(
-        "kvcache.caches.offloaded", "OffloadedKV", "a dynamic cache that waits in main memory (CUDA)", cache=True
+        *("kvcache.caches.offloaded", "OffloadedKV", "a dynamic cache that waits in main memory (CUDA)"),
+        kv_bytes.GROWING,
+        cache=True,
+        off_device=True,
+        rehearsed_by="dynamic",
     ),
 }
 """Name -> entry, in the order of tables and plots. `cache:module:factory`, the user's own, is not in it."""
@@ -95,7 +125,19 @@ YARDSTICKS = frozenset(name for name, entry in STRATEGIES.items() if entry.yards
 COMPILING = frozenset(name for name, entry in STRATEGIES.items() if entry.compiles)
 LOSSY = frozenset(name for name, entry in STRATEGIES.items() if entry.lossy)
 PREFILLING_AS_STORED = frozenset(name for name, entry in STRATEGIES.items() if entry.prefills_as_stored)
+OFF_DEVICE = frozenset(name for name, entry in STRATEGIES.items() if entry.off_device)
+EVICTING = frozenset(name for name, entry in STRATEGIES.items() if entry.formula.kept_tokens is not None)
 """Names by what their entries say, for columns of names; a name that only a newer version knows is in none of them."""
+
+PLAIN = {entry.compiles: name for name, entry in STRATEGIES.items() if entry.plain}
+"""Whether a strategy compiles -> the exact one that it is compared with."""
+PLAIN_CACHE = PLAIN[False]
+"""The cache that transformers makes by itself."""
+
+
+def exact_of(name: str) -> str:
+    """Name the exact strategy that one is compared with."""
+    return PLAIN[name in COMPILING]
 
 
 def is_lossy(name: str) -> bool:

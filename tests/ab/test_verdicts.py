@@ -57,7 +57,7 @@ def test_only_what_is_flagged_is_measured_on():
     records, asked = conduct(only(KEYS[1], SLOWER.pairs(1), STILL.pairs(2)))
     assert asked[:SCREENING_PAIRS] == [KEYS] * SCREENING_PAIRS
     assert asked[SCREENING_PAIRS:] == [[KEYS[1]]] * (len(asked) - SCREENING_PAIRS)
-    found = {(verdict.case, verdict.phase): verdict for verdict in verdicts.verdicts(records, CASES, 0.03, CORES)}
+    found = {(verdict.case.key, verdict.phase): verdict for verdict in verdicts.verdicts(records, CASES, 0.03, CORES)}
     assert found[KEYS[1], "decode"].kind == "regression"
     assert found[KEYS[1], "decode"].effect == pytest.approx(0.1, abs=0.01)
     assert found[KEYS[1], "prefill"].kind == "same"

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvcache.arithmetic.architectures import geometry
-from kvcache.arithmetic.kv_bytes import ALLOCATED, Fed, allocated_bytes
+from kvcache.arithmetic.kv_bytes import Fed
 from kvcache.caches.contract import Unsupported
 from kvcache.caches.held_bytes import held_bytes
 from kvcache.proof.tokens import agreement, reference
@@ -90,13 +90,9 @@ def test_allocated_bytes_are_those_predicted(
     fed = Fed(
         batch_size=2, n_depth=n_depth, n_prompt=n_prompt, n_steps=n_steps, capacity=capacity, dtype_bytes=dtype.itemsize
     )
-    predicted = allocated_bytes(name, geometry(model.config).layers, fed)
+    predicted = STRATEGIES[name].formula.held(geometry(model.config).layers, fed).allocated
     assert held_bytes(strategy.kv.layers) == pytest.approx(predicted, rel=0.01)
     assert strategy.kv.cache.get_seq_length() == n_depth + n_prompt + n_steps
-
-
-def test_every_kind_is_predicted() -> None:
-    assert set(ALLOCATED) == set(STRATEGIES)
 
 
 @pytest.mark.parametrize("name", [name for name, entry in STRATEGIES.items() if entry.compiles])
@@ -112,7 +108,7 @@ def test_allocated_bytes_of_compiled_kinds_are_those_predicted(
         strategy.prepare(2, capacity)
     fed = Fed(batch_size=2, n_depth=0, n_prompt=1, n_steps=0, capacity=capacity, dtype_bytes=dtype.itemsize)
     held = held_bytes([slot.rows for slot in strategy._slots])
-    assert held == pytest.approx(allocated_bytes(name, geometry(model.config).layers, fed), rel=0.01)
+    assert held == pytest.approx(STRATEGIES[name].formula.held(geometry(model.config).layers, fed).allocated, rel=0.01)
 
 
 @pytest.mark.parametrize("name", ["fp8", "static", "compiled-int8"])

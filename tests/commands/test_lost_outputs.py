@@ -137,7 +137,7 @@ def test_no_verdict_changes_by_a_lost_step_summary(
 ) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", "/dev/full")
     found = [
-        Verdict(case=make_case().key, phase="decode", quantity="forward_calls", kind=each, base=1, head=2)
+        Verdict(case=make_case(), phase="decode", quantity="forward_calls", kind=each, base=1, head=2)
         for each in ("same", kind)
     ]
     with pytest.raises(typer.Exit) as ended:

@@ -97,7 +97,7 @@ def test_a_case_on_one_side_is_exit_3_with_the_nearest_one_named():
     b = make_run([*CASES, make_case(n_prompt=2048)])
     found = compare.compare(a, b)
     assert found.exit_code == 3
-    assert [(case.case.split()[5:7], case.reason) for case in found.only_in_a] == [
+    assert [(case.case.n_threads, case.case.n_prompt, case.reason) for case in found.only_in_a] == [
         (["t4", "b1"], "not in B, which has it with n_threads = 2")
     ]
     assert found.only_in_b[0].reason == "not in A, which has it with n_threads = 4"
@@ -119,7 +119,7 @@ def test_nothing_in_common_is_exit_3():
 def test_a_failed_case_is_not_comparable():
     a, b = make_run(CASES), make_run(CASES, failures=[fail(CASES[1], "oom", "no memory")])
     found = compare.compare(a, b)
-    assert found.not_comparable == [compare.Excluded(case=CASES[1].key, reason="oom in B: no memory")]
+    assert found.not_comparable == [compare.Excluded(case=CASES[1], reason="oom in B: no memory")]
     assert found.exit_code == 3
     assert CASES[1].key not in set(found.rows["strategy"] + " " + found.rows["n_prompt"].astype(str))
     assert len(found.rows) == 6
@@ -144,7 +144,7 @@ def test_a_case_the_other_run_did_not_come_to():
     b = make_run(CASES)
     early = msgspec.structs.replace(b, samples=[sample for sample in b.samples if sample.case != CASES[3].key])
     found = compare.compare(make_run(CASES), early)
-    assert found.only_in_a == [compare.Excluded(case=CASES[3].key, reason="B ended before it")]
+    assert found.only_in_a == [compare.Excluded(case=CASES[3], reason="B ended before it")]
     assert found.exit_code == 3
 
 

@@ -68,7 +68,7 @@ def test_one_more_of_anything_is_a_regression(name: str, phase: str) -> None:
     before = getattr(BASE[0].by_case_and_phase[DYNAMIC, phase].counters, name)
     found = gate(change(RUN, DYNAMIC, phase, **{name: before + 1}), BASE)
     (worse,) = of_kind(found, "regression")
-    assert (worse.case, worse.phase, worse.quantity) == (DYNAMIC, phase, name)
+    assert (worse.case.key, worse.phase, worse.quantity) == (DYNAMIC, phase, name)
     assert (worse.base, worse.head) == (before, before + 1)
     assert exit_code(found) == 1
 
@@ -89,7 +89,7 @@ def test_counts_of_other_steps_are_not_compared() -> None:
 def test_a_failed_case_outranks_everything() -> None:
     run = make_run(CASES[:2], rounds=2, failures=[fail(CASES[1])])
     found = gate(run, BASE)
-    assert {verdict.case for verdict in of_kind(found, "failed")} == {DYNAMIC}
+    assert {verdict.case.key for verdict in of_kind(found, "failed")} == {DYNAMIC}
     assert of_kind(found, "missing")
     assert exit_code(found) == 5
     other_tokens = make_run(CASES, rounds=2, tokens_match={DYNAMIC: "false"})
@@ -99,7 +99,7 @@ def test_a_failed_case_outranks_everything() -> None:
 def test_tokens_that_match_less_than_in_the_baseline_are_not_counted_as_equal() -> None:
     found = gate(make_run(CASES, rounds=2, tokens_match={DYNAMIC: "tie"}), BASE)
     of_tokens = [verdict for verdict in found if verdict.quantity == "tokens_match" and verdict.kind != "same"]
-    assert [(verdict.case, verdict.phase) for verdict in of_tokens] == [(DYNAMIC, "prefill"), (DYNAMIC, "decode")]
+    assert [(verdict.case.key, verdict.phase) for verdict in of_tokens] == [(DYNAMIC, "prefill"), (DYNAMIC, "decode")]
     assert {verdict.detail for verdict in of_tokens} == {"`tie`, in the baseline `true`"}
     assert "`tie`, in the baseline `true`" in verdicts.table(found)
     assert len(of_kind(found, "same")) == 2 * len(CASES) * (1 + len(EXACT)) - len(of_tokens)
@@ -115,9 +115,9 @@ def test_a_missing_case_names_its_nearest() -> None:
     one_thread = msgspec.structs.replace(CASES[1], n_threads=1)
     found = gate(make_run([CASES[0], one_thread, *CASES[2:]], rounds=2), BASE)
     missing = of_kind(found, "missing")
-    assert [(verdict.case, verdict.phase) for verdict in missing] == [(DYNAMIC, "prefill"), (DYNAMIC, "decode")]
+    assert [(verdict.case.key, verdict.phase) for verdict in missing] == [(DYNAMIC, "prefill"), (DYNAMIC, "decode")]
     assert "n_threads = 1" in missing[0].detail
-    assert {verdict.case for verdict in of_kind(found, "new")} == {one_thread.key}
+    assert {verdict.case.key for verdict in of_kind(found, "new")} == {one_thread.key}
     assert exit_code(found) == 3
 
 
@@ -125,7 +125,7 @@ def test_a_case_that_was_not_measured_is_missing_and_resuming_is_the_advice() ->
     torn = msgspec.structs.replace(RUN, samples=[sample for sample in RUN.samples if sample.case != DYNAMIC])
     found = gate(torn, BASE)
     missing = of_kind(found, "missing")
-    assert [(verdict.case, verdict.phase) for verdict in missing] == [(DYNAMIC, "prefill"), (DYNAMIC, "decode")]
+    assert [(verdict.case.key, verdict.phase) for verdict in missing] == [(DYNAMIC, "prefill"), (DYNAMIC, "decode")]
     assert {verdict.detail for verdict in missing} == {NOT_MEASURED}
     assert "`kvbench run --resume` measures it" in verdicts.table(found)
     assert not of_kind(found, "failed")
@@ -189,7 +189,7 @@ def times(factor: float = 1.0, key: str = "") -> Callable[[Case, int], float]:
 
 
 def judged(found: list[Verdict], quantity: str = "mbu") -> Verdict:
-    (verdict,) = (verdict for verdict in found if (verdict.case, verdict.quantity) == (DYNAMIC, quantity))
+    (verdict,) = (verdict for verdict in found if (verdict.case.key, verdict.quantity) == (DYNAMIC, quantity))
     return verdict
 
 
@@ -209,7 +209,7 @@ def test_an_unchanged_time_passes() -> None:
 def test_a_slower_decode_is_a_regression_of_that_alone() -> None:
     found = gate(make_run(CASES, ms=times(1.5, DYNAMIC), seed=99), stored_sessions())
     (worse,) = of_kind(found, "regression")
-    assert (worse.case, worse.phase, worse.quantity) == (DYNAMIC, "decode", "mbu")
+    assert (worse.case.key, worse.phase, worse.quantity) == (DYNAMIC, "decode", "mbu")
     assert worse.effect == pytest.approx(0.5, abs=0.08)
     assert worse.detectable is not None
     assert worse.detectable < 0.5

@@ -38,7 +38,7 @@ def run(machine: Machine, seed: int, cases: int = 2) -> dict[str, str]:
         say=lambda text: None,
     )
     found = verdicts.verdicts(records, tried, THRESHOLD, CORES)
-    return {f"{verdict.case} {verdict.phase}": verdict.kind for verdict in found}
+    return {f"{verdict.case.key} {verdict.phase}": verdict.kind for verdict in found}
 
 
 @hypothesis.given(logs)

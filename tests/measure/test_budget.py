@@ -10,6 +10,7 @@ from bench.measure import budget
 from bench.measure.budget import Budget, Reduction, fit, reduced, seconds_of, turn_seconds
 from bench.measure.plan import Limits
 from bench.measure.resume import Past
+from bench.naming import namer
 from bench.record import CellPlan
 from bench.store.run_folder import read_run
 from tests import stub_run
@@ -17,6 +18,7 @@ from tests.handmade import grid, make_plan
 
 LIMITS = Limits(repetitions=12, budget_min=1.0)
 CELLS = [[make_plan(case) for case in grid(["naive", "dynamic"], [length], n_gen=16)] for length in (8, 16, 32)]
+NAME = namer(item.case for cell in CELLS for item in cell)
 
 
 def of(seconds: float, *, may_end: bool = False) -> Reduction:
@@ -62,11 +64,11 @@ def test_a_slow_machine_gets_less() -> None:
 
 
 def test_a_reduction_is_said_in_one_line() -> None:
-    assert reduced(CELLS[0], LIMITS, Reduction(12)) == ""
-    assert reduced(CELLS[0], LIMITS, Reduction(6, most_tokens=4)) == "pp8+tg15 is left out"
-    words = reduced(CELLS[0], LIMITS, Reduction(6, 32))
+    assert reduced(CELLS[0], LIMITS, Reduction(12), NAME) == ""
+    assert reduced(CELLS[0], LIMITS, Reduction(6, most_tokens=4), NAME) == "prompt 8 is left out"
+    words = reduced(CELLS[0], LIMITS, Reduction(6, 32), NAME)
     n_steps = len(naive_steps(CELLS[0][0].case, 32))
-    assert words == f"pp8+tg15: naive is timed at {n_steps} of 15 positions, not 15, 6 rounds, not 12"
+    assert words == f"prompt 8: naive is timed at {n_steps} of 15 positions, not 15, 6 rounds, not 12"
 
 
 class Decided:
@@ -76,7 +78,7 @@ class Decided:
         self.stored: list[CellPlan] = []
         self.said: list[str] = []
         self.past = past or Past(None)
-        self.budget = Budget(limits, self.past, CELLS, self.stored.append, self.said.append)
+        self.budget = Budget(limits, self.past, CELLS, self.stored.append, self.said.append, NAME)
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +95,7 @@ def test_the_first_cell_shows_the_speed_and_the_others_pay_for_it() -> None:
     assert decided.budget.plan_again(CELLS[0]).repetitions == 6
     decided.budget.done(CELLS[0])
     assert "left out" in str(decided.budget.plan(CELLS[1]).left_out)
-    assert decided.said == ["--budget 1: pp8+tg15: 6 rounds, not 12", "--budget 1: pp16+tg15 is left out"]
+    assert decided.said == ["--budget 1: prompt 8: 6 rounds, not 12", "--budget 1: prompt 16 is left out"]
     assert [(plan.repetitions, plan.left_out) for plan in decided.stored[:2]] == [(12, None), (6, None)]
 
 
@@ -126,7 +128,7 @@ def test_a_run_with_a_budget_stores_and_resumes_its_reduced_plan(tmp_path: Path)
     left_out = [row for row in rows if row["status"] == "not measured"]
     assert {row["n_prompt"] for row in left_out} == {16, 32}
     assert {row["error"] for row in left_out} == {"left out to end within --budget 0.1 (minutes)"}
-    for label in ("pp16+tg7", "pp32+tg7"):
+    for label in ("prompt 16", "prompt 32"):
         assert f"--budget 0.1: {label} is left out" in errors
     (folder,) = tmp_path.glob("*Z-*")
     n_samples = len(read_run(folder).samples)

@@ -59,7 +59,7 @@ def test_one_worker_that_fails_costs_its_case_alone(tmp_path: Path) -> None:
         "compiled": ("oom", "MemoryError: no message"),
         "hf-generate": ("failed", "hf-generate emitted other tokens in a timed turn than when it was checked"),
     }
-    assert "failed: random:tiny dynamic" in errors
+    assert "failed: dynamic, prompt " in errors
 
 
 def test_a_worker_that_hangs_is_given_up_on_and_what_is_not_supported_is_no_failure(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from bench.manifest import CasePlan
 from bench.measure.fit import need
 from bench.measure.plan import COMPILER_BYTES, in_words, memory_bytes, temporary_bytes
+from bench.naming import namer
 from kvcache.models import describe
 from kvcache.proof.judging import POSITIONS
 from kvcache.proof.quality import RECALLED
@@ -41,7 +42,7 @@ def test_a_lossy_case_needs_room_for_the_text_that_judges_it(strategy: str) -> N
 def test_a_case_that_does_not_fit_shows_all_that_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.measure.plan.DEVICES", {"cpu": SimpleNamespace(available_memory_bytes=lambda: 10**8)})
     (plan,) = planned("dynamic")
-    words = in_words(plan)
+    words = in_words(plan, namer([plan.case]))
     assert words.endswith("DOES NOT FIT the 0.1 GB that are free")
     sizes = [float(size) for size in re.findall(r"(?:weights|cache|workspace) ([\d.e-]+) GB", words)]
     found = need(describe("random:tiny"), "dynamic", "float32", BATCH_SIZE, plan.case.capacity)

@@ -12,13 +12,13 @@ from transformers import PreTrainedModel
 
 from kvcache.arithmetic.architectures import geometry
 from kvcache.arithmetic.costs import forward_costs
-from kvcache.arithmetic.kv_bytes import Fed, Held, allocated_bytes, used_bytes
+from kvcache.arithmetic.kv_bytes import Fed, Held
 from kvcache.compiled.architectures.catalogue import describe
 from kvcache.models.skeleton import skeleton
 from kvcache.proof.operations import count_operations
 from kvcache.proof.rehearsal import Rehearsal
 from kvcache.proof.unknown_numbers import NotRehearsable
-from kvcache.strategies.catalogue import build
+from kvcache.strategies.catalogue import STRATEGIES, build
 from tests.families import WHOLE, family
 from tests.studies.architecture_configs import shrunken
 from tests.tiny import ARCHITECTURES, tiny, token_ids
@@ -169,7 +169,8 @@ BY_FORMULA = {
 def test_formulas_after_39_tokens(name: str, kind: str) -> None:
     layers = geometry(tiny(name, SIZES | AFTER_39_TOKENS[name][0]).config).layers
     fed = Fed(batch_size=2, n_depth=0, n_prompt=24, n_steps=15, capacity=40, dtype_bytes=4)
-    assert (used_bytes(kind, layers, fed), allocated_bytes(kind, layers, fed)) == BY_FORMULA[name, kind]
+    used, allocated = BY_FORMULA[name, kind]
+    assert STRATEGIES[kind].formula.held(layers, fed) == Held(used=used, allocated=allocated)
 
 
 def test_a_window_right_after_the_prompt_keeps_the_storage_of_all_of_it() -> None:

@@ -28,7 +28,7 @@ A ratio is that of the two medians. Its interval is unpaired: it covers what var
 
 Only in B (b):
 
-- smollm2-135m static cpu float32 sdpa t2 b1 p64 n32 d0 s0: not in A
+- static, prompt 64: not in A
 
 Differences, A -> B:
 

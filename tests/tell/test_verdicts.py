@@ -14,7 +14,7 @@ from bench.judge.verdict import Verdict, VerdictKind, exit_code
 from bench.tell import verdicts
 from tests.handmade import make_case
 
-NAIVE, DYNAMIC = (make_case(strategy, 16, n_gen=8).key for strategy in ("naive", "dynamic"))
+NAIVE, DYNAMIC = (make_case(strategy, 16, n_gen=8) for strategy in ("naive", "dynamic"))
 KINDS = get_args(VerdictKind)
 
 
@@ -31,16 +31,16 @@ OTHER_MACHINE = make("not-comparable", NAIVE, detail="no session of this machine
 MARKDOWN = """\
 ### kvbench gate
 
-REGRESSION: dynamic decode, time +15.0% [+11.0 to +19.0] (and 1 more); undo it, or accept it with `kvbench baseline promote`.
+REGRESSION: dynamic decode, prompt 16, time +15.0% [+11.0 to +19.0] (and 1 more); undo it, or accept it with `kvbench baseline promote`.
 
-smollm2-135m cpu float32 sdpa t2 b1 p16 n8 d0 s0
+smollm2-135m, float32, cpu, 2 threads, sdpa, batch 1, 8 new tokens
 
-| verdict    | case    | phase   | quantity          |   base |   head |                   change |   detectable |
-|:-----------|:--------|:--------|:------------------|-------:|-------:|-------------------------:|------------------:|
-| REGRESSION | dynamic | decode  | time              |   40.0 |   46.0 | +15.0% [+11.0 to +19.0] |             +4.0% |
-| REGRESSION | naive   | prefill | lm_head_positions |      1 |     16 |                      +15 |                 - |
+| verdict    | case               | phase   | quantity          |   base |   head |                   change |   detectable |
+|:-----------|:-------------------|:--------|:------------------|-------:|-------:|-------------------------:|------------------:|
+| REGRESSION | dynamic, prompt 16 | decode  | time              |   40.0 |   46.0 | +15.0% [+11.0 to +19.0] |             +4.0% |
+| REGRESSION | naive, prompt 16   | prefill | lm_head_positions |      1 |     16 |                      +15 |                 - |
 
-- not comparable, naive decode, time: no session of this machine
+- not comparable, naive decode, prompt 16, time: no session of this machine
 - exact figures that are equal: 1
 - times in ms; a change above zero is slower, and is paired by process, so it need not be head / base
 """
@@ -61,7 +61,7 @@ def test_a_terminal_shows_the_same_rows():
     buffer = io.StringIO()
     Console(file=buffer, width=100, color_system=None).print(verdicts.terminal([EQUAL, MORE, SLOWER]))
     text = buffer.getvalue()
-    assert "REGRESSION  dynamic  decode   time" in text
+    assert "REGRESSION  dynamic, prompt 16  decode   time" in text
     assert "exact figures that are equal: 1" in text
 
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from bench.analysis.crossings import Crossing, crossing, exact_of
+from bench.analysis.crossings import Crossing, crossing
 from bench.tell.plots.steps import CONTEXT, intervals
 from bench.tell.plots.style import (
     context_axis,
@@ -22,7 +22,7 @@ from bench.tell.plots.style import (
     value_axis,
 )
 from bench.tell.words import by_setting, with_interval
-from kvcache.strategies.catalogue import COMPILING
+from kvcache.strategies.catalogue import COMPILING, exact_of
 
 LEGEND_COLUMNS = 108
 """Characters of the legend that fit the width."""
