@@ -11,8 +11,10 @@ from kvcache.strategies.catalogue import PREFILLING_AS_STORED, REFEEDING
 
 NaiveLogits = Literal["last", "all"]
 DeviceName = Literal["cpu", "cuda"]
-HOST_DEVICES: frozenset[DeviceName] = frozenset({"cpu"})
-"""Devices on which the worker's own threads compute, in the machine's memory: a call returns when its work is done."""
+HOST: DeviceName = "cpu"
+"""The device that every machine has."""
+HOST_DEVICES = frozenset({HOST})
+"""Devices on which the worker's own threads compute, in the machine's memory."""
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +49,11 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     def text(self) -> Case:
         """What cases have in common that are judged over one text: all but their strategies and lengths."""
         return msgspec.structs.replace(self.cell, n_prompt=0, n_gen=0, n_depth=0)
+
+    @property
+    def on_host(self) -> bool:
+        """Whether the worker's own threads compute it: a call returns when its work is done."""
+        return self.device in HOST_DEVICES
 
     @property
     def capacity(self) -> int:
@@ -86,7 +93,7 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
     batch_size: tuple[int, ...] = (1,)
     dtype: tuple[str, ...] = ("float32",)
     n_threads: tuple[int, ...] = ()
-    device: DeviceName = "cpu"
+    device: DeviceName = HOST
     attn_implementation: str = ""
     """Empty: the plan takes sdpa where the model has it, and else eager."""
     naive_logits: NaiveLogits = "last"

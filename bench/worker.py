@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bench import protocol
-from bench.case import HOST_DEVICES, Case, naive_steps
+from bench.case import Case, naive_steps
 from bench.machine.ceilings import Ceilings
 from bench.machine.clock import PausingClock, Times, stamping
 from bench.machine.covariates import CovariateReader
@@ -283,7 +283,7 @@ class Worker:
         )
 
     def _pausing_clock(self) -> PausingClock:
-        if self.pause is None or self.device.name not in HOST_DEVICES:
+        if self.pause is None or not self.case.on_host:
             raise Unsupported("turns in lockstep are for workers of a driver, on the CPU")
         return PausingClock(self.pause)
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from bench.ab.record import NAMES, SideName
-from bench.case import HOST_DEVICES, Case
+from bench.case import Case
 from bench.errors import DataError
 from bench.machine import affinity
 from bench.machine.affinity import usable_cores
@@ -95,7 +95,7 @@ class BothSides:
         """
         with self._alive("base") as pid:
             cores = sorted(affinity.common(pid))
-        return cores if len(cores) > 1 and case.n_threads == 1 and case.device in HOST_DEVICES else []
+        return cores if len(cores) > 1 and case.n_threads == 1 and case.on_host else []
 
     def give(self, cores: Collection[int]) -> None:
         """Let both sides use `cores` alone; raises DataError where the system does not allow it."""

@@ -17,7 +17,7 @@ import msgspec
 
 from bench.ab.both import Answer, BothSides, SideFailed
 from bench.ab.record import NAMES, PairTimes, SideName, Turn
-from bench.case import HOST_DEVICES, Case
+from bench.case import Case
 from bench.errors import DataError
 from bench.measure.worker_process import WorkerProcess
 from bench.measure.workers import LOAD_TIMEOUT_S
@@ -130,7 +130,7 @@ class Pair:
             steps_ns = warmest.step_ns or [warmest.prefill_ns]
             step_s = sum(steps_ns) / len(steps_ns) / 1e9
             # Off Linux there is no way to see when a side rests.
-            may = self.lockstep and case.device in HOST_DEVICES and sys.platform == "linux"
+            may = self.lockstep and case.on_host and sys.platform == "linux"
             lockstep = may and step_s >= LOCKSTEP_FROM_S
             warm_up = not lockstep or step_s < CHECK_IS_WARM_UP_FROM_S
             known = self.manners[key] = Manner(lockstep, warm_up, turn_s)

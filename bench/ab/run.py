@@ -13,7 +13,7 @@ from bench.ab import sides
 from bench.ab.conduct import conduct
 from bench.ab.pairs import ForkServers, Introductions, PairMeasurer, server_key
 from bench.ab.record import AB_VERSION, MANIFEST, PAIRS, AbManifest, Settings, Side
-from bench.case import HOST_DEVICES, Case, Sweep
+from bench.case import Case, Sweep
 from bench.errors import UsageError
 from bench.machine.environment import TorchFacts, read_environment
 from bench.machine.places import current_folder
@@ -107,7 +107,7 @@ def _settled(sweeps: Sequence[Sweep], introductions: Introductions) -> list[Case
 
 
 def _environment(cases: Sequence[Case], introductions: Introductions) -> Environment:
-    if any(case.device not in HOST_DEVICES for case in cases):
+    if not all(case.on_host for case in cases):
         return read_environment()
     return read_environment(TorchFacts(isa=next(iter(introductions.values())).isa, gpu=None, gpu_driver=None))
 

@@ -8,7 +8,7 @@ import pandas as pd
 from bench.analysis import frames
 from bench.analysis.disturbance import CLOCK_TICK_NS
 from bench.analysis.tidy import MIN_PROCESSES, Tidy
-from bench.case import HOST_DEVICES, Group
+from bench.case import Group
 from bench.naming import plural
 from bench.record import Run
 
@@ -128,7 +128,7 @@ def _machines(tidy: Tidy) -> Iterator[Caution]:
 def _threads(run: Run) -> Iterator[Caution]:
     """More threads than a container's quota keeps busy, or than the cores that the user's variables bind them to."""
     counts: dict[tuple[float | None, tuple[int, ...], str | None, int], set[int]] = {}
-    for case in (item.case for item in run.manifest.plan if item.case.device in HOST_DEVICES):
+    for case in (item.case for item in run.manifest.plan if item.case.on_host):
         machine = run.environment(case)
         limits = machine.cpu_quota, tuple(machine.bound_cores or ()), machine.bound_by, machine.cores
         counts.setdefault(limits, set()).add(case.n_threads)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import msgspec
 
-from bench.case import HOST_DEVICES
 from bench.errors import UsageError, blaming
 from bench.machine.places import temporary_folder
 from bench.measure.progress import ProgressBar
@@ -127,7 +126,7 @@ def _side_by_side(entries: Sequence[Entry]) -> list[list[Entry]]:
     Alone are compiled code, which runs on the number of threads that it was compiled for, a user's cache, which is to
     find torch's settings as they are timed, and what runs on a GPU, which has one queue.
     """
-    sharing = [e for e in entries if e.case.strategy in LOSSY - COMPILING and e.case.device in HOST_DEVICES]
+    sharing = [e for e in entries if e.case.strategy in LOSSY - COMPILING and e.case.on_host]
     size = entries[0].case.n_threads
     shared = [sharing[first : first + size] for first in range(0, len(sharing), size)]
     return shared + [[entry] for entry in entries if entry not in sharing]

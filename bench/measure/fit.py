@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from bench.case import Case
+from bench.case import HOST, Case
 from bench.machine.kernels import Rates
 from bench.measure.case_costs import extended, forward_bytes, held, most_sequences, phase_costs_of, refusal
 from bench.measure.ceiling_turns import CEILINGS, survey
@@ -206,7 +206,7 @@ def _tokens_per_s(row: Fit, model: models.ModelDescription, context: int, rates:
     case = Case(
         model=row.model,
         strategy=row.strategy,
-        device="cpu",
+        device=HOST,
         dtype=row.dtype,
         attn_implementation=model.attn_implementation,
         n_threads=1,
@@ -249,7 +249,7 @@ def rates_here(dtype: str, n_threads: int, say: Callable[[str], None]) -> Rates 
     """Measure this machine's GEMM rate and read bandwidth; None where they cannot be measured, and `say` says why."""
     from bench.measure.server_process import RunServers
 
-    setting = ChooseCeilings(device="cpu", dtype=dtype, n_threads=n_threads)
+    setting = ChooseCeilings(device=HOST, dtype=dtype, n_threads=n_threads)
     with RunServers() as servers:
         found = {each.ceiling: each.per_s for each in survey([setting], lambda count: servers.fork("", count), say)}
     if set(found) != set(CEILINGS):

@@ -2,7 +2,7 @@
 
 import torch
 
-from bench.case import HOST_DEVICES, Case
+from bench.case import Case
 from bench.machine.clock import Clock, stamping
 from kvcache.caches.contract import UnfitCache, Unsupported
 from kvcache.models import ModelError
@@ -25,7 +25,7 @@ def time_steps(strategy: Strategy, case: Case, clock: Clock) -> list[int] | None
     which feeds a step other rows; for a compiled one, which would have to be compiled anew; and for a model that
     cannot be shrunk, or has no such cache then.
     """
-    if case.device not in HOST_DEVICES or not strategy.reads_cache or strategy.compile_s is not None:
+    if not case.on_host or not strategy.reads_cache or strategy.compile_s is not None:
         return None
     small = shrunken(strategy.model)
     if small is None:

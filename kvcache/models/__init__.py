@@ -3,7 +3,6 @@
 from kvcache.models.random_weights import GEOMETRIES as GEOMETRIES
 from kvcache.models.skeleton import ATTN_IMPLEMENTATIONS as ATTN_IMPLEMENTATIONS
 from kvcache.models.sources import BUNDLED as BUNDLED
-from kvcache.models.spec import DEVICES as DEVICES
 from kvcache.models.spec import DTYPES as DTYPES
 from kvcache.models.spec import ModelDescription as ModelDescription
 from kvcache.models.spec import describe as describe

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 DTYPES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Types of the weights, by torch's names, and the bytes of one number."""
 
-DEVICES = ("cpu", "cuda")
-
 Source = Checkpoint | RandomWeights | Factory
 """Where a model comes from; one kind per form of spec."""
 
@@ -131,7 +129,7 @@ def load(
     import torch
 
     _check("dtype", dtype, DTYPES)
-    _check("device", device, DEVICES)
+    _check("device", device, ("cpu", "cuda"))
     if attn_implementation is not None:
         _check("attn_implementation", attn_implementation, ATTN_IMPLEMENTATIONS)
     if device == "cuda" and not torch.cuda.is_available():

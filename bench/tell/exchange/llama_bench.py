@@ -13,7 +13,6 @@ import msgspec
 import pandas as pd
 
 from bench.analysis.tidy import Tidy
-from bench.case import HOST_DEVICES
 from bench.manifest import CasePlan
 from bench.record import Run
 from kvcache.strategies.catalogue import is_lossy
@@ -134,7 +133,7 @@ def _setting(run: Run, plan: CasePlan) -> dict[str, Any]:
         "n_threads": case.n_threads,
         "type_k": kind,
         "type_v": kind,
-        "n_gpu_layers": 0 if case.device in HOST_DEVICES else 99,
+        "n_gpu_layers": 0 if case.on_host else 99,
         "flash_attn": "flash" in case.attn_implementation,
         "test_time": run.manifest.created_utc.replace("+00:00", "Z"),
     }
