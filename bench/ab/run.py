@@ -14,7 +14,6 @@ from bench.ab.conduct import conduct
 from bench.ab.pairs import ForkServers, Introductions, PairMeasurer, server_key
 from bench.ab.record import AB_VERSION, MANIFEST, PAIRS, AbManifest, Settings, Side
 from bench.case import Case, Sweep
-from bench.errors import UsageError
 from bench.machine.environment import TorchFacts, read_environment
 from bench.machine.places import current_folder
 from bench.manifest import Environment
@@ -23,15 +22,6 @@ from bench.measure.run import noting
 from bench.store import sealed
 from bench.store.checked_lines import Appender
 from bench.store.run_folder import check_name, make_folder, writing
-
-
-def settings(threshold: float, budget_min: float, timeout_s: float) -> Settings:
-    """Check the settings; raises UsageError where one is out of range."""
-    if not 0 < threshold < 1:  # NaN fails it too
-        raise UsageError(f"--threshold {threshold:g}: give a share between 0 and 1, as in 0.03 for three percent")
-    if not 0 < budget_min < 1e5:
-        raise UsageError(f"--budget {budget_min:g}: give minutes above 0")
-    return Settings(threshold=threshold, budget_s=60 * budget_min, timeout_s=timeout_s)
 
 
 def compare(

@@ -24,9 +24,9 @@ def ab(
         list[str] | None, Option(metavar="NAME=VALUE", help="Environment variable for head; may be repeated.")
     ] = None,
     threshold: Annotated[
-        float, Option(help="Share up to which a change counts as none: 0.03 is three percent.")
+        float, Option(min=1e-4, max=0.99, help="Share up to which a change counts as none: 0.03 is three percent.")
     ] = 0.03,
-    budget: Annotated[float, Option(metavar="MINUTES", help="Time that all of it may take.")] = 10.0,
+    budget: Annotated[float, Option(metavar="MINUTES", min=1e-3, max=1e5, help="Time that all of it may take.")] = 10.0,
     timeout: Annotated[float, Option(metavar="SECONDS", min=1, max=1e6, help="Time that a request may take.")] = 900.0,
     kernels: flags.Kernels = None,
     out: flags.Out = flags.RESULTS,
@@ -48,10 +48,11 @@ def ab(
       kvbench ab --head-python new/bin/python            two environments
     """
     from bench.ab import run as abtest
+    from bench.ab.record import Settings
     from bench.ab.sides import sides as both_sides
     from bench.machine.places import current_folder
 
-    settings = abtest.settings(threshold, budget, timeout)
+    settings = Settings(threshold=threshold, budget_s=60 * budget, timeout_s=timeout)
     sweeps = flags.sweeps("default", grid, pinned=kernels is not None)
     pythons, variables = {"base": base_python, "head": head_python}, {"base": base_env or [], "head": head_env or []}
     with both_sides(base, head, pythons=pythons, variables=variables, here=current_folder()) as (old, new):
