@@ -9,7 +9,10 @@ import msgspec
 import numpy as np
 
 from bench.analysis.summary import phases
+from bench.analysis.tidy import Tidy
 from bench.case import Case, naive_steps
+from bench.judge.compare import Comparison, compare
+from bench.judge.ranking import Ranking
 from bench.manifest import SCHEMA_VERSION, CasePlan, Environment, Manifest
 from bench.record import CeilingSample, Check, Covariates, Failure, JobStart, Quality, Run, Sample
 from kvcache.arithmetic.architectures import geometry
@@ -213,6 +216,14 @@ def make_run(
         for name, per_s in (roofs or steady_roofs)(cell, number).items()
     ]
     return Run(path=path, manifest=manifest, samples=samples, checks=checks, failures=list(failures), ceilings=ceilings)
+
+
+def compared(a: Run, b: Run) -> Comparison:
+    return compare(Tidy.of(a), Tidy.of(b))
+
+
+def ranked(runs: Iterable[Run]) -> Ranking:
+    return Ranking.of([Tidy.of(run) for run in runs])
 
 
 def make_ceiling(

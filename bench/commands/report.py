@@ -75,7 +75,7 @@ def compare(
       kvbench compare gpt2 smollm2 qwen3 --html models.html
     """
     from bench.analysis.tidy import Tidy
-    from bench.judge.compare import compare_tidies
+    from bench.judge.compare import compare
     from bench.judge.ranking import Ranking
     from bench.store.derived import Derived
     from bench.store.run_folder import find_run, read_run
@@ -87,8 +87,8 @@ def compare(
     if len(runs) < 2:
         raise UsageError(f"compare: {' '.join(runs)} alone; give two runs or more, as in `kvbench compare A B`")
     found = [Tidy.lean(read_run(find_run(run, out))) for run in runs]  # the steps of one large run at a time
-    two = compare_tidies(*found) if len(found) == 2 else None
-    ranked = Ranking.of_tidies(found) if two is None or two.rows.empty else None
+    two = compare(*found) if len(found) == 2 else None
+    ranked = Ranking.of(found) if two is None or two.rows.empty else None
     if two is not None and (ranked is None or ranked.entries.empty):
         n_rows, code, render = len(two.rows), two.exit_code, partial(comparison.render, two)
         show = partial(comparison.terminal, two)
@@ -109,7 +109,7 @@ def compare(
     note(*(derived.lines() or ["plots: none, nothing was compared" if folder is None else f"plots: {folder}"]))
     note(*cases_line(0 if folder is None else n_rows).splitlines())
     if html is not None:
-        write_comparison_page(ranked or Ranking.of_tidies(found), html, wanted)
+        write_comparison_page(ranked or Ranking.of(found), html, wanted)
         note(*(wanted.lines() or [f"page: {html}"]))
     lost = wanted.lines() or (derived.lines() if plots is not None else [])
     if code := code or (UsageError.exit_code if lost else 0):

@@ -65,17 +65,12 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         return [*self.only_in_a, *self.only_in_b, *self.not_comparable]
 
 
-def compare(a: Run, b: Run) -> Comparison:
-    """Set run `b` beside run `a`, case by case. Cases pair if they are equal in every field, the seed included.
+def compare(tidy_a: Tidy, tidy_b: Tidy) -> Comparison:
+    """Set run B beside run A, case by case. Cases pair if they are equal in every field, the seed included.
 
     Two runs are two sessions, so their rounds are no pairs: the ratio includes whatever the machine did in between, and
-    its interval covers only what varies within them. `kvbench ab` measures in pairs.
+    its interval covers only what varies within them. `kvbench ab` measures in pairs. Both may be lean (`Tidy.lean`).
     """
-    return compare_tidies(Tidy.of(a), Tidy.of(b))
-
-
-def compare_tidies(tidy_a: Tidy, tidy_b: Tidy) -> Comparison:
-    """Set one walked run beside another, as `compare` does; both may be lean (`Tidy.lean`)."""
     a, b = tidy_a.run, tidy_b.run
     cases_a, cases_b = measured_cases(tidy_a), measured_cases(tidy_b)
     other_weights = {model for model, digest in a.manifest.weights.items() if b.manifest.weights.get(model) != digest}

@@ -73,16 +73,12 @@ class Ranking:
     """What several runs have and none has a time of."""
 
     @classmethod
-    def of(cls, runs: Sequence[Run]) -> Ranking:
-        """Rank `runs`, case by case; cases are the same if they are equal in every field but those in `apart`.
+    def of(cls, tidies: list[Tidy]) -> Ranking:
+        """Rank runs, case by case; cases are the same if they are equal in every field but those in `apart`.
 
-        Runs are sessions, so a ratio between them includes whatever the machine did in between.
+        Runs are sessions, so a ratio between them includes whatever the machine did in between. They may be lean
+        (`Tidy.lean`).
         """
-        return cls.of_tidies([Tidy.of(run) for run in runs])
-
-    @classmethod
-    def of_tidies(cls, tidies: list[Tidy]) -> Ranking:
-        """Rank walked runs, as `of` does; they may be lean (`Tidy.lean`)."""
         runs = [tidy.run for tidy in tidies]
         cases = [measured_cases(tidy) for tidy in tidies]
         apart = _apart([list(own.values()) for own in cases])

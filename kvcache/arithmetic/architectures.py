@@ -82,7 +82,7 @@ def _bloom(config: Any) -> Geometry:
     hidden = config.hidden_size
     linears = ((hidden, 3 * hidden), (hidden, hidden), (hidden, 4 * hidden), (4 * hidden, hidden))
     layer = _classic(config, linears, _outputs(linears) + 4 * hidden)
-    return _model(config, [layer], vectors=4 * hidden, max_positions=None, trims_empty_cache=False)
+    return _model(config, [layer], vectors=4 * hidden, max_positions=None)
 
 
 def _falcon(config: Any) -> Geometry:
@@ -99,7 +99,7 @@ def _falcon(config: Any) -> Geometry:
     layer = _classic(config, linears, (_outputs(linears) if config.bias else 0) + norms * 2 * hidden)
     max_positions = None if config.alibi else config.max_position_embeddings
     layers = [replace(layer, kv_heads=kv_heads)]
-    return _model(config, layers, vectors=2 * hidden, max_positions=max_positions, trims_empty_cache=False)
+    return _model(config, layers, vectors=2 * hidden, max_positions=max_positions)
 
 
 def _phi(config: Any) -> Geometry:
@@ -136,9 +136,7 @@ def _gated(config: Any, *, qkv_bias: bool = False, head_norms: bool = False, nor
                 experts=experts,
             )
         )
-    # Gemma 2's scores are capped, which sdpa cannot do: transformers runs it through its eager attention.
-    trims_empty_cache = _through_sdpa(config) and getattr(config, "attn_logit_softcapping", None) is None
-    return _model(config, layers, vectors=hidden, trims_empty_cache=trims_empty_cache)
+    return _model(config, layers, vectors=hidden)
 
 
 def _unnamed(config: Any) -> Geometry:
@@ -185,7 +183,6 @@ def _model(config: Any, layers: Iterable[Layer], *, vectors: int, **others: Any)
         "hidden_size": config.hidden_size,
         "embedding_size": config.hidden_size,
         "tied": bool(config.tie_word_embeddings),
-        "trims_empty_cache": _through_sdpa(config),
         **others,
     }
     if "max_positions" not in sizes:
@@ -237,11 +234,6 @@ def _windows(config: Any) -> list[int | None]:
     if other:
         raise UnknownGeometry(f"layers of type {', '.join(sorted(other))}")
     return [window if kind == "sliding_attention" else None for kind in kinds]
-
-
-def _through_sdpa(config: Any) -> bool:
-    """Not set yet (None) becomes sdpa when the model is made."""
-    return getattr(config, "_attn_implementation", None) in (None, "sdpa")
 
 
 def _kv_heads(config: Any) -> int:

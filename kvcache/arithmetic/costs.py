@@ -87,7 +87,6 @@ def forward_costs(
     logits_positions: int = 1,
     dtype_bytes: int = 4,
     reads_cache: bool = True,
-    padded_to: int | None = None,
     kv_stored: int | None = None,
 ) -> Costs:
     """Count the work of one forward of `n_query` tokens for each of `batch_size` sequences.
@@ -100,24 +99,18 @@ def forward_costs(
         logits_positions: positions per sequence, counted from the last, that the LM head is computed for.
         dtype_bytes: of weights, keys, values and logits.
         reads_cache: False for a forward without a cache: nothing is read from one, and nothing kept.
-        padded_to: capacity of a static cache, whose padding is multiplied and read too; None: the cache grows.
         kv_stored: bytes of keys and values in the cache after the forward, for one that stores other numbers than those
             of `dtype_bytes`: what it held before is read, the rest written. None: all rows at `dtype_bytes`.
 
     Bytes: every weight once (of experts the most that can be touched, min(experts, tokens x experts per token): how
     far routing agrees is not known), a tied matrix as LM head, one row of the token and position tables per token, keys
     and values of the cache read, those of `n_query` written, logits written.
-
-    Raises:
-        ValueError: the tokens do not fit `padded_to`.
     """
-    if reads_cache and padded_to is not None and n_cached + n_query > padded_to:
-        raise ValueError(f"{n_cached} + {n_query} tokens do not fit a cache of {padded_to}")
     tokens, scored = batch_size * n_query, batch_size * logits_positions
     weights, active, attention, kv_moved, kv_held = geometry.vectors, 0, 0, 0, 0
     for layer in geometry.layers:
-        keys = _keys(layer, geometry, n_query, n_cached, padded_to) if reads_cache else n_query
-        held = _held(layer, n_cached + n_query, padded_to) if reads_cache else 0
+        keys = _held(layer, n_cached) + n_query if reads_cache else n_query
+        held = _held(layer, n_cached + n_query) if reads_cache else 0
         experts = layer.experts
         if experts is not None:
             of_one = _size(experts.linears)
@@ -159,7 +152,6 @@ def phase_costs(
     n_depth: int,
     dtype_bytes: int,
     all_logits: bool = False,
-    padded_to: int | None = None,
     kv_stored: Callable[[int], int] | None = None,
 ) -> Costs | None:
     """Add up a whole phase: the prefill's one forward, or the n_gen - 1 decode steps (None if there are none).
@@ -168,7 +160,7 @@ def phase_costs(
         refeeds: True for naive: every forward feeds context, prompt and what was emitted so far; there is no cache.
         n_prompt, n_gen, n_depth: tokens of the prompt, tokens emitted, tokens of the context before the prompt.
         all_logits: the LM head is computed for every position fed.
-        geometry, batch_size, dtype_bytes, padded_to: as in `forward_costs`.
+        geometry, batch_size, dtype_bytes: as in `forward_costs`.
         kv_stored: that of `forward_costs`, by the number of decode steps taken.
     """
 
@@ -182,7 +174,6 @@ def phase_costs(
             logits_positions=n_query if all_logits else 1,
             dtype_bytes=dtype_bytes,
             reads_cache=not refeeds,
-            padded_to=padded_to,
             kv_stored=None if kv_stored is None else kv_stored(n_steps),
         )
 
@@ -243,29 +234,9 @@ def parameters(geometry: Geometry) -> int:
     return total
 
 
-def _keys(layer: Layer, geometry: Geometry, n_query: int, n_cached: int, padded_to: int | None) -> int:
-    """Count the keys that each query is multiplied with, `n_query` of them its own forward's.
-
-    The lengths that transformers' cache layers return from `update`: a growing sliding layer keeps window - 1 rows; a
-    static one is `min(window, padded_to)` long and returns more only while it overflows.
-    """
-    if padded_to is None:
-        kept = n_cached if layer.window is None else min(n_cached, layer.window - 1)
-        return kept + n_query
-    length = padded_to if layer.window is None else min(layer.window, padded_to)
-    if n_cached + n_query > length:
-        return min(n_cached, length - 1) + n_query
-    unmasked = layer.window is None or padded_to < layer.window  # a window that can bite needs a mask, hence all keys
-    if geometry.trims_empty_cache and n_cached == 0 and n_query > 1 and unmasked:
-        return n_query
-    return length
-
-
-def _held(layer: Layer, n_seen: int, padded_to: int | None) -> int:
-    """Count the rows of `n_seen` tokens that are still held: transformers' static sliding layer keeps one more."""
-    if layer.window is None:
-        return n_seen
-    return min(n_seen, layer.window - 1 if padded_to is None else layer.window)
+def _held(layer: Layer, n_seen: int) -> int:
+    """Count the rows of `n_seen` tokens that are held: one less than its window of a layer that slides."""
+    return n_seen if layer.window is None else min(n_seen, layer.window - 1)
 
 
 def _kv_row(layer: Layer) -> int:

@@ -55,9 +55,6 @@ class Geometry:
     """The LM head and the token table are one matrix."""
     max_positions: int | None
     """Longest sequence; None: no limit (ALiBi)."""
-    trims_empty_cache: bool
-    """Attention runs through transformers' `sdpa` interface, which multiplies a prompt of several tokens with its own
-    keys alone where a static cache is still empty (`sdpa_attention_forward` slices them off the padding)."""
 
     @property
     def every_linear(self) -> Iterator[Matrix]:

@@ -64,8 +64,8 @@ def _grouped(module: str, class_name: str, summary: str, bytes_of_codes: int, pa
 
 def _compiled(class_name: str, summary: str, formula: kv_bytes.Formula) -> Entry:
     """Describe a lossy kind of cache of the fast path."""
-    facts = {"compiles": True, "lossy": True, "prefills_as_stored": True}
-    return Entry("kvcache.compiled.quantized", class_name, summary, formula, **facts)
+    module = "kvcache.compiled.quantized"
+    return Entry(module, class_name, summary, formula, compiles=True, lossy=True, prefills_as_stored=True)
 
 
 STRATEGIES: dict[str, Entry] = {

@@ -74,7 +74,6 @@ ONE_LAYER = Geometry(
     vectors=3,
     tied=True,
     max_positions=None,
-    trims_empty_cache=True,
 )
 """Small enough to count by hand: 48 weights and 5 others in its layer, 3 others, and a 10 x 4 table."""
 
@@ -170,16 +169,6 @@ def test_a_window_bounds_keys_and_bytes() -> None:
     assert far.kv_bytes == 3 * 2 * 2
     chunk = forward_costs(model, batch_size=1, n_query=5, n_cached=1000, dtype_bytes=1)
     assert chunk.gemm_flops == 2 * (5 * 48 + 5 * (3 + 5) * 2 * (2 + 2))
-
-
-def test_a_static_cache_multiplies_its_padding() -> None:
-    args: dict[str, Any] = {"batch_size": 1, "n_query": 1, "n_cached": 6, "dtype_bytes": 1}
-    padded, exact = forward_costs(ONE_LAYER, **args, padded_to=20), forward_costs(ONE_LAYER, **args)
-    assert padded.flops - exact.flops == 2 * 13 * 2 * (2 + 2)
-    assert padded.bytes - exact.bytes == 13 * 2 * 2
-    assert padded.kv_bytes == exact.kv_bytes
-    with pytest.raises(ValueError, match="6 \\+ 1 tokens do not fit a cache of 6"):
-        forward_costs(ONE_LAYER, **args, padded_to=6)
 
 
 @given(

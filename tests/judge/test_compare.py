@@ -8,7 +8,7 @@ from bench.judge import compare
 from bench.judge.ranking import Ranking
 from bench.record import CellPlan
 from bench.tell import comparison
-from tests.handmade import ENVIRONMENT, fail, grid, make_case, make_run, smollm2_ms, steady_roofs
+from tests.handmade import ENVIRONMENT, compared, fail, grid, make_case, make_run, ranked, smollm2_ms, steady_roofs
 
 CASES = grid(["naive", "dynamic"], [32, 512])
 
@@ -20,7 +20,7 @@ def scaled(factor, phase_of=None):
 
 def test_a_run_against_itself_shows_nothing():
     run = make_run(CASES, turn_noise=0.03)
-    found = compare.compare(run, run)
+    found = compared(run, run)
     assert found.exit_code == 0
     assert len(found.rows) == 8
     assert found.rows["ratio"].to_list() == pytest.approx([1] * 8)
@@ -36,14 +36,14 @@ def test_a_run_against_itself_shows_nothing():
 def test_what_got_faster_and_slower_is_said_in_a_line():
     a = make_run(CASES, path="runs/before")
     b = make_run(CASES, path="runs/after/", seed=1, ms=scaled(0.5, "decode"))
-    found = compare.compare(a, b)
+    found = compared(a, b)
     verdicts = found.rows.groupby("phase")["verdict"].unique()
     assert list(verdicts["decode"]) == ["faster"]
     assert list(verdicts["prefill"]) == ["no difference shown"]
     assert comparison.sentence(found).startswith(
         "B (after) against A (before), 8 times of 4 cases: faster in 4 (most: "
     )
-    back = compare.compare(b, a)
+    back = compared(b, a)
     assert set(back.rows.loc[back.rows["phase"] == "decode", "verdict"]) == {"slower"}
     assert back.rows["ratio"].to_list() == pytest.approx((1 / found.rows["ratio"]).to_list())
 
@@ -51,7 +51,7 @@ def test_what_got_faster_and_slower_is_said_in_a_line():
 def test_rows_hold_the_case_and_both_medians_in_ms():
     a = make_run([make_case(n_prompt=100)], turn_noise=0, step_noise=0, ms=lambda _, step: 10.0 if step else 100.0)
     b = make_run([make_case(n_prompt=100)], turn_noise=0, step_noise=0, ms=lambda _, step: 15.0 if step else 100.0)
-    rows = compare.compare(a, b).rows
+    rows = compared(a, b).rows
     assert list(rows.columns) == compare.ROW_COLUMNS
     decode = rows[rows["phase"] == "decode"].iloc[0]
     assert (decode["strategy"], decode["n_prompt"]) == ("dynamic", 100)
@@ -81,13 +81,13 @@ def test_a_ratio_is_that_of_the_two_medians_beside_it():
     ratio = unpaired_ratio([*fast, *slow], [*fast[:3], *slow, 5.3])
     assert ratio.estimate == pytest.approx(3.1 / 5.0)
     assert ratio.low <= ratio.estimate <= ratio.high
-    rows = compare.compare(make_run(CASES, turn_noise=0.2), make_run(CASES, turn_noise=0.2, seed=1)).rows
+    rows = compared(make_run(CASES, turn_noise=0.2), make_run(CASES, turn_noise=0.2, seed=1)).rows
     assert rows["ratio"].to_list() == pytest.approx((rows["b_ms"] / rows["a_ms"]).to_list())
 
 
 def test_too_few_rounds_are_not_no_difference():
     a, b = make_run(CASES, rounds=3), make_run(CASES, rounds=3, ms=scaled(20))
-    found = compare.compare(a, b)
+    found = compared(a, b)
     assert comparison.sentence(found) == "B (handmade) against A (handmade), 8 times of 4 cases: too few rounds in 8"
     assert found.rows["ratio"].to_list() == pytest.approx([20] * 8, rel=0.2)
 
@@ -95,7 +95,7 @@ def test_too_few_rounds_are_not_no_difference():
 def test_a_case_on_one_side_is_exit_3_with_the_nearest_one_named():
     a = make_run([*CASES, make_case(n_prompt=2048, n_threads=4)])
     b = make_run([*CASES, make_case(n_prompt=2048)])
-    found = compare.compare(a, b)
+    found = compared(a, b)
     assert found.exit_code == 3
     assert [(case.case.n_threads, case.case.n_prompt, case.reason) for case in found.only_in_a] == [
         (["t4", "b1"], "not in B, which has it with n_threads = 2")
@@ -105,7 +105,7 @@ def test_a_case_on_one_side_is_exit_3_with_the_nearest_one_named():
 
 
 def test_nothing_in_common_is_exit_3():
-    found = compare.compare(make_run(CASES), make_run(grid(["static"], [64])))
+    found = compared(make_run(CASES), make_run(grid(["static"], [64])))
     assert found.exit_code == 3
     assert found.rows.empty
     assert comparison.sentence(found) == (
@@ -118,7 +118,7 @@ def test_nothing_in_common_is_exit_3():
 
 def test_a_failed_case_is_not_comparable():
     a, b = make_run(CASES), make_run(CASES, failures=[fail(CASES[1], "oom", "no memory")])
-    found = compare.compare(a, b)
+    found = compared(a, b)
     assert found.not_comparable == [compare.Excluded(case=CASES[1], reason="oom in B: no memory")]
     assert found.exit_code == 3
     assert CASES[1].key not in set(found.rows["strategy"] + " " + found.rows["n_prompt"].astype(str))
@@ -127,14 +127,14 @@ def test_a_failed_case_is_not_comparable():
 
 def test_other_tokens_are_not_comparable_however_fast():
     a, b = make_run(CASES), make_run(CASES, tokens_match={CASES[1].key: "false"}, ms=scaled(0.1))
-    found = compare.compare(a, b)
+    found = compared(a, b)
     assert found.not_comparable[0].reason == "failed in B: emitted other tokens"
     assert found.exit_code == 3
 
 
 def test_what_failed_on_both_sides_takes_nothing_from_the_others():
     runs = [make_run(CASES, failures=[fail(CASES[1], "unsupported", "no compiler")]) for _ in "ab"]
-    found = compare.compare(*runs)
+    found = compared(*runs)
     assert found.exit_code == 0
     assert found.not_comparable == []
     assert found.in_neither[0].reason == "unsupported in A: no compiler; unsupported in B: no compiler"
@@ -143,7 +143,7 @@ def test_what_failed_on_both_sides_takes_nothing_from_the_others():
 def test_a_case_the_other_run_did_not_come_to():
     b = make_run(CASES)
     early = msgspec.structs.replace(b, samples=[sample for sample in b.samples if sample.case != CASES[3].key])
-    found = compare.compare(make_run(CASES), early)
+    found = compared(make_run(CASES), early)
     assert found.only_in_a == [compare.Excluded(case=CASES[3], reason="B ended before it")]
     assert found.exit_code == 3
 
@@ -156,14 +156,14 @@ def test_a_case_that_budget_left_out_is_named_with_that_reason():
         samples=[sample for sample in b.samples if sample.case not in {CASES[2].key, CASES[3].key}],
         cell_plans=[CellPlan(cell=cell, repetitions=6, tokens_per_turn=32, left_out=left_out, spent_s=1.0)],
     )
-    found = compare.compare(make_run(CASES), b)
+    found = compared(make_run(CASES), b)
     assert {excluded.reason for excluded in found.only_in_a} == {f"not measured in B: {left_out}"}
 
 
 def test_other_weights_under_the_same_name_are_not_comparable():
     a, b = make_run(CASES), make_run(CASES)
     manifest = msgspec.structs.replace(b.manifest, weights={"smollm2-135m": "77" * 32})
-    found = compare.compare(a, msgspec.structs.replace(b, manifest=manifest))
+    found = compared(a, msgspec.structs.replace(b, manifest=manifest))
     assert found.exit_code == 3
     assert {case.reason for case in found.not_comparable} == {"the weights of smollm2-135m differ"}
     assert found.differences == [f"weights of smollm2-135m: {'5f' * 32} -> {'77' * 32}"]
@@ -175,7 +175,7 @@ def test_other_kernels_of_a_product_are_named():
         checks = [msgspec.structs.replace(check, kernels=kernels) for check in run.checks]
         return msgspec.structs.replace(run, checks=checks)
 
-    found = compare.compare(computed_by(head="sum-2", own="linear", o="linear"), computed_by(head="sum-4", o="linear"))
+    found = compared(computed_by(head="sum-2", own="linear", o="linear"), computed_by(head="sum-4", o="linear"))
     assert found.differences == ["kernel of head: sum-2 -> sum-4"]
     assert found.same_machine
 
@@ -184,7 +184,7 @@ def test_another_environment_is_told_and_a_loaded_moment_is_none():
     elsewhere = msgspec.structs.replace(
         ENVIRONMENT, cpu_model="Xeon", torch="2.14.0", load_1min=1.5, governor="powersave"
     )
-    found = compare.compare(make_run(CASES), make_run(CASES, environment=elsewhere))
+    found = compared(make_run(CASES), make_run(CASES, environment=elsewhere))
     assert found.differences == [
         "cpu_model: AMD EPYC 9B45 -> Xeon",
         "torch: 2.13.0 -> 2.14.0",
@@ -192,9 +192,7 @@ def test_another_environment_is_told_and_a_loaded_moment_is_none():
     ]
     assert not found.same_machine
     assert "on another machine or software" in comparison.sentence(found)
-    same = compare.compare(
-        make_run(CASES), make_run(CASES, environment=msgspec.structs.replace(ENVIRONMENT, git_commit="9"))
-    )
+    same = compared(make_run(CASES), make_run(CASES, environment=msgspec.structs.replace(ENVIRONMENT, git_commit="9")))
     assert same.same_machine
     assert same.differences == ["git_commit: 0123abc -> 9"]
 
@@ -204,7 +202,7 @@ def test_the_interval_holds_a_true_ratio_between_sessions():
     for seed in range(60):
         a = make_run([CASES[1]], turn_noise=0.05, seed=seed)
         b = make_run([CASES[1]], turn_noise=0.05, seed=1000 + seed, ms=scaled(1.1))
-        rows = compare.compare(a, b).rows
+        rows = compared(a, b).rows
         held += int(((rows["ratio_low"] <= 1.1) & (rows["ratio_high"] >= 1.1)).sum())
     assert held >= 0.9 * 120
     assert not np.isnan(held)
@@ -218,7 +216,7 @@ def test_the_interval_holds_a_true_ratio_between_sessions():
     ],
 )
 def test_runs_without_a_case_in_common_are_told_which_fields_differ(fields, says):
-    found = compare.compare(make_run(CASES, path="runs/a"), make_run(grid(["naive"], [32], **fields), path="runs/b"))
+    found = compared(make_run(CASES, path="runs/a"), make_run(grid(["naive"], [32], **fields), path="runs/b"))
     assert found.fields_apart == says
     assert comparison.sentence(found).startswith(
         f"B (b) against A (a): nothing could be compared ({'; '.join(says)}); "
@@ -227,7 +225,7 @@ def test_runs_without_a_case_in_common_are_told_which_fields_differ(fields, says
 
 
 def test_runs_with_a_case_in_common_differ_in_no_field():
-    assert compare.compare(make_run(CASES), make_run(CASES[:1])).fields_apart == []
+    assert compared(make_run(CASES), make_run(CASES[:1])).fields_apart == []
 
 
 def test_a_run_without_its_turns_is_compared_as_one_with_them():
@@ -236,7 +234,7 @@ def test_a_run_without_its_turns_is_compared_as_one_with_them():
     runs = make_run(cases, roofs=steady_roofs), make_run(cases, seed=1, roofs=steady_roofs)
     lean = [Tidy.lean(run) for run in runs]
     assert [len(tidy.run.samples) + len(tidy.run.ceilings) for tidy in lean] == [0, 0]
-    found, whole = compare.compare_tidies(*lean), compare.compare(*runs)
+    found, whole = compare.compare(*lean), compared(*runs)
     assert found.rows.equals(whole.rows)
     assert comparison.render(found, "md") == comparison.render(whole, "md")
-    assert Ranking.of_tidies(lean).entries.equals(Ranking.of(runs).entries)
+    assert Ranking.of(lean).entries.equals(ranked(runs).entries)

@@ -5,7 +5,7 @@ import pytest
 
 from bench.judge.compare import compare
 from bench.judge.elsewhere import work
-from bench.judge.ranking import SEVERAL, Ranking
+from bench.judge.ranking import SEVERAL
 from bench.manifest import ELSEWHERE, Origin
 from bench.record import Run
 from bench.store.derived import Derived
@@ -13,7 +13,7 @@ from bench.tell import ranking as text
 from bench.tell.plots.ranking import ranking_figures
 from bench.tell.plots.style import own_settings
 from bench.tell.report import write_comparison
-from tests.handmade import grid, make_case, make_run
+from tests.handmade import grid, make_case, make_run, ranked
 from tests.tell.test_exchange import PP, TG, store
 from tests.tell.test_machine_plots import figures_of
 from tests.tell.test_plots import assert_readable
@@ -33,7 +33,7 @@ def ours(cases=PROMPTED, path: str = "runs/ours") -> Run:
 
 
 def test_an_import_is_ranked_with_our_own_prompt_and_what_follows_it(theirs: Run) -> None:
-    ranking = Ranking.of([ours(), theirs])
+    ranking = ranked([ours(), theirs])
     assert (ranking.lacking, ranking.exit_code) == ([], 0)
     rows = ranking.against()
     written = [(row.phase, row.run, row.n_prompt, row.n_depth, row.n_gen, row.rank) for row in rows.itertuples()]
@@ -64,7 +64,7 @@ def test_an_import_is_ranked_with_our_own_prompt_and_what_follows_it(theirs: Run
     ],
 )
 def test_decoding_is_ranked_from_the_same_depth_on(theirs: Run, case, pairs: bool) -> None:
-    rows = Ranking.of([ours([case]), theirs]).entries
+    rows = ranked([ours([case]), theirs]).entries
     assert ("decode" in set(rows["phase"])) is pairs
 
 
@@ -76,26 +76,26 @@ def test_a_generation_as_long_as_its_context_is_ranked_with_an_equal_one_alone()
 
 def test_runs_of_ours_alone_are_ranked_by_equal_lengths() -> None:
     other = ours([msgspec.structs.replace(case, n_gen=16) for case in PROMPTED], "runs/other")
-    assert Ranking.of([ours(), other]).entries.empty
+    assert ranked([ours(), other]).entries.empty
 
 
 def test_two_strategies_of_ours_leave_no_ratio_but_say_why(theirs: Run) -> None:
     mine = ours(grid(["dynamic", "static"], [512]))
     for runs in ([mine, theirs], [theirs, mine]):
-        rows = Ranking.of(runs).against()
+        rows = ranked(runs).against()
         assert set(rows.loc[rows["run"] == "B", "verdict"]) == {ELSEWHERE}
 
 
 def test_runs_of_ours_keep_their_ratios_beside_an_import(theirs: Run) -> None:
     """A prompt of 512 and one of 256 after 256 are one group there; each has its equal in the baseline."""
     cases = [*PROMPTED, make_case(n_prompt=256, n_depth=256)]
-    rows = Ranking.of([ours(cases), ours(cases, "runs/again"), theirs]).against()
+    rows = ranked([ours(cases), ours(cases, "runs/again"), theirs]).against()
     decode = rows[rows["phase"] == "decode"]
     assert len(set(decode["group"])) == 1
     assert list(decode.loc[decode["run"] == "B", "ratio"]) == [1.0, 1.0]
     assert set(decode.loc[decode["run"] == "C", "verdict"]) == {ELSEWHERE}
     unlike = [make_case(n_prompt=384, n_depth=128)]
-    rows = Ranking.of([ours(cases), ours(unlike, "runs/unlike"), theirs]).against()
+    rows = ranked([ours(cases), ours(unlike, "runs/unlike"), theirs]).against()
     assert set(rows.loc[(rows["run"] == "B") & (rows["phase"] == "decode"), "verdict"]) == {SEVERAL}
 
 
@@ -104,7 +104,7 @@ def suptitle(figure) -> str:
 
 
 def test_a_ranking_is_drawn_with_one_line_per_prompt_and_the_import_marked(theirs: Run) -> None:
-    ranking = Ranking.of([ours(), theirs])
+    ranking = ranked([ours(), theirs])
     with own_settings():
         (figure,) = ranking_figures(ranking, ranking.against()).values()
     assert "A: ours B: 20260424T115850Z-llama-bench, measured elsewhere" in suptitle(figure)

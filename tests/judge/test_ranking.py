@@ -6,12 +6,12 @@ import msgspec
 import pytest
 
 from bench.judge.compare import compare
-from bench.judge.ranking import BASELINE, COLUMNS, NO_COUNTERPART, Ranking
+from bench.judge.ranking import BASELINE, COLUMNS, NO_COUNTERPART
 from bench.record import Run
 from bench.tell import ranking as text
 from bench.tell.plots.ranking import ranking_figures
 from bench.tell.plots.style import own_settings
-from tests.handmade import ENVIRONMENT, fail, grid, make_case, make_run, smollm2_ms
+from tests.handmade import ENVIRONMENT, fail, grid, make_case, make_run, ranked, smollm2_ms
 
 CASES = grid(["naive", "dynamic"], [32, 512])
 FLAT = {"turn_noise": 0, "step_noise": 0}
@@ -30,7 +30,7 @@ def other_model(name: str) -> list:
 
 def test_each_case_is_ranked_and_its_ratio_is_that_of_compare() -> None:
     a, b, c = run_of("a"), run_of("b", 2.0, seed=1), run_of("c", 0.5, seed=2)
-    ranking = Ranking.of([a, b, c])
+    ranking = ranked([a, b, c])
     assert ranking.apart == []
     rows = ranking.against()
     assert len(rows) == 3 * 8
@@ -47,19 +47,19 @@ def test_each_case_is_ranked_and_its_ratio_is_that_of_compare() -> None:
 
 
 def test_any_run_can_be_the_baseline() -> None:
-    ranking = Ranking.of([run_of("a"), run_of("b", 2.0), run_of("c", 0.5)])
+    ranking = ranked([run_of("a"), run_of("b", 2.0), run_of("c", 0.5)])
     first, other = ranking.against(0), ranking.against(1)
     assert set(other.loc[other["run"] == "B", "verdict"]) == {BASELINE}
     ratios = [rows.loc[rows["run"] == run, "ratio"].to_numpy() for rows, run in ((first, "B"), (other, "A"))]
     assert ratios[0] == pytest.approx(1 / ratios[1])
-    count, ranked = ranking.standings(1)["decode"]
-    assert (count, [one.run for one in ranked]) == (4, ["C", "A", "B"])
-    assert [one.ratio for one in ranked] == pytest.approx([0.25, 0.5, 1.0], rel=0.05)
+    count, places = ranking.standings(1)["decode"]
+    assert (count, [one.run for one in places]) == (4, ["C", "A", "B"])
+    assert [one.ratio for one in places] == pytest.approx([0.25, 0.5, 1.0], rel=0.05)
 
 
 def test_runs_of_different_models_are_grouped_by_what_they_share() -> None:
     runs = [run_of(name, factor, other_model(name)) for name, factor in (("small", 1.0), ("large", 3.0), ("tiny", 0.1))]
-    ranking = Ranking.of(runs)
+    ranking = ranked(runs)
     assert ranking.apart == ["model"]
     rows = ranking.against()
     assert list(rows["run"][:3]) == ["C", "A", "B"]
@@ -76,7 +76,7 @@ def test_runs_of_different_models_are_grouped_by_what_they_share() -> None:
 def test_a_strategy_of_its_own_stands_beside_all_of_the_baselines() -> None:
     """As an import of another engine does: it has no counterpart, so no ratio."""
     own = [msgspec.structs.replace(case, strategy="theirs") for case in CASES[1::2]]
-    ranking = Ranking.of([run_of("a"), run_of("b"), run_of("c", 0.1, own)])
+    ranking = ranked([run_of("a"), run_of("b"), run_of("c", 0.1, own)])
     assert ranking.apart == ["strategy"]
     rows = ranking.against()
     decode = rows[(rows["n_prompt"] == 512) & (rows["phase"] == "decode")]
@@ -91,7 +91,7 @@ def test_a_strategy_of_its_own_stands_beside_all_of_the_baselines() -> None:
 
 def test_a_length_is_never_left_out_of_what_is_shared() -> None:
     cases = [grid(["dynamic"], [n]) for n in (32, 64, 128)]
-    ranking = Ranking.of([run_of(f"r{n}", 1.0, own) for n, own in enumerate(cases)])
+    ranking = ranked([run_of(f"r{n}", 1.0, own) for n, own in enumerate(cases)])
     assert (ranking.entries.empty, ranking.exit_code) == (True, 3)
     written = text.render(ranking, "md")
     assert written.startswith("Nothing could be ranked: no case has a time in all 3 runs.\n")
@@ -104,7 +104,7 @@ def test_what_failed_or_has_other_weights_is_not_compared_and_named() -> None:
     weights = dict.fromkeys(changed.manifest.weights, "other")
     changed = msgspec.structs.replace(changed, manifest=msgspec.structs.replace(changed.manifest, weights=weights))
     failed = run_of("b", failures=[fail(CASES[3])])
-    ranking = Ranking.of([run_of("a"), failed, changed])
+    ranking = ranked([run_of("a"), failed, changed])
     rows = ranking.against()
     assert set(rows["run"]) == {"A", "B"}
     assert len(rows) == 2 * 6
@@ -112,7 +112,7 @@ def test_what_failed_or_has_other_weights_is_not_compared_and_named() -> None:
     written = text.exclusions(ranking)
     assert "- B: dynamic p512: oom: not enough memory\n" in written
     assert "- C: 4 cases, such as naive p32: the weights of smollm2-135m differ\n" in written
-    nowhere = Ranking.of([run_of(name, failures=[fail(CASES[3])]) for name in "abc"])
+    nowhere = ranked([run_of(name, failures=[fail(CASES[3])]) for name in "abc"])
     assert (nowhere.lacking, nowhere.exit_code) == ([], 0)
     assert "Without a time in any run" in text.exclusions(nowhere)
 
@@ -150,7 +150,7 @@ def test_the_document() -> None:
     a = make_run([make_case()], path="runs/a", ms=lambda _, step: 10.0 if step else 100.0, **FLAT)
     b = make_run([make_case()], path="b", ms=lambda _, step: 20.0 if step else 200.0, environment=environment, **FLAT)
     c = make_run([make_case()], path="runs/c", ms=lambda _, step: 5.0 if step else 100.0, **FLAT)
-    ranking = Ranking.of([a, b, c])
+    ranking = ranked([a, b, c])
     assert text.render(ranking, "md") == MARKDOWN
     rows = json.loads(text.render(ranking, "json"))
     assert list(rows[0]) == COLUMNS

@@ -76,7 +76,6 @@ def check(
             n_gen=n_gen,
             n_depth=n_depth,
             dtype_bytes=model.dtype.itemsize,
-            padded_to=capacity if kind is Static else None,
         )
         if expected is None:
             assert counted.forward_calls == 0
@@ -108,7 +107,7 @@ def as_costs(counted: OperationCounter, unseen_bytes: int, kv_bytes: int) -> Cos
     )
 
 
-@pytest.mark.parametrize("kind", [Naive, Dynamic, Static, HfGenerate])
+@pytest.mark.parametrize("kind", [Naive, Dynamic, HfGenerate])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @settings(max_examples=6, deadline=None)
 @given(n_depth=DEPTHS, **SIZES)
@@ -116,7 +115,7 @@ def test_counted_equals_formula(name: str, kind: type[Strategy], **sizes: int) -
     check(model_of(name), kind, **sizes)
 
 
-@pytest.mark.parametrize("kind", [Naive, Dynamic, Static])
+@pytest.mark.parametrize("kind", [Naive, Dynamic])
 @pytest.mark.parametrize("name", ["gpt2", "qwen3", "gemma3", "falcon"])
 @settings(max_examples=3, deadline=None)
 @given(n_depth=DEPTHS, **SIZES)
@@ -127,9 +126,7 @@ def test_eager_attention_counts_the_same(name: str, kind: type[Strategy], **size
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants(name: str) -> None:
     model = tiny(*VARIANTS[name])
-    # transformers 5.23 cannot add Falcon's ALiBi, as long as the tokens, to the mask of a static cache, as long as it
-    kinds = (Naive, Dynamic) if name == "falcon alibi" else (Naive, Dynamic, Static)
-    for kind in kinds:
+    for kind in (Naive, Dynamic):
         check(model, kind, batch_size=2, n_prompt=4, n_gen=4, n_depth=0)
         check(model, kind, batch_size=1, n_prompt=1, n_gen=4, n_depth=6)
 
@@ -141,11 +138,11 @@ def test_variants(name: str) -> None:
 def test_experts(name: str, implementation: str, **sizes: int) -> None:
     model = experts_model(name)
     model.set_experts_implementation(implementation)
-    for kind in (Naive, Dynamic, Static):
+    for kind in (Naive, Dynamic):
         check(model, kind, **sizes)
 
 
-@pytest.mark.parametrize("kind", [Naive, Dynamic, Static])
+@pytest.mark.parametrize("kind", [Naive, Dynamic])
 def test_unfused_attention_is_seen_as_its_products(kind: type[Strategy]) -> None:
     with sdpa_kernel(SDPBackend.MATH):
         check(model_of("llama"), kind, batch_size=2, n_prompt=5, n_gen=4, n_depth=3)
@@ -162,7 +159,7 @@ def test_counts_with_gradients_on() -> None:
     assert counts[0] == counts[1]
 
 
-@pytest.mark.parametrize("kind", [Naive, Dynamic, Static])
+@pytest.mark.parametrize("kind", [Naive, Dynamic])
 def test_bfloat16(kind: type[Strategy]) -> None:
     model = ARCHITECTURES["llama"]().to(torch.bfloat16)
     check(model, kind, batch_size=2, n_prompt=5, n_gen=4, n_depth=3)
@@ -174,7 +171,7 @@ def test_bfloat16(kind: type[Strategy]) -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_kernels_of_cuda_are_seen(name: str, dtype: torch.dtype) -> None:
     model = ARCHITECTURES[name]().to("cuda", dtype)
-    for kind in (Naive, Dynamic, Static):
+    for kind in (Naive, Dynamic):
         check(model, kind, batch_size=2, n_prompt=5, n_gen=4, n_depth=3)
         check(model, kind, batch_size=1, n_prompt=1, n_gen=12, n_depth=0)
 

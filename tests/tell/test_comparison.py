@@ -7,12 +7,10 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from bench.judge import compare
-from bench.judge.ranking import Ranking
 from bench.store.derived import Derived
 from bench.tell import comparison, ranking, tables, words
 from bench.tell.report import write_comparison
-from tests.handmade import ENVIRONMENT, grid, make_case, make_run
+from tests.handmade import ENVIRONMENT, compared, grid, make_case, make_run, ranked
 
 MARKDOWN = """\
 B (b) against A (a), 2 times of 1 case: faster in 1 (most: dynamic decode, prompt 128, time x 0.500 [0.500-0.500]); no difference shown in 1; 1 other case not comparable.
@@ -47,7 +45,7 @@ def test_the_document():
         environment=environment,
         **flat,
     )
-    found = compare.compare(a, b)
+    found = compared(a, b)
     assert comparison.render(found, "md").replace(", on another machine or software", "") == MARKDOWN
     assert json.loads(comparison.render(found, "jsonl").splitlines()[1])["ratio"] == pytest.approx(0.5)
     assert comparison.render(found, "csv") == tables.data(found.rows, "csv")
@@ -55,14 +53,14 @@ def test_the_document():
 
 def test_where_nothing_was_compared_there_is_nothing_to_draw(tmp_path):
     a, b = make_run(grid(["naive"], [32])), make_run(grid(["static"], [64]))
-    assert write_comparison(compare.compare(a, b), b, tmp_path / "plots", Derived()) is None
+    assert write_comparison(compared(a, b), b, tmp_path / "plots", Derived()) is None
     assert not (tmp_path / "plots").exists()
 
 
 def test_cases_that_are_excluded_for_one_reason_share_a_line():
     a = make_run(grid(["naive", "dynamic"], [32, 64]), path="runs/a")
     b = make_run(grid(["naive", "dynamic"], [32, 64], dtype="bfloat16"), path="runs/b")
-    text = comparison.render(compare.compare(a, b), "md")
+    text = comparison.render(compared(a, b), "md")
     assert "Only in A (a):\n\n- 4 cases, such as naive p32: not in B, which has it with dtype = bfloat16\n" in text
 
 
@@ -72,7 +70,7 @@ def test_a_terminal_of_80_columns_cuts_no_figure(several):
     runs = [
         make_run(grid(["naive", "dynamic"], [32, 512]), path=f"runs/{name}", seed=n) for n, name in enumerate("abc")
     ]
-    found = Ranking.of(runs) if several else compare.compare(*runs[:2])
+    found = ranked(runs) if several else compared(*runs[:2])
     module = ranking if several else comparison
     buffer = io.StringIO()
     Console(file=buffer, width=80, color_system=None).print(module.terminal(found), markup=False, highlight=False)

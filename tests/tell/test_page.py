@@ -10,7 +10,6 @@ import msgspec
 import pytest
 
 from bench.analysis import columns
-from bench.judge.ranking import Ranking
 from bench.record import JobStart, Run
 from bench.tell import drawn as drawn_amounts
 from bench.tell import tables
@@ -22,7 +21,7 @@ from bench.tell.page.table import Column, Line, Table
 from bench.tell.pages import ROOT
 from bench.tell.plots.style import make_figure, own_settings
 from bench.tell.report import Report
-from tests.handmade import ENVIRONMENT, fail, grid, make_run, run_with_lossy_kinds
+from tests.handmade import ENVIRONMENT, fail, grid, make_run, ranked, run_with_lossy_kinds
 
 CASES = grid(["naive", "dynamic"], [16, 64], n_gen=4)
 MARKUP = {
@@ -140,7 +139,7 @@ def test_pages_name_the_machine_that_measured_and_not_the_one_that_submitted() -
     start = JobStart(run_id="r", job="job-0", attempt="a", continues=[], environment=measured, ceilings={})
     run = make_run(CASES, environment=submitted)
     run = msgspec.structs.replace(run, starts={case.cell.key: start for case in CASES})
-    compared = comparison_page(Ranking.of([run] * 3), [{f"one-{n}": drawn("m")} for n in range(3)])
+    compared = comparison_page(ranked([run] * 3), [{f"one-{n}": drawn("m")} for n in range(3)])
     for page in (run_page(Report.of(run), {}), compared):
         assert "node-7" in page
         assert "login-1" not in page
@@ -165,7 +164,7 @@ def test_a_comparison_escapes_too() -> None:
     pages = []
     for words in (("m", "h", "e", "r"), (name, host, error, folder)):
         runs = [named(*words), named(*words), named(*words)]
-        pages.append(comparison_page(Ranking.of(runs), [{f"one-{n}": drawn(words[0])} for n in range(3)]))
+        pages.append(comparison_page(ranked(runs), [{f"one-{n}": drawn(words[0])} for n in range(3)]))
     assert Elements(pages[0]).structure == Elements(pages[1]).structure
 
 

@@ -6,14 +6,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bench.judge.ranking import Ranking
 from bench.tell.page.comparison import comparison_page
 from bench.tell.page.run import run_page
 from bench.tell.page.svg import Picture, picture
 from bench.tell.plots.style import make_figure, own_settings
 from bench.tell.report import Report
 from tests.chromium import chromium, opened, why_no_chromium
-from tests.handmade import grid, make_run, run_with_lossy_kinds, smollm2_ms
+from tests.handmade import grid, make_run, ranked, run_with_lossy_kinds, smollm2_ms
 
 pytestmark = pytest.mark.browser
 
@@ -50,7 +49,7 @@ def comparison_file(tmp_path_factory) -> Path:
         for name, factor in factors.items()
     ]
     file = tmp_path_factory.mktemp("page") / "comparison.html"
-    file.write_text(comparison_page(Ranking.of(runs), [{f"p-{n}": drawn(f"p-{n}")} for n in range(3)]))
+    file.write_text(comparison_page(ranked(runs), [{f"p-{n}": drawn(f"p-{n}")} for n in range(3)]))
     return file
 
 

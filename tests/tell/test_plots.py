@@ -9,12 +9,11 @@ from matplotlib.text import Text
 
 from bench.analysis import slopes, summary
 from bench.analysis.tidy import Tidy
-from bench.judge import compare
 from bench.tell.drawn import MOST_CASES, MOST_CONTEXTS, MOST_LINES, MOST_PLOTS, cases_line, few_contexts, limits_line
 from bench.tell.plots import comparison, style
 from bench.tell.plots import run as run_plots
 from bench.tell.representative import representative_line
-from tests.handmade import fail, grid, make_case, make_run, smollm2_ms, steady_roofs
+from tests.handmade import compared, fail, grid, make_case, make_run, smollm2_ms, steady_roofs
 
 USUAL = ["naive", "dynamic", "static", "hf-generate"]
 ALL = ["naive", "dynamic", "static", "compiled", "hf-generate"]
@@ -29,7 +28,7 @@ def figures_of(run):
 def comparison_of(cases, factor=0.8, **arguments):
     a = make_run(cases, turn_noise=0.03, path="runs/before", **arguments)
     slower = {"ms": lambda case, step: smollm2_ms(case, step) * factor}
-    found = compare.compare(a, make_run(cases, turn_noise=0.03, seed=1, path="runs/after", **slower, **arguments))
+    found = compared(a, make_run(cases, turn_noise=0.03, seed=1, path="runs/after", **slower, **arguments))
     return comparison.comparison_figures(found.rows, found.a, found.b)
 
 
