@@ -144,7 +144,7 @@ def context_axis(
     """
     ticks, ends = sorted(set(lengths)), [*lengths, *reach]
     if len(ticks) == 1:
-        linear_axis(axes, max(ends), label)
+        linear_axis(axes, max(reach, default=2 * ticks[0]), label)
         return
     low, high = min(ends) / 1.35, max(ends) * 1.35
     if max(ends) > 2 * ticks[-1]:
