@@ -52,7 +52,7 @@ def main() -> None:
         if sys.stderr is not None:
             sys.stderr.write(f"kvbench: {' '.join(reason.split())}\n")
         sys.exit(2)
-    run()
+    run(hidden=hidden)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 from typing import Annotated, NoReturn
@@ -88,7 +89,11 @@ class Stopped(BaseException):
         self.exit_code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_TERMINATED
 
 
-def main(arguments: list[str] | None = None) -> NoReturn:
+Hidden = Callable[[], str | None]
+"""Names a file that hides a module of Python's own; None where none does."""
+
+
+def main(arguments: list[str] | None = None, hidden: Hidden = lambda: None) -> NoReturn:
     """Run the command; every error that a user can cause is one line on stderr and an exit code of the contract."""
     if arguments is None:
         interpreter.keep_docstrings()
@@ -97,7 +102,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             signal.signal(number, _stopped)
     interpreter.settle()
     with streams.lasting_streams() as out:
-        code = _run(sys.argv[1:] if arguments is None else arguments)
+        code = _run(sys.argv[1:] if arguments is None else arguments, hidden)
         out.flush()
         if out.failure is not None:
             _complain(f"stdout: cannot be written ({out.failure.strerror})", out.failure, code)
@@ -105,7 +110,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     sys.exit(code)
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], hidden: Hidden) -> int:
     """Run the command and return its exit code; an error is one line on stderr."""
     try:
         places.settle()
@@ -128,7 +133,7 @@ def _run(arguments: list[str]) -> int:
             f"{error.object!r}: is no valid text in this locale, choose another name", error, UsageError.exit_code
         )
     except Exception as error:  # noqa: BLE001
-        code = _unforeseen(error)
+        code = _unforeseen(error, hidden)
     return code if isinstance(code, int) else 0
 
 
@@ -145,14 +150,12 @@ def _failed_place(error: OSError) -> int:
     return _complain(said, error, kind.exit_code)
 
 
-def _unforeseen(error: Exception) -> int:
+def _unforeseen(error: Exception, hidden: Hidden) -> int:
     """Report an error that nobody thought of; it must not end with 1, which says regression."""
     if "KVBENCH_TRACEBACK" in os.environ:
         raise error
     name = f"{type(error).__name__}: {error}"
     with suppress(Exception):  # where no memory is left, looking for the reason may fail as well
-        from kvbench import hidden
-
         if reason := hidden():
             return _complain(f"{name}; {reason}", error, UsageError.exit_code)
         if reason := interpreter.failed_import(error):

@@ -36,9 +36,9 @@ def export(
     from bench.analysis.tidy import Tidy
     from bench.naming import plural
     from bench.store.run_folder import find_run, read_run, writing
-    from bench.store.sealed import write_atomically
     from bench.tell.exchange import EXPORTERS
     from bench.tell.exchange.llama_bench import left_out
+    from kvcache.files import write_atomically
 
     if out is not None and out.is_dir():
         raise UsageError(f"--out {out}: is a folder; give a file")

@@ -45,10 +45,11 @@ def history(
       kvbench history -o csv --sql "SELECT run, mbu FROM runs JOIN rows USING (folder)"
     """
     from bench.analysis import columns
-    from bench.store.history import TYPES, History, connect, parquet
+    from bench.store.duck import TYPES, connect, parquet
+    from bench.store.history import History
     from bench.store.run_folder import writing
-    from bench.store.sealed import write_atomically
     from bench.tell import past_runs
+    from kvcache.files import write_atomically
 
     if output_format == "parquet" and out is None:
         raise UsageError("--format parquet: give --out FILE")

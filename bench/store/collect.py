@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from bench.errors import DataError
 from bench.manifest import Manifest
-from bench.store import samples_files, sealed
+from bench.store import samples_files
 from bench.store.run_folder import find_run, read_manifest, writing
 from bench.store.samples_files import SamplesFile
+from kvcache.files import write_atomically
 
 
 class Collected(NamedTuple):
@@ -54,7 +55,7 @@ def _copy(file: SamplesFile, target: Path, manifest: Manifest) -> Collected:
             if other.path.read_bytes().startswith(content):
                 return Collected(file.path, other.path, is_new=False)
             with writing(f"--out {target}"):
-                sealed.write_atomically(other.path, content)
+                write_atomically(other.path, content)
             return Collected(file.path, other.path, is_new=True)
     with writing(f"--out {target}"), samples_files.next_free(target, file.job) as copy:
         copy.write(content)

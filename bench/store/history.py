@@ -9,13 +9,13 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.errors import DataError, KvbenchError, UsageError
+from bench.store.duck import SELECT, Rows, as_json, quoted, reason
 from bench.store.run_folder import read_manifest
 from bench.store.summary_file import fitting_rows
 
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 DATABASE = ".history.duckdb"
 FORM = 1
 """Of the tables; a database of another form is made again."""
-
-TYPES = {"string": "VARCHAR", "Int64": "BIGINT", "float64": "DOUBLE", "bool": "BOOLEAN"}
-"""A column's type in a frame -> in the database."""
 
 RUN_COLUMNS: dict[str, str] = {
     "folder": "VARCHAR",
@@ -53,8 +50,6 @@ older forms of the file write the whole last group of 122,880 rows anew: three t
 AT_ONCE = 500
 """Runs that are read before they are stored, so that an interruption costs no more."""
 
-Rows = list[dict[str, Any]]
-
 
 class Answer(NamedTuple):
     """What a query returned."""
@@ -62,21 +57,6 @@ class Answer(NamedTuple):
     columns: dict[str, str]
     """Type by name."""
     rows: Rows
-
-
-@contextmanager
-def connect() -> Iterator[DuckDBPyConnection]:
-    """Open a database in memory.
-
-    Raises:
-        UsageError: DuckDB is not installed.
-    """
-    try:
-        import duckdb
-    except ImportError as error:
-        raise UsageError("DuckDB is not installed: pip install 'kvbench[history]'") from error
-    with duckdb.connect(config={"autoinstall_known_extensions": False}) as connection:  # nothing is downloaded
-        yield connection
 
 
 class History:
@@ -131,8 +111,8 @@ class History:
             return Answer(columns, [dict(zip(columns, row, strict=True)) for row in found.fetchall()])
         except duckdb.Error as error:
             if _is_damage(error):
-                raise DataError(f"{DATABASE}: damaged ({_reason(error)}); delete it: it is made again") from error
-            raise UsageError(f"{asked}: {_reason(error)}") from error
+                raise DataError(f"{DATABASE}: damaged ({reason(error)}); delete it: it is made again") from error
+            raise UsageError(f"{asked}: {reason(error)}") from error
 
     def _attach(self, name: str, folder: Path) -> str:
         """Attach the folder's database, up to date; one in memory where none can be stored there. Return its name."""
@@ -151,19 +131,19 @@ class History:
                 raise DataError(f"{path}: damaged; delete it: it is made again from the runs") from error
             if "Could not set lock" in str(error):
                 raise DataError(f"{path}: another `kvbench history` uses it; run it again") from error
-            self.notes.append(f"{path}: cannot be stored ({_reason(error)}); made in memory for this once")
+            self.notes.append(f"{path}: cannot be stored ({reason(error)}); made in memory for this once")
             with suppress(duckdb.Error):  # none is open
                 self._connection.execute("ROLLBACK")
             name = f"{name}_in_memory"
             self._open(name, ":memory:")
             self._update(name, folder)
         except duckdb.Error as error:
-            raise DataError(f"{path}: cannot be read ({_reason(error)}); delete it: it is made again") from error
+            raise DataError(f"{path}: cannot be read ({reason(error)}); delete it: it is made again") from error
         return name
 
     def _open(self, name: str, path: str) -> None:
         run = self._connection.execute
-        run(f"ATTACH {_quoted(path)} AS {name}{'' if Path(path).exists() else MADE_WITH}")
+        run(f"ATTACH {quoted(path)} AS {name}{'' if Path(path).exists() else MADE_WITH}")
         run("BEGIN")  # a kill leaves all tables of one form
         run(f"CREATE TABLE IF NOT EXISTS {name}.form (form INTEGER, columns VARCHAR)")
         wanted = (FORM, json.dumps([*RUN_COLUMNS, *self._columns.items()]))
@@ -198,7 +178,7 @@ class History:
 
     def _insert(self, table: str, columns: Mapping[str, str], rows: Iterable[dict[str, Any]]) -> None:
         """Insert all rows at once: a statement for each would take a millisecond."""
-        self._connection.execute(f"INSERT INTO {table} {_SELECT}", _as_json(columns, rows))
+        self._connection.execute(f"INSERT INTO {table} {SELECT}", as_json(columns, rows))
 
     def _read(self, folder: Path, stamp: str) -> tuple[dict[str, Any], Rows] | None:
         """Return a run's entry and its summary's rows; None, with a note, where that fails."""
@@ -229,37 +209,6 @@ class History:
             "origin": manifest.origin.tool if manifest.origin is not None else None,
             "stamp": stamp,
         }, rows
-
-
-def parquet(columns: Mapping[str, str], rows: Iterable[dict[str, Any]]) -> bytes:
-    """Write rows as Apache Parquet; `columns` are the types of DuckDB by name.
-
-    Raises:
-        UsageError: DuckDB is not installed, the temporary folder has no room, or Parquet has no such type.
-    """
-    with connect() as connection:
-        import duckdb
-
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                connection.execute(f"CREATE TABLE made AS {_SELECT}", _as_json(columns, rows))
-                path = Path(folder, "rows.parquet")
-                connection.execute(f"COPY made TO {_quoted(str(path))} (FORMAT parquet)")
-                return path.read_bytes()
-        except (duckdb.IOException, OSError) as error:
-            raise UsageError(f"parquet: {_reason(error)}; set TMPDIR to a folder with room") from error
-        except duckdb.Error as error:
-            raise UsageError(f"parquet: {_reason(error)}") from error
-
-
-_SELECT = "SELECT unnest(from_json(?, ?), max_depth := 2)"
-"""Rows out of a JSON text and the types of its columns."""
-
-
-def _as_json(columns: Mapping[str, str], rows: Iterable[dict[str, Any]]) -> list[str]:
-    """Return the values of `_SELECT` for these rows."""
-    listed = [{name: row.get(name) for name in columns} for row in rows]
-    return [json.dumps(listed, default=str), json.dumps([columns])]
 
 
 def _stamps(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -298,11 +247,3 @@ def _unlike(name: str, others: Iterable[str]) -> str:
     """Return the name of a column, numbered where there is one of that name: a, a_1."""
     taken, candidates = {other.casefold() for other in others}, (f"{name}_{number}" for number in itertools.count(1))
     return name if name.casefold() not in taken else next(one for one in candidates if one.casefold() not in taken)
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0].strip()

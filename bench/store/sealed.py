@@ -1,15 +1,13 @@
 """One JSON document in one file: versioned, sealed by a digest of itself, and written whole or not at all."""
 
 import hashlib
-import os
-import secrets
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
 from bench.errors import DataError
+from kvcache.files import write_atomically
 
 D = TypeVar("D", bound=msgspec.Struct)
 """A struct that can be sealed: it has the fields `schema_version: int` and `digest: str`."""
@@ -56,31 +54,6 @@ def read(path: Path, kind: type[D], version: int) -> D:
     if fields.get("digest") != _sha256(fields | {"digest": ""}):
         raise DataError(f"{path}: damaged (its digest does not fit its content)")
     return document
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a whole file under a temporary name, sync it, and rename it into place.
-
-    A link stays one: what it names is replaced. What is no regular file (a pipe, /dev/null) is written into.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written; no part of the file is left. Or it is a folder.
-    """
-    if path.exists() and not path.is_file():
-        path.write_bytes(content)
-        return
-    path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("xb") as file:  # its rights are the user's umask: tempfile would make it private
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def _sha256(document: object) -> str:

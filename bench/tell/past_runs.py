@@ -14,11 +14,11 @@ from bench.errors import UsageError
 from bench.store.derived import Derived
 from bench.store.history import Answer, History
 from bench.store.run_folder import read_run, writing
-from bench.store.sealed import write_atomically
 from bench.store.summary_file import document
 from bench.tell import tables
 from bench.tell.layout import Fitted, markdown_table
 from bench.tell.words import NOTHING, SETTING_COLUMNS, number
+from kvcache.files import write_atomically
 
 LIST = (
     "measured_utc, run, model, machine, commit, torch, transformers, cases, coalesce(measured, 0) AS measured, origin"

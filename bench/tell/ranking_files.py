@@ -4,8 +4,8 @@ from pathlib import Path
 
 from bench.judge.ranking import Ranking
 from bench.store.derived import Derived
-from bench.store.sealed import write_atomically
 from bench.tell.report import save_all
+from kvcache.files import write_atomically
 
 
 def write_ranking(ranking: Ranking, folder: Path | None, derived: Derived) -> Path | None:

@@ -20,12 +20,12 @@ from bench.judge.compare import Comparison
 from bench.record import Run
 from bench.store import summary_file
 from bench.store.derived import Derived
-from bench.store.sealed import write_atomically
 from bench.tell import notes, tables
 from bench.tell.benchmark_json import benchmark_json
 from bench.tell.drawn import limits_line
 from bench.tell.representative import representative_line
 from bench.tell.words import case_labels
+from kvcache.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,6 @@ import os
 import platform
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ from filelock import FileLock
 
 from kvcache.compiled import candidates
 from kvcache.compiled.compiler import compiler_facts
+from kvcache.files import write_atomically
 from kvcache.models.weight_cache import ModelError, cache_folder
 
 Wanted = TypeVar("Wanted")
@@ -63,7 +63,7 @@ def _completed(
             fastest = {candidate: round(1e6 * min(seconds), 1) for candidate, seconds in times.items() if seconds}
             document["microseconds"][name] = dict(sorted(fastest.items(), key=lambda item: item[1]))
         try:
-            _write(path, document)
+            write_atomically(path, json.dumps(document, indent=2).encode() + b"\n")
         except OSError as error:  # a full disk, say
             _say_not_stored(error)
     return {name: kernels[name] for name in wanted}
@@ -83,20 +83,6 @@ def _read(path: Path, facts: str) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         return empty
     return document if document.keys() == empty.keys() and document["version"] == VERSION else empty
-
-
-def _write(path: Path, document: Mapping[str, Any]) -> None:
-    """Write the file whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", encoding="utf-8", delete=False) as part:
-        try:
-            json.dump(document, part, indent=2)
-            part.write("\n")
-            part.flush()
-            os.fsync(part.fileno())
-            Path(part.name).replace(path)
-        except BaseException:
-            Path(part.name).unlink(missing_ok=True)
-            raise
 
 
 def processor() -> str:

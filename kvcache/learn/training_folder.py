@@ -7,13 +7,13 @@ DIR/checkpoints/     the Trainer's; a marker in each, written last, says that it
 """
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
+from kvcache.files import write_atomically
 from kvcache.learn.corpus import TokenizerKind
 
 SCHEMA_VERSION = 1
@@ -121,7 +121,7 @@ def read(folder: Path) -> tuple[Record, str]:
 
 def write_record(folder: Path, record: Record) -> None:
     """Replace training.json atomically."""
-    _write(folder / _RECORD, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+    write_atomically(folder / _RECORD, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
 
 
 def checkpoints(folder: Path) -> Path:
@@ -133,7 +133,7 @@ def mark_complete(folder: Path, step: int) -> None:
     """Mark the checkpoint of `step` as complete; called when all its files are written."""
     checkpoint = checkpoints(folder) / f"checkpoint-{step}"
     (checkpoint / _PICKLED_ARGUMENTS).unlink(missing_ok=True)
-    _write(checkpoint / _MARKER, b"")
+    write_atomically(checkpoint / _MARKER, b"")
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -149,13 +149,3 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write the whole content or nothing, even if the process is killed meanwhile."""
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)

@@ -14,8 +14,9 @@ from rich.console import Console
 
 from bench.analysis import columns
 from bench.errors import DataError, UsageError
-from bench.store import history
-from bench.store.history import DATABASE, TYPES, History, connect
+from bench.store import duck, history
+from bench.store.duck import TYPES, connect
+from bench.store.history import DATABASE, History
 from bench.store.run_folder import samples_file
 from bench.store.summary_file import fitting_rows
 from bench.tell import past_runs
@@ -294,7 +295,7 @@ def test_a_full_temporary_folder_is_named(runs, monkeypatch, tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (16, limits[1]))
     try:
         with pytest.raises(UsageError, match=r"parquet: .*; set TMPDIR to a folder with room"):
-            history.parquet({"a": "BIGINT"}, [{"a": 1}])
+            duck.parquet({"a": "BIGINT"}, [{"a": 1}])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 

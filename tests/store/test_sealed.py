@@ -8,6 +8,7 @@ import pytest
 
 from bench.errors import DataError
 from bench.store import sealed
+from kvcache.files import write_atomically
 
 
 class Note(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +42,7 @@ def test_a_link_a_pipe_and_a_device_stay_what_they_are(tmp_path):
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     for path in (link, pipe, device):
-        sealed.write_atomically(path, b"after")
+        write_atomically(path, b"after")
     assert os.read(reader, 100) == b"after"
     os.close(reader)
     assert (tmp_path / "real").read_bytes() == b"after"
@@ -50,13 +51,13 @@ def test_a_link_a_pipe_and_a_device_stay_what_they_are(tmp_path):
     assert device.is_char_device()
     assert len(list(tmp_path.iterdir())) == 4
     with pytest.raises(IsADirectoryError):
-        sealed.write_atomically(tmp_path, b"")
+        write_atomically(tmp_path, b"")
 
 
 def test_its_rights_are_those_of_the_umask(tmp_path):
     before = os.umask(0o027)
     try:
-        sealed.write_atomically(tmp_path / "note", b"")
+        write_atomically(tmp_path / "note", b"")
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "note").stat().st_mode) == 0o640

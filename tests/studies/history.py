@@ -24,7 +24,8 @@ from bench.analysis import columns
 from bench.analysis.summary import summarize
 from bench.analysis.tidy import Tidy
 from bench.machine.affinity import usable_cores
-from bench.store.history import TYPES, History, connect
+from bench.store.duck import TYPES, connect
+from bench.store.history import History
 from bench.store.run_folder import samples_file
 from bench.store.summary_file import document
 from bench.tell import past_runs, tables

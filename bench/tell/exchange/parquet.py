@@ -4,7 +4,7 @@ import pandas as pd
 
 from bench.analysis import columns
 from bench.analysis.tidy import Tidy
-from bench.store.history import TYPES, parquet
+from bench.store.duck import TYPES, parquet
 from bench.tell import tables
 
 
