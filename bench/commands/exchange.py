@@ -82,7 +82,7 @@ def import_(
       llama-bench -m model.gguf -p 512 -n 128 -d 0,512 -o jsonl > llama.jsonl
       kvbench import llama.jsonl
     """
-    from bench.tell.exchange.imported import store
+    from bench.store.imported import store
 
     folder, notes = store(file, out, name)
     note(*notes)

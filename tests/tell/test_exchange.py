@@ -14,8 +14,10 @@ from bench.analysis.summary import summarize
 from bench.analysis.tidy import Tidy
 from bench.errors import DataError, UsageError
 from bench.manifest import ELSEWHERE
+from bench.store import imported
+from bench.store.llama_tests import read_tests
 from bench.store.run_folder import read_run
-from bench.tell.exchange import EXPORTERS, imported
+from bench.tell.exchange import EXPORTERS
 from tests.handmade import grid, make_run
 
 CASES = [*grid(["naive", "dynamic"], [128], n_gen=8), *grid(["dynamic"], [128], n_gen=8, batch_size=2)]
@@ -241,12 +243,10 @@ def test_all_three_formats_say_the_same(tmp_path):
                 marks = ", ".join("?" * len(names))
                 database.execute(f"INSERT INTO {table} VALUES ({marks})", [str(test[name]) for name in names])
             database.commit()
-    by_json, *others = (
-        imported.read_tests(tmp_path / name) for name in ("a.json", "a.jsonl", "bom.json", "windows.jsonl")
-    )
+    by_json, *others = (read_tests(tmp_path / name) for name in ("a.json", "a.jsonl", "bom.json", "windows.jsonl"))
     assert others == [by_json] * 3
     without = [msgspec.structs.replace(test, samples_ns=[]) for test in by_json]
-    assert [imported.read_tests(tmp_path / table) for table in ("test", "llama_bench")] == [without, without]
+    assert [read_tests(tmp_path / table) for table in ("test", "llama_bench")] == [without, without]
 
 
 def test_our_own_rows_come_back(tmp_path):

@@ -1,4 +1,4 @@
-"""The formats of other tools, one file each: what `kvbench export` writes, and llama-bench's, which `import` reads."""
+"""The formats of other tools, one file each: what `kvbench export` writes."""
 
 from collections.abc import Callable, Mapping
 

@@ -7,7 +7,7 @@ a case with a prompt of 128 stands at `n_depth` 128, as llama-bench measures it 
 
 import statistics
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 import pandas as pd
@@ -15,63 +15,8 @@ import pandas as pd
 from bench.analysis.tidy import Tidy
 from bench.manifest import CasePlan
 from bench.record import Run
+from bench.store.llama_tests import GGML_TYPES, Test
 from kvcache.strategies.catalogue import is_lossy
-
-GGML_TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-
-
-Count = Annotated[int, msgspec.Meta(le=10_000_000)]
-"""Of tokens, layers, threads: beyond what any model or machine has, and still small enough to work with."""
-Big = Annotated[int, msgspec.Meta(le=10**15)]
-"""Bytes, parameters; of ns eleven days."""
-
-
-class Test(msgspec.Struct, frozen=True, kw_only=True):
-    """One test of llama-bench: n_prompt tokens in one go (pp), or n_gen one after the other (tg), at a depth.
-
-    Fields with a default may be missing: older and newer builds have fewer and more.
-    """
-
-    build_commit: str = ""
-    build_number: int = 0
-    cpu_info: str = ""
-    gpu_info: str = ""
-    backends: str = ""
-    model_filename: str
-    model_type: str
-    model_size: Big = 0
-    """Bytes."""
-    model_n_params: Big = 0
-    n_batch: Count = 0
-    n_ubatch: Count = 0
-    n_threads: Count
-    cpu_mask: str = "0x0"
-    cpu_strict: bool | int = False
-    poll: int = 0
-    type_k: str = ""
-    type_v: str = ""
-    n_gpu_layers: Count = 0
-    split_mode: str = "layer"
-    main_gpu: int = 0
-    no_kv_offload: bool | int = False
-    flash_attn: bool | int | str = False
-    tensor_split: str = "0.00"
-    tensor_buft_overrides: str = "none"
-    use_mmap: bool | int = True
-    embeddings: bool | int = False
-    no_op_offload: bool | int = False
-    n_prompt: Count
-    n_gen: Count
-    n_depth: Count = 0
-    test_time: str
-    avg_ns: Big
-    stddev_ns: int = 0
-    avg_ts: float = 0.0
-    stddev_ts: float = 0.0
-    samples_ns: list[Big] = []
-    """Of each repetition the whole test; SQL output has none."""
-    samples_ts: list[float] = []
 
 
 def documents(tidy: Tidy, summary: pd.DataFrame) -> dict[str, bytes]:
@@ -127,7 +72,7 @@ def _setting(run: Run, plan: CasePlan) -> dict[str, Any]:
         "model_filename": case.model,
         "model_type": f"{case.model} {stored.upper()} {case.strategy}",
         "model_size": plan.weights_bytes,
-        "model_n_params": plan.weights_bytes // BYTES[case.dtype] if case.dtype in BYTES else 0,
+        "model_n_params": 8 * plan.weights_bytes // int(stored.strip("bf")) if case.dtype in GGML_TYPES else 0,
         "n_batch": case.n_prompt,
         "n_ubatch": case.n_prompt,
         "n_threads": case.n_threads,

@@ -1,11 +1,13 @@
 """Frame -> figure: does a lossy kind of cache get worse the further it decodes from what was prefilled?"""
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.naming import context
-from bench.tell.plots.style import make_figure, open_frame
+from bench.tell.plots.style import legend_below, look, make_figure, open_frame
 from bench.tell.words import setting
 
 STRETCH = 16
@@ -13,8 +15,6 @@ STRETCH = 16
 
 COLUMNS = 4
 """Panels side by side."""
-
-_LINES = (("#0072B2", "-", "o"), ("#D55E00", "--", "s"), ("#009E73", "-.", "^"), ("#222222", ":", "D"))
 
 
 def agreement_by_position(rows: pd.DataFrame) -> Figure:
@@ -24,7 +24,7 @@ def agreement_by_position(rows: pd.DataFrame) -> Figure:
     """
     names = list(dict.fromkeys(rows["strategy"]))
     lengths = dict.fromkeys(map(context, rows.to_dict("records")))
-    looks = {length: _LINES[place % len(_LINES)] for place, length in enumerate(lengths)}
+    looks = {length: look(place) for place, length in enumerate(lengths)}
     n_bands = -(-len(names) // COLUMNS)
     title = f"Agreement with the exact run's most likely token, mean of {STRETCH} decode steps"
     figure = make_figure(title, setting(rows.iloc[0].to_dict()), 1.5 + 2.0 * n_bands)
@@ -43,23 +43,15 @@ def agreement_by_position(rows: pd.DataFrame) -> Figure:
         axes.set_axis_off()
     grid[0, 0].set_ylim(0, 1.05)
     grid[0, 0].set_xlim(0, rows["step"].max() * 1.03)
-    for length, (color, line, marker) in looks.items():
-        grid[0, 0].plot([], [], color=color, linestyle=line, marker=marker, label=length)
-    legend = figure.legend(
-        *grid[0, 0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=5,
-        title="context: prompt @ depth",
-        handlelength=3.5,
-    )
-    legend.set_frame_on(False)
+    for length, drawn in looks.items():
+        grid[0, 0].plot([], [], label=length, **drawn)
+    legend_below(figure, grid[0, 0], columns=5, title="context: prompt @ depth")
     return figure
 
 
-def _panel(axes: Axes, rows: pd.DataFrame, looks: dict[str, tuple[str, str, str]]) -> None:
+def _panel(axes: Axes, rows: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> None:
     """Draw a line per context."""
     for _, own in rows.groupby("case", sort=False):
-        color, line, marker = looks[context(own.iloc[0].to_dict())]
         stretches = own.groupby((own["step"] - 1) // STRETCH)[["step", "agreement"]].mean()
-        axes.plot(stretches["step"], stretches["agreement"], color=color, linestyle=line, marker=marker, markersize=4)
+        axes.plot(stretches["step"], stretches["agreement"], markersize=4, **looks[context(own.iloc[0].to_dict())])
     open_frame(axes, "y")

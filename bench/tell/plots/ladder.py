@@ -1,23 +1,27 @@
 """Frames -> figures of steps: down the strategies to the machine's limit, and up the threads. Pure functions."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator
 
 from bench.naming import context, plural
 from bench.tell.drawn import MOST_LINES, few_contexts
-from bench.tell.plots.style import GUIDE, THOUSANDS, legend_below, make_figure, open_frame, panels, styles, value_axis
+from bench.tell.plots.style import (
+    GUIDE,
+    THOUSANDS,
+    legend_below,
+    log_axis,
+    look,
+    make_figure,
+    panels,
+    styles,
+    value_axis,
+)
 from bench.tell.words import EXTENT, SETTING_COLUMNS, by_setting, catalogue_place, setting
 from kvcache.strategies.catalogue import COMPILING, REFEEDING
 
 LIMIT = "limit"
-_LINES = ("-", "--", "-.", ":")
-_MARKERS = ("o", "s", "^", "D", "v", "P")
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#222222")
 
 
 def ladder(summary: pd.DataFrame) -> Figure:
@@ -32,14 +36,15 @@ def ladder(summary: pd.DataFrame) -> Figure:
     for panel, phase, axes, rows in panels(figure, summary):
         for place, n_prompt in enumerate(contexts):
             own = rows[rows["n_prompt"] == n_prompt]
-            times = own.set_index("strategy")["latency_ms"].to_dict()
+            found = own.set_index("strategy")["latency_ms"].to_dict()
             cached = own[~own["strategy"].isin(REFEEDING)]
-            times[LIMIT] = cached[["compute_floor_ms", "memory_floor_ms"]].max(axis=1).min()
-            shown = [(times[rung], height) for height, rung in enumerate(rungs) if rung in times]
+            found[LIMIT] = cached[["compute_floor_ms", "memory_floor_ms"]].max(axis=1).min()
+            shown = [(found[rung], height) for height, rung in enumerate(rungs) if rung in found]
             drawn = look(place)
             label = f"prompt {context(own.iloc[0].to_dict())}"
             axes.plot([x for x, _ in shown], [y for _, y in shown], label=label, linewidth=1.2, **drawn)
-        _time_axis(axes, [*rows["latency_ms"], *rows[["compute_floor_ms", "memory_floor_ms"]].max(axis=1)], phase)
+        times = [*rows["latency_ms"], *rows[["compute_floor_ms", "memory_floor_ms"]].max(axis=1)]
+        log_axis(axes, "x", times, "TTFT (ms)" if phase == "prefill" else "TPOT (ms)")
         axes.yaxis.set_major_locator(FixedLocator(range(len(rungs))))
         axes.set_yticklabels(rungs if panel == 0 else [])
         axes.set_ylim(len(rungs) - 0.6, -0.4)
@@ -72,23 +77,3 @@ def threads(summary: pd.DataFrame) -> Figure:
         axes.set_xlabel("threads")
     legend_below(figure, figure.axes[0], columns=4)
     return figure
-
-
-def look(place: int) -> dict[str, Any]:
-    """Choose how the place-th depth or context is drawn."""
-    return {"color": _COLORS[place % 6], "marker": _MARKERS[place % 6], "linestyle": _LINES[place % 4]}
-
-
-def _time_axis(axes: Axes, times: list[float], phase: str) -> None:
-    """Make a logarithmic axis of times, with ticks that leave each other room."""
-    known = [time for time in times if time > 0]
-    axes.set_xscale("log")
-    low, high = min(known) / 1.3, max(known) * 1.3
-    steps = (1, 2, 5) if high / low < 60 else (1, 3) if high / low < 1000 else (1,)
-    ticks = [step * 10.0**power for power in range(-6, 9) for step in steps if low <= step * 10.0**power <= high]
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(THOUSANDS)
-    axes.set_xlim(low, high)
-    axes.set_xlabel("TTFT (ms), log scale" if phase == "prefill" else "TPOT (ms), log scale")
-    open_frame(axes, "x")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 
 from bench.judge.ranking import BASELINE, RATIO_COLUMNS, TIME_COLUMNS, Ranking
 from bench.naming import Row, context
@@ -20,15 +19,6 @@ from bench.tell.words import SETTING_COLUMNS
 
 LINE_IN = 0.13
 """Height of a marker. A case has one for each run, and half of one between it and the next."""
-
-
-class _Look(NamedTuple):
-    color: str
-    marker: str
-
-
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5D3A9B", "#222222")
-_LOOKS = [_Look(color, marker) for color, marker in zip(_COLORS, "osD^vPX*", strict=True)]
 
 
 def ranking_figures(ranking: Ranking, rows: pd.DataFrame, baseline: int = 0) -> dict[str, Figure]:
@@ -66,14 +56,14 @@ def picture_of(ranking: Ranking, title: str, rows: pd.DataFrame, baseline: int =
             of_run = shown[shown["run"] == run]
             # The markers of a case stand within 0.7 of its height, around its label.
             heights = of_run["group"].map(labels).map(cases.index) + 0.7 * ((place + 0.5) / len(runs) - 0.5)
-            _markers(axes, of_run, heights, columns, _LOOKS[ranking.letters.index(run) % len(_LOOKS)])
+            _markers(axes, of_run, heights, columns, drawing.look(ranking.letters.index(run)))
         axes.set_yticks(range(len(cases)), [label for label, _ in cases] if panel == 0 else [""] * len(cases))
         axes.set_ylim(len(cases) - 0.4, -0.6)
         if by_ratio:
             axes.axvline(1, color=drawing.GUIDE, linewidth=1.2, zorder=1)
             ratio_axis(axes, shown, f"faster  <  {phase}, time / {own}'s  >  slower")
         else:
-            _time_axis(axes, shown, f"{phase} (ms), log scale")
+            drawing.log_axis(axes, "x", shown["ms"], f"{phase} (ms)")
     drawing.legend_below(figure, figure.axes[0], columns=8)
     return figure
 
@@ -93,19 +83,10 @@ def _label(ranking: Ranking, row: Row) -> str:
     return " ".join(([] if "strategy" in ranking.apart else [f"{row['strategy']},"]) + [f"prompt {context(row)}"])
 
 
-def _markers(axes: Axes, rows: pd.DataFrame, heights: pd.Series[float], columns: list[str], look: _Look) -> None:
+def _markers(
+    axes: Axes, rows: pd.DataFrame, heights: pd.Series[float], columns: list[str], drawn: dict[str, Any]
+) -> None:
     value, low, high = columns
-    axes.hlines(heights, rows[low], rows[high], color=look.color, linewidth=1.4)
+    axes.hlines(heights, rows[low], rows[high], color=drawn["color"], linewidth=1.4)
     label = rows["run"].iloc[0] if len(rows) else None
-    axes.plot(rows[value], heights, look.marker, color=look.color, markersize=4.5, label=label)
-
-
-def _time_axis(axes: Axes, rows: pd.DataFrame, label: str) -> None:
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(
-        LogLocator(subs=(1.0, 2.0, 5.0) if rows["ms"].max() / rows["ms"].min() < 50 else (1.0,))
-    )
-    axes.xaxis.set_major_formatter(drawing.THOUSANDS)
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel(label)
-    drawing.open_frame(axes, "x")
+    axes.plot(rows[value], heights, markersize=4.5, label=label, **{**drawn, "linestyle": "none"})

@@ -5,9 +5,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bench.tell.drawn import MOST_LINES, few, few_contexts
-from bench.tell.plots.ladder import look
 from bench.tell.plots.steps import intervals
-from bench.tell.plots.style import GUIDE, context_axis, legend_below, make_figure, value_axis
+from bench.tell.plots.style import GUIDE, context_axis, legend_below, look, make_figure, value_axis
 from bench.tell.words import SETTING_COLUMNS, number, setting
 from kvcache.strategies.catalogue import REFEEDING
 

@@ -81,6 +81,15 @@ _FURTHER = (
 )
 
 
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5D3A9B", "#222222")
+
+
+def look(place: int) -> dict[str, Any]:
+    """Choose how the place-th run, depth or context is drawn: keyword arguments of `Axes.plot`."""
+    line = ("-", "--", "-.", ":")[place % 4]
+    return {"color": _COLORS[place % 8], "marker": "osD^vPX*"[place % 8], "linestyle": line}
+
+
 def styles(strategies: Iterable[str]) -> dict[str, Style]:
     """Choose a style for each strategy, in the order given; a known strategy looks the same in every plot."""
     names = list(dict.fromkeys(strategies))
@@ -158,17 +167,29 @@ def context_axis(
 
 
 def value_axis(axes: Axes, values: Iterable[float], label: str, *, from_zero: bool = False) -> None:
-    """Make the y axis logarithmic (ticks at 1, 2, 5) where the values differ by a magnitude, else from zero."""
+    """Make the y axis logarithmic where the values differ by a magnitude, else from zero."""
     known = [value for value in values if value > 0]
     if known and max(known) / min(known) > MAGNITUDE and not from_zero:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if max(known) / min(known) < 3000 else (1.0,)))
-        axes.yaxis.set_minor_locator(NullLocator())
-    elif known:
+        log_axis(axes, "y", known, label)
+        return
+    if known:
         axes.set_ylim(0, 1.12 * max(known))
     axes.yaxis.set_major_formatter(THOUSANDS)
-    axes.set_ylabel(label if axes.get_yscale() == "linear" else f"{label}, log scale")
+    axes.set_ylabel(label)
     open_frame(axes, "y")
+
+
+def log_axis(axes: Axes, side: Literal["x", "y"], values: Iterable[float], label: str) -> None:
+    """Make an axis logarithmic, with ticks that leave each other room."""
+    known = [value for value in values if value > 0]
+    reach, axis = max(known) / min(known), axes.xaxis if side == "x" else axes.yaxis
+    few: tuple[float, ...] = (1.0, 3.0) if side == "x" and reach < 1000 else (1.0,)
+    axes.set(**{f"{side}scale": "log"})
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if reach < (50 if side == "x" else 3000) else few))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(THOUSANDS)
+    axis.set_label_text(f"{label}, log scale")
+    open_frame(axes, side)
 
 
 def open_frame(axes: Axes, grid: Literal["x", "y"]) -> None:

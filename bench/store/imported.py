@@ -1,20 +1,15 @@
-"""llama-bench's results as a run: read from its json, jsonl or sqlite, stored with a manifest that names their origin.
+"""llama-bench's results as a run, stored with a manifest that names their origin.
 
 A `pp` test is the prefill of a case, a `tg` test a case with a prompt of one token: n_gen forwards of one token at its
 depth. llama-bench times a whole test, so every token of a `tg` has its share of the time.
 """
 
 import hashlib
-import json
 import re
 import shutil
-import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -23,8 +18,8 @@ from bench.errors import DataError
 from bench.manifest import ELSEWHERE, SCHEMA_VERSION, CasePlan, Environment, Manifest, Origin
 from bench.record import CellPlan, Sample
 from bench.store import sealed
+from bench.store.llama_tests import GGML_TYPES, Test, read_tests, utc
 from bench.store.run_folder import check_name, make_folder, samples_file, write_manifest, writing
-from bench.tell.exchange.llama_bench import GGML_TYPES, Test
 
 STRATEGY = "llama.cpp"
 
@@ -34,30 +29,6 @@ SETUP = (
     *("tensor_split", "tensor_buft_overrides", "use_mmap", "no_op_offload"),
 )
 """Fields of a test in which tests of one case may differ."""
-
-SQLITE_MAGIC = b"SQLite format 3\0"
-
-
-def read_tests(path: Path) -> list[Test]:
-    """Read the tests of a file, whichever of the three formats it has.
-
-    Raises:
-        DataError: it cannot be read, is damaged, or holds no test; the message names the line.
-    """
-    try:
-        content = path.read_bytes()
-        if content.startswith(SQLITE_MAGIC):
-            return [_test(row, f"{path}, row {number}") for number, row in enumerate(_sqlite_rows(path), start=1)]
-        encoding = json.detect_encoding(content)  # PowerShell's > writes UTF-16
-        text = content.decode(encoding)
-        if text.lstrip()[:1] == "[":
-            return [_test(row, f"{path}, test {number}") for number, row in enumerate(json.loads(text), start=1)]
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
-    except (ValueError, RecursionError, sqlite3.Error) as error:
-        raise DataError(f"{path}: not llama-bench's json, jsonl or sqlite ({error})") from error
-    lines = ((f"{path}, line {number}", line) for number, line in enumerate(text.split("\n"), start=1))
-    return [_test(_parsed(line, where), where) for where, line in lines if line.strip()]
 
 
 def store(path: Path, out: Path, name: str | None) -> tuple[Path, list[str]]:
@@ -81,7 +52,7 @@ def store(path: Path, out: Path, name: str | None) -> tuple[Path, list[str]]:
     cases = _cases(kept)
     samples = list(_samples(kept, cases))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    stamp = re.sub(r"[^0-9TZ]", "", _utc(kept[0].test_time))
+    stamp = re.sub(r"[^0-9TZ]", "", utc(kept[0].test_time))
     run_id = f"{stamp}-{check_name(name or 'llama-bench')}"
     manifest = _manifest(kept, cases, samples, run_id, Origin("llama-bench", str(path), digest))
     folder = make_folder(out, manifest.run_id)
@@ -95,52 +66,6 @@ def store(path: Path, out: Path, name: str | None) -> tuple[Path, list[str]]:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return folder, notes
-
-
-def _sqlite_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the table that `llama-bench -o sql` makes: `llama_bench`, in older builds `test`."""
-    with closing(sqlite3.connect(f"file:{path.resolve()}?mode=ro", uri=True)) as database:
-        database.row_factory = sqlite3.Row
-        names = [row["name"] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        newer, older = "SELECT * FROM llama_bench ORDER BY rowid", "SELECT * FROM test ORDER BY rowid"
-        return [dict(row) for row in database.execute(newer if "llama_bench" in names else older)]
-
-
-def _parsed(line: str, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: no JSON ({error})") from error
-
-
-def _test(row: Any, where: str) -> Test:
-    """Check one test.
-
-    Raises:
-        DataError: a field is missing, of another kind than llama-bench's, or no such number or time can be.
-    """
-    try:
-        # Lax: the SQL output quotes its numbers.
-        test = msgspec.convert(row, Test, strict=False)
-    except msgspec.ValidationError as error:
-        raise DataError(f"{where}: no test of llama-bench ({error})") from error
-    if min([test.avg_ns, *test.samples_ns]) <= 0 or min(test.n_prompt, test.n_gen, test.n_depth) < 0:
-        raise DataError(f"{where}: a time is not positive, or a number of tokens is negative")
-    try:
-        _utc(test.test_time)
-    except (ValueError, OverflowError) as error:
-        raise DataError(f"{where}: test_time is no ISO 8601 ({error})") from error
-    return test
-
-
-def _utc(test_time: str) -> str:
-    """Write the time of a test as manifests have theirs.
-
-    >>> _utc("2026-04-24T13:58:50+02:00")
-    '2026-04-24T11:58:50Z'
-    """
-    found = datetime.fromisoformat(test_time)
-    return f"{(found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _distinct(tests: Iterable[Test], field: str) -> list[str]:
@@ -238,7 +163,7 @@ def _manifest(
     return Manifest(
         schema_version=SCHEMA_VERSION,
         run_id=run_id,
-        created_utc=_utc(tests[0].test_time),
+        created_utc=utc(tests[0].test_time),
         command=["kvbench", "import", origin.path],
         repetitions=1 + max(sample.round for sample in samples),
         processes=1,
