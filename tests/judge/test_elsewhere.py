@@ -3,7 +3,6 @@
 import msgspec
 import pytest
 
-from bench.judge.compare import compare
 from bench.judge.elsewhere import work
 from bench.judge.ranking import SEVERAL
 from bench.manifest import ELSEWHERE, Origin
@@ -13,7 +12,7 @@ from bench.tell import ranking as text
 from bench.tell.plots.ranking import ranking_figures
 from bench.tell.plots.style import own_settings
 from bench.tell.report import write_comparison
-from tests.handmade import grid, make_case, make_run, ranked
+from tests.handmade import compared, grid, make_case, make_run, ranked
 from tests.tell.test_exchange import PP, TG, store
 from tests.tell.test_machine_plots import figures_of
 from tests.tell.test_plots import assert_readable
@@ -125,7 +124,7 @@ def test_so_do_those_of_a_comparison_of_equal_cases(theirs: Run, tmp_path, monke
     drawn = {}
     monkeypatch.setattr("bench.tell.report.save_all", lambda draw, folder, derived: drawn.update(draw()))
     mine = msgspec.structs.replace(theirs, path="runs/mine", manifest=_without_origin(theirs))
-    write_comparison(compare(mine, theirs), theirs, tmp_path, Derived())
+    write_comparison(compared(mine, theirs), theirs, tmp_path, Derived())
     for figure in drawn.values():
         assert f"A: mine B: 20260424T115850Z-llama-bench, {ELSEWHERE}" in suptitle(figure)
     assert {name.partition("-")[0] for name in drawn} == {"forest", "overlay"}

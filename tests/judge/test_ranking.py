@@ -5,13 +5,12 @@ import json
 import msgspec
 import pytest
 
-from bench.judge.compare import compare
 from bench.judge.ranking import BASELINE, COLUMNS, NO_COUNTERPART
 from bench.record import Run
 from bench.tell import ranking as text
 from bench.tell.plots.ranking import ranking_figures
 from bench.tell.plots.style import own_settings
-from tests.handmade import ENVIRONMENT, fail, grid, make_case, make_run, ranked, smollm2_ms
+from tests.handmade import ENVIRONMENT, compared, fail, grid, make_case, make_run, ranked, smollm2_ms
 
 CASES = grid(["naive", "dynamic"], [32, 512])
 FLAT = {"turn_noise": 0, "step_noise": 0}
@@ -38,7 +37,7 @@ def test_each_case_is_ranked_and_its_ratio_is_that_of_compare() -> None:
     assert list(rows["rank"][:3]) == [1, 2, 3]
     assert set(rows.loc[rows["run"] == "A", "verdict"]) == {BASELINE}
     for run, name in ((b, "B"), (c, "C")):
-        pair = compare(a, run).rows.set_index(["strategy", "n_prompt", "phase"])
+        pair = compared(a, run).rows.set_index(["strategy", "n_prompt", "phase"])
         own = rows[rows["run"] == name].set_index(["strategy", "n_prompt", "phase"]).reindex(pair.index)
         for column in ("ratio", "ratio_low", "ratio_high"):
             assert own[column].to_list() == pytest.approx(pair[column].to_list())
@@ -95,7 +94,7 @@ def test_a_length_is_never_left_out_of_what_is_shared() -> None:
     assert (ranking.entries.empty, ranking.exit_code) == (True, 3)
     written = text.render(ranking, "md")
     assert written.startswith("Nothing could be ranked: no case has a time in all 3 runs.\n")
-    assert "- B: 2 cases, such as p32: not in it\n" in written
+    assert "- B: 2 cases, such as dynamic, prompt 32: not in it\n" in written
     assert ranking_figures(ranking, ranking.against()) == {}
 
 
@@ -110,8 +109,8 @@ def test_what_failed_or_has_other_weights_is_not_compared_and_named() -> None:
     assert len(rows) == 2 * 6
     assert ranking.exit_code == 3
     written = text.exclusions(ranking)
-    assert "- B: dynamic p512: oom: not enough memory\n" in written
-    assert "- C: 4 cases, such as naive p32: the weights of smollm2-135m differ\n" in written
+    assert "- B: dynamic, prompt 512: oom: not enough memory\n" in written
+    assert "- C: 4 cases, such as naive, prompt 32: the weights of smollm2-135m differ\n" in written
     nowhere = ranked([run_of(name, failures=[fail(CASES[3])]) for name in "abc"])
     assert (nowhere.lacking, nowhere.exit_code) == ([], 0)
     assert "Without a time in any run" in text.exclusions(nowhere)

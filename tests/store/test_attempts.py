@@ -8,13 +8,13 @@ from bench.analysis.summary import summarize
 from bench.analysis.tidy import Tidy
 from bench.errors import DataError
 from bench.judge.baseline import session_of
-from bench.judge.compare import compare
 from bench.record import Run, Sample
 from bench.store import samples_files
 from bench.store.attempts import continued, counted
 from bench.store.run_folder import read_run
 from bench.tell.report import Report, document
 from tests.cluster import make_cluster_run, node, write_attempt
+from tests.handmade import compared
 
 
 def timed(run: Run, n_prompt: int) -> list[Sample]:
@@ -164,9 +164,9 @@ def test_runs_of_a_cluster_are_compared_by_what_measured_them(tmp_path: Path) ->
         return read_run(folder)
 
     a = measured(tmp_path / "a", "node1", "node2")
-    assert compare(a, measured(tmp_path / "b", "node1", "node2")).differences == []
-    swapped = compare(a, measured(tmp_path / "c", "node2", "node1"))
+    assert compared(a, measured(tmp_path / "b", "node1", "node2")).differences == []
+    swapped = compared(a, measured(tmp_path / "c", "node2", "node1"))
     assert swapped.differences == ["machine: another one for 8 of 8 cases that both plan"]
     assert swapped.same_machine  # in all that decides times
-    others = compare(a, measured(tmp_path / "d", "node3", "node4")).differences
+    others = compared(a, measured(tmp_path / "d", "node3", "node4")).differences
     assert "hostname: node1, node2 -> node3, node4" in others

@@ -61,7 +61,10 @@ def test_cases_that_are_excluded_for_one_reason_share_a_line():
     a = make_run(grid(["naive", "dynamic"], [32, 64]), path="runs/a")
     b = make_run(grid(["naive", "dynamic"], [32, 64], dtype="bfloat16"), path="runs/b")
     text = comparison.render(compared(a, b), "md")
-    assert "Only in A (a):\n\n- 4 cases, such as naive p32: not in B, which has it with dtype = bfloat16\n" in text
+    assert (
+        "Only in A (a):\n\n- 4 cases, such as naive, prompt 32, float32: not in B, which has it with dtype = bfloat16\n"
+        in text
+    )
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -156,8 +156,8 @@ def test_one_length_alone_has_a_straight_axis(lengths, scale):
         assert {axes.get_xscale() for axes in figure.axes} <= {scale, "linear"}
         assert figure.axes[0].get_xscale() == scale
         assert any("log scale" in axes.get_xlabel() for axes in figure.axes) == (scale == "log")
-        assert len(ticks(figure.axes[0].xaxis)) > 1
         assert_readable(figure)
+        assert len(ticks(figure.axes[-1].xaxis)) > 1
 
 
 def test_throughput():
