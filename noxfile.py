@@ -294,7 +294,7 @@ def peer_folder(session: nox.Session, package: str, pins: str, make: Callable[[P
 
 
 def lowest_versions() -> list[str]:
-    """pyproject.toml's ranges as pins of their lower ends, extras included."""
+    """Return pyproject.toml's ranges as pins of their lower ends, extras included."""
     table = project()
     ranges = [
         *table["dependencies"],

@@ -33,7 +33,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     naive_logits: NaiveLogits = "last"
     prefill_quantized: bool = False
-    """The prompt attends to its own keys and values as the cache will hold them, not before they are rounded."""
+    """The prompt attends to its own keys and values as they are stored, that is, rounded."""
 
     @property
     def group(self) -> Group:

@@ -34,7 +34,7 @@ class Covariates(msgspec.Struct, frozen=True, kw_only=True):
     page_faults: int | None = None
     """Page faults of the worker, minor and major."""
     idle_arms_ns: int | None = None
-    """CPU time of the other arms, which should sleep."""
+    """CPU time of the other strategies' workers, which should sleep."""
     throttled_periods: int | None = None
     """Periods in which the CPU quota of a container stopped its threads; None without a quota."""
     throttled_ns: int | None = None

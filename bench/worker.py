@@ -311,7 +311,7 @@ class Worker:
         )
 
     def _steps(self) -> list[int] | None:
-        """Which decode steps to compute: all (None), or every k-th one where a step needs no cache."""
+        """Return which decode steps to compute: all (None), or every k-th one where a step needs no cache."""
         return None if self.strategy.reads_cache else naive_steps(self.case, self.tokens_per_turn)
 
     def _refuse_other_tokens(self, tokens: Tensor, steps: list[int] | None) -> None:

@@ -30,7 +30,7 @@ class Quantity(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its key in what `bench.judge.sequential` decides on."""
+        """Return its key in what `bench.judge.sequential` decides on."""
         return f"{self.case.key} {self.phase}"
 
 

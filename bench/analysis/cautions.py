@@ -77,7 +77,7 @@ def scope(n_processes: int) -> str:
 
 
 def _whole_run(tidy: Tidy) -> Iterator[Caution]:
-    """Cautions of how the run was set up, and of its end."""
+    """Yield cautions of how the run was set up, and of its end."""
     plan, origin = tidy.run.manifest.plan, tidy.run.manifest.origin
     if origin is not None:
         text = f"imported from {origin.tool} ({origin.path}): measured elsewhere, its tokens were not checked"
@@ -126,7 +126,7 @@ def _machines(tidy: Tidy) -> Iterator[Caution]:
 
 
 def _threads(run: Run) -> Iterator[Caution]:
-    """More threads than a container's quota keeps busy, or than the cores that the user's variables bind them to."""
+    """Find more threads than a container's quota keeps busy, or than the cores that variables bind them to."""
     counts: dict[tuple[float | None, tuple[int, ...], str | None, int], set[int]] = {}
     for case in (item.case for item in run.manifest.plan if item.case.on_host):
         machine = run.environment(case)
@@ -177,7 +177,7 @@ def _first_steps(steps: pd.DataFrame) -> Iterator[Caution]:
 
 
 def _intervals(tidy: Tidy, summary: pd.DataFrame) -> Iterator[Caution]:
-    """Cautions of intervals that are missing or wide. Unfinished cases have another advice, which is to be resumed."""
+    """Yield cautions of intervals that are missing or wide; an unfinished case has another, to resume the run."""
     planned = tidy.run.manifest.repetitions * tidy.run.manifest.processes
     advice = f"measure with --repetitions {MIN_ROUNDS} or more"
     if planned >= MIN_ROUNDS:  # so some were disturbed, and what replaced them too

@@ -44,7 +44,7 @@ def crossing(contexts: Sequence[int], rows: pd.DataFrame) -> Crossing:
 
 
 def _changes(x: Sequence[int], y: Sequence[float]) -> list[tuple[float, bool]]:
-    """Where the line through the points crosses zero, and whether it falls there; NaN crosses nothing."""
+    """Find where the line through the points crosses zero, and whether it falls there; NaN crosses nothing."""
     return [
         (x[i] + (x[i + 1] - x[i]) * y[i] / (y[i] - y[i + 1]), y[i] > 0)
         for i in range(len(y) - 1)

@@ -142,13 +142,13 @@ def _positive(values: Iterable[float]) -> Floats:
 
 
 def _ratio(logs: Floats, rank: int) -> Ratio:
-    """From all sorted pairwise logs: their median, and the `rank`-th from either end (0: no interval)."""
+    """Take from all sorted pairwise logs their median, and the `rank`-th from either end (0: no interval)."""
     low, high = (math.exp(logs[rank - 1]), math.exp(logs[-rank])) if rank else (None, None)
     return Ratio(estimate=math.exp(middle(logs)), low=low, high=high)
 
 
 def _critical_rank(distribution: Floats, level: float) -> int:
-    """How many of the smallest values of the statistic are together no likelier than the lower tail of `level`."""
+    """Count the smallest values of the statistic that are together no likelier than the lower tail of `level`."""
     return int(np.searchsorted(np.cumsum(distribution), (1 - level) / 2, side="right"))
 
 
@@ -159,7 +159,7 @@ def _normal_rank(mean: float, variance: float, level: float) -> int:
 
 @functools.cache
 def _mann_whitney_distribution(m: int, n: int) -> Floats:
-    """Probability of 0 .. m n / 2 of the Mann-Whitney statistic (Harding 1984, Appl. Statist. 33, 1-6).
+    """Compute the probability of 0 .. m n / 2 of the Mann-Whitney statistic (Harding 1984, Appl. Statist. 33, 1-6).
 
     The generating function is the product over i of i (1 - q^(n + i)) / ((n + i) (1 - q^i)). Its lower half rises, so
     no difference of two terms loses digits.

@@ -93,7 +93,7 @@ Fit = Callable[[Floats, Floats], tuple[float, float, float]]
 
 
 def _fits(curve: pd.DataFrame, fit: Fit) -> pd.DataFrame:
-    """One curve per process and pass: columns process, slope, curvature and intercept (units as in `slopes`).
+    """Fit a curve per process and pass: columns process, slope, curvature and intercept (units as in `slopes`).
 
     A pass is the first, second, ... turn of every case of the curve, by rank and not by round number: cells are
     measured one after the other and an interrupted round is left out of its own cell alone. Unfinished passes are no
@@ -119,7 +119,7 @@ def _line(x: Floats, latency_ms: Floats) -> tuple[float, float, float]:
 
 
 def _parabola(x: Floats, latency_ms: Floats) -> tuple[float, float, float]:
-    """Residuals are shares of the latency: the short lengths count as much as the long ones."""
+    """Fit with residuals as shares of the latency: the short lengths count as much as the long ones."""
     from scipy.optimize import least_squares
 
     terms = np.stack([np.ones_like(x), x, x**2], axis=1) / latency_ms[:, None]

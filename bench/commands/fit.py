@@ -77,7 +77,7 @@ def fit(
     memory_bytes = memory or here.memory_limit_bytes or here.memory_bytes
     chosen = strategies or tuple(name for name in STRATEGIES if name not in REFEEDING | YARDSTICKS)
     if refeeding := REFEEDING.intersection(chosen):
-        raise UsageError(f"--strategies {', '.join(refeeding)}: keeps no cache, so no memory of one ends its context")
+        raise UsageError(f"--strategies {', '.join(refeeding)}: keeps no cache, so memory does not limit its context")
     described = describe(model, "")
     if context is not None and batch_size is not None:
         raise UsageError(f"--context {context} finds the batch: give either it or --batch-size")

@@ -115,7 +115,7 @@ GRID: dict[str, GridFlag] = {
             "prefill_quantized",
             ("--prefill-quantized",),
             bool,
-            "The prompt attends to its own keys and values as the cache will hold them, not before they are rounded "
+            "The prompt attends to its own keys and values as they are stored, that is, rounded "
             f"({', '.join(sorted(PREFILLING_AS_STORED))}).",
             many=False,
         ),

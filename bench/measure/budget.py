@@ -248,7 +248,7 @@ def _seconds(costs: Costs, case: Case) -> float:
 
 
 def _reductions(cells: Sequence[Cell], limits: Limits, *, may_end: bool) -> Iterator[Reduction]:
-    """From nothing at all to the most. What a later kind of step saves is first spent on taking back earlier ones."""
+    """Yield them from none to the most. What a later kind of step saves is first spent on taking back earlier ones."""
     refeeding = [item.case for cell in cells for item in cell if item.case.strategy in REFEEDING]
     fewer_tokens = [TOKENS_PER_TURN]
     while any(len(naive_steps(case, fewer_tokens[-1])) > 1 for case in refeeding):

@@ -159,7 +159,7 @@ def temporary_bytes(plans: Sequence[CasePlan]) -> int:
 
 
 def _case_bytes(item: CasePlan) -> int:
-    """Keys and values (held twice while a cache grows), logits (the expected ones beside a strategy's), token ids.
+    """Sum keys and values (held twice while a cache grows), logits (the expected ones beside a strategy's), token ids.
 
     A lossy strategy has the logits of the text that judges it, too.
     """

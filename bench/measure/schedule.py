@@ -231,6 +231,6 @@ class ProcessSet:
 
 
 def _still_falling(trials: Sequence[int]) -> bool:
-    """Three turns in a row, each at least one percent faster than the one before: the machine is still warming up."""
+    """Return whether three turns in a row were each a percent faster than the one before: the machine is warming up."""
     last = trials[-3:]
     return len(last) == 3 and last[1] < 0.99 * last[0] and last[2] < 0.99 * last[1]

@@ -131,7 +131,7 @@ def closing_lines(tidy: Tidy, summary: pd.DataFrame) -> str:
 
 
 def _gains(tidy: Tidy, rows: pd.DataFrame, plain: str, fast: str) -> str:
-    """How many times as fast as `plain` the strategy `fast` is, paired by round, at each length that both have."""
+    """Say how many times as fast as `plain` the strategy `fast` is, paired by round, at each length that both have."""
     keys = {(row["strategy"], context(row)): row["case"] for row in frames.records(rows)}
     gains = []
     lengths = [length for strategy, length in keys if strategy == plain and (fast, length) in keys]

@@ -28,7 +28,7 @@ def _interval(row: Row, name: str, ends: str = "", one: Collection[str] = ()) ->
 
 
 def _match(prefill: Row) -> str:
-    """Whether the tokens are right, or the status of a case that failed otherwise."""
+    """Say whether the tokens are right, or the status of a case that failed otherwise."""
     match = prefill["tokens_match"]
     is_lossy = not missing(prefill["exact"]) and prefill["exact"] == "false"  # whose other tokens are no failure
     if prefill["status"] != "ok" and (missing(match) or match != "false" or is_lossy):

@@ -26,7 +26,7 @@ NOTHING = "-"
 
 
 def missing(value: Any) -> bool:
-    """Tell whether a cell of a frame is empty (None, NaN or NA)."""
+    """Return whether a cell of a frame is empty (None, NaN or NA)."""
     return bool(pd.isna(value))
 
 

@@ -112,7 +112,7 @@ def _phi(config: Any) -> Geometry:
 
 
 def _gated(config: Any, *, qkv_bias: bool = False, head_norms: bool = False, norms: int = 2) -> Geometry:
-    """Llama and its descendants: RMS norms, separate or fused query, key and value, a gated feed-forward part."""
+    """Describe Llama and its descendants: RMS norms, separate or fused query, key and value, gated feed-forward."""
     hidden, head_dim = config.hidden_size, _head_dim(config)
     attention, dense = _attention(config), _gate_up_down(hidden, config.intermediate_size)
     vectors = norms * hidden + (2 * head_dim if head_norms else 0)
@@ -192,7 +192,7 @@ def _model(config: Any, layers: Iterable[Layer], *, vectors: int, **others: Any)
 
 
 def _classic(config: Any, linears: tuple[Matrix, ...], vectors: int) -> Layer:
-    """All layers of a model whose layers are equal, with one key head per query head and no window."""
+    """Describe all layers of a model whose layers are equal, with one key head per query head and no window."""
     heads = config.num_attention_heads
     head_dim = config.hidden_size // heads
     count = config.num_hidden_layers
@@ -200,7 +200,7 @@ def _classic(config: Any, linears: tuple[Matrix, ...], vectors: int) -> Layer:
 
 
 def _attention(config: Any) -> tuple[Matrix, ...]:
-    """Query, key, value and output, with grouped keys."""
+    """List query, key, value and output, with grouped keys."""
     hidden, head_dim = config.hidden_size, _head_dim(config)
     queries, keys = config.num_attention_heads * head_dim, _kv_heads(config) * head_dim
     return ((hidden, queries), (hidden, keys), (hidden, keys), (queries, hidden))
@@ -211,7 +211,7 @@ def _gate_up_down(hidden: int, inner: int) -> tuple[Matrix, ...]:
 
 
 def _experts(config: Any, index: int) -> Experts | None:
-    """Of layer `index`; None where it is dense."""
+    """Describe the experts of layer `index`; None where it is dense."""
     if config.model_type == "mixtral":
         count, inner = config.num_local_experts, config.intermediate_size
     elif config.model_type == "qwen3_moe" and index not in config.mlp_only_layers:
@@ -245,5 +245,5 @@ def _head_dim(config: Any) -> int:
 
 
 def _outputs(linears: Iterable[Matrix]) -> int:
-    """One bias for each output feature."""
+    """Count one bias for each output feature."""
     return sum(n_out for _, n_out in linears)

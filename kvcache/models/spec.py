@@ -56,7 +56,7 @@ class ModelDescription:
     """What a user should know of its weights: they may not compute what their author meant."""
 
     def weights_bytes(self, dtype: str) -> int:
-        """Bytes of the weights in `dtype`."""
+        """Return the bytes of the weights in `dtype`."""
         return self.n_parameters * DTYPES[dtype]
 
 

@@ -52,7 +52,7 @@ class PhaseCounter:
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """Entered when a token is known: closes its step, and what runs inside the block is not the strategy's."""
+        """Close a step once its token is known: what runs inside the block is not the strategy's."""
         self._operations.paused = True
         self._compiled.append(compilations())
         if self._counting and len(self._marks) <= COUNTED_STEPS:
@@ -107,7 +107,7 @@ class PhaseCounter:
 
 
 def compilations() -> Compilations:
-    """Graphs that dynamo has captured so far, and guards of compiled ones that failed; importing nothing."""
+    """Count graphs that dynamo has captured so far, and guards of compiled ones that failed; importing nothing."""
     dynamo = sys.modules.get("torch._dynamo.utils")
     if dynamo is None:
         return Compilations(0, 0)

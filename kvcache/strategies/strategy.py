@@ -224,7 +224,7 @@ def last_logits(
     n_past: int = 0,
     keep: int = 1,
 ) -> Tensor:
-    """One forward of `ids [batch, q]`; the logits of the last `keep` positions (0: of all), `[batch, keep, vocab]`.
+    """Feed `ids [batch, q]`; return the logits of the last `keep` positions (0: of all), `[batch, keep, vocab]`.
 
     `attention_mask [batch, tokens in the cache + q]` marks left padding with 0; position ids are counted from it
     where the architecture takes them, without a mask from the `n_past` tokens in the cache (as `generate` does; left
@@ -270,7 +270,7 @@ def cache_argument(model: PreTrainedModel) -> str:
 
 
 def _forward_arguments(model_class: type[PreTrainedModel]) -> frozenset[str]:
-    """Names of the arguments of a model's forward, looked up once per class (a signature costs 50 microseconds)."""
+    """List the names of the arguments of a model's forward, once per class (a signature costs 50 microseconds)."""
     if model_class not in _FORWARD_ARGUMENTS:
         parameters = inspect.signature(model_class.forward).parameters.values()
         _FORWARD_ARGUMENTS[model_class] = frozenset(
