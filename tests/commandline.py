@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from bench.cli import SIGNALS, main
+from kvbench import hidden
 from tests.untraced import untraced_variables
 
 STRATEGIES = ["naive", "dynamic", "static", "hf-generate"]  # compiled would take its time
@@ -47,7 +48,7 @@ def run_to_the_end(*arguments: str) -> tuple[object, Printed]:
     """Run the command in this process; return its exit code, whichever it is, and what it printed."""
     out, err = io.StringIO(), io.StringIO()
     with _signals_kept(), redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
-        main(list(arguments))
+        main(list(arguments), hidden)
     return ended.value.code, Printed(out.getvalue(), err.getvalue())
 
 

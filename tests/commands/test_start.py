@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-import kvbench
 from tests.commandline import ROOT, refused
 from tests.untraced import untraced_variables
 
@@ -63,5 +62,5 @@ def test_a_hidden_module_that_is_imported_late_is_named(tmp_path: Path, monkeypa
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'nowhere'}:{tmp_path}")
     assert f"{tmp_path}/queue hides Python's own module queue" in refused("env", code=2)
     for answer in (lambda: None, lambda: 1 / 0):  # it may be that there is no memory to look for the reason
-        monkeypatch.setattr(kvbench, "hidden", answer)
+        monkeypatch.setattr("tests.commandline.hidden", answer)
         assert "AttributeError" in refused("env", code=5)

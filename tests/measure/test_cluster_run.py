@@ -89,7 +89,7 @@ def run(arguments: Sequence[str], out: Path, code: int = 0) -> tuple[str, str]:
 
 
 def only(out: Path) -> Path:
-    (folder,) = out.iterdir()
+    (folder,) = out.glob("[!.]*")
     return folder
 
 
