@@ -90,8 +90,8 @@ def _cases(tidy: Tidy, base: Session, head: Session) -> Iterator[Verdict]:
     failed = {key: end for key, end in ended.items() if end.status not in tolerated and end.measured}
     cases = {plan.case.key: plan.case for plan in tidy.run.manifest.plan}
     for key, end in failed.items():
-        why = f"{end.status}: {end.error}"
-        yield Verdict(case=cases[key], phase="prefill", kind="failed", quantity="tokens_match", detail=why)
+        detail = f"{end.status}: {end.error}"
+        yield Verdict(case=cases[key], phase="prefill", kind="failed", quantity="tokens_match", detail=detail)
     unknown = [case for key, case in cases.items() if (key, "prefill") not in base.by_case_and_phase]
     for (key, phase), row in base.by_case_and_phase.items():
         if (key, phase) not in head.by_case_and_phase and key not in failed:

@@ -31,8 +31,7 @@ from bench.manifest import Manifest
 from bench.record import CeilingSample, Sample
 from bench.store.run_folder import samples_file
 from bench.tell.layout import markdown_table
-from bench.tell.plots.ladder import look
-from bench.tell.plots.style import context_axis, legend_below, make_figure, save, value_axis
+from bench.tell.plots.style import context_axis, legend_below, look, make_figure, save, value_axis
 from tests.handmade import QUIET, make_check, make_run, smollm2_ms, smollm2_plan, steady_roofs
 from tests.handmade import grid as cases_of
 from tests.stored import create_run

@@ -8,8 +8,7 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
 from bench.naming import context, plural
-from bench.tell.plots.ladder import look
-from bench.tell.plots.style import GUIDE, legend_below, make_figure, value_axis
+from bench.tell.plots.style import GUIDE, legend_below, look, make_figure, value_axis
 from bench.tell.words import SETTING_COLUMNS, setting
 
 MOST_PANELS = 6
