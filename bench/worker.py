@@ -5,6 +5,7 @@ dies with its parent.
 """
 
 import gc
+import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +29,7 @@ from bench.measure.memory import Weight, weigh
 from bench.measure.references import ids_for, judge_by_text, make_reference, make_text, read_reference
 from bench.record import Quality
 from kvcache import models
-from kvcache.caches.contract import CacheNotRead, Unsupported
+from kvcache.caches.contract import CacheNotRead, UnfitCache, Unsupported
 from kvcache.models.own_code import users_line
 from kvcache.models.skeleton import is_out_of_memory
 from kvcache.proof.counts import PhaseCounter
@@ -36,6 +38,9 @@ from kvcache.proof.tokens import NotRepeatable, Reference, agreement
 from kvcache.strategies.catalogue import OWN, build, is_lossy
 from kvcache.strategies.failing_forward import ForwardFails
 from kvcache.strategies.strategy import Strategy
+
+IN_OUR_WORDS = UnfitCache, models.ModelError
+"""Errors of ours about what the user brought: their sentence needs no name of a class before it."""
 
 
 class OtherTokens(Exception):
@@ -82,7 +87,8 @@ class Worker:
             lost = isinstance(error, torch.AcceleratorError)  # the CUDA context: no later case may run in it
             status: Literal["oom", "failed"] = "oom" if is_out_of_memory(error) and not lost else "failed"
             place = users_line(error) if self.runs_users_code else None
-            text = f"{type(error).__name__}: {one_line(error)}" + (f" ({place})" if place else "")
+            kind = "" if isinstance(error, IN_OUR_WORDS) else f"{type(error).__name__}: "
+            text = f"{kind}{one_line(error)}" + (f" ({place})" if place else "")
             return protocol.Refused(status=status, error=text, ends=lost)
 
     def _carry_out(self, request: protocol.Request) -> protocol.Reply:
@@ -164,6 +170,7 @@ class Worker:
             self.strategy.release()
             n_threads = torch.get_num_threads()
             torch.set_num_threads(request.n_threads)
+            seed_generators(request.case.seed)
             try:
                 self.judged = request.case, judge_by_text(self.strategy, request.text, self.device.name)
             finally:
@@ -193,6 +200,7 @@ class Worker:
                 weight = self._weigh(context, expected)
                 reference = read_reference(request.path, self.device.name)
             self._prepare(context)
+            self._begin_alike()
             phases = PhaseCounter(self.strategy)
             compiles = self.strategy.compile_s is not None
             with phases.counted() if count and not compiles else nullcontext():
@@ -246,6 +254,11 @@ class Worker:
         self.strategy.release()  # two caches at once may not fit
         self.strategy.prepare(case.batch_size, case.capacity, context, prompt_length=case.n_depth + case.n_prompt)
 
+    def _begin_alike(self) -> None:
+        """Reset, with the same random numbers to come each time: a cache that evicts by chance then repeats itself."""
+        seed_generators(self.case.seed)
+        self.strategy.reset()
+
     def _weigh(self, context: Tensor | None, tokens: Tensor) -> Weight:
         ids = self.prompt if context is None else torch.cat([context, self.prompt], dim=1)
         return weigh(self.strategy, self.device, ids, tokens, self._steps())
@@ -262,7 +275,7 @@ class Worker:
         """
         steps = self._steps()
         forced = self.expected.tokens if steps is not None else None
-        self.strategy.reset()
+        self._begin_alike()
         clock = self._pausing_clock() if lockstep else self.clock
         stamp = stamping(clock)
         self.covariates.start()
@@ -331,6 +344,13 @@ def _as_other_tokens() -> Iterator[None]:
         yield
     except CacheNotRead as reason:
         raise OtherTokens(f"{reason}; and earlier positions of this model depend on later ones") from reason
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the generators that a user's code may draw from: torch's, numpy's and Python's."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  # its global generator is what code that names none draws from
+    random.seed(seed)
 
 
 def _refuse_no_time(times: Times) -> None:

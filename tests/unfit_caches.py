@@ -2,6 +2,7 @@
 
 import functools
 import queue
+import random
 import tempfile
 import threading
 from typing import Any, ClassVar
@@ -117,6 +118,14 @@ def taking_turns(model: PreTrainedModel) -> Cache:
         turns.append(growing(model))
     turns.reverse()
     return turns[0]
+
+
+made_once: list[Cache] = []
+
+
+def same_object(model: PreTrainedModel) -> Cache:
+    made_once.extend([] if made_once else [growing(model)])
+    return made_once[0]
 
 
 layers: list[Any] = []
@@ -328,6 +337,23 @@ def forgetful(model: PreTrainedModel) -> Cache:
     return Forgetful(config=model.config)
 
 
+def only_promised(model: PreTrainedModel) -> Cache:
+    return forgetful(model)
+
+
+only_promised.promise = "exact"  # type: ignore[attr-defined]
+
+
+class Miscounting(DynamicCache):
+    """Counts the tokens of a prompt twice once it was fed, so that positions of the steps are wrong."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(config=model.config)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 2 * int(super().get_seq_length(layer_idx))
+
+
 class Legacy(DynamicCache):
     """Keeps lists as transformers 4 did, so that the masks of transformers 5 know of no earlier token."""
 
@@ -439,6 +465,35 @@ def sets_threads_later(model: PreTrainedModel) -> Cache:
 
 
 # Caches that hold their tokens in another way than transformers' own.
+
+
+class ByChance(DynamicLayer):
+    """Lets attention see values to which it adds noise, from every generator that has a global seed."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        chances = torch.randn(values.shape[2:]) * random.gauss(0, 1) * np.random.randn()  # noqa: NPY002  # global
+        return keys, values + 10 * chances
+
+
+def by_chance(model: PreTrainedModel) -> Cache:
+    torch.rand(1)  # draws when it is made, too
+    return of_layers(model, ByChance)
+
+
+own_chances = torch.Generator().manual_seed(0)
+
+
+class ByOwnChance(DynamicLayer):
+    """Does the same from a generator of its own, which goes on from round to round."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        return keys, values + 10 * torch.randn(values.shape[2:], generator=own_chances)
+
+
+def by_own_chance(model: PreTrainedModel) -> Cache:
+    return of_layers(model, ByOwnChance)
 
 
 class Unlayered(Cache):

@@ -18,6 +18,7 @@ from kvcache.strategies.catalogue import OFF_DEVICE, OWN, REFEEDING, STRATEGIES,
 
 WIDE_TYPES: dict[str, str] = {
     "case": "string",
+    "prefill_quantized": "bool",
     **columns.TYPES,
     **dict.fromkeys(roofline.FLOOR_COLUMNS, "float64"),
     **roofline.NOTE_COLUMNS,

@@ -32,7 +32,6 @@ _MARK = re.compile(
 )
 _FIGURES = "  - `"
 """How a line begins that is made below a kind."""
-MEBIBYTE = 2**20
 
 
 def filled(page: str, root: Path = ROOT) -> str:
@@ -104,7 +103,7 @@ def _figures(row: Mapping[Any, Any] | None) -> str:
         return "not measured"
     if row["status"] != "ok":
         return f"{row['status']}, {row['error']}"
-    held = f"{number(row['kv_bytes_allocated'] / MEBIBYTE)} MiB"
+    held = f"{tables.megabytes(row['kv_bytes_allocated'])} MB"
     if row["strategy"] in PLAIN.values():
         return f"{held}, {with_interval(row['latency_ms'], row['latency_ms_low'], row['latency_ms_high'])} ms a step"
     ratio = with_interval(row["latency_vs_exact"], row["latency_vs_exact_low"], row["latency_vs_exact_high"])

@@ -14,7 +14,16 @@ from bench.tell import tables
 from bench.tell.comparison import HOW
 from bench.tell.formats import Format
 from bench.tell.layout import Fitted, markdown_table
-from bench.tell.words import NOTHING, SETTING_COLUMNS, missing, reason_lines, setting, time_ratio, with_interval
+from bench.tell.words import (
+    NOTHING,
+    SETTING_COLUMNS,
+    missing,
+    reason_lines,
+    representing,
+    setting,
+    time_ratio,
+    with_interval,
+)
 
 Cells = dict[str, Callable[[Row], str]]
 
@@ -76,7 +85,7 @@ def by_shared_setting(ranking: Ranking, rows: pd.DataFrame) -> Iterator[tuple[st
     """Group the rows of a ranking by the settings that runs share, under their title."""
     shared = [name for name in [*SETTING_COLUMNS, "n_gen"] if name not in ranking.apart]
     for _, own in rows.groupby(shared, sort=False):
-        yield setting(own.iloc[0].to_dict(), also=shared, only=shared), own
+        yield setting(representing(own), also=shared, only=shared), own
 
 
 def render(ranking: Ranking, form: Format, baseline: int = 0) -> str:

@@ -41,7 +41,7 @@ def _small(value: float) -> str:
     return NOTHING if missing(value) else f"{value:.0e}"
 
 
-def _megabytes(size: float) -> str:
+def megabytes(size: float) -> str:
     """Write a size in MB: to a tenth, and one below 10 MB with three digits, since a small cache takes few."""
     if missing(size) or size >= 1e7:
         return NOTHING if missing(size) else f"{size / 1e6:.1f}"
@@ -75,7 +75,7 @@ ROOFS: Cells = _CASE | {
 """Times faster than hf-generate, and shares of the measured GEMM rate and read bandwidth, each paired within rounds."""
 
 CACHES: Cells = _CASE | {
-    "bytes": lambda prefill, decode: number((decode or prefill)["kv_bytes_allocated"]),
+    "cache\nMB": lambda prefill, decode: megabytes((decode or prefill)["kv_bytes_allocated"]),
     "bytes /\nexact": lambda prefill, decode: number((decode or prefill)["kv_bytes_vs_exact"]),
     "TPOT /\nexact": lambda _, decode: _interval(decode, "latency_vs_exact", one=PLAIN.values()),
     "TTFT /\nexact": lambda prefill, _: _interval(prefill, "latency_vs_exact", one=PLAIN.values()),
@@ -88,11 +88,22 @@ CACHES: Cells = _CASE | {
     ),
 }
 """Bytes, time and quality of each cache; exact is `dynamic`, or `compiled` for kinds that compile."""
+_OF_PROMPTS = "TTFT /\nexact"
+
+
+def cells_of_caches(summary: pd.DataFrame) -> Cells:
+    """Choose the columns of `CACHES` for some rows: TTFT only of prompts, which a single token after a context is not.
+
+    Such a prefill is one step, and says nothing of how a prompt is stored.
+    """
+    of_prompts = (summary["n_prompt"] > 1).any()
+    return {header: cell for header, cell in CACHES.items() if of_prompts or header != _OF_PROMPTS}
+
 
 MEMORY: Cells = _CASE | {
-    "cache\nMB": lambda prefill, decode: _megabytes((decode or prefill)["kv_bytes_allocated"]),
-    "workspace\nMB": lambda prefill, _: _megabytes(prefill["workspace_bytes"]),
-    "peak beyond\nweights, MB": lambda prefill, _: _megabytes(prefill["peak_beyond_weights_bytes"]),
+    "cache\nMB": lambda prefill, decode: megabytes((decode or prefill)["kv_bytes_allocated"]),
+    "workspace\nMB": lambda prefill, _: megabytes(prefill["workspace_bytes"]),
+    "peak beyond\nweights, MB": lambda prefill, _: megabytes(prefill["peak_beyond_weights_bytes"]),
 }
 """Memory of each arm in MB (10^6 bytes): what it adds to the weights."""
 
@@ -197,7 +208,11 @@ def _caches(summary: pd.DataFrame) -> Iterator[_Table]:
     for title, rows in by_setting(summary, also=["n_gen"]):
         held = rows[(rows["kv_bytes_allocated"] > 0).groupby(rows["case"]).transform("any")]
         if ((held["exact"] == "false") | held["strategy"].str.startswith(OWN)).any():
-            yield _table(f"Caches compared with dynamic (compiled kinds with compiled): {title}", CACHES, cases(held))
+            yield _table(
+                f"Caches compared with dynamic (compiled kinds with compiled): {title}",
+                cells_of_caches(held),
+                cases(held),
+            )
 
 
 def _memory(summary: pd.DataFrame) -> Iterator[_Table]:

@@ -71,13 +71,23 @@ def setting(row: Row, also: Sequence[str] = (), only: Sequence[str] = tuple(SETT
     """Write the setting of a row, `smollm2-135m, float32, cpu, 2 threads, sdpa, batch 1`, and the columns `also`.
 
     Where `only` some of `SETTING_COLUMNS` are the same in all rows, the others are left out. A row may have its
-    machine as `ON_MACHINE`, which then stands last.
+    machine as `ON_MACHINE`, which then stands last. A title of several rows is that of `representing` them.
     """
     shown = set(only) - (set() if row["device"] in HOST_DEVICES else {"n_threads"})
     parts = [FIELDS[name](row[name]) for name in [*SETTING_COLUMNS, "n_gen"] if name in shown or name in also]
     parts += [f"{row['n_depth']} cached before"] if "n_depth" in also and row["n_depth"] else []
+    parts += ["prefill quantized"] if row.get("prefill_quantized") else []
     parts += [_where(row[ON_MACHINE])] if ON_MACHINE in row else []
     return ", ".join(parts)
+
+
+def representing(rows: pd.DataFrame) -> dict[str, Any]:
+    """Return the first row, for a title of all of them: `prefill_quantized` where it is true of any.
+
+    It is no part of a setting, which exact kinds in the same table have too, but without it two runs have one title.
+    """
+    first: dict[str, Any] = rows.iloc[0].to_dict()
+    return first | {name: bool(rows[name].any()) for name in ("prefill_quantized",) if name in rows}
 
 
 def _where(machine: str) -> str:
@@ -92,7 +102,7 @@ def by_setting(frame: pd.DataFrame, also: Sequence[str] = ()) -> Iterator[tuple[
     several = "machine" in frame and len(set(frame["machine"])) > 1
     columns = [*SETTING_COLUMNS, *also, *(["machine"] if several else [])]
     for _, rows in frame.groupby(columns, sort=False):
-        row = rows.iloc[0].to_dict()
+        row = representing(rows)
         yield setting(row | {ON_MACHINE: row["machine"]} if several else row, also), rows
 
 

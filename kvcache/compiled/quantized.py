@@ -20,7 +20,7 @@ class CompiledInt8(Compiled):
 
 
 class CompiledInt4(Compiled):
-    """As `Compiled`, with keys and values as 4-bit integers, a scale and an offset per token and group of features."""
+    """As `Compiled`, with keys and values as 4-bit integers, a scale per token and head of what `Int4Rows` leaves."""
 
     name = "compiled-int4"
     promise: Promise = "lossy"

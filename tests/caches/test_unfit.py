@@ -2,10 +2,13 @@
 
 import functools
 import gc
+import re
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from torch.nn.modules import module as every_module
@@ -18,7 +21,8 @@ from kvcache.models import ModelError
 from kvcache.proof.tokens import agreement, reference
 from kvcache.strategies.cached import Cached
 from kvcache.strategies.catalogue import build
-from tests import unfit_caches
+from tests import inline, unfit_caches
+from tests.commandline import kvbench
 from tests.families import dynamic_ntk, family
 from tests.tiny import ARCHITECTURES, token_ids
 from tests.unfit_caches import growing
@@ -37,6 +41,7 @@ def nothing_left_behind() -> Iterator[None]:
     torch.set_float32_matmul_precision("highest")
     torch.set_default_device(None)
     unfit_caches.turns.clear()
+    unfit_caches.made_once.clear()
     unfit_caches.layers.clear()
     unfit_caches.globals_of_layers.clear()
     unfit_caches.PooledLayer.pool.clear()
@@ -86,6 +91,35 @@ def test_it_is_refused_before_it_runs(factory: str, reason: str) -> None:
     with pytest.raises(UnfitCache, match=reason) as caught:
         cached(factory).prepare(1, 20)
     assert len(str(caught.value).splitlines()) == 1
+
+
+FAILING = {
+    "nothing": "cache:tests.unfit_caches:nothing returned None; valid: a transformers.Cache",
+    "Mistaken": r"cache:tests.unfit_caches:Mistaken raised AttributeError: .*no_such_part.*unfit_caches.py, line \d+\)",
+    "taking_turns": r".*:taking_turns returned a cache that holds \d+ tokens; valid: an empty one each time",
+    "same_object": ".*:same_object returned the same object twice; valid: a new cache at each call",
+    "InModel": r".*:InModel keeps \d+ bytes in the model; valid: all that it keeps in the cache",
+    "evicting": r".*:evicting: update\(\) returned keys of 4 tokens when .*: attention would see the wrong ones",
+    "Miscounting": r"get_seq_length\(\) is \d+ after \d+ tokens; positions are counted from it",
+    "only_promised": r".*:only_promised promises to be exact, and its logits differ from the parallel forward's by .*",
+}
+
+
+def test_a_run_measures_the_others_and_stores_why_each_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inline.use(monkeypatch)
+    monkeypatch.setattr("bench.tell.report.write_plots", lambda report, derived: {})
+    strategies = ["dynamic", *(f"cache:tests.unfit_caches:{factory}" for factory in [*FAILING, "growing"])]
+    grid = ["-m", "random:tiny", "-p", "8", "-n", "5", "-t", "1", "-r", "1", "--no-ceilings", "--out", str(tmp_path)]
+    done = kvbench("run", *grid, "--strategies", ",".join(strategies), code=5)
+    rows = pd.read_csv(Path(done.stdout.strip().splitlines()[-1]) / "summary.csv", dtype={"tokens_match": str})
+    decode = rows[rows["phase"] == "decode"].assign(name=rows["strategy"].str.rpartition(":")[2]).set_index("name")
+    assert list(decode.index) == ["dynamic", *FAILING, "growing"]
+    for factory, reason in FAILING.items():
+        assert re.fullmatch(reason, decode.loc[factory, "error"]), decode.loc[factory, "error"]
+    assert (decode.loc[list(FAILING), "status"] == "failed").all()
+    assert decode.loc[list(FAILING), "latency_ms"].isna().all()
+    assert (decode.loc[["dynamic", "growing"], "status"] == "ok").all()
+    assert decode.loc[["dynamic", "growing"], "latency_ms"].notna().all()
 
 
 @pytest.mark.parametrize(
@@ -274,7 +308,7 @@ def test_a_cache_in_a_cycle_is_freed_at_the_next_reset() -> None:
 
 
 def test_one_whose_attention_sees_the_new_rows_alone_gives_other_tokens() -> None:
-    """With the promise "exact" a worker fails it for that (`OtherTokens`)."""
+    """With the promise "exact" a worker fails it for that (tests/measure/test_worker.py)."""
     strategy, prompt = cached("forgetful"), token_ids(2, 2, 5)
     strategy.prepare(2, 16, prompt_length=5)
     found = agreement(strategy, prompt, reference(strategy.model, prompt, 12))

@@ -114,12 +114,15 @@ def test_attention_over_rows_is_attention_to_what_they_hold(
     assert error <= TOLERANCE[dtype] * expected.abs().max()
 
 
+@pytest.mark.parametrize("head_dim", [HEAD_DIM, 128])
 @pytest.mark.parametrize(
     ("rows_of", "largest", "typical"), [(ExactRows, 0.0, 0.0), (Int8Rows, 0.02, 0.01), (Int4Rows, 0.6, 0.12)]
 )
-def test_a_row_comes_back_near_to_what_was_written(rows_of: type[Rows], largest: float, typical: float) -> None:
+def test_a_row_comes_back_near_to_what_was_written(
+    rows_of: type[Rows], largest: float, typical: float, head_dim: int
+) -> None:
     """Rows of a normal distribution. int4 may cut a row's largest number, where all others gain by it."""
-    k, v = (random(BATCH, KV_HEADS, LENGTH, HEAD_DIM, seed=seed) for seed in (2, 3))
+    k, v = (random(BATCH, KV_HEADS, LENGTH, head_dim, seed=seed) for seed in (2, 3))
     for part, written in zip(filled(rows_of, k, v).plain(LENGTH), (k, v), strict=True):
         assert (part - written).abs().max() <= largest
         assert (part - written).square().mean().sqrt() <= typical

@@ -38,9 +38,10 @@ from bench.protocol import (
 )
 from bench.worker import Worker, serve
 from kvcache.arithmetic.costs import Costs
-from kvcache.caches.contract import Unsupported
+from kvcache.caches.contract import UnfitCache, Unsupported
 from kvcache.caches.sink_window import SinkWindowLayer
 from kvcache.compiled import choice
+from kvcache.models import ModelError
 from kvcache.models.skeleton import is_out_of_memory
 from kvcache.proof import judging
 from kvcache.strategies.cached import Cached, Dynamic
@@ -220,6 +221,16 @@ def test_a_workers_own_cache_says_what_it_promises() -> None:
     assert promises == {"promised": True, "growing": False, "fp8": False, "dynamic": True}
 
 
+def test_a_users_cache_that_promises_to_be_exact_and_is_not_fails(tmp_path: Path) -> None:
+    _, reply = checked(tiny_case("cache:tests.unfit_caches:only_promised"), tmp_path)
+    assert isinstance(reply, Refused)
+    assert (reply.status, reply.tokens_match) == ("failed", "false")
+    assert reply.error.startswith(
+        "cache:tests.unfit_caches:only_promised promises to be exact, and its logits differ from the parallel "
+        "forward's by "
+    )
+
+
 def test_bytes_allocated_hold_padding_and_grow(tmp_path: Path) -> None:
     def allocated(strategy: str) -> tuple[int | None, int | None, int, int]:
         _, reply = checked(tiny_case(strategy, n_depth=3), tmp_path)
@@ -315,6 +326,39 @@ def test_a_lossy_cache_whose_reset_is_broken_fails(tmp_path: Path, monkeypatch: 
     )
 
 
+_OTHER_TOKENS = (
+    "cache:tests.unfit_caches:by_own_chance emitted other tokens in a timed turn than when it was checked: what an "
+    "earlier round left is not put back, or it does not repeat itself"
+)
+
+
+@pytest.mark.parametrize("n_depth", [0, 6])
+def test_a_cache_that_works_by_chance_repeats_itself_unless_its_chances_are_its_own(
+    n_depth: int, tmp_path: Path
+) -> None:
+    """The same case again has the same tokens, and the same quality, whatever was drawn between."""
+    case = tiny_case("cache:tests.unfit_caches:by_chance", n_gen=8, n_depth=n_depth)
+    qualities = []
+    for _ in range(2):
+        worker, path, text = loaded(case), str(tmp_path / "reference.safetensors"), str(tmp_path / "text.safetensors")
+        worker.answer(MakeReference(case=case, path=path))
+        worker.answer(MakeText(case=case, path=text, n_context=n_depth + case.n_prompt))
+        torch.rand(3)
+        worker.answer(Judge(case=case, path=path, text=text, n_threads=1))
+        reply = worker.answer(CheckCase(case=case, path=path))
+        assert isinstance(reply, Checked), reply
+        assert (reply.tokens_match, reply.quality is not None) == ("false", True)
+        qualities.append(reply.quality)
+        for _ in range(3):
+            taken = worker.answer(TakeTurn())
+            assert isinstance(taken, TurnTaken), taken
+    assert qualities[0] == qualities[1]
+    worker, _ = checked(tiny_case("cache:tests.unfit_caches:by_own_chance", n_gen=8, n_depth=n_depth), tmp_path)
+    refused = worker.answer(TakeTurn())
+    assert isinstance(refused, Refused)
+    assert (refused.status, refused.error) == ("failed", _OTHER_TOKENS)
+
+
 def test_a_turn_without_a_time_is_refused_when_it_is_measured(tmp_path: Path) -> None:
     worker, _ = checked(tiny_case(), tmp_path)
     worker.clock.stop = lambda: Times(host_ns=[5, 0, 3], event_ns=None)  # type: ignore[method-assign]
@@ -332,16 +376,23 @@ def test_wrong_tokens_in_a_timed_turn_are_refused(tmp_path: Path, monkeypatch: p
     assert (reply.status, reply.tokens_match) == ("failed", "false")
 
 
+_NO_MEMORY = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"
+
+
 @pytest.mark.parametrize(
-    ("error", "status"),
+    ("error", "status", "text"),
     [
-        (Unsupported("no such luck"), "unsupported"),
-        (MemoryError(), "oom"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "oom"),
-        (RuntimeError("first\nsecond"), "failed"),
+        (Unsupported("no such luck"), "unsupported", "no such luck"),
+        (MemoryError(), "oom", "MemoryError: no message"),
+        (RuntimeError(_NO_MEMORY), "oom", f"RuntimeError: {_NO_MEMORY}"),
+        (RuntimeError("first\nsecond"), "failed", "RuntimeError: first"),
+        (UnfitCache("my:make returned None"), "failed", "my:make returned None"),
+        (ModelError("my:make raised KeyError"), "failed", "my:make raised KeyError"),
     ],
 )
-def test_an_error_is_an_answer(error: Exception, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_is_an_answer(
+    error: Exception, status: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     worker, _ = checked(tiny_case(), tmp_path)
 
     def broken(self: Dynamic, ids: Tensor) -> Tensor:
@@ -350,8 +401,7 @@ def test_an_error_is_an_answer(error: Exception, status: str, tmp_path: Path, mo
     monkeypatch.setattr(Dynamic, "decode", broken)
     reply = worker.answer(TakeTurn())
     assert isinstance(reply, Refused)
-    assert reply.status == status
-    assert "\n" not in reply.error
+    assert (reply.status, reply.error) == (status, text)
 
 
 def test_out_of_memory_is_told_from_other_errors() -> None:

@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 from bench.analysis.agreement import agreement
 from bench.analysis.crossings import crossing
@@ -13,7 +14,7 @@ from bench.analysis.summary import summarize
 from bench.analysis.tidy import Tidy
 from bench.tell.plots import caches
 from bench.tell.plots.over_context import pays
-from bench.tell.plots.trade import pareto
+from bench.tell.plots.trade import pareto, trade
 from tests.handmade import LOST, grid, make_run, run_with_lossy_kinds, smollm2_plan
 from tests.tell.test_plots import assert_readable, legend, ticks
 
@@ -129,6 +130,33 @@ def test_the_trade_marks_exact_kinds_and_draws_the_front():
     front = next(line for line in axes.lines if line.get_drawstyle() == "steps-post")
     # quanto-int2 is the smallest, compiled-int4 little larger and much faster, compiled-int8 the fastest.
     assert front.get_xdata() == pytest.approx([46_080 * KINDS[name][0] for name in _FRONT], rel=1e-3)
+
+
+def test_a_kind_that_was_not_judged_is_drawn_grey_and_said_to_be():
+    decode = summarize(Tidy.of(cache_run(depths=(512,)))).query("phase == 'decode'")
+    for unjudged in (["fp8"], [name for name, (_, kl) in KINDS.items() if kl]):
+        figure = trade(decode.assign(logit_kl=decode["logit_kl"].mask(decode["strategy"].isin(unjudged))))
+        axes = figure.axes[0]
+        (grey,) = [line for line in axes.lines if line.get_label() == "lossy, not judged"]
+        assert len(grey.get_xdata()) == len(unjudged)
+        assert "lossy, not judged" in legend(figure)
+        coloured = sum(len(drawn.get_offsets()) for drawn in axes.collections if drawn.get_label() == "lossy")
+        assert coloured == sum(kl > 0 for _, kl in KINDS.values()) - len(unjudged)
+        assert_readable(figure)
+
+
+def test_a_prefill_over_quantized_keys_is_in_every_title():
+    run = cache_run(kinds=["dynamic", "fp8", "compiled", "compiled-int8"])
+    summary, positions = summarize(Tidy.of(run)), agreement(run)
+    for as_stored in (False, True):
+        frames = (
+            rows.assign(prefill_quantized=as_stored & rows["strategy"].eq("compiled-int8"))
+            for rows in (summary, positions)
+        )
+        found = [figure for draw in caches.groups(*frames) for figure in draw().values()]
+        assert len(found) == 5
+        for figure in found:
+            assert any("prefill quantized" in text.get_text() for text in figure.findobj(Text)) == as_stored
 
 
 def test_the_front_holds_what_no_other_beats_in_both():

@@ -129,6 +129,13 @@ def test_settings_have_tables_of_their_own_and_depth_stands_by_the_prompt():
     assert [cell.strip() for cell in alone.split("|")[4:8]] == ["-", "561", "-", "-"]
 
 
+def test_a_prompt_that_attended_to_quantized_keys_is_named_in_the_title():
+    cases = [make_case("compiled"), make_case("compiled-int8", prefill_quantized=True)]
+    assert tables.markdown(summarize(run_of(cases))).splitlines()[0] == (
+        "smollm2-135m, float32, cpu, 2 threads, sdpa, batch 1, 32 new tokens, prefill quantized"
+    )
+
+
 def test_other_tokens_are_shown_as_such():
     run = run_of([make_case()], tokens_match={make_case().key: "false"})
     text = tables.markdown(summarize(run))

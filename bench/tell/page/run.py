@@ -17,7 +17,7 @@ from bench.tell.page.render import document
 from bench.tell.page.svg import Picture
 from bench.tell.page.table import Column, Line, Table, names, separated
 from bench.tell.representative import representative_line
-from bench.tell.words import NOTHING, SETTING_COLUMNS, number, setting
+from bench.tell.words import NOTHING, SETTING_COLUMNS, number, representing, setting
 
 if TYPE_CHECKING:
     from bench.tell.report import Report
@@ -70,7 +70,7 @@ def results(summary: pd.DataFrame) -> Table:
         (Column("strategy", left=True, heads_row=True), tables.TIMES["strategy"]),
     ]
     shown_first = {"Times", "Caches"} if summary["logit_kl"].notna().any() else {"Times"}
-    for group, own in GROUPS.items():
+    for group, own in (GROUPS | {"Caches": tables.cells_of_caches(summary)}).items():
         shown = group in shown_first
         cells += [
             (Column(title, group, left=title in tables.LEFT, hidden=not shown), cell)
@@ -97,7 +97,7 @@ def _closing(summary: pd.DataFrame) -> str:
 def _shared_setting(summary: pd.DataFrame) -> str:
     """Write what all cases have in common, as the title of a table does."""
     shared = [name for name in SETTING_COLUMNS if len(set(summary[name])) == 1]
-    first: Row = summary.iloc[0].to_dict()
+    first: Row = representing(summary)
     return setting(first, also=["n_gen"] if len(set(summary["n_gen"])) == 1 else [], only=shared)
 
 

@@ -8,7 +8,7 @@ from bench.naming import context
 from bench.tell.drawn import MOST_LINES, MOST_PLOTS, few
 from bench.tell.plots.steps import file_suffix, intervals
 from bench.tell.plots.style import PHASES, legend_below, make_figure, styles, value_axis
-from bench.tell.words import EXTENT, SETTING_COLUMNS, setting
+from bench.tell.words import EXTENT, SETTING_COLUMNS, representing, setting
 
 ACROSS: dict[str, str] = {"batch_size": "batch size", "dtype": "dtype", "model": "model", "n_gen": "new tokens"}
 """Settings that get an axis of their own, and its label. Threads have their own plot, lengths are in all others."""
@@ -46,7 +46,7 @@ def across(rows: pd.DataFrame, column: str, rows_by: str | None) -> Figure:
     values = list(dict.fromkeys(rows[column] if column in ("dtype", "model") else sorted(rows[column])))
     bands = [rows] if rows_by is None else [band for _, band in rows.groupby(rows_by, sort=False)]
     phases = [phase for phase in PHASES if (rows["phase"] == phase).any()]
-    first = rows.iloc[0].to_dict()
+    first = representing(rows)
     constant = [name for name in SETTING_COLUMNS if name not in (column, rows_by)]
     words = f"{setting(first, only=constant)}, prompt {context(first)}"
     title = f"Throughput across {ACROSS[column]}, median {intervals(rows['latency_ms_low'])}"

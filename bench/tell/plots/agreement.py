@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from bench.naming import context
 from bench.tell.plots.style import legend_below, look, make_figure, open_frame
-from bench.tell.words import setting
+from bench.tell.words import representing, setting
 
 STRETCH = 16
 """Decode steps that make one point: of a single sequence each step either agrees or not."""
@@ -27,7 +27,7 @@ def agreement_by_position(rows: pd.DataFrame) -> Figure:
     looks = {length: look(place) for place, length in enumerate(lengths)}
     n_bands = -(-len(names) // COLUMNS)
     title = f"Agreement with the exact run's most likely token, mean of {STRETCH} decode steps"
-    figure = make_figure(title, setting(rows.iloc[0].to_dict()), 1.5 + 2.0 * n_bands)
+    figure = make_figure(title, setting(representing(rows)), 1.5 + 2.0 * n_bands)
     grid = figure.subplots(n_bands, min(COLUMNS, len(names)), sharex=True, sharey=True, squeeze=False)
     for place, (name, axes) in enumerate(zip(names, grid.flat, strict=False)):
         own = rows[rows["strategy"] == name]

@@ -18,7 +18,7 @@ from bench.tell.plots.style import (
     styles,
     value_axis,
 )
-from bench.tell.words import EXTENT, SETTING_COLUMNS, by_setting, catalogue_place, setting
+from bench.tell.words import EXTENT, SETTING_COLUMNS, by_setting, catalogue_place, representing, setting
 from kvcache.strategies.catalogue import COMPILING, REFEEDING
 
 LIMIT = "limit"
@@ -56,7 +56,7 @@ def threads(summary: pd.DataFrame) -> Figure:
     """Draw throughput with more threads over that with the fewest, per strategy, at the longest common prompt."""
     counts = summary.groupby("n_prompt")["n_threads"].nunique()
     rows = summary[summary["n_prompt"] == counts[counts == counts.max()].index.max()]
-    first = rows.iloc[0].to_dict()
+    first = representing(rows)
     words = setting(first, only=[name for name in SETTING_COLUMNS if name != "n_threads"])
     title = "What more threads bring to prefill and to decode"
     figure = make_figure(title, f"{words}, prompt {context(first)}", 4.2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import textwrap
 
 import pandas as pd
@@ -128,19 +127,14 @@ def _beside(contexts: pd.Series[int], place: int, places: int) -> pd.Series[floa
 
 
 def _bytes_axis(axes: Axes, rows: pd.DataFrame) -> None:
-    """Make the y axis logarithmic, in binary units, from below the smallest cache to above the largest."""
+    """Make the y axis logarithmic, in MB as the tables are, from below the smallest cache to above the largest."""
     held = rows["kv_bytes_allocated"].astype("float64")
     low, high = held.min() / 1.5, held.max() * 1.5
-    axes.set_yscale("log", base=2)
+    axes.set_yscale("log")
     axes.set_ylim(low, high)
-    ticks = [2.0**power for power in range(50) if low <= 2.0**power <= high]
+    ticks = [digit * 10.0**power for power in range(15) for digit in (1, 2, 5) if low <= digit * 10.0**power <= high]
     axes.yaxis.set_major_locator(FixedLocator(ticks[:: -(-len(ticks) // 8)]))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _binary(value)))
-    axes.set_ylabel("bytes allocated, log scale")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:,.10g}"))
+    axes.set_ylabel("MB allocated, log scale")
     open_frame(axes, "y")
-
-
-def _binary(size: float) -> str:
-    power = min(3, int(math.log2(size)) // 10)
-    return f"{size / 2 ** (10 * power):,.0f} {('B', 'KiB', 'MiB', 'GiB')[power]}"

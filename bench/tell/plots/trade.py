@@ -13,21 +13,22 @@ from matplotlib.transforms import Bbox
 from bench.naming import context, plural
 from bench.tell.plots.steps import intervals
 from bench.tell.plots.style import GUIDE, THOUSANDS, make_figure, open_frame
-from bench.tell.words import setting
+from bench.tell.words import representing, setting
 
 LOSS = LinearSegmentedColormap.from_list("loss", colormaps["YlOrRd"](np.linspace(0.1, 1, 64)))
 LEAST_KL = 1e-8
 """Nats below which all divergences have the same colour: rounding."""
 
 EXACT: dict[str, Any] = {"marker": "s", "markersize": 7, "markerfacecolor": "#0072B2", "markeredgecolor": "#222222"}
+UNJUDGED: dict[str, Any] = {"marker": "o", "markersize": 8, "markerfacecolor": "#BBBBBB", "markeredgecolor": "#222222"}
 
 
 def trade(rows: pd.DataFrame) -> Figure:
-    """Draw bytes per token held against TPOT; colour is the KL, squares are exact, the line the Pareto front.
+    """Draw bytes per token fed against TPOT; colour is the KL, squares are exact, the line the Pareto front.
 
     `rows` are the decode rows of one cell, with a time and a cache each.
     """
-    first = rows.iloc[0].to_dict()
+    first = representing(rows)
     title = f"The trade: bytes, time and quality of each cache, median {intervals(rows['latency_ms_low'])}"
     words = f"{setting(first)}, prompt {context(first)}, {plural(first['n_gen'], 'new token')}"
     figure = make_figure(title, words, 5.2)
@@ -63,12 +64,18 @@ def _front(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def _lossy(figure: Figure, axes: Axes, lossy: pd.DataFrame) -> None:
-    """Draw the lossy kinds and the scale of their colours, on which a line shows what bfloat16 alone does."""
+    """Draw the lossy kinds and the scale of their colours, on which a line shows what bfloat16 alone does.
+
+    One that was not judged, since its text could not, is grey.
+    """
+    unjudged, lossy = lossy[lossy["logit_kl"].isna()], lossy[lossy["logit_kl"].notna()]
+    if not unjudged.empty:
+        axes.plot(unjudged["x"], unjudged["y"], linestyle="none", zorder=3, label="lossy, not judged", **UNJUDGED)
     kl = lossy["logit_kl"].clip(lower=LEAST_KL)
     floors = lossy["logit_kl_floor"].dropna()
-    known = [*kl.dropna(), *floors[floors > LEAST_KL]]
-    if not known:
+    if lossy.empty:
         return
+    known = [*kl, *floors[floors > LEAST_KL]]
     norm = LogNorm(min(known) / 1.5, max(known) * 1.5)
     points = axes.scatter(
         lossy["x"], lossy["y"], s=70, c=kl, cmap=LOSS, norm=norm, edgecolors="#222222", zorder=3, label="lossy"
@@ -86,7 +93,7 @@ def _axes(axes: Axes, rows: pd.DataFrame) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xlim(rows["x"].min() / 1.6, rows["x"].max() * 1.6)
     axes.xaxis.set_major_formatter(THOUSANDS)
-    axes.set_xlabel("bytes allocated per token held, log scale (less is better)")
+    axes.set_xlabel("bytes allocated per token fed, log scale (less is better)")
     tallest = rows["latency_ms_high"].fillna(rows["y"]).max()
     axes.set_ylim(0, 1.12 * tallest)
     axes.yaxis.set_major_formatter(THOUSANDS)
