@@ -109,6 +109,16 @@ FILE = "--text"
 """The writer of a text that the user gave."""
 
 
+MAX_GROWTH, GROWTH_NOISE_BYTES = 1.1, 1 << 20
+"""A process that holds more than this many times its cache, and this much more, keeps what the walk over its storages
+does not find. Once libraries have their buffers, that of unchanged code held at most 0.5 MB more, on 30 layers."""
+
+
+def outgrows(growth_bytes: int, found_bytes: int, noise_bytes: int = GROWTH_NOISE_BYTES) -> bool:
+    """Return whether a process grew by more than what can be reached from its cache explains."""
+    return growth_bytes > max(MAX_GROWTH * found_bytes, found_bytes + noise_bytes)
+
+
 class CheckFindings(msgspec.Struct, frozen=True, kw_only=True):
     """How a case's tokens and logits compare with the reference, before any of its times are taken, and its sizes."""
 

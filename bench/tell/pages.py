@@ -1,8 +1,9 @@
 """The figures in the documentation, made from committed runs, so that none is stale; and the table of all columns.
 
 `python -m bench.tell.pages README.md docs/caches.md` writes them between the marks of a page. A mark is a comment that
-says what comes after it (`PARTS`) and of which run: `<!-- caches of results/examples/caches-2-cores, depth 2048 -->`;
-or `<!-- columns of summary.csv -->`.
+says what comes after it (`PARTS`) and of which run: `<!-- caches of results/examples/caches-2-cores, depth 2048 -->`,
+of several (`RUN and RUN`), `<!-- text of FILE.md -->` what a study wrote below its title, or
+`<!-- columns of summary.csv -->`.
 """
 
 import re
@@ -28,7 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 END = "<!-- made by bench/tell/pages.py -->"
 _MARK = re.compile(
-    rf"(<!-- (?P<part>\w+) of (?P<run>[^\s,]+)(?P<choice>, [^>]*)? -->\n)(?P<old>.*?)(?={END})", re.DOTALL
+    rf"(<!-- (?P<part>\w+) of (?P<source>[^\s,]+( and [^\s,]+)*)(?P<choice>, [^>]*)? -->\n)(?P<old>.*?)(?={END})",
+    re.DOTALL,
 )
 _FIGURES = "  - `"
 """How a line begins that is made below a kind."""
@@ -43,11 +45,15 @@ def filled(page: str, root: Path = ROOT) -> str:
     """
 
     def fill(found: re.Match[str]) -> str:
-        if found["run"] == "summary.csv":
+        source = found["source"]
+        if source == "summary.csv":
             made = _columns()
+        elif source.endswith(".md"):
+            made = _untitled((root / source).read_text(encoding="utf-8"))
         else:
-            summary = summarize(Tidy.of(read_run(root / found["run"])))
-            made = PARTS[found["part"]](_chosen(summary, found["choice"] or ""), found["old"])
+            summaries = [summarize(Tidy.of(read_run(root / run))) for run in source.split(" and ")]
+            chosen = _chosen(pd.concat(summaries, ignore_index=True), found["choice"] or "")
+            made = PARTS[found["part"]](chosen, found["old"])
         return f"{found[1]}{made.strip()}\n"
 
     return _MARK.sub(fill, page)
@@ -79,17 +85,18 @@ def _caches(summary: pd.DataFrame, _old: str) -> str:
 
 
 def _untitled(table: str) -> str:
-    """Return a table without its title, which the page's own words say."""
+    """Return what stands below a title, which the page's own words say."""
     return table.partition("\n\n")[2]
 
 
 def _kinds(summary: pd.DataFrame, old: str) -> str:
     """Write below each item of a list, for each kind that it begins with, what that held, cost and lost.
 
-    Figures are those at the greatest depth of the run.
+    Figures are those at the greatest depth; of a kind that several runs measured, those of the first.
     """
     rows = summary[summary["n_depth"] == summary["n_depth"].max()]
-    by_name = {row["strategy"]: row for row in rows.to_dict("records")}  # the later row of a case is decode's
+    rows = rows.drop_duplicates(["strategy", "phase"]).drop_duplicates("strategy", keep="last")  # decode's
+    by_name = {row["strategy"]: row for row in rows.to_dict("records")}
     made: list[str] = []
     for item in re.split(r"(?m)^(?=- )", old):
         text = [line for line in item.rstrip().splitlines() if not line.startswith(_FIGURES)]
@@ -114,7 +121,7 @@ def _lost(row: Row) -> str:
     if missing(row["logit_kl"]):
         return ""
     recall = "" if missing(row["recall_agreement"]) else f", recall {number(row['recall_agreement'])}"
-    return f"; KL {row['logit_kl']:.0e} nats{recall}"
+    return f"; KL {row['logit_kl']:.0e} nats, same top 1 {number(row['top1_agreement'])}{recall}"
 
 
 PARTS: dict[str, Callable[[pd.DataFrame, str], str]] = {"times": _times, "caches": _caches, "kinds": _kinds}

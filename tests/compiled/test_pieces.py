@@ -12,7 +12,7 @@ from kvcache.compiled.quantized import CompiledInt4, CompiledInt8
 from kvcache.compiled.strategy import Compiled, piece_size
 from kvcache.proof.workspace import LiveBytes
 from tests.compiled.families import family
-from tests.tiny import token_ids
+from tests.tiny import ARCHITECTURES, token_ids
 
 pytestmark = pytest.mark.usefixtures("untraced")
 
@@ -92,3 +92,17 @@ def test_no_allocation_grows_with_the_square_of_the_prompt(
             own.prefill(token_ids(0, 1, n_prompt))
         most.append(live.most)
     assert most[2] - most[1] <= 2.2 * (most[1] - most[0]) + 4096
+
+
+@pytest.mark.parametrize("kind", [Compiled, CompiledInt8, CompiledInt4])
+def test_a_prompt_is_held_exactly_for_one_layer_at_a_time(kind: type[Compiled]) -> None:
+    """Twice the layers need no more memory beside the cache: not the exact keys and values of those that are added."""
+    n_prompt, most = 120, []
+    for n_layers in (3, 6):
+        own = kind(ARCHITECTURES["llama"](num_hidden_layers=n_layers), backend="eager")
+        own.prepare(1, n_prompt)
+        with LiveBytes() as live:
+            own.prefill(token_ids(0, 1, n_prompt))
+        most.append(live.most)
+    of_added_layers = 3 * 2 * 2 * 8 * n_prompt * 4
+    assert most[1] - most[0] < of_added_layers / 20

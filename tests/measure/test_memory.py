@@ -1,12 +1,14 @@
 """What a strategy takes beyond the weights: its cache, its workspace, and what it hides."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 from transformers import DynamicCache
 
-from bench.analysis.cautions import GROWTH_NOISE_BYTES
 from bench.machine.devices import DEVICES
 from bench.measure.memory import Weight, weigh
+from bench.record import GROWTH_NOISE_BYTES
 from kvcache import models
 from kvcache.caches.dynamic import DynamicKV
 from kvcache.strategies.cached import Cached
@@ -42,10 +44,21 @@ def test_a_process_grows_by_its_cache_and_its_peak_holds_the_workspace_too(name:
     assert found.growth is not None
     assert found.beyond_weights is not None
     assert found.peak is not None
-    assert found.growth == pytest.approx(allocated, abs=GROWTH_NOISE_BYTES / 2)
+    assert found.growth == pytest.approx(allocated, abs=GROWTH_NOISE_BYTES)
     assert allocated < found.beyond_weights < found.peak
     logits = BATCH * model.config.vocab_size * 4  # type: ignore[union-attr,operator]
     assert found.beyond_weights > allocated + logits
+
+
+@pytest.mark.parametrize(("held", "growth"), [([0, 9, 1, 3], 2), ([0, 9, 0, 12], 9), ([0, 1], 1)])
+def test_what_only_a_first_pass_left_is_not_weighed(held: list[int], growth: int, model: torch.nn.Module) -> None:
+    """In MB, before and after each pass: a second one only where the first held more than it can explain."""
+    device = Mock(held_memory_bytes=Mock(side_effect=[1_000_000 * size for size in held]))
+    device.peak_memory_bytes.return_value = device.peak_held_bytes.return_value = 20_000_000
+    ids, forced = torch.zeros(1, 8, dtype=torch.long), torch.zeros(1, 2, dtype=torch.long)
+    found = weigh(build("dynamic", model), device, ids, forced, None)  # type: ignore[arg-type]
+    assert found.growth == 1_000_000 * growth
+    assert device.held_memory_bytes.call_count == len(held)
 
 
 class HidingKV(DynamicKV):

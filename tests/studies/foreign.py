@@ -12,8 +12,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -104,6 +105,22 @@ def table(summary: pd.DataFrame, *, times: bool) -> pd.DataFrame:
     return found.assign(strategy=names)
 
 
+def with_missing(found: pd.DataFrame, reasons: Mapping[str, str]) -> pd.DataFrame:
+    """Add a row for each package that pip does not install, by the name of its factory, with pip's reason."""
+    rows = [
+        {
+            "package": PACKAGES[name].title,
+            "settings": PACKAGES[name].settings,
+            "strategy": name,
+            "status": "not installed",
+            "error": reason,
+        }
+        for name, reason in reasons.items()
+    ]
+    whole = {"n_depth": "Int64", "n_prompt": "Int64"}
+    return pd.concat([found, pd.DataFrame(rows, columns=found.columns)], ignore_index=True).astype(whole)
+
+
 def markdown(found: pd.DataFrame, arguments: list[str]) -> str:
     """Write the rows as a page: what ran, and what did not with its reason."""
     has_times = TIMES[0] in found
@@ -120,7 +137,7 @@ def markdown(found: pd.DataFrame, arguments: list[str]) -> str:
     command = f"kvbench run {' '.join(arguments)}"
     align = ["left", "left", *["right"] * (len(headers) - 2)]
     reasons = dict.fromkeys(
-        f"- {row['package']}, depth {row['n_depth']}: {row['status']}: `{row['error']}`"
+        f"- {row['package']}{_depth(row['n_depth'])}: {row['status']}: `{row['error']}`"
         for row in found[found["status"] != "ok"].to_dict("records")
     )
     timed = "" if has_times else " Times are left out: other work ran on this machine."
@@ -138,6 +155,10 @@ def markdown(found: pd.DataFrame, arguments: list[str]) -> str:
     )
 
 
+def _depth(n_depth: Any) -> str:
+    return "" if missing(n_depth) else f", depth {n_depth}"
+
+
 def main() -> None:
     """Install and measure all packages, or those of --only, and write the table."""
     parser = argparse.ArgumentParser(prog="nox -s study -- foreign", description=__doc__)
@@ -147,13 +168,14 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=6, help="Rounds.")
     asked = parser.parse_args()
     names = asked.only or list(PACKAGES)
-    for name in names:
-        if reason := install(name, PACKAGES[name]):
-            raise SystemExit(f"{PACKAGES[name].title} cannot be installed: {reason}")
+    lacking = {name: reason for name in names if (reason := install(name, PACKAGES[name]))}
+    installed = [name for name in names if name not in lacking]
+    if not installed:
+        raise SystemExit(f"nothing can be installed: {lacking}")
     arguments = [*(QUICK if asked.quick else GRID), "-r", str(asked.repetitions)]
     with tempfile.TemporaryDirectory() as scratch:
-        summary = measure(names, arguments, Path(scratch))
-    found = table(summary, times=not asked.no_times)
+        summary = measure(installed, arguments, Path(scratch))
+    found = with_missing(table(summary, times=not asked.no_times), lacking)
     page = markdown(found, arguments)
     print(page)
     if not asked.quick and asked.only is None:

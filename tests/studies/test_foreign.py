@@ -37,6 +37,16 @@ def test_what_ran_is_a_line_and_what_did_not_is_its_reason(summary, times: bool)
     assert str(foreign.TREE) not in page + found.to_csv()
 
 
+def test_a_package_that_pip_does_not_install_has_a_row_with_pips_reason(summary) -> None:
+    found = foreign.table(summary, times=False)
+    assert foreign.with_missing(found, {}).to_csv() == found.to_csv()
+    found = foreign.with_missing(found, {"randkv": "ERROR: No matching distribution found for randkv==0.1.0"})
+    assert list(found["status"]) == ["ok", "ok", "failed", "not installed"]
+    page = foreign.markdown(found, [])
+    assert "- randkv 0.1.0: not installed: `ERROR: No matching distribution found for randkv==0.1.0`" in page
+    assert ", depth 0: failed: `AttributeError" in page
+
+
 def test_every_package_is_pinned() -> None:
     assert {"turboquant==0.2.0", "kakeyalattice==1.5.0", "randkv==0.1.0"} <= {
         each.pins[0] for each in PACKAGES.values()
