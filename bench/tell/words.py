@@ -81,12 +81,12 @@ def setting(row: Row, also: Sequence[str] = (), only: Sequence[str] = tuple(SETT
     return ", ".join(parts)
 
 
-def representing(rows: pd.DataFrame) -> dict[str, Any]:
+def representing(rows: pd.DataFrame) -> dict[Any, Any]:
     """Return the first row, for a title of all of them: `prefill_quantized` where it is true of any.
 
     It is no part of a setting, which exact kinds in the same table have too, but without it two runs have one title.
     """
-    first: dict[str, Any] = rows.iloc[0].to_dict()
+    first: dict[Any, Any] = rows.iloc[0].to_dict()
     return first | {name: bool(rows[name].any()) for name in ("prefill_quantized",) if name in rows}
 
 
