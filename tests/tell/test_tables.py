@@ -323,7 +323,7 @@ def test_caches_have_a_table_of_their_own_where_one_is_lossy():
     table = document[document.index("Caches compared with dynamic") :]
     (line,) = [line for line in table.splitlines() if "fp8" in line and " 300 " in line][:1]
     cells = [cell.strip() for cell in line.split("|")[1:-1]]
-    assert cells[1:4] == ["fp8", "66200", "0.250"]
+    assert cells[1:4] == ["fp8", "0.0662", "0.250"]
     assert cells[6:] == ["2e-02", "1e-03", "0.500", "0.750", "3 of 32"]
 
 
