@@ -71,8 +71,8 @@ def measure_job(path: Path, servers: RunServers, say: Callable[[str], None]) -> 
             writer.append(start)
             limits = replace(Limits.of(manifest), ceilings=bool(ceilings))
             with ProgressBar(f"{job.job} of {manifest.run_id}", f"{job.job} measured in") as progress:
-                fork = lambda group, process: servers.fork(group.model, group.n_threads, process)  # noqa: E731
-                measure_cases(manifest.plan, limits, writer, progress, fork, previous, manifest.text, manifest.kernels)
+                plan, text, kernels = manifest.plan, manifest.text, manifest.kernels
+                measure_cases(plan, limits, writer, progress, servers.fork, previous, text, kernels)
         return _stored(folder, manifest, start)
 
 

@@ -208,9 +208,8 @@ def measure(job: Job, servers: RunServers) -> Run:
             samples_file(folder, digest) as writer,
             ProgressBar("starting the workers and loading the model", "measured in") as progress,
         ):
-            fork = lambda group, process: servers.fork(group.model, group.n_threads, process)  # noqa: E731
-            manifest = job.manifest
-            measure_cases(manifest.plan, job.limits, writer, progress, fork, previous, manifest.text, manifest.kernels)
+            plan, text, kernels = job.manifest.plan, job.manifest.text, job.manifest.kernels
+            measure_cases(plan, job.limits, writer, progress, servers.fork, previous, text, kernels)
     return read_run(folder)
 
 

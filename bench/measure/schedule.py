@@ -12,7 +12,7 @@ import msgspec
 
 from bench.analysis.disturbance import COUNTED, turn_is_disturbed
 from bench.analysis.rounds import most_rounds
-from bench.case import Case, Group
+from bench.case import Case
 from bench.machine.affinity import usable_cores
 from bench.manifest import CasePlan, TextFile
 from bench.measure.budget import CEILING_AGE_S, Budget, Cell, turns_seconds
@@ -36,8 +36,8 @@ WARMUP_S = 1.0
 """No warm-up starts once a case has run this long, its check included: that has been through every shape already, and
 turns of seconds showed no trend after it."""
 
-Fork = Callable[[Group, int], WorkerProcess]
-"""Makes a worker for a group in one of its sets of processes."""
+Fork = Callable[[str, int, int], WorkerProcess]
+"""Makes a worker for a model, with a number of threads, in one of its sets of processes."""
 
 
 def measure(
@@ -68,7 +68,7 @@ def measure(
     budget = Budget(limits, past, cells_left, writer.append, progress.say, name)
     sole_model = previous is None and len({item.case.model for item in plans}) == 1
     for number, (group, process, cells) in enumerate(sets):
-        fork_one = functools.partial(fork, group, process)
+        fork_one = functools.partial(fork, group.model, group.n_threads, process)
         seed = cells[0][0].case.seed
         with Workers(group, process, seed, limits.timeout_s, fork_one, writer, progress, name, kernels) as workers:
             texts = Texts(plans, past, writer, text)

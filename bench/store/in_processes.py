@@ -1,4 +1,8 @@
-"""Maps a function over items in forked processes, so that work of many seconds uses every core."""
+"""Maps a function over items in forked processes, so that work of many seconds uses every core.
+
+Not by a pool of Python's: those keep every result until it is taken, and their processes outlive a reader that is
+killed; `multiprocessing.Pool` waits for ever for a process that was killed.
+"""
 
 import gc
 import multiprocessing

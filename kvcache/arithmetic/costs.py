@@ -92,8 +92,7 @@ def forward_costs(
     """Count the work of one forward of `n_query` tokens for each of `batch_size` sequences.
 
     Args:
-        geometry: the model.
-        batch_size: sequences.
+        geometry, batch_size: the model, and how many sequences.
         n_query: tokens fed, per sequence.
         n_cached: tokens that the cache has seen before (a sliding window may have let some go).
         logits_positions: positions per sequence, counted from the last, that the LM head is computed for.

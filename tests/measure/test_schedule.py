@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import msgspec
 import pytest
 
-from bench.case import Case, Group
+from bench.case import Case
 from bench.errors import UsageError
 from bench.manifest import TextFile
 from bench.measure import schedule
@@ -54,8 +54,8 @@ class FakeArm:
     stolen: ClassVar[set[tuple[str, int]]] = set()
     """(strategy, turn): the hypervisor takes all of its time."""
 
-    def __init__(self, group: Group) -> None:
-        self.group, self.alive, self.cpu_ns, self.strategy = group, True, 0, "?"
+    def __init__(self) -> None:
+        self.alive, self.cpu_ns, self.strategy = True, 0, "?"
         ARMS.append(self)
         self.log.append(("start", ""))
 
@@ -164,12 +164,12 @@ unforkable: set[int] = set()
 """Which forks of a run fail: they are counted from 0."""
 
 
-def fake_arm(group: Group, process: int) -> Any:
+def fake_arm(model: str, n_threads: int, process: int) -> Any:
     number = len(ARMS)
     if number in unforkable:
         unforkable.remove(number)
         raise WorkerFailed("failed", "no worker could be forked", alive=False)
-    return FakeArm(group)
+    return FakeArm()
 
 
 @pytest.fixture(autouse=True)
