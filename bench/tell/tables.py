@@ -194,7 +194,7 @@ def _times(summary: pd.DataFrame) -> Iterator[_Table]:
 def _roofs(summary: pd.DataFrame) -> Iterator[_Table]:
     """Yield a table for each setting that has such figures; a case without any has no line."""
     for title, rows in by_setting(summary, also=["n_gen"]):
-        yardstick = "hf-generate and " if rows["speedup_vs_hf"].notna().any() else ""
+        yardstick = f"{', '.join(YARDSTICKS)} and " if rows["speedup_vs_hf"].notna().any() else ""
         table = _table(f"Against {yardstick}the machine's roofs: {title}", ROOFS, cases(rows))
         if lines := [line for line in table.lines if set(line[2:]) != {NOTHING}]:
             yield table._replace(lines=lines)
