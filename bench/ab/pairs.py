@@ -19,6 +19,7 @@ from bench.judge.sequential import PAIRS_A_PROMPT, SCREENING_PAIRS
 from bench.machine.places import temporary_folder
 from bench.measure.worker_process import WorkerFailed, WorkerProcess
 from bench.measure.workers import LOAD_TIMEOUT_S
+from bench.naming import Name
 from bench.protocol import Introduction, Load, Loaded, MakeReference
 from bench.store.checked_lines import Appender
 from kvcache.strategies.catalogue import COMPILING
@@ -94,11 +95,12 @@ class PairMeasurer:
         timeout_s: float,
         appender: Appender,
         say: Callable[[str], None],
+        name: Name,
         kernels: dict[str, str] | None = None,
     ) -> None:
-        """`say` prints one line of progress. `kernels` pins those of both sides; None: head's choice does."""
+        """`say` prints progress with the `name` of a case. `kernels` pins both sides; None: to head's choice."""
         self.fork_servers, self.weights_seed, self.timeout_s = fork_servers, weights_seed, timeout_s
-        self.appender, self.say = appender, say
+        self.appender, self.say, self.name = appender, say, name
         self.kernels = kernels
         self.chosen: dict[tuple[Group, str, tuple[int, ...]], dict[str, str]] = {}
         """What head's code chose, by group, strategy and batch sizes."""
@@ -150,7 +152,7 @@ class PairMeasurer:
                     yield pair.measure(case.key, fresh, reference)
                 except (SideFailed, DataError) as error:
                     for side, (status, reason) in _failures(error).items():
-                        self.say(f"{status} ({side}): {case.key}: {reason}")
+                        self.say(f"{status} ({side}): {self.name(case)}: {reason}")
                         yield PairFailure(case=case.key, pair=number, side=side, status=status, error=reason)
                     stack.close()  # whatever state they are in, the next case gets new ones
                     pair = None

@@ -19,6 +19,7 @@ from bench.machine.places import current_folder
 from bench.manifest import Environment
 from bench.measure.plan import refuse_too_long
 from bench.measure.run import noting
+from bench.naming import namer
 from bench.store import sealed
 from bench.store.checked_lines import Appender
 from bench.store.run_folder import check_name, make_folder, writing
@@ -67,7 +68,7 @@ def compare(
         stack.enter_context(noting(f"what was measured is kept in {folder}"))
         stack.enter_context(appender)
         bench = stack.enter_context(
-            PairMeasurer(fork_servers, cases[0].seed, settings.timeout_s, appender, say, kernels)
+            PairMeasurer(fork_servers, cases[0].seed, settings.timeout_s, appender, say, namer(cases), kernels)
         )
         conduct(
             cases,

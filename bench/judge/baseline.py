@@ -17,6 +17,7 @@ from bench.analysis.tidy import Tidy
 from bench.case import Case
 from bench.errors import DataError, FailedRun, UsageError
 from bench.manifest import Environment
+from bench.naming import Name, namer
 from bench.record import FAULTS, Run, kernels_of
 from bench.store import sealed
 from bench.store.run_folder import check_name, writing
@@ -35,12 +36,13 @@ def session_of(tidy: Tidy) -> Session:
     if len(run.environments) > 1:
         raise DataError(f"{run.path}: was measured on several machines ({run.machine_names}); a session is of one")
     rows = {(row["case"], row["phase"]): row for row in frames.records(summarize(tidy))}
+    name = namer(plan.case for plan in run.manifest.plan)
     figures = []
     for case in (plan.case for plan in run.manifest.plan if ended[plan.case.key].status == "ok"):
         match = ended[case.key].tokens_match
         if match is None:
-            raise DataError(f"{run.path}: {case.key} was timed, but its tokens were never checked: measure it again")
-        for phase, counters in _counters(run, case).items():
+            raise DataError(f"{run.path}: {name(case)} was timed, but its tokens were never checked: measure it again")
+        for phase, counters in _counters(run, case, name).items():
             row = rows[case.key, phase]
             figures.append(
                 CaseFigures(
@@ -167,7 +169,7 @@ def machine_name(environment: Environment) -> str:
     return f"{slug}-{environment.cores}-cores-{fingerprint[:8]}"
 
 
-def _counters(run: Run, case: Case) -> dict[Phase, Counters]:
+def _counters(run: Run, case: Case, name: Name) -> dict[Phase, Counters]:
     found = [check.counters for check in run.checks if check.case == case.key]
     # A resumed run checks a case again, in a process that has compiled something else before: the fewest graphs count.
     compiled = ("compiled_graphs", "recompilations")
@@ -180,7 +182,7 @@ def _counters(run: Run, case: Case) -> dict[Phase, Counters]:
         for counters in found
     ]
     if any(counters != settled[0] for counters in settled):
-        raise DataError(f"{run.path}: the counters of {case.key} differ between its processes: it is not deterministic")
+        raise DataError(f"{run.path}: {name(case)}: its counters differ between processes: it is not deterministic")
     return settled[0]
 
 

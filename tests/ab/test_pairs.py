@@ -14,6 +14,7 @@ from bench.ab.record import NAMES, PairFailure, PairTimes, Side
 from bench.errors import DataError
 from bench.judge.sequential import SCREENING_PAIRS
 from bench.measure.worker_process import WorkerFailed
+from bench.naming import namer
 from bench.protocol import VERSION, Load, Loaded, MakeReference
 from bench.store.checked_lines import Appender
 from tests.handmade import grid
@@ -96,7 +97,7 @@ def fake(monkeypatch, tmp_path):
     messages, asked = [], []
     with (
         Appender((tmp_path / "pairs").open("xb"), "digest") as appender,
-        PairMeasurer(FakeForkServers(asked), 0, 60.0, appender, messages.append) as bench,
+        PairMeasurer(FakeForkServers(asked), 0, 60.0, appender, messages.append, namer(CASES)) as bench,
     ):
         bench.messages, bench.asked = messages, asked
         yield bench
@@ -115,7 +116,7 @@ def test_what_goes_wrong_with_a_case_leaves_the_others_to_new_processes(error, f
     assert [type(record) for record in records] == [PairTimes, PairFailure, PairTimes]
     assert {(record.side, record.status, record.error) for record in records[1:2]} == failures
     assert [[case.n_prompt for case in pair.measured] for pair in FakePair.made] == [[16, 64], [128]]
-    assert CASES[1].key in fake.messages[0]
+    assert namer(CASES)(CASES[1]) in fake.messages[0]
 
 
 def test_prompts_change_when_screening_is_over_and_references_are_made_anew_only_then(fake):
