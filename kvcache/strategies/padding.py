@@ -47,37 +47,38 @@ def check_whole(mask: Tensor | None, earlier: Tensor | None, n_fed: int) -> None
 
 
 COMPARED_POSITIONS = 32
-"""Of a padded row so many positions are compared, its last ones."""
+"""Of each row so many positions are compared, its last ones."""
 
 
 @torch.inference_mode()
 def check_model(model: PreTrainedModel, ids: Tensor, mask: Tensor, capacity: int, kind: Kind | None = None) -> None:
-    """Compare the row of `ids [batch, q]` that has the most padding with what it gives alone.
+    """Compare each row of `ids [batch, q]`, if any of them has padding, with what it gives alone.
 
     Some models of transformers do not leave out what a mask marks: it runs through a recurrent state, or is counted.
     Others do, and lose it where a cache holds the padding: with `kind`, the last token is fed to such a cache (to a
-    dynamic one if the kind is lossy, since its own logits are others anyway).
+    dynamic one if the kind is lossy, since its own logits are others anyway). One that takes a row's padding for
+    another's is wrong in the others alone, so that no row stands for all.
 
     Raises:
         ValueError: its logits are others, or will be before `capacity` tokens are fed.
     """
     check_rotary_tables(model, mask, capacity)
     check_selection(model, mask, capacity)
-    row = int(mask.sum(dim=1).argmin())
-    start = int(mask.shape[1] - mask[row].sum())
-    if not start:
+    lengths = mask.sum(dim=1).tolist()
+    if min(lengths) == mask.shape[1]:
         return
-    keep = min(ids.shape[1] - start, COMPARED_POSITIONS)
-    alone = last_logits(model, ids[row : row + 1, start:], keep=keep)[0]
-    found = [last_logits(model, ids, attention_mask=mask, keep=keep)[row]]
+    found = [last_logits(model, ids, attention_mask=mask, keep=min(max(lengths), COMPARED_POSITIONS))]
     if kind is not None:
-        found.append(_stepped(model, ids, mask, kind if kind.promise == "exact" else DynamicKV)[row])
-    for logits in found:
-        if not difference(alone[-logits.shape[0] :], logits, largest(alone)) <= tolerance(model):
-            raise ValueError(
-                f"{model.config.model_type} gives other logits for a prompt that is padded than for the prompt alone "
-                "(transformers): feed prompts of equal length, without an attention_mask"
-            )
+        found.append(_stepped(model, ids, mask, kind if kind.promise == "exact" else DynamicKV))
+    for row, length in enumerate(lengths):
+        alone = last_logits(model, ids[row : row + 1, -length:], keep=min(length, COMPARED_POSITIONS))[0]
+        for logits in found:
+            both = min(len(alone), logits.shape[1])
+            if not difference(alone[-both:], logits[row, -both:], largest(alone)) <= tolerance(model):
+                raise ValueError(
+                    f"{model.config.model_type} gives other logits for a prompt that is padded than for the prompt "
+                    "alone (transformers): feed prompts of equal length, without an attention_mask"
+                )
 
 
 def check_rotary_tables(model: PreTrainedModel, mask: Tensor, capacity: int) -> None:

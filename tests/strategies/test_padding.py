@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -148,6 +149,32 @@ def test_a_model_that_does_not_leave_padding_out_is_refused(name: str, monkeypat
         ValueError, match="llama gives other logits for a prompt that is padded than for the prompt alone"
     ):
         strategy.generate(token_ids(2, 2, 9), 5, attention_mask=padding([0] * 4 + [1] * 5, [1] * 9))
+
+
+@pytest.mark.parametrize("name", PADDED)
+@pytest.mark.parametrize("in_steps", [False, True])
+def test_a_model_that_is_wrong_in_another_row_is_refused(
+    name: str, in_steps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row 1 gets the mask of row 0, which has the most padding: in the prompt, or in single tokens after it alone."""
+    model = ARCHITECTURES["llama"]()
+    inner = type(model.model).forward
+
+    def of_row_0(self: nn.Module, **named: Any) -> object:
+        mask = named["attention_mask"]
+        if mask is not None and (named["input_ids"].shape[1] == 1) is in_steps:
+            named["attention_mask"] = mask[:1].expand_as(mask)
+        return inner(self, **named)
+
+    monkeypatch.setattr(type(model.model), "forward", of_row_0)
+    strategy = build(name, model)
+    strategy.prepare(2, 14)
+    prompts, mask = token_ids(2, 2, 9), padding([0] * 4 + [1] * 5, [1] * 9)
+    if name == "naive" and in_steps:
+        strategy.generate(prompts, 5, attention_mask=mask)
+        return
+    with pytest.raises(ValueError, match="llama gives other logits for a prompt that is padded"):
+        strategy.generate(prompts, 5, attention_mask=mask)
 
 
 @pytest.mark.parametrize("name", ["dynamic", "static"])
