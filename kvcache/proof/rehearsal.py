@@ -191,6 +191,7 @@ class Rehearsal:
             with _watched(cached.kv.layers) as updates, count_operations(self._model) as counted:
                 self._feed(cached, n_query)
             moved += sum(update.written for update in updates) + self._read_by_others(updates)
+            moved += _state_bytes(cached.kv.layers)  # written whole in every forward
         tokens, scored = counted.tokens_processed, counted.lm_head_positions
         weights = self._weights_read(tokens, counted.expert_flops)
         vocab_size = self._head.shape[0]
@@ -260,12 +261,21 @@ def _watched(layers: list[Any]) -> Iterator[list[_Update]]:
         return noted
 
     for number, layer in enumerate(layers):
-        for name in filter(lambda name: name.startswith("update"), dir(layer)):
+        for name in filter(lambda name: name.startswith("update") and name not in _OF_STATES, dir(layer)):
             setattr(layer, name, watched(number, getattr(layer, name)))
     yield updates
     for layer in layers:
         for name in [name for name in vars(layer) if name.startswith("update")]:
             delattr(layer, name)
+
+
+_OF_STATES = "update_conv_state", "update_recurrent_state"
+"""They are given the tokens that a state is made of, or left out: a single token is written into a convolution's."""
+
+
+def _state_bytes(layers: list[Any]) -> int:
+    states = (getattr(layer, name, {}) for layer in layers for name in ("conv_states", "recurrent_states"))
+    return sum(_tensor_bytes(list(each.values())) for each in states)
 
 
 def _tensor_bytes(values: Any) -> int:

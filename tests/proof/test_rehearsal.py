@@ -173,6 +173,87 @@ def test_formulas_after_39_tokens(name: str, kind: str) -> None:
     assert STRATEGIES[kind].formula.held(layers, fed) == Held(used=used, allocated=allocated)
 
 
+BY_HAND: dict[str, tuple[dict[str, Any], dict[str, int], dict[str, int]]] = {
+    # Queries by way of 16 numbers, to 4 heads of 8 and 8 rotary ones. Kept are 16 and a rotary key of 8, of which each
+    # step makes keys and values of 4 heads anew. All feed-forward parts are dense.
+    "deepseek_v3": (
+        LATENT | {"num_key_value_heads": 4, "head_dim": 8, "first_k_dense_replace": 4},
+        {
+            "token": 4 * (64 * 16 + 16 * 64 + 64 * 24 + 32 * 64 + 3 * 64 * 64) + 64 * 97,
+            "expanded": 4 * 16 * 64,
+            "attended": 4 * 4 * (16 + 8),
+        },
+        {
+            "read": 4 * (64 * 16 + 16 * 64 + 64 * 24 + 16 * 64 + 32 * 64 + 3 * 64 * 64) + 64 * 97,
+            "vectors": 4 * (2 * 64 + 2 * 16) + 64,
+            "rows": 4 * 24,
+            "states": 0,
+            "made": 4 * 64,
+        },
+    ),
+    # Three layers of a delta rule (2 key and 4 value heads of 16, a convolution over 4 tokens of 128 features), whose
+    # state 4 x 16 x 16 no product touches; one of attention with a gate as wide as the queries. Experts in all, 2 of 8
+    # for each of two tokens, and a shared one with its gate.
+    "qwen3_next": (
+        LINEAR | DELTA | EXPERTS | {"num_experts": 8},
+        {
+            "token": 3 * (64 * 192 + 64 * 8 + 64 * 64)
+            + (64 * 128 + 2 * 64 * 32 + 64 * 64)
+            + 4 * (64 * 8 + (2 + 1) * 3 * 64 * 16 + 64)
+            + 64 * 97,
+            "expanded": 0,
+            "attended": 1 * 4 * (16 + 16),
+        },
+        {
+            "read": 3 * (64 * 192 + 64 * 8 + 64 * 64)
+            + (64 * 128 + 2 * 64 * 32 + 64 * 64)
+            + 4 * (64 * 8 + (4 + 1) * 3 * 64 * 16 + 64)
+            + 64 * 97,
+            "vectors": 3 * (128 * 4 + 4 + 4 + 16) + 2 * 16 + 4 * 2 * 64 + 64,
+            "rows": 1 * 2 * 2 * 16,
+            "states": 3 * (4 * 16 * 16 + 128 * 4),
+            "made": 0,
+        },
+    ),
+    # Layer 1 is dense; in the others each of two tokens goes to 2 of 8 experts.
+    "qwen3_moe": (
+        EXPERTS | {"num_experts": 8, "decoder_sparse_step": 1, "mlp_only_layers": [1]},
+        {
+            "token": 4 * (2 * 64 * 64 + 2 * 64 * 32) + 3 * 64 * 64 + 3 * (64 * 8 + 2 * 3 * 64 * 16) + 64 * 97,
+            "expanded": 0,
+            "attended": 4 * 4 * (16 + 16),
+        },
+        {
+            "read": 4 * (2 * 64 * 64 + 2 * 64 * 32) + 3 * 64 * 64 + 3 * (64 * 8 + 4 * 3 * 64 * 16) + 64 * 97,
+            "vectors": 4 * (2 * 64 + 2 * 16) + 64,
+            "rows": 4 * 2 * 2 * 16,
+            "states": 0,
+            "made": 0,
+        },
+    ),
+}
+"""Model type -> its config beside `SIZES`; multiply-adds of a token, of a row that is made of a latent, and of a query
+with a key and its value; and numbers read of matrices and of vectors, kept of a token, kept as states, and made anew of
+each row."""
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_a_decode_step_by_hand(name: str) -> None:
+    """Two sequences, of which 10 tokens are in the cache, and one is fed."""
+    config, products, numbers = BY_HAND[name]
+    model, batch_size, rows = tiny(name, SIZES | config), 2, 10 + 1
+    costs = [rehearsal(model).forward_costs(batch_size=2, n_query=1, n_cached=10, reads_cache=True)]
+    if name == "qwen3_moe":
+        costs.append(forward_costs(geometry(model.config), batch_size=2, n_query=1, n_cached=10))
+    beside_weights = batch_size * (
+        64 + 97 + rows * numbers["rows"] + 2 * numbers["states"] + 2 * rows * numbers["made"]
+    )
+    for found in costs:
+        assert found.gemm_flops == 2 * batch_size * (products["token"] + rows * products["expanded"])
+        assert found.gemv_flops == 2 * batch_size * rows * products["attended"]
+        assert found.bytes == 4 * (numbers["read"] + numbers["vectors"] + beside_weights)
+
+
 def test_a_window_right_after_the_prompt_keeps_the_storage_of_all_of_it() -> None:
     fed = Fed(batch_size=2, n_depth=0, n_prompt=24, n_steps=0, capacity=40, dtype_bytes=4)
     row = 2 * 4 * 2 * 2 * 16 * 4  # batch, layers, keys and values, heads, head_dim, float32
