@@ -136,6 +136,17 @@ def test_a_prompt_that_attended_to_quantized_keys_is_named_in_the_title():
     )
 
 
+@pytest.mark.parametrize(("n_prompts", "is_shown"), [([1], False), ([1, 128], True)])
+def test_time_to_first_token_stands_in_the_table_of_caches_if_there_are_prompts(n_prompts, is_shown):
+    """One token after a context is a step."""
+    cases = [make_case(kind, n_prompt, n_depth=512) for n_prompt in n_prompts for kind in ("dynamic", "fp8")]
+    run = run_of(cases)
+    checks = [msgspec.structs.replace(check, kv_bytes_allocated_after_decode=7_000_000) for check in run.checks]
+    summary = summarize(msgspec.structs.replace(run, checks=checks))
+    assert ("TTFT / exact" in tables.caches_markdown(summary)) == is_shown
+    assert "TPOT / exact" in tables.caches_markdown(summary)
+
+
 def test_other_tokens_are_shown_as_such():
     run = run_of([make_case()], tokens_match={make_case().key: "false"})
     text = tables.markdown(summarize(run))
