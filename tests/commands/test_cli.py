@@ -103,7 +103,7 @@ def test_a_second_signal_does_not_disturb_the_end(
     monkeypatch.setattr(cli, "app", lambda *_, **__: signal.raise_signal(number))
     monkeypatch.setattr(cli, "_end_children", lambda: [signal.raise_signal(each) for each in before])
     try:
-        assert cli._run(["env"]) == code
+        assert cli._run(["env"], lambda: None) == code
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
