@@ -17,7 +17,9 @@ Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """`x [batch, q, in]`, `weight [out, in]`, `bias [out]` or None -> `[batch, q, out]`."""
 
 FEW_ROWS = 8
-"""Up to here a step's default is a multiply-and-sum, above it a GEMM: where neither was timed."""
+"""Up to here a step's default is a multiply-and-sum, above it a GEMM: where neither was timed.
+
+A step of 8 sequences takes 34 ms by sums; one of 16 takes 83, and 77 by `F.linear` (Zen 3, SmolLM2-135M, float32)."""
 
 SUMS = {"sum-1": 1, "sum-2": 2, "sum-4": 4}
 """The multiply-and-sums, and at how many places each reads a weight at once."""
