@@ -159,11 +159,11 @@ CORRECTNESS = (
 )
 """The rule, in the words of the README."""
 
-LABEL = (
-    "`pp128+tg31` names a case with 128 tokens of prompt and 31 decode steps (n_gen - 1: the prefill gives the first "
-    "token)."
+NAMING = (
+    "A case is named by its strategy and prompt: `dynamic, prompt 512 @ 2048` has 2,048 tokens in the cache before the "
+    "prompt."
 )
-"""The names of cases in progress and plots, in the words of the README."""
+"""The names of cases in tables, plots and progress, in the words of the README."""
 
 
 def one_strategy(text: str) -> str:
@@ -257,7 +257,7 @@ def below_the_flags() -> str:
         _listed("Strategies:", strategies),
         _listed("Presets, as the flags that differ from those of `default`; a line is a grid:", presets),
         CORRECTNESS,
-        LABEL,
+        NAMING,
     ]
     return "\n\n".join(blocks)
 

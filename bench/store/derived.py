@@ -8,7 +8,8 @@ class Derived:
     """Tries to write derived files and collects what failed, by its reason."""
 
     def __init__(self) -> None:
-        self._failed: dict[str, list[str]] = {}
+        self.failed: dict[str, list[str]] = {}
+        """What could not be written, by its reason."""
 
     @contextmanager
     def trying(self, what: str) -> Iterator[None]:
@@ -16,9 +17,15 @@ class Derived:
         try:
             yield
         except Exception as error:  # noqa: BLE001 - whatever a library raises: what is measured is worth more than any plot
-            names = self._failed.setdefault(_reason(error), [])
+            names = self.failed.setdefault(_reason(error), [])
             if what not in names:
                 names.append(what)
+
+    def add(self, other: "Derived") -> None:
+        """Take over what failed elsewhere."""
+        for reason, names in other.failed.items():
+            known = self.failed.setdefault(reason, [])
+            known.extend(name for name in names if name not in known)
 
     def text(self, what: str, make: Callable[[], str]) -> str:
         """Return the text that `make` makes; nothing where it fails, which is collected."""
@@ -29,7 +36,7 @@ class Derived:
 
     def lines(self) -> list[str]:
         """Return a line for each reason: what could not be written, and why."""
-        return [f"kvbench: not written: {', '.join(names)} ({reason})" for reason, names in self._failed.items()]
+        return [f"kvbench: not written: {', '.join(names)} ({reason})" for reason, names in self.failed.items()]
 
 
 def _reason(error: Exception) -> str:

@@ -17,19 +17,20 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 FEWEST = 4
-"""Items of a process: with fewer, starting it takes longer than it saves."""
+"""Items of a process, where one takes milliseconds: with fewer, starting it takes longer than it saves."""
 
 
-def mapped(function: Callable[[A], B], items: Sequence[A]) -> Iterator[B]:
+def mapped(function: Callable[[A], B], items: Sequence[A], fewest: int = FEWEST) -> Iterator[B]:
     """Yield `function(item)` of each item, in their order; raises what `function` raises.
 
-    Each process holds one result until it is taken, so that no more than these are in memory.
+    A process gets `fewest` items at least. Each holds one result until it is taken, so that no more than these are in
+    memory.
 
     Raises:
         EOFError: a process was killed, as by a system without memory.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1  # forking is safe on Linux
-    count = min(cores, len(items) // FEWEST)
+    count = min(cores, len(items) // fewest)
     if count < 2:
         yield from map(function, items)
         return

@@ -5,6 +5,7 @@ on the disk before the next turn starts.
 """
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from bench.manifest import SCHEMA_VERSION, Manifest
 from bench.record import Run
 from bench.store import checked_lines, samples_files, sealed
 from bench.store.attempts import counted
+from bench.store.derived import Derived
 from bench.store.run_records import Records, run_of
 
 NAME = re.compile(r"[A-Za-z0-9._-]+")
@@ -53,7 +55,8 @@ def writing(where: str) -> Iterator[None]:
 def make_folder(out: Path, run_id: str) -> Path:
     """Make the folder `out/<run_id>`, still without a manifest.
 
-    Where `out` is new, the topmost folder made is hidden from git: the user's repository looks as it did before.
+    Where `out` is new, it is hidden from git: the user's repository looks as it did before. Folders above it are not,
+    since `results/baselines` beside `results/runs` is there to be committed.
 
     Raises:
         UsageError: the folder exists already, or cannot be made.
@@ -62,10 +65,14 @@ def make_folder(out: Path, run_id: str) -> Path:
     with writing(f"--out {out}"):
         if folder.exists():
             raise UsageError(f"--out: {folder} exists already; choose another --name, or --resume it")
-        made = [path for path in (out, *out.parents) if not path.exists()]
+        is_new = not out.exists()
         folder.mkdir(parents=True)
-        if made:
-            (made[-1] / ".gitignore").write_text("*\n", encoding="ascii")
+    if is_new:
+        derived = Derived()
+        with derived.trying(f"{out}/.gitignore"):
+            (out / ".gitignore").write_text("*\n", encoding="ascii")
+        for line in derived.lines():
+            sys.stderr.write(f"{line}\n")
     return folder
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from bench.judge.compare import Comparison
 from bench.record import Run
 from bench.store import summary_file
 from bench.store.derived import Derived
+from bench.store.in_processes import mapped
 from bench.tell import notes, tables
 from bench.tell.benchmark_json import benchmark_json
 from bench.tell.drawn import limits_line
@@ -99,17 +100,38 @@ def write_plots(report: Report, derived: Derived) -> dict[str, Picture]:
 
     Returns them as `write_page` shows them, by name.
     """
+    figures: dict[str, Figure] = {}
     pictures: dict[str, Picture] = {}
     with derived.trying("plots"):
-        from bench.tell.page.svg import picture
         from bench.tell.plots.machines import groups
+        from bench.tell.plots.style import own_settings
 
-        for figures in groups(report.summary, report.tidy.steps, report.slopes, agreement(report.tidy.run)):
-            with derived.trying("plots"):
-                for name, figure in save_all(figures, report.folder / "plots", derived).items():
-                    with derived.trying(f"plots/{name}"):
-                        pictures[name] = picture(figure, name)
+        folder = report.folder / "plots"
+        for draw in groups(report.summary, report.tidy.steps, report.slopes, agreement(report.tidy.run)):
+            with derived.trying("plots"), own_settings():
+                figures |= draw()
+        folder.mkdir(parents=True, exist_ok=True)
+        # Rendering is most of a report's time, and no figure needs another.
+        rendered = mapped(partial(_rendered, folder), list(figures.items()), fewest=1)
+        for name, (shown, failed) in zip(figures, rendered, strict=True):
+            derived.add(failed)
+            if shown is not None:
+                pictures[name] = shown
     return pictures
+
+
+def _rendered(folder: Path, named: tuple[str, Figure]) -> tuple[Picture | None, Derived]:
+    """Save a figure, and return it as a page shows it; and what of it failed."""
+    from bench.tell.page.svg import picture
+    from bench.tell.plots.style import own_settings, save
+
+    name, figure = named
+    shown, failed = None, Derived()
+    with failed.trying(f"plots/{name}"):
+        with own_settings():
+            save(figure, folder / name)
+        shown = picture(figure, name)
+    return shown, failed
 
 
 def write_page(report: Report, pictures: Mapping[str, Picture], file: Path, derived: Derived) -> None:
@@ -167,8 +189,8 @@ def _at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 
-def save_all(draw: Callable[[], dict[str, Figure]], folder: Path, derived: Derived) -> dict[str, Figure]:
-    """Draw with matplotlib's own settings, save and return each figure; one that fails costs no other."""
+def save_all(draw: Callable[[], dict[str, Figure]], folder: Path, derived: Derived) -> None:
+    """Draw with matplotlib's own settings and save each figure; one that fails costs no other."""
     from bench.tell.plots.style import own_settings, save
 
     with own_settings():
@@ -177,4 +199,3 @@ def save_all(draw: Callable[[], dict[str, Figure]], folder: Path, derived: Deriv
         for name, figure in figures.items():
             with derived.trying(f"{folder.name}/{name}"):
                 save(figure, folder / name)
-    return figures

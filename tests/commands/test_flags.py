@@ -74,7 +74,7 @@ def test_no_line_of_a_block_is_wider_than_the_help() -> None:
     assert max(len(line) for block in blocks for line in block.splitlines()) <= 78
 
 
-@pytest.mark.parametrize("sentence", [flags.CORRECTNESS, flags.LABEL])
+@pytest.mark.parametrize("sentence", [flags.CORRECTNESS, flags.NAMING])
 def test_the_readme_says_it_in_the_same_words(sentence: str) -> None:
     assert sentence in plain(README.read_text())
 

@@ -38,14 +38,25 @@ def same(found: Run, expected: Run = HANDMADE) -> bool:
     return all(getattr(found, name) == getattr(expected, name) for name in names)
 
 
-def test_a_folder_of_runs_that_kvbench_makes_is_hidden_from_git_and_the_users_own_is_not(tmp_path: Path) -> None:
+def test_a_new_folder_of_runs_is_hidden_from_git_and_what_stands_beside_it_is_not(tmp_path: Path) -> None:
     for name in ("first", "second"):
         make_folder(tmp_path / "results" / "runs", name)
-    assert [path.relative_to(tmp_path) for path in tmp_path.rglob(".gitignore")] == [Path("results/.gitignore")]
-    assert (tmp_path / "results" / ".gitignore").read_text() == "*\n"
+    assert [path.relative_to(tmp_path) for path in tmp_path.rglob(".gitignore")] == [Path("results/runs/.gitignore")]
+    assert (tmp_path / "results" / "runs" / ".gitignore").read_text() == "*\n"
     (tmp_path / "kept").mkdir()
     make_folder(tmp_path / "kept", "third")
     assert [path.name for path in (tmp_path / "kept").rglob("*")] == ["third"]
+
+
+def test_a_gitignore_that_cannot_be_written_costs_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    assert make_folder(tmp_path / "runs", "first").is_dir()
+    assert "runs/.gitignore (Permission denied)" in capsys.readouterr().err
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
