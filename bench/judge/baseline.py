@@ -82,10 +82,11 @@ def promote(run: Run, baselines: Path, name: str | None) -> Path:
     """
     tidy = Tidy.of(run)
     refuse_unfit(tidy)
+    labels = _labels(run)
     for key, share in disturbed(tidy).items():
         raise DataError(
-            f"{run.name} cannot be a baseline: {share:.0%} of the rounds of {key} were disturbed; measure again when "
-            "the machine is quieter, or with more --repetitions"
+            f"{run.name} cannot be a baseline: {share:.0%} of the rounds of {labels[key]} were disturbed; measure "
+            "again when the machine is quieter, or with more --repetitions"
         )
     folder = baselines / (name if name is not None else machine_name(run.environments[0]))
     path = folder / f"{run.manifest.run_id}.json"
@@ -93,9 +94,11 @@ def promote(run: Run, baselines: Path, name: str | None) -> Path:
         known = read_sessions(folder) if folder.is_dir() and any(folder.glob("*.json")) else []
         is_known = path.exists()
     session = session_of(tidy)  # its time comes after those that were read, also where others promote meanwhile
-    lost = newest(known).by_case_and_phase.keys() - session.by_case_and_phase.keys() if known else set()
-    for key, _ in sorted(lost):
-        raise DataError(f"{run.name} lacks {key}, which {folder} has: promote it under another --name")
+    before = newest(known).by_case_and_phase if known else {}
+    name_of = namer(row.case for row in (*before.values(), *session.figures))
+    for lost in sorted(before.keys() - session.by_case_and_phase.keys()):
+        lost_name = name_of(before[lost].case, before[lost].phase)
+        raise DataError(f"{run.name} lacks {lost_name}, which {folder} has: promote it under another --name")
     if is_known:
         raise UsageError(f"{run.name}: is a session of {folder} already")
     latest = max((one.promoted_utc for one in known), default="")
@@ -117,26 +120,33 @@ def refuse_unfit(tidy: Tidy) -> None:
         FailedRun: a case failed or emitted other tokens, or none is supported.
         DataError: a case was not measured, or lacks rounds, or other kernels computed it in another process.
     """
-    run, ended = tidy.run, tidy.outcomes
+    run, ended, labels = tidy.run, tidy.outcomes, _labels(tidy.run)
     refusal = f"{run.name} cannot be a baseline"
     failed = [key for key, end in ended.items() if end.status in FAULTS]
     if failed:
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        raise FailedRun(f"{refusal}: {failed[0]}: {ended[failed[0]].status}: {ended[failed[0]].error}{more}")
+        raise FailedRun(f"{refusal}: {labels[failed[0]]}: {ended[failed[0]].status}: {ended[failed[0]].error}{more}")
     for key, end in ended.items():
         if not end.measured:
-            raise DataError(f"{refusal}: {key}: not measured: {end.error}")
+            raise DataError(f"{refusal}: {labels[key]}: not measured: {end.error}")
     for key in tidy.unfinished:
-        raise DataError(f"{refusal}: {key} lacks rounds; `kvbench run --resume {run.path}` adds them")
+        raise DataError(f"{refusal}: {labels[key]} lacks rounds; `kvbench run --resume {run.path}` adds them")
     for key in ended:
         for product, kernels in kernels_of(check for check in run.checks if check.case == key).items():
             if ", " in kernels:
                 raise DataError(
-                    f"{refusal}: {key}: {product} was computed by {kernels} in its processes; measure it again with "
-                    "--kernels"
+                    f"{refusal}: {labels[key]}: {product} was computed by {kernels} in its processes; measure it again "
+                    "with --kernels"
                 )
     if all(end.status == "unsupported" for end in ended.values()):
         raise FailedRun(f"{refusal}: every case of it is unsupported")
+
+
+def _labels(run: Run) -> dict[str, str]:
+    """Name each planned case, by its key."""
+    cases = [plan.case for plan in run.manifest.plan]
+    name = namer(cases)
+    return {case.key: name(case) for case in cases}
 
 
 def find_baseline(baselines: Path, name: str | None) -> Path:

@@ -91,9 +91,10 @@ def plan(
     ):
         for caution in planning.describe(model, attention).cautions:
             print(f"kvbench: {model}: {caution}", file=sys.stderr, flush=True)
+    case_name = namer(item.case for item in planned)
     for item in planned:
         if item.unpredicted is not None:
-            print(f"kvbench: no costs of {item.case.key}: {item.unpredicted}", file=sys.stderr, flush=True)
+            print(f"kvbench: no costs of {case_name(item.case)}: {item.unpredicted}", file=sys.stderr, flush=True)
     created = datetime.now(UTC)
     stamp = created.strftime("%Y%m%dT%H%M%SZ")
     weights = {}

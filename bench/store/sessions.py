@@ -10,6 +10,7 @@ import msgspec
 from bench.case import Case
 from bench.errors import DataError
 from bench.manifest import Environment
+from bench.naming import namer
 from bench.record import TokensMatch
 from bench.store import sealed
 from kvcache.arithmetic.costs import Phase
@@ -86,10 +87,11 @@ def refuse_impossible(session: Session, where: str) -> None:
     Raises:
         DataError: one is not; the message begins with `where`.
     """
+    name = namer(row.case for row in session.figures)
     for row in session.figures:
-        for name in TIMES:
-            value = getattr(row, name)
+        for figure in TIMES:
+            value = getattr(row, figure)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise DataError(
-                    f"{where}: {name} of {row.case.key}, {row.phase}, is {value}: no such time was measured"
+                    f"{where}: {figure} of {name(row.case, row.phase)}, is {value}: no such time was measured"
                 )

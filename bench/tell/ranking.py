@@ -85,7 +85,7 @@ def by_shared_setting(ranking: Ranking, rows: pd.DataFrame) -> Iterator[tuple[st
     """Group the rows of a ranking by the settings that runs share, under their title."""
     shared = [name for name in [*SETTING_COLUMNS, "n_gen"] if name not in ranking.apart]
     for _, own in rows.groupby(shared, sort=False):
-        yield setting(representing(own), also=shared, only=shared), own
+        yield setting(representing(own), also=["n_gen"] if "n_gen" in shared else [], only=shared), own
 
 
 def render(ranking: Ranking, form: Format, baseline: int = 0) -> str:

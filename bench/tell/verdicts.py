@@ -136,7 +136,8 @@ def _rows(ordered: Sequence[Verdict]) -> tuple[str, list[tuple[VerdictKind, list
     """Find the setting that all cases share, and the cells of every verdict that is worth a row."""
     cases = list(dict.fromkeys(verdict.case for verdict in ordered))
     alike = [field for field in [*SETTING_COLUMNS, "n_gen"] if len({getattr(case, field) for case in cases}) == 1]
-    shared = setting(msgspec.structs.asdict(cases[0]), only=alike) if cases else ""
+    all_quantized = {"prefill_quantized": all(case.prefill_quantized for case in cases)}
+    shared = setting(msgspec.structs.asdict(cases[0]) | all_quantized, only=alike) if cases else ""
     name = namer(cases)
     rows = [(verdict.kind, _cells(verdict, name(verdict.case))) for verdict in ordered if not _is_dull(verdict)]
     return shared, rows

@@ -108,7 +108,9 @@ def by_setting(frame: pd.DataFrame, also: Sequence[str] = ()) -> Iterator[tuple[
 
 def case_labels(summary: pd.DataFrame) -> dict[str, str]:
     """Name each case of a run, by its key. `summary` as `summarize` makes it."""
-    rows = frames.records(summary[["case", "strategy", "n_prompt", "n_depth", *SETTING_COLUMNS, "n_gen"]])
+    rows = frames.records(
+        summary[["case", "strategy", "n_prompt", "n_depth", *SETTING_COLUMNS, "n_gen", "prefill_quantized"]]
+    )
     name = namer(rows)
     return {row["case"]: name(row) for row in rows}
 

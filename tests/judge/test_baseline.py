@@ -62,14 +62,14 @@ def test_a_clock_that_went_back_makes_no_session_the_newest(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("status", ["failed", "oom", "timeout"])
 def test_a_failed_run_is_refused(status: str, tmp_path: Path) -> None:
-    with pytest.raises(FailedRun, match=f"{status}: not enough memory"):
+    with pytest.raises(FailedRun, match=f"baseline: dynamic, prompt 32: {status}: not enough memory"):
         promote(run_named("x", failures=[fail(CASES[1], status)]), tmp_path, "laptop")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_disturbed_run_is_refused(tmp_path: Path) -> None:
     stolen = run_named("x", repetitions=1, covariates=lambda case, number: Covariates(steal_ns=10**12))
-    with pytest.raises(DataError, match="disturbed"):
+    with pytest.raises(DataError, match="of the rounds of naive, prompt 32 were disturbed"):
         promote(stolen, tmp_path, "laptop")
     assert not list(tmp_path.iterdir())
 
@@ -79,10 +79,12 @@ def test_other_tokens_and_a_torn_run_are_refused(tmp_path: Path) -> None:
         promote(run_named("x", tokens_match={CASES[1].key: "false"}), tmp_path, None)
     torn = run_named("x")
     torn = msgspec.structs.replace(torn, samples=[sample for sample in torn.samples if sample.case != CASES[0].key])
-    with pytest.raises(DataError, match=r"naive.*: not measured: the run ended before .*`kvbench run --resume`"):
+    with pytest.raises(
+        DataError, match=r"baseline: naive, prompt 32: not measured: the run ended before .*`kvbench run --resume`"
+    ):
         promote(torn, tmp_path, None)
     one_round = [sample for sample in run_named("x").samples if sample.round == 0]
-    with pytest.raises(DataError, match=r"lacks rounds; `kvbench run --resume x`"):
+    with pytest.raises(DataError, match=r"baseline: naive, prompt 32 lacks rounds; `kvbench run --resume x`"):
         promote(msgspec.structs.replace(torn, samples=one_round), tmp_path, None)
     assert not list(tmp_path.iterdir())
 
@@ -105,7 +107,7 @@ def test_what_is_unsupported_here_is_left_out(tmp_path: Path) -> None:
 
 def test_a_run_that_lacks_a_case_needs_another_name(tmp_path: Path) -> None:
     promote(run_named("all"), tmp_path, "laptop")
-    with pytest.raises(DataError, match="another --name"):
+    with pytest.raises(DataError, match=r"some lacks dynamic decode, prompt 128, which .* another --name"):
         promote(run_named("some", CASES[:2]), tmp_path, "laptop")
     promote(run_named("some", CASES[:2]), tmp_path, "narrow")
     promote(run_named("more", [*CASES, make_case("static", 32, n_gen=4)]), tmp_path, "laptop")
@@ -139,7 +141,7 @@ def test_impossible_figures_are_refused(
 def test_a_time_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = baseline.summarize
     monkeypatch.setattr(baseline, "summarize", lambda tidy: honest(tidy).assign(latency_ms=math.nan))
-    with pytest.raises(DataError, match=r"latency_ms of .* is nan"):
+    with pytest.raises(DataError, match=r"latency_ms of naive prefill, prompt 32, is nan"):
         promote(run_named("x"), tmp_path, None)
 
 

@@ -72,6 +72,13 @@ def test_runs_of_different_models_are_grouped_by_what_they_share() -> None:
     assert "float32, cpu, 2 threads, sdpa, batch 1, 32 new tokens\n" in text.render(ranking, "md")
 
 
+def test_on_a_gpu_a_ranking_names_no_threads() -> None:
+    cases = [msgspec.structs.replace(case, device="cuda") for case in CASES]
+    ranking = ranked([run_of(name, cases=cases) for name in "abc"])
+    ((title, _),) = text.by_shared_setting(ranking, ranking.against())
+    assert title == "smollm2-135m, float32, cuda, sdpa, batch 1, 32 new tokens"
+
+
 def test_a_strategy_of_its_own_stands_beside_all_of_the_baselines() -> None:
     """As an import of another engine does: it has no counterpart, so no ratio."""
     own = [msgspec.structs.replace(case, strategy="theirs") for case in CASES[1::2]]

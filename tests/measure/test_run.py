@@ -40,14 +40,17 @@ def no_model(model: str, seed: int) -> str:
 
 
 def test_weights_that_are_missing_are_refused_when_the_run_is_planned(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(measuring.planning, "plan", lambda _: [make_plan(case) for case in grid(["naive"], [8])])
+    (planned,) = map(make_plan, grid(["naive"], [8]))
+    planned = msgspec.structs.replace(planned, unpredicted="it asks for numbers")
+    monkeypatch.setattr(measuring.planning, "plan", lambda _: [planned])
     monkeypatch.setattr(measuring.planning, "memory_bytes", lambda _: 0)
     monkeypatch.setattr(measuring.planning, "temporary_bytes", lambda _: 0)
     monkeypatch.setattr(models, "weights_digest", no_model)
     with pytest.raises(UsageError, match=r"^--model smollm2-135m: its weights cannot be fetched"):
         measuring.plan([], Limits(), tmp_path, None)
+    assert capsys.readouterr().err == "kvbench: no costs of naive, prompt 8: it asks for numbers\n"
 
 
 @pytest.mark.usefixtures("_here")

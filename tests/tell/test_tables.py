@@ -14,6 +14,7 @@ from bench.analysis import summary as summaries
 from bench.analysis.cautions import Caution
 from bench.analysis.tidy import Tidy
 from bench.manifest import Ceiling
+from bench.naming import namer
 from bench.tell import environment, notes, tables
 from bench.tell.formats import Format
 from bench.tell.report import Report, document
@@ -284,6 +285,14 @@ def test_a_case_has_the_same_label_in_the_table_and_in_every_note():
     ]
     assert "\n- dynamic, prompt 8 @ 16, bfloat16, batch 4: oom: not enough memory\n" in document(report)
     assert "\n- dynamic, prompt 8, float32, batch 1: no interval: six undisturbed" in document(report)
+
+
+def test_a_quantized_prefill_is_in_the_label_as_in_progress():
+    cases = [make_case("compiled", 8), make_case("compiled-int8", 8, prefill_quantized=True)]
+    labels = case_labels(summarize(run_of(cases)))
+    name = namer(cases)
+    assert labels == {case.key: name(case) for case in cases}
+    assert labels[cases[1].key] == "compiled-int8, prompt 8, prefill quantized"
 
 
 def test_a_run_closes_with_what_the_cache_bought_and_what_the_fast_path_adds():

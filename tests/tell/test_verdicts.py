@@ -52,6 +52,20 @@ def test_the_page_of_a_pull_request():
     assert page.index("time") < page.index("lm_head_positions")
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_prompt_that_attended_to_quantized_keys_is_named_where_it_did(first):
+    """In the title if all did, else in the names of those."""
+    quantized = make_case("compiled-int8", 16, prefill_quantized=True)
+    only = verdicts.table([make("regression", quantized)]).splitlines()
+    assert only[0].endswith(", 32 new tokens, prefill quantized")
+    assert "compiled-int8, prompt 16 " in only[4]
+    both = [make("regression", case) for case in (quantized, make_case("compiled", 16))][:: 1 if first else -1]
+    title, *rows = verdicts.table(both).splitlines()
+    assert title.endswith(", 32 new tokens")
+    assert sum("compiled-int8, prompt 16, prefill quantized " in row for row in rows) == 1
+    assert sum("compiled, prompt 16 " in row for row in rows) == 1
+
+
 def test_a_reason_that_several_share_is_told_once():
     page = verdicts.table([OTHER_MACHINE, msgspec.structs.replace(OTHER_MACHINE, phase="prefill"), MORE])
     assert "not comparable (2): no session of this machine" in page
