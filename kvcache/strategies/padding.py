@@ -52,7 +52,9 @@ COMPARED_POSITIONS = 32
 
 @torch.inference_mode()
 def check_model(model: PreTrainedModel, ids: Tensor, mask: Tensor, capacity: int, kind: Kind | None = None) -> None:
-    """Compare each row of `ids [batch, q]`, if any of them has padding, with what it gives alone.
+    """Compare each row of `ids [batch, q]`, if any of them has padding, with what it gives without.
+
+    Rows of one length are fed together, so that this costs a forward for each length.
 
     Some models of transformers do not leave out what a mask marks: it runs through a recurrent state, or is counted.
     Others do, and lose it where a cache holds the padding: with `kind`, the last token is fed to such a cache (to a
@@ -70,9 +72,10 @@ def check_model(model: PreTrainedModel, ids: Tensor, mask: Tensor, capacity: int
     found = [last_logits(model, ids, attention_mask=mask, keep=min(max(lengths), COMPARED_POSITIONS))]
     if kind is not None:
         found.append(_stepped(model, ids, mask, kind if kind.promise == "exact" else DynamicKV))
-    for row, length in enumerate(lengths):
-        alone = last_logits(model, ids[row : row + 1, -length:], keep=min(length, COMPARED_POSITIONS))[0]
-        for logits in found:
+    for length in sorted(set(lengths)):
+        rows = [row for row, own in enumerate(lengths) if own == length]
+        together = last_logits(model, ids[rows, -length:], keep=min(length, COMPARED_POSITIONS))
+        for alone, row, logits in ((together[n], row, logits) for n, row in enumerate(rows) for logits in found):
             both = min(len(alone), logits.shape[1])
             if not difference(alone[-both:], logits[row, -both:], largest(alone)) <= tolerance(model):
                 raise ValueError(

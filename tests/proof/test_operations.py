@@ -200,6 +200,21 @@ def test_products_of_tables_are_not_counted() -> None:
     assert (counted.gemm_flops, counted.gemv_flops) == (without.gemm_flops, without.gemv_flops)
 
 
+def test_static_multiplies_its_padding() -> None:
+    """Beyond what `Dynamic` computes: each query with every row of 20 that no token has filled yet."""
+    one_row = 2 * 2 * 8 * 4 * 2  # multiply and add, of scores and of values, 8 features, 4 heads, 2 layers
+    flops: dict[type[Cached], list[tuple[int, int]]] = {Static: [], Dynamic: []}
+    for kind, of_phases in flops.items():
+        strategy = kind(model_of("llama"))
+        strategy.prepare(2, 20, tokens(2, 3))
+        for forward, n_query in ((strategy.prefill, 5), (strategy.decode, 1), (strategy.decode, 1)):
+            with count_operations(strategy.model) as counted:
+                forward(tokens(2, n_query))
+            of_phases.append((counted.gemm_flops, counted.gemv_flops))
+    for static, dynamic, padding in zip(flops[Static], flops[Dynamic], ((5 * 12, 0), (0, 11), (0, 10)), strict=True):
+        assert static == tuple(own + 2 * one_row * rows for own, rows in zip(dynamic, padding, strict=True))
+
+
 def test_static_cache_does_not_grow() -> None:
     strategy = Static(model_of("gpt2"))
     strategy.prepare(2, 12)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from kvcache.proof.operations import count_operations
 from kvcache.strategies.catalogue import STRATEGIES, build
-from kvcache.strategies.padding import check_rotary_tables, check_selection, moved_before
+from kvcache.strategies.padding import check_model, check_rotary_tables, check_selection, moved_before
 from tests.families import dynamic_ntk, family
 from tests.tiny import ARCHITECTURES, EVERYWHERE, build_eagerly, token_ids
 
@@ -175,6 +176,14 @@ def test_a_model_that_is_wrong_in_another_row_is_refused(
         return
     with pytest.raises(ValueError, match="llama gives other logits for a prompt that is padded"):
         strategy.generate(prompts, 5, attention_mask=mask)
+
+
+def test_a_padded_prompt_is_proved_by_a_forward_for_each_length() -> None:
+    model = ARCHITECTURES["llama"]()
+    mask = padding(*([0] * (9 - length) + [1] * length for length in (5, 9, 5, 7, 5)))
+    with count_operations(model) as counted:
+        check_model(model, token_ids(2, 5, 9), mask, 14)
+    assert counted.forward_calls == 1 + 3  # of the padded prompt, and of 5, 7 and 9 tokens
 
 
 @pytest.mark.parametrize("name", ["dynamic", "static"])
