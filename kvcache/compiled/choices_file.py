@@ -35,7 +35,10 @@ def completed(
 
     `choose` returns the kernel of each, and the seconds of its candidates' passes. One process chooses at a time, and
     others wait for what it finds. A damaged file is made anew. Where it cannot be written, what was chosen is for this
-    process alone, which stderr says.
+    process alone, which stderr says, as it does of products that no time was left for: they keep their default.
+
+    Raises:
+        Unsupported: the C++ compiler does not say which one it is.
     """
     facts = compiler_facts()
     try:
@@ -58,7 +61,13 @@ def _completed(
     if missing:
         sys.stderr.write(f"kvbench: timing the kernels of {len(missing)} products, once on this processor\n")
         sys.stderr.flush()
-        for name, (kernel, times) in choose(missing).items():
+        chosen = choose(missing)
+        if untimed := [name for name, (_, times) in chosen.items() if not times]:
+            sys.stderr.write(
+                f"kvbench: no time was left for {len(untimed)} of them, which keep their default kernels; delete "
+                f"{path} to time them again\n"
+            )
+        for name, (kernel, times) in chosen.items():
             kernels[name] = kernel
             fastest = {candidate: round(1e6 * min(seconds), 1) for candidate, seconds in times.items() if seconds}
             document["microseconds"][name] = dict(sorted(fastest.items(), key=lambda item: item[1]))

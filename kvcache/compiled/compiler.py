@@ -33,6 +33,9 @@ torch's load of an integer vector copies it to the stack first (`vec256_int.h`).
 positions took 1.18 of `compiled`'s time and takes 0.75, of `compiled-int4` 1.14 and 0.84 (SmolLM2-135M, float32, two
 cores of Zen 3; GCC 12.2)."""
 
+ANSWER_SECONDS = 30.0
+"""How long a compiler may take to say its version."""
+
 
 def require_compiler() -> None:
     """Prepare inductor for the compiler that CXX names, and compile and load a few lines where it will put kernels.
@@ -96,12 +99,20 @@ def compiler_facts() -> str:
     """Describe the compiler that inductor is prepared for: its command, its version, and what it compiles for.
 
     Raises:
-        Unsupported: CXX names no program.
+        Unsupported: CXX names no program, or one that does not start or says nothing for ANSWER_SECONDS.
     """
     from torch._inductor import config
 
     command = _command()
-    asked = subprocess.run([*command, "--version"], capture_output=True, text=True, errors="replace", check=False)
+    ask = [*command, "--version"]
+    try:
+        asked = subprocess.run(
+            ask, capture_output=True, text=True, errors="replace", check=False, timeout=ANSWER_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Unsupported(
+            f"compiled needs a C++ compiler: {shlex.join(ask)} failed: {error} (CXX names another)"
+        ) from error
     version = asked.stdout.partition("\n")[0] or f"exit code {asked.returncode}"
     march = "native" if config.cpp.march is None else config.cpp.march
     return f"{shlex.join(command)}: {version}; -march={march}"

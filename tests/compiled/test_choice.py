@@ -422,6 +422,17 @@ def test_a_choice_that_cannot_be_written_is_made_once(
     assert not [path for path in cache.iterdir() if path.suffix != ".lock"]
 
 
+def test_products_that_no_time_was_left_for_are_said_once(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def choose(missing: dict[str, None]) -> dict[str, Any]:
+        return {name: ("sum-1", {"sum-1": [2e-6]} if name == "a" else {}) for name in missing}
+
+    for _ in range(2):
+        assert choices_file.completed({"a": None, "b": None}, choose) == {"a": "sum-1", "b": "sum-1"}
+    assert capsys.readouterr().err.count("no time was left for 1 of them") == 1
+    (file,) = cache.glob("kernels-*.json")
+    assert json.loads(file.read_text())["microseconds"] == {"a": {"sum-1": 2.0}, "b": {}}
+
+
 def test_another_compiler_has_a_file_of_its_own(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sum is as fast as the compiler makes it."""
     name = "4x4 float32, step of 1"

@@ -13,6 +13,7 @@ from torch._inductor.cpp_builder import cpp_compiler_search
 from torch._inductor.utils import clear_caches
 
 from kvcache.caches.contract import Unsupported
+from kvcache.compiled import compiler as module
 from kvcache.compiled.compiler import WHOLE_VECTORS, require_compiler
 from kvcache.compiled.strategy import Compiled
 from kvcache.proof.tokens import agreement, reference
@@ -155,6 +156,19 @@ def test_a_command_that_is_none(cxx: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("CXX", cxx)
     with pytest.raises(Unsupported, match="CXX"):
         require_compiler()
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [("#!/nowhere\n", "No such file or directory"), ("#!/bin/sh\nexec sleep 60\n", "timed out")],
+)
+def test_a_compiler_that_does_not_say_which_it_is(
+    script: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setenv("CXX", str(compiler(tmp_path / "bin", script)))
+    with pytest.raises(Unsupported, match=rf"g\+\+ --version failed: .*{reason}.*CXX"):
+        module.compiler_facts()
 
 
 @pytest.mark.parametrize("name", ["with space", "it's", 'a"b', "back\\slash"])
