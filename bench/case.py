@@ -37,32 +37,32 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def group(self) -> Group:
-        """The cases that share their weights and settings; each strategy of a group has one worker process."""
+        """Return what cases of the same weights and settings share; each strategy has one worker for them."""
         return msgspec.convert(self, Group, from_attributes=True)
 
     @property
     def cell(self) -> Case:
-        """This case with the strategy left open: equal for the cases that are compared with each other."""
+        """Leave the strategy of this case open: equal for the cases that are compared with each other."""
         return msgspec.structs.replace(self, strategy="", naive_logits="last", prefill_quantized=False)
 
     @property
     def text(self) -> Case:
-        """What cases have in common that are judged over one text: all but their strategies and lengths."""
+        """Return what cases have in common that are judged over one text: all but their strategies and lengths."""
         return msgspec.structs.replace(self.cell, n_prompt=0, n_gen=0, n_depth=0)
 
     @property
     def on_host(self) -> bool:
-        """Whether the worker's own threads compute it: a call returns when its work is done."""
+        """Return whether the worker's own threads compute it: a call returns when its work is done."""
         return self.device in HOST_DEVICES
 
     @property
     def capacity(self) -> int:
-        """Tokens that one sequence holds at the end: context, prompt and every emitted token."""
+        """Count the tokens that one sequence holds at the end: context, prompt and every emitted token."""
         return self.n_depth + self.n_prompt + self.n_gen
 
     @property
     def key(self) -> str:
-        """A readable name, equal for equal cases and different for different ones."""
+        """Make a readable name, equal for equal cases and different for different ones."""
         parts = [self.model, self.strategy, self.device, self.dtype, self.attn_implementation, f"t{self.n_threads}"]
         parts += [f"b{self.batch_size}", f"p{self.n_prompt}", f"n{self.n_gen}", f"d{self.n_depth}", f"s{self.seed}"]
         if self.strategy in REFEEDING and self.naive_logits == "all":

@@ -22,7 +22,7 @@ MAX_DROPPED = 0.2
 """With a larger share of a case's rounds disturbed nothing is concluded from the rest (the gate: inconclusive)."""
 
 MAX_IDLE_SHARE = 0.01
-"""CPU time of the arms that should sleep, as a share of the turns' time. One tick of the counter a turn is rounding."""
+"""CPU time of processes that should sleep, as a share of the turns'. One tick of the counter a turn is rounding."""
 
 MIN_ROUNDS = 6
 """Undisturbed rounds that a 95 % interval needs."""
@@ -141,7 +141,9 @@ def _threads(run: Run) -> Iterator[Caution]:
 
 
 def _listed(counts: Collection[int]) -> str:
-    return f"{_numbers(counts)} thread{'s' if max(counts) > 1 else ''}"
+    """Write numbers of threads: `1 thread`, `2, 4 threads`."""
+    *others, last = counts
+    return ", ".join([*map(str, others), plural(last, "thread")])
 
 
 def _numbers(values: Collection[int]) -> str:
@@ -205,10 +207,10 @@ def _not_replayed(run: Run) -> Iterator[Caution]:
     for case in dict.fromkeys(check.case for check in run.checks if check.replays is False):
         yield Caution(
             case,
-            "its decode steps run with inductor's Python around their kernels, a fifth of a step or more, since they "
-            "could not be recorded",
-            "compare it only with others of the kind if it is a mixture of experts; else report the model and torch's "
-            "version",
+            "its decode steps could not be recorded, so each also runs inductor's Python around its kernels, which "
+            "takes a fifth of the step or more",
+            "if it is a mixture of experts, compare it only with mixtures of experts; else report the model and the "
+            "version of torch",
         )
 
 

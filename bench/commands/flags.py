@@ -215,7 +215,7 @@ def _parameter(flag: GridFlag, default: str | None) -> inspect.Parameter:
 def sweeps(preset: str, grid: Grid, *, here: bool = True, pinned: bool = False) -> tuple[Sweep, ...]:
     """Return the sweeps of a preset with the values of `grid` in place of their own.
 
-    They are measured `here`, or on machines of which nothing is known, and with `pinned` under --kernels.
+    They are measured `here`, or on machines of which nothing is known; `pinned` says that --kernels was given.
 
     Raises:
         UsageError: this machine has no such device, or fewer cores than threads; the threads of another machine are

@@ -1,8 +1,8 @@
 """The machine's roofs: how fast it reads memory and multiplies matrices, each by the fastest of several kernels.
 
-They run in a worker, under the same threads, allocator and page size as the arms, and take short turns beside theirs:
-the memory bandwidth of a shared machine was seen to double within an hour, so a share of the roof (MFU, MBU) compares
-an arm with the roof of the same round, not with a data sheet.
+They run in a worker, under the same threads, allocator and page size as the strategies, and take short turns beside
+theirs: the memory bandwidth of a shared machine was seen to double within an hour, so a share of the roof (MFU, MBU)
+compares a strategy with the roof of the same round, not with a data sheet.
 """
 
 import gc
@@ -21,7 +21,7 @@ from bench.manifest import CeilingName, Product
 from bench.record import LEAST_READ_BYTES, MOST_READ_BYTES, MOST_READ_CACHES
 
 TURN_S = 0.06
-"""How long a turn of a kernel takes, roughly: a dozen passes over the data, and short beside the arms' turns."""
+"""How long a turn of a kernel takes, roughly: a dozen passes over the data, and short beside the strategies' turns."""
 MIN_PASSES, MAX_PASSES = 3, 200
 TRIAL_S, MIN_TRIAL_PASSES = 0.005, 3
 """How long each kernel runs when the fastest is chosen, after a pass that pays for allocation and code generation. The

@@ -39,7 +39,7 @@ class Need:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Add all of them."""
         return self.weights + self.kv + self.workspace
 
 

@@ -1,7 +1,7 @@
 """Maps a function over items in forked processes, so that work of many seconds uses every core.
 
-Not by a pool of Python's: those keep every result until it is taken, and their processes outlive a reader that is
-killed; `multiprocessing.Pool` waits for ever for a process that was killed.
+Python's own pools are not used: they keep every result until it is taken, and their processes outlive a reader that is
+killed; `multiprocessing.Pool` also waits for ever for a process of its own that was killed.
 """
 
 import gc

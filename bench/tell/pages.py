@@ -2,8 +2,7 @@
 
 `python -m bench.tell.pages README.md docs/caches.md` writes them between the marks of a page. A mark is a comment that
 says what comes after it (`PARTS`) and of which run: `<!-- caches of results/examples/caches-2-cores, depth 2048 -->`,
-of several (`RUN and RUN`), `<!-- text of FILE.md -->` what a study wrote below its title, or
-`<!-- columns of summary.csv -->`.
+or `<!-- columns of summary.csv -->`.
 """
 
 import re
@@ -29,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 END = "<!-- made by bench/tell/pages.py -->"
 _MARK = re.compile(
-    rf"(<!-- (?P<part>\w+) of (?P<source>[^\s,]+( and [^\s,]+)*)(?P<choice>, [^>]*)? -->\n)(?P<old>.*?)(?={END})",
+    rf"(<!-- (?P<part>\w+) of (?P<source>[^\s,]+)(?P<choice>, [^>]*)? -->\n)(?P<old>.*?)(?={END})",
     re.DOTALL,
 )
 _FIGURES = "  - `"
@@ -48,11 +47,8 @@ def filled(page: str, root: Path = ROOT) -> str:
         source = found["source"]
         if source == "summary.csv":
             made = _columns()
-        elif source.endswith(".md"):
-            made = _untitled((root / source).read_text(encoding="utf-8"))
         else:
-            summaries = [summarize(Tidy.of(read_run(root / run))) for run in source.split(" and ")]
-            chosen = _chosen(pd.concat(summaries, ignore_index=True), found["choice"] or "")
+            chosen = _chosen(summarize(Tidy.of(read_run(root / source))), found["choice"] or "")
             made = PARTS[found["part"]](chosen, found["old"])
         return f"{found[1]}{made.strip()}\n"
 
@@ -92,7 +88,7 @@ def _untitled(table: str) -> str:
 def _kinds(summary: pd.DataFrame, old: str) -> str:
     """Write below each item of a list, for each kind that it begins with, what that held, cost and lost.
 
-    Figures are those at the greatest depth; of a kind that several runs measured, those of the first.
+    Figures are those at the greatest depth.
     """
     rows = summary[summary["n_depth"] == summary["n_depth"].max()]
     rows = rows.drop_duplicates(["strategy", "phase"]).drop_duplicates("strategy", keep="last")  # decode's

@@ -105,7 +105,7 @@ MEMORY: Cells = _CASE | {
     "workspace\nMB": lambda prefill, _: megabytes(prefill["workspace_bytes"]),
     "peak beyond\nweights, MB": lambda prefill, _: megabytes(prefill["peak_beyond_weights_bytes"]),
 }
-"""Memory of each arm in MB (10^6 bytes): what it adds to the weights."""
+"""Memory of each strategy in MB (10^6 bytes): what it adds to the weights."""
 
 COMPARISON: Cells = _CASE | {
     "phase": lambda row, _: row["phase"],

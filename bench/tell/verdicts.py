@@ -158,12 +158,12 @@ def _cells(verdict: Verdict, name: str) -> list[str]:
 
 
 def _is_dull(verdict: Verdict) -> bool:
-    """Exact figures that are equal, and times that were not compared: one line says it for all of them."""
+    """Return whether one line says it for all such: exact figures that are equal, and times that were not compared."""
     return verdict.kind == "not-comparable" or (verdict.kind == "same" and verdict.quantity not in TIMES)
 
 
 def _notes(ordered: Sequence[Verdict]) -> list[str]:
-    """Details, a line per reason for which something was not compared, and how many exact figures are equal."""
+    """List details, a line per reason for which something was not compared, and how many exact figures are equal."""
     name = namer(verdict.case for verdict in ordered)
     equal = sum(verdict.kind == "same" and _is_dull(verdict) for verdict in ordered)
     paired = any(verdict.quantity == "time" and verdict.effect is not None for verdict in ordered)

@@ -203,7 +203,7 @@ class Compiled(Strategy):
 
     @property
     def _has_choice(self) -> bool:
-        """Whether products are computed by the candidates: elsewhere than on a CPU `F.linear` computes all of them."""
+        """Return whether candidates compute the products: elsewhere than on a CPU `F.linear` computes all of them."""
         return self._choice.model.tokens.device.type == "cpu"
 
     def _refuse_more_than_capacity(self, q: int) -> None:

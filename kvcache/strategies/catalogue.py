@@ -57,7 +57,7 @@ def _lossy(module: str, class_name: str, summary: str, formula: kv_bytes.Formula
 
 
 def _grouped(module: str, class_name: str, summary: str, bytes_of_codes: int, packed: int = 1) -> Entry:
-    """Describe a kind that quantises groups of 64 numbers: the bytes of the codes of so many groups `packed` in one."""
+    """Describe a kind that quantises groups of 64 numbers: `packed` groups share `bytes_of_codes`."""
     formula = kv_bytes.grouped(bytes_of_codes, packed)
     return _lossy(module, class_name, f"{summary}, 128 recent tokens exact", formula)
 

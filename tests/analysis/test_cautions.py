@@ -57,7 +57,7 @@ def test_steps_that_are_not_replayed(replays, cautioned):
     run = make_run([CASE], processes=6)
     run = msgspec.structs.replace(run, checks=[msgspec.structs.replace(check, replays=replays) for check in run.checks])
     found = [(caution.case, caution.text.partition(",")[0]) for caution in cautions(run)]
-    expected = (CASE.key, "its decode steps run with inductor's Python around their kernels")
+    expected = (CASE.key, "its decode steps could not be recorded")
     assert found == [expected] * cautioned
 
 

@@ -252,7 +252,7 @@ def test_what_slurm_refuses_leaves_nothing(tmp_path: Path, slurm: Callable[[str]
     out = tmp_path / "out"
     _, stderr = run(RUN, out, code=2)
     assert stderr.splitlines()[-1] == "kvbench: --cluster slurm: sbatch: error: invalid partition"
-    assert not list(out.glob("[!.]*"))
+    assert [path.name for path in out.rglob("*")] == [".gitignore"]
 
 
 def test_local_jobs_run_one_after_another(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def _environment(run: Run) -> list[tuple[str, str]]:
 
 
 def _kernels(run: Run) -> list[tuple[str, str]]:
-    """List the products of `compiled` by the kernel that computed them, and by the number of threads of several."""
+    """List the products of `compiled` by the kernel that computed them, for each number of threads apart."""
     cases = {plan.case.key: plan.case for plan in run.manifest.plan}
     by_threads: dict[int, list[Check]] = {}
     for check in run.checks:
