@@ -80,8 +80,8 @@ def test_1_more_work_is_a_regression(capsys: pytest.CaptureFixture[str], monkeyp
     document = json.loads(told.out)
     assert document["exit_code"] == 1
     assert document["verdicts"][0]["quantity"] == "forward_calls"
-    assert told.err.startswith("REGRESSION: dynamic p32 decode, forward_calls +6")
-    assert "| REGRESSION | dynamic p32" in Path("summary.md").read_text()
+    assert told.err.startswith("REGRESSION: dynamic decode, prompt 32, forward_calls +6")
+    assert "| REGRESSION | dynamic, prompt 32" in Path("summary.md").read_text()
     kvbench("baseline", "promote", worse, "--name", "laptop", code=0)  # accepted: from now on it is what is expected
     kvbench("gate", worse, "--baseline", "results/baselines/laptop", code=0)
 
@@ -189,7 +189,7 @@ def test_5_a_failed_case(capsys: pytest.CaptureFixture[str]) -> None:
     failures: list[Failure] = [fail(CASES[1])]
     bad, one = stored("bad", failures=failures), stored("one")
     kvbench("gate", bad, "--baseline", one, code=5)
-    assert "FAILED: dynamic p32 prefill (oom: not enough memory)" in capsys.readouterr().out
+    assert "FAILED: dynamic prefill, prompt 32 (oom: not enough memory)" in capsys.readouterr().out
     assert "cannot be a baseline" in refused(capsys, "baseline", "promote", bad, code=5)
     assert "--baseline bad cannot be a baseline" in refused(capsys, "gate", one, "--baseline", bad, code=3)
     lying = stored("lying", tokens_match={CASES[1].key: "false"})
