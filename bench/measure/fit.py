@@ -129,16 +129,16 @@ def fits(
 
 def _fitted(row: Fit, model: models.ModelDescription, rates: Rates | None) -> Fit:
     """Fill in the largest context of the row's batch size."""
-    fitting = functools.partial(_fits, row, model, row.batch_size)
+    excess = functools.partial(_excess, row, model, row.batch_size)
     if need(model, row.strategy, row.dtype, row.batch_size, 1) is None:
         return msgspec.structs.replace(row, error=UNKNOWN)
     taken = most_sequences(model, row.strategy, row.dtype)
     if taken is not None and row.batch_size > taken:
         return msgspec.structs.replace(row, error=f"{row.strategy} takes at most {taken} sequences of this model")
-    if not fitting(1):
+    if excess(1) > 0:
         return msgspec.structs.replace(row, max_context=0, limited_by=_least(row))
     longest = model.max_positions or LONGEST
-    context = longest if fitting(longest) else _largest(fitting, longest)  # all of them fit most models: one look
+    context = _largest(excess, longest)
     limit = "memory" if context < longest else "positions" if model.max_positions else "nothing"
     return _filled(msgspec.structs.replace(row, max_context=context, limited_by=limit), model, rates)
 
@@ -146,32 +146,35 @@ def _fitted(row: Fit, model: models.ModelDescription, rates: Rates | None) -> Fi
 def _batched(row: Fit, model: models.ModelDescription, context: int, rates: Rates | None) -> Fit:
     """Fill in the largest batch of sequences of `context` tokens."""
 
-    def fitting(batch_size: int) -> bool:
-        return _fits(row, model, batch_size, context)
+    def excess(batch_size: int) -> int:
+        return _excess(row, model, batch_size, context)
 
     if need(model, row.strategy, row.dtype, 1, context) is None:
         return msgspec.structs.replace(row, error=UNKNOWN)
     row = msgspec.structs.replace(row, max_context=context, limited_by="memory")
-    if not fitting(1):
+    if excess(1) > 0:
         return msgspec.structs.replace(row, batch_size=0, limited_by=_least(row))
     taken = most_sequences(model, row.strategy, row.dtype)
-    if taken is not None and fitting(taken):
+    if taken is not None and excess(taken) <= 0:
         return _filled(msgspec.structs.replace(row, batch_size=taken, limited_by="sequences"), model, rates)
     kv = _kv_bytes(model, row.strategy, row.dtype, 1, context)
     # Twice, since one sequence's bytes include counters, which do not grow with the batch as the cache does.
     most = 2 * (row.memory_bytes - row.weights_bytes) // max(1, kv or 1)
-    return _filled(msgspec.structs.replace(row, batch_size=_largest(fitting, most)), model, rates)
+    return _filled(msgspec.structs.replace(row, batch_size=_largest(excess, most)), model, rates)
 
 
 UNKNOWN = "nothing is known of its bytes on this model"
 
 
-def _fits(row: Fit, model: models.ModelDescription, batch_size: int, n_tokens: int) -> bool:
+def _excess(row: Fit, model: models.ModelDescription, batch_size: int, n_tokens: int) -> int:
+    """Return by how many bytes it is too much, at least; not above 0: it fits."""
     kv = _kv_bytes(model, row.strategy, row.dtype, batch_size, n_tokens)
-    if kv is None or row.weights_bytes + kv > row.memory_bytes:  # spares a forward of such a length
-        return False
+    assert kv is not None
+    if row.weights_bytes + kv > row.memory_bytes:  # spares a forward of such a length
+        return row.weights_bytes + kv - row.memory_bytes
     found = need(model, row.strategy, row.dtype, batch_size, n_tokens)
-    return found is not None and found.total <= row.memory_bytes
+    assert found is not None
+    return found.total - row.memory_bytes
 
 
 def _least(row: Fit) -> str:
@@ -192,12 +195,24 @@ def _filled(row: Fit, model: models.ModelDescription, rates: Rates | None) -> Fi
     )
 
 
-def _largest(fitting: Callable[[int], bool], most: int) -> int:
-    """Find the largest number up to `most` that fits, where 1 does and no number after one that does not."""
-    low, high = 1, most + 1  # from above: what is rehearsed is short, and read off a line beyond
+def _largest(excess: Callable[[int], int], most: int) -> int:
+    """Find the largest number up to `most` that fits, where 1 does and no number after one that does not.
+
+    What is needed grows by nearly the same for each: looked for in turns where the line through both ends crosses 0,
+    and in the middle.
+    """
+    low, high, below, above = 1, most, excess(1), excess(most)
+    if above <= 0:
+        return most
+    on_line = True
     while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fitting(middle) else (low, middle)
+        guess = low - below * (high - low) // (above - below) if on_line else (low + high) // 2
+        guess, on_line = min(max(guess, low + 1), high - 1), not on_line
+        size = excess(guess)
+        if size <= 0:
+            low, below = guess, size
+        else:
+            high, above = guess, size
     return low
 
 

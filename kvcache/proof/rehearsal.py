@@ -71,7 +71,7 @@ class Rehearsal:
             def rehearse() -> Held:
                 cached = self._fed(strategy, fed.batch_size, before, fed.capacity)
                 self._feed(cached, last)
-                return Held(used=cached.kv_bytes, allocated=_storage_bytes(cached.stored))
+                return Held(used=cached.kv_bytes, allocated=storage_bytes(cached.stored))
 
             with naming_the_reason():
                 self._held[strategy, fed] = alike_for_any_numbers(rehearse)
@@ -283,7 +283,7 @@ def _tensor_bytes(values: Any) -> int:
     return sum(value.nbytes for value in several if isinstance(value, Tensor))
 
 
-def _storage_bytes(root: object) -> int:
+def storage_bytes(root: object) -> int:
     """Sum the storages that `held_bytes` counts, with the sizes that those of the meta device stand for."""
     storages = (tensor.untyped_storage() for tensor in reachable_tensors(root))
     return sum({storage._cdata: storage.nbytes() for storage in storages}.values())  # noqa: SLF001  # its identity
