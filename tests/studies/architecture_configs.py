@@ -165,13 +165,15 @@ _ROWS: dict[str, dict[str, Any]] = {
 }
 
 
-def shrunken(model_type: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def shrunken(model_type: str, dtype: torch.dtype = torch.float32, **overrides: Any) -> PreTrainedModel:
     """A tiny random model of any type in `TYPES`; raises whatever transformers raises where it cannot be made.
+
+    `overrides` replace entries of its config.
 
     Raises:
         ValueError: it would not be tiny: no row shrinks its vision or audio.
     """
-    geometry = _geometry(CONFIG_MAPPING[model_type])
+    geometry = _geometry(CONFIG_MAPPING[model_type]) | overrides
     with torch.device("meta"):
         size = tiny(model_type, geometry).num_parameters()
     if size > LARGEST:
