@@ -4,6 +4,7 @@ Noise as seen on shared machines: an effect of each process (address layout) tha
 turns, which only ever adds to them, bursts that hit one turn, pairs that are off for no reason, a machine that drifts.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -45,20 +46,20 @@ class Machine:
     def _pair(self, random: np.random.Generator, number: int, case: Case) -> PairTimes:
         hogged = self.hog_from is not None and number >= self.hog_from
         own = {name: random.normal(0, self.process_sd, 2) for name in NAMES}
-        slowed = {name: np.log1p(0.3 * random.random()) * (random.random() < 0.5) for name in NAMES}
+        slowed = {name: math.log1p(0.3 * random.random()) * (random.random() < 0.5) for name in NAMES}
         if random.random() < self.odd_pair:
             own[NAMES[random.integers(2)]] += abs(random.normal(0, 0.2))
-        own["head"][1] += np.log1p(self.slowdown)
+        own["head"][1] += math.log1p(self.slowdown)
         if self.lockstep:
             return PairTimes(case=case.key, pair=number, turns=self._in_lockstep(random, own), lockstep=True)
         turns: list[Turn] = []
         for block in range(self.blocks):
             for name in turn_order(number, block, self.blocks):
                 logs = own[name] + random.exponential(self.turn_noise, 2) + self.drift * len(turns) / 16
-                logs += np.log1p(2 * random.random()) * (random.random() < self.burst)
+                logs += math.log1p(2 * random.random()) * (random.random() < self.burst)
                 if hogged:
-                    logs += np.log1p(random.random()) * (random.random() < 0.5) + slowed[name]
-                prefill_ns, step_ns = np.exp(logs) * (3.6e6, 7e5)
+                    logs += math.log1p(random.random()) * (random.random() < 0.5) + slowed[name]
+                prefill_ns, step_ns = 3.6e6 * math.exp(logs[0]), 7e5 * math.exp(logs[1])
                 steps_ns = (step_ns * np.exp(random.exponential(self.turn_noise, N_STEPS))).astype("int64")
                 turns.append(
                     Turn(
@@ -66,7 +67,7 @@ class Machine:
                         block=block,
                         prefill_ns=round(prefill_ns),
                         step_ns=steps_ns.tolist(),
-                        wall_ns=round(prefill_ns + steps_ns.sum()),
+                        wall_ns=round(prefill_ns + int(steps_ns.sum())),
                         waited_ns=0,
                         steal_ns=0,
                     )
