@@ -29,7 +29,7 @@ OF_DEVICE = ("cuda error", "cublas", "cudnn", "could not create")
 def naming_transformers(model: PreTrainedModel, doing: str = "a forward", cache: Cache | None = None) -> Iterator[None]:
     """Raise ForwardFails as `refuse_transformers_error` does; any other error stays as it is.
 
-    Nothing may be passed to the model inside but ids, positions, a mask of ones, and `cache`.
+    Nothing may be passed to the model inside but ids, positions, a mask that was checked, and `cache`.
     """
     try:
         yield

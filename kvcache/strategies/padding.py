@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from kvcache.caches.contract import Kind
 from kvcache.caches.dynamic import DynamicKV
 from kvcache.models.rotary import switches
+from kvcache.strategies.failing_forward import ForwardFails, naming_transformers
 from kvcache.strategies.strategy import last_logits
 from kvcache.strategies.tolerance import difference, largest, tolerance
 
@@ -48,6 +49,7 @@ def check_whole(mask: Tensor | None, earlier: Tensor | None, n_fed: int) -> None
 
 COMPARED_POSITIONS = 32
 """Of each row so many positions are compared, its last ones."""
+_PADDED = "a forward of a padded prompt"
 
 
 @torch.inference_mode()
@@ -62,16 +64,20 @@ def check_model(model: PreTrainedModel, ids: Tensor, mask: Tensor, capacity: int
     another's is wrong in the others alone, so that no row stands for all.
 
     Raises:
-        ValueError: its logits are others, or will be before `capacity` tokens are fed.
+        ValueError: its logits are others, or will be before `capacity` tokens are fed, or its own code fails.
     """
     check_rotary_tables(model, mask, capacity)
     check_selection(model, mask, capacity)
     lengths = mask.sum(dim=1).tolist()
     if min(lengths) == mask.shape[1]:
         return
-    found = [last_logits(model, ids, attention_mask=mask, keep=min(max(lengths), COMPARED_POSITIONS))]
-    if kind is not None:
-        found.append(_stepped(model, ids, mask, kind if kind.promise == "exact" else DynamicKV))
+    try:
+        with naming_transformers(model, _PADDED):
+            found = [last_logits(model, ids, attention_mask=mask, keep=min(max(lengths), COMPARED_POSITIONS))]
+        if kind is not None:
+            found.append(_stepped(model, ids, mask, kind if kind.promise == "exact" else DynamicKV))
+    except ForwardFails as reason:
+        raise ValueError(f"{reason}: feed prompts of equal length, without an attention_mask") from reason
     for length in sorted(set(lengths)):
         rows = [row for row, own in enumerate(lengths) if own == length]
         together = last_logits(model, ids[rows, -length:], keep=min(length, COMPARED_POSITIONS))
@@ -135,10 +141,11 @@ def _stepped(model: PreTrainedModel, ids: Tensor, mask: Tensor, kind: Kind) -> T
     """Feed all tokens but the last to a cache, then the last one; its logits, `[batch, 1, vocab]`."""
     n = ids.shape[1]
     kv = kind(model, n, n)
-    last_logits(model, ids[:, :-1], cache=kv.cache, attention_mask=mask[:, :-1], mask_length=kv.padded_length)
-    return last_logits(
-        model, ids[:, -1:], cache=kv.cache, attention_mask=mask, mask_length=kv.padded_length, n_past=n - 1
-    )
+    with naming_transformers(model, _PADDED, kv.cache):
+        last_logits(model, ids[:, :-1], cache=kv.cache, attention_mask=mask[:, :-1], mask_length=kv.padded_length)
+        return last_logits(
+            model, ids[:, -1:], cache=kv.cache, attention_mask=mask, mask_length=kv.padded_length, n_past=n - 1
+        )
 
 
 def moved_before(context: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

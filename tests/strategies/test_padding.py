@@ -13,6 +13,7 @@ from kvcache.proof.operations import count_operations
 from kvcache.strategies.catalogue import STRATEGIES, build
 from kvcache.strategies.padding import check_model, check_rotary_tables, check_selection, moved_before
 from tests.families import dynamic_ntk, family
+from tests.studies.architecture_configs import shrunken
 from tests.tiny import ARCHITECTURES, EVERYWHERE, build_eagerly, token_ids
 
 PADDED = [name for name in EVERYWHERE if not STRATEGIES[name].compiles]
@@ -39,6 +40,14 @@ def test_padding_after_a_context_changes_nothing(name: str, architecture: str) -
     assert torch.equal(strategy.generate(prompts, 5, attention_mask=mask), torch.cat(alone))
     assert torch.equal(strategy.generate(prompts, 5), unpadded)  # back at the state after the context
     assert torch.equal(strategy.generate(prompts, 5, attention_mask=torch.ones_like(mask)), unpadded)
+
+
+@pytest.mark.parametrize("name", ["dynamic", "static", "hf-generate"])
+def test_a_model_whose_own_code_fails_on_padding_says_so(name: str) -> None:
+    strategy = build(name, shrunken("cpmant"))
+    strategy.prepare(2, 12)
+    with pytest.raises(ValueError, match=r"padded prompt of cpmant fails in transformers \(.*: feed prompts of equal"):
+        strategy.generate(token_ids(1, 2, 6), 3, attention_mask=padding([0, 0, 1, 1, 1, 1], [1] * 6))
 
 
 @pytest.mark.parametrize("name", EVERYWHERE)
