@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Mamba 2 and the models that copy its mixer (Bamba, Zamba 2, and others) limit the time step of their scan
-# (`time_step_limit`, in Zamba 2 and Nemotron-H `time_step_min`, 0.001 as they come), and do not limit it in a single step
-# after a cache: mamba2_chunk_scan clamps it, mamba2_selective_state_update has no such argument. Where a token's time
+# (`time_step_limit`, in Zamba 2 and Nemotron-H `time_step_min`, 0.001 as they come), and do not limit it in a single
+# step after a cache: mamba2_chunk_scan clamps it, mamba2_selective_state_update has no such argument. Where a token's time
 # step is below the limit, a decode step gives other logits than the forward over the whole sequence.
 #
 # Versions: transformers 5.23.0, torch 2.13.0. Output seen:
@@ -21,7 +21,8 @@ from transformers.utils import logging
 
 logging.set_verbosity_error()  # that there are no fast kernels
 torch.set_num_threads(1)
-SIZES = dict(vocab_size=97, hidden_size=32, bos_token_id=None, eos_token_id=None, pad_token_id=None, initializer_range=0.25)
+SIZES = dict(vocab_size=97, hidden_size=32, initializer_range=0.25, bos_token_id=None, eos_token_id=None,
+             pad_token_id=None)
 ATTENTION = dict(intermediate_size=64, num_attention_heads=4, num_key_value_heads=4)
 HEADS = dict(mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, mamba_chunk_size=8)
 

@@ -6,7 +6,7 @@ import math
 import pytest
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from bench.measure.fit import need
+from bench.measure.fit import fits, need
 from bench.measure.plan import describe
 from kvcache.compiled.products import FEW_ROWS
 from tests.commandline import kvbench, refused
@@ -64,6 +64,15 @@ def test_one_sequence_more_does_not_fit(strategy: str, monkeypatch: pytest.Monke
     one_s_bytes = row["weights_bytes"] + sizes[0].kv
     assert row["tokens_per_s"] == pytest.approx(row["batch_size"] * 1e9 / one_s_bytes, rel=0.5)
     assert "largest batch" in kvbench(*asked, "--no-ceilings").stdout
+
+
+@pytest.mark.parametrize("strategy", ["dynamic", "static"])
+def test_a_batch_ends_at_the_largest_context_that_it_has(strategy: str) -> None:
+    model, asked = describe("random:tiny", ""), ([strategy], "float32", [8], 520_000_000, None)
+    (row,) = fits(model, *asked)
+    assert row.max_context is not None
+    here, beyond = (next(fits(model, *asked, row.max_context + more)).batch_size for more in (0, 1))
+    assert beyond < 8 <= here
 
 
 def test_a_context_that_fits_no_batch_and_one_that_the_model_has_not() -> None:
