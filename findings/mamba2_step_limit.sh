@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Mamba 2 and the models that copy its mixer (Bamba, Zamba 2, and others) limit the time step of their scan
 # (`time_step_limit`, in Zamba 2 and Nemotron-H `time_step_min`, 0.001 as they come), and do not limit it in a single
-# step after a cache: mamba2_chunk_scan clamps it, mamba2_selective_state_update has no such argument. Where a token's time
-# step is below the limit, a decode step gives other logits than the forward over the whole sequence.
+# step after a cache: mamba2_chunk_scan clamps it, mamba2_selective_state_update has no such argument. Where a token's
+# time step is below the limit, a decode step gives other logits than the forward over the whole sequence.
 #
 # Versions: transformers 5.23.0, torch 2.13.0. Output seen:
 #   mamba2: without a limit, single steps are as the whole forward within 1e-5; with a least time step of 0.1: 0.03 of

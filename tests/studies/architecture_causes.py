@@ -154,7 +154,7 @@ OWN_TOKENS = Cause(
 FAILS = Cause(
     "fails",
     "Transformers'",
-    "Its own code raises at a valid input; the table has the error and its place, and `kvbench run` stores it.",
+    "Its own code raises at a valid input: refused, with the error and its place in the table.",
     "configuration_blt (no `num_hidden_layers`, which DynamicCache reads); modeling_prophetnet (`use_cache` asserts "
     "single tokens, masks are made for the tokens fed and not for those in the cache)",
 )

@@ -41,6 +41,7 @@ _BY_WORDS = {
     "compiled takes": NOT_COMPILED,
     "compiled has no": NOT_COMPILED,
     "for a prompt that is padded": PADDING,
+    "selects among the padding too": PADDING,
     "takes no past_key_values": OWN_CACHE,
     "leaves the cache empty": OWN_CACHE,
     "in no Cache of transformers": OWN_CACHE,
@@ -91,8 +92,16 @@ _FALSE: list[tuple[Cause, set[str], Seen]] = [
     (PREFIX, {"prophetnet"}, _unstable),
 ]
 """Of a cell that is `false`: a cause, the types known for it, and its mark."""
-_SIZES = {"cpmant": OWN_TOKENS, "prophetnet": FAILS}
+_FAILING = {"cpmant": OWN_TOKENS, "prophetnet": FAILS}
 """Types that fail since a mask is made for other tokens than those in the cache."""
+
+
+def _fails(cell: Mapping[Any, Any]) -> bool:
+    """Whether transformers' own code failed: `run` refuses that, and of a padded prompt it is raised."""
+    reason = str(cell["reason"])
+    by_size = "must match the size" in reason and cell["model_type"] in _FAILING
+    raised = cell["outcome"] == "failed" and ("(transformers, " in reason or by_size)
+    return raised or (cell["outcome"] == "refused" and " fails in transformers (" in reason)
 
 
 def cause_of(cell: Mapping[Any, Any], right_in_float32: bool = False) -> Cause:
@@ -108,13 +117,13 @@ def cause_of(cell: Mapping[Any, Any], right_in_float32: bool = False) -> Cause:
     if right_in_float32 and narrow and outcome == "false":
         # Both paths lie about so far from the exact one.
         return ROUNDING if float(cell["logits_error"]) <= 2 * float(cell["rounding_error"] or 0) else UNEXPLAINED
-    if outcome == "failed" and "must match the size" in reason and cell["model_type"] in _SIZES:
-        return _SIZES[cell["model_type"]]
+    if _fails(cell):
+        return _FAILING.get(cell["model_type"], FAILS)
     if outcome == "false":
         for cause, types, seen in _FALSE:
             if cell["model_type"] in types and seen(cell):
                 return cause
-    return FAILS if outcome == "failed" and "(transformers, " in reason else UNEXPLAINED
+    return UNEXPLAINED
 
 
 def with_causes(cells: pd.DataFrame) -> pd.DataFrame:

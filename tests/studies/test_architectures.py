@@ -13,7 +13,17 @@ import torch
 
 from kvcache.proof.tokens import _draft
 from kvcache.strategies.cached import Dynamic
-from tests.studies.architecture_causes import CAUSES, FAILS, NOT_BUILT, ROUNDING, SEVERAL, STOPPED, UNEXPLAINED, Cause
+from tests.studies.architecture_causes import (
+    CAUSES,
+    FAILS,
+    NOT_BUILT,
+    OWN_TOKENS,
+    ROUNDING,
+    SEVERAL,
+    STOPPED,
+    UNEXPLAINED,
+    Cause,
+)
 from tests.studies.architecture_cell import BATCH_PADDED, BATCH_SIZES, CHUNKED, GENERATED, Cell, Outcome, is_whole
 from tests.studies.architecture_cells import DTYPES, cells, cells_of_bytes
 from tests.studies.architecture_configs import TYPES, shrunken
@@ -111,6 +121,10 @@ def test_a_known_type_explains_only_what_its_cause_does() -> None:
     assert cause_of({**cell, "scenario": "whole"}) == UNEXPLAINED
     assert cause_of({**cell, "outcome": "failed", "reason": "RuntimeError: of kvcache"}) == UNEXPLAINED
     assert cause_of({**cell, "outcome": "failed", "reason": "RuntimeError: x (transformers, a.py, f)"}) == FAILS
+    refused = {**cell, "outcome": "refused", "reason": "a forward of it fails in transformers (a.py, line 1): x"}
+    assert cause_of(refused) == FAILS
+    assert cause_of({**refused, "model_type": "cpmant"}) == OWN_TOKENS
+    assert cause_of({**refused, "reason": "another"}) == UNEXPLAINED
     nothing = asdict(Cell("mamba", "float32", 0, "", "", "refused", reason="ImportError: timm"))
     assert cause_of(nothing) == NOT_BUILT
     assert cause_of({**nothing, "outcome": "failed", "reason": f"{STOP}: it ended with -9"}) == STOPPED
