@@ -6,7 +6,7 @@ the disk before the next turn starts.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -125,9 +125,9 @@ class ProcessSet:
                 self._warm_up(entry)
             for entry in entries:
                 self.checks.store(entry)
-                if entry.check is not None and entry.trials:
-                    budget.learn(entry.plan, entry.trials[-1].total_ns / 1e9, entry.check.compile_s)
+            _show_speed(entries, budget)
             self._rounds(cell, entries, budget.plan_again(cell).repetitions)
+            _show_speed(entries, budget)  # a check of more than WARMUP_S leaves no warm-up that could
         budget.done(cell)
 
     def _rounds(self, cell: Cell, entries: Sequence[Entry], repetitions: int) -> None:
@@ -228,6 +228,12 @@ class ProcessSet:
     def _end_ceilings(self, reason: str) -> None:
         self.ceilings = None
         self.progress.say(f"no ceilings from here on, so no MFU, MBU or prediction: {reason}")
+
+
+def _show_speed(entries: Iterable[Entry], budget: Budget) -> None:
+    for entry in entries:
+        if entry.check is not None and entry.trials:
+            budget.learn(entry.plan, entry.trials[-1].total_ns / 1e9, entry.check.compile_s)
 
 
 def _still_falling(trials: Sequence[int]) -> bool:

@@ -356,6 +356,17 @@ def test_warm_up_never_exceeds_its_most() -> None:
     assert sum(sample.warmup for sample in memory.of(Sample)) == schedule.WARMUP_TRIALS
 
 
+def test_a_budget_learns_from_rounds_where_a_long_check_leaves_no_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "WARMUP_S", -1.0)
+    FakeArm.times_ns = {"naive": [10**13] * 6}
+    memory = measured(grid(["naive"], [8, 16]), repetitions=6, budget_min=1.0)
+    assert len(memory.of(Sample)) == 6
+    assert not any(sample.warmup for sample in memory.of(Sample))
+    first, second = memory.of(CellPlan)
+    assert first.left_out is None
+    assert "left out" in str(second.left_out)
+
+
 def test_other_tokens_get_no_time() -> None:
     FakeArm.matches = {"dynamic": "false"}
     memory = measured(CASES, repetitions=2)
