@@ -32,8 +32,6 @@ def undisturbed(times: PairTimes, n_threads: int, cores: int) -> dict[SideName, 
     """
 
     def disturbed(turn: Turn) -> bool:
-        if not turn.steal_ns and not turn.throttled_ns:  # as nearly all
-            return False
         counted = {"steal_ns": turn.steal_ns, "throttled_ns": turn.throttled_ns}
         return turn_is_disturbed(turn.wall_ns, n_threads, cores, **counted)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 import msgspec
 from typer import BadParameter, Option
 
-from bench.case import HOST_DEVICES, PRESETS, DeviceName, NaiveLogits, Sweep
+from bench.case import HOST, HOST_DEVICES, PRESETS, DeviceName, NaiveLogits, Sweep
 from bench.commands.values import available_device, integers, thread_count, unknown, words
 from bench.errors import UsageError
 from bench.tell.formats import DocumentFormat, Format
@@ -221,10 +221,10 @@ def sweeps(preset: str, grid: Grid, *, here: bool = True, pinned: bool = False) 
         UsageError: this machine has no such device, or fewer cores than threads; the threads of another machine are
             not given; no strategy supports --prefill-quantized; or there is nothing to pin.
     """
-    if pinned and (device := grid.get("device", "cpu")) not in HOST_DEVICES:
+    if pinned and (device := grid.get("device", HOST)) not in HOST_DEVICES:
         raise UsageError(f"--kernels: on {device} there is no choice, F.linear computes every product; leave it out")
     if here:
-        available_device(grid.get("device", "cpu"))
+        available_device(grid.get("device", HOST))
         chosen = grid | {"n_threads": tuple(map(thread_count, grid.get("n_threads", (None,))))}
     elif "n_threads" in grid:
         chosen = grid

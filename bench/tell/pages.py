@@ -28,8 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 END = "<!-- made by bench/tell/pages.py -->"
 _MARK = re.compile(
-    rf"(<!-- (?P<part>\w+) of (?P<source>[^\s,]+)(?P<choice>, [^>]*)? -->\n)(?P<old>.*?)(?={END})",
-    re.DOTALL,
+    rf"(<!-- (?P<part>\w+) of (?P<source>[^\s,]+)(?P<choice>, [^>]*)? -->\n)(?P<old>.*?)(?={END})", re.DOTALL
 )
 _FIGURES = "  - `"
 """How a line begins that is made below a kind."""
@@ -91,8 +90,7 @@ def _kinds(summary: pd.DataFrame, old: str) -> str:
     Figures are those at the greatest depth.
     """
     rows = summary[summary["n_depth"] == summary["n_depth"].max()]
-    rows = rows.drop_duplicates(["strategy", "phase"]).drop_duplicates("strategy", keep="last")  # decode's
-    by_name = {row["strategy"]: row for row in rows.to_dict("records")}
+    by_name = {row["strategy"]: row for row in rows.to_dict("records")}  # the later row of a case is decode's
     made: list[str] = []
     for item in re.split(r"(?m)^(?=- )", old):
         text = [line for line in item.rstrip().splitlines() if not line.startswith(_FIGURES)]

@@ -123,15 +123,20 @@ def write_plots(report: Report, derived: Derived) -> dict[str, Picture]:
 def _rendered(folder: Path, named: tuple[str, Figure]) -> tuple[Picture | None, Derived]:
     """Save a figure, and return it as a page shows it; and what of it failed."""
     from bench.tell.page.svg import picture
-    from bench.tell.plots.style import own_settings, save
 
     name, figure = named
     shown, failed = None, Derived()
-    with failed.trying(f"plots/{name}"):
-        with own_settings():
-            save(figure, folder / name)
+    _save(name, figure, folder, failed)
+    with failed.trying(f"{folder.name}/{name}"):
         shown = picture(figure, name)
     return shown, failed
+
+
+def _save(name: str, figure: Figure, folder: Path, derived: Derived) -> None:
+    from bench.tell.plots.style import own_settings, save
+
+    with derived.trying(f"{folder.name}/{name}"), own_settings():
+        save(figure, folder / name)
 
 
 def write_page(report: Report, pictures: Mapping[str, Picture], file: Path, derived: Derived) -> None:
@@ -191,11 +196,10 @@ def _at_once(path: str, flags: int) -> int:
 
 def save_all(draw: Callable[[], dict[str, Figure]], folder: Path, derived: Derived) -> None:
     """Draw with matplotlib's own settings and save each figure; one that fails costs no other."""
-    from bench.tell.plots.style import own_settings, save
+    from bench.tell.plots.style import own_settings
 
     with own_settings():
         figures = draw()
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, figure in figures.items():
-            with derived.trying(f"{folder.name}/{name}"):
-                save(figure, folder / name)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        _save(name, figure, folder, derived)

@@ -219,6 +219,13 @@ def codes_of_reports(
     return [int(code) for code in done.stdout.split()]
 
 
+def test_a_plot_that_cannot_be_saved_is_still_on_the_page(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.tell.plots.style.save", full)
+    printed = kvbench("report", str(run_folder))
+    assert "not written: plots/step_latency" in printed.stderr
+    assert 'id="step_latency-figure_1"' in (run_folder / "report.html").read_text(encoding="utf-8")
+
+
 def test_the_users_settings_of_matplotlib_change_no_plot(tmp_path: Path) -> None:
     stored = store(make_run(grid(["dynamic"], [8, 16], n_gen=4)), tmp_path / "runs")
     given: dict[Path, tuple[dict[str, str], dict[str, str | None]]] = {
