@@ -6,6 +6,7 @@ and written in place in a static one; containers (one state for each convolution
 """
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -20,9 +21,17 @@ State = dict[str, Any]
 def row_bytes(root: object) -> int:
     """Count the bytes of the rows and states that `root` keeps, each tensor once; a counter without axes is none.
 
-    A view counts as what it shows: a sliding layer keeps a row more in its storage than it reads.
+    A view counts as what it shows: a sliding layer keeps a row more in its storage than it reads. Of an expanded one,
+    which shows the same numbers several times, they count once.
     """
-    return sum(tensor.nbytes for tensor in reachable_tensors(root) if tensor.dim())
+    return sum(_shown_bytes(tensor) for tensor in reachable_tensors(root) if tensor.dim())
+
+
+def _shown_bytes(tensor: Tensor) -> int:
+    if tensor.layout is not torch.strided or 0 not in tensor.stride() or not tensor.numel():
+        return tensor.nbytes
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    return tensor.itemsize * math.prod(size for size, stride in sizes if stride)
 
 
 @torch.inference_mode()

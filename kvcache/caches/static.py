@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import Cache, StaticCache
 from transformers.cache_utils import (
     STATIC_LAYER_TYPE_MAPPING,
@@ -61,9 +62,10 @@ class StaticKV(KVCache):
 
 
 def _used_bytes(layer: Any) -> int:
-    """Count what belongs to tokens: of tensors with an axis for them the filled part, and states whole."""
+    """Count what belongs to tokens: of tensors with an axis for all of them the filled part, and the others whole."""
     if not isinstance(layer, StaticLayer):
         return row_bytes(layer)
-    per_token = row_bytes([value for value in vars(layer).values() if not isinstance(value, dict | list)])
+    tensors = [value for value in vars(layer).values() if isinstance(value, Tensor)]
+    per_token = row_bytes([each for each in tensors if layer.max_cache_len in each.shape])
     used = min(int(layer.get_seq_length()), layer.max_cache_len)
     return per_token * used // layer.max_cache_len + row_bytes(layer) - per_token

@@ -94,12 +94,16 @@ def first_position(model: PreTrainedModel) -> int:
     return 1 + next(paddings, -1)
 
 
+_LIMITS = "max_position_embeddings", "max_seq_len", "max_target_positions"
+"""How configs call the length of what a decoder is fed; the last is Whisper's."""
+
+
 def max_positions(model: PreTrainedModel) -> int | None:
     """Return how many tokens a text model has positions for; None: any number."""
     config = model.config.get_text_config(decoder=True)
     if getattr(config, "alibi", False):  # Falcon's configuration has positions, and its ALiBi variants ignore them
         return None
-    limits = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+    limits = (getattr(config, name, None) for name in _LIMITS)
     limit = next((limit for limit in limits if limit is not None and limit > 0), None)
     return None if limit is None else limit - first_position(model)
 

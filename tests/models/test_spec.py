@@ -98,13 +98,26 @@ def test_any_text_is_a_model_or_refused(spec):
 
 @pytest.mark.parametrize(
     "model_type",
-    ["camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod", "gpt2"],
+    [
+        "camembert",
+        "data2vec-text",
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
+        "gpt2",
+        "whisper",
+    ],
 )
 def test_as_many_positions_as_a_forward_takes(model_type):
     """RoBERTa and its kin have none for their padding's id, which is 1, and for those before it."""
     model = shrunken(model_type)
     limit = max_positions(model)
-    assert limit == model.config.max_position_embeddings - (0 if model_type == "gpt2" else 2)
+    if model_type == "whisper":
+        assert limit == model.config.max_target_positions
+    else:
+        assert limit == model.config.max_position_embeddings - (0 if model_type == "gpt2" else 2)
     last_logits(model, token_ids(1, 1, limit))
     with pytest.raises((RuntimeError, IndexError)):
         last_logits(model, token_ids(1, 1, limit + 1))

@@ -279,6 +279,7 @@ ODD: list[tuple[str, str, torch.dtype]] = [
     ("static", "biogpt", torch.float32),  # asks for numbers
     ("dynamic", "longcat_flash", torch.bfloat16),
     ("static", "qwen4_exp_text", torch.bfloat16),
+    ("dynamic", "qwen4_exp_text", torch.bfloat16),  # keeps positions in a view that shows each several times
     ("dynamic", "deepseek_v4", torch.bfloat16),  # keeps the bias of its compressor in float32
     ("dynamic", "dots3_note_text", torch.bfloat16),  # latents of another size where a layer slides
 ]
@@ -295,7 +296,7 @@ def test_bytes_of_odd_models_are_those_measured(strategy: str, name: str, dtype:
     for n_steps in (0, 2):
         fed = Fed(batch_size=2, n_depth=5, n_prompt=9, n_steps=n_steps, capacity=17, dtype_bytes=dtype.itemsize)
         held, expected = rehearsed.held(strategy, fed), measured(model, strategy, fed)
-        assert held.used == expected.used
+        assert held.used == expected.used <= expected.allocated
         assert held.allocated == pytest.approx(expected.allocated, rel=0.01)
 
 

@@ -39,8 +39,7 @@ PADDING = Cause(
     "Transformers', refused by kvbench",
     "A padded row gives other logits than the row alone: the padding runs through a recurrent state or a "
     "convolution, is "
-    "counted by learned positions, or is seen by a sparse selection. kvbench compares the row that has the most "
-    "padding "
+    "counted by learned positions, or is seen by a sparse selection. kvbench compares every row with its tokens alone "
     "before it takes a mask.",
     "position embeddings that number the columns of a batch (modeling_bart and its kin, modeling_roformer, "
     "modeling_git); "
