@@ -2,7 +2,13 @@
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import (
+    DummyLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
 
 from kvcache.caches.contract import Kind
 from kvcache.caches.dynamic import DynamicKV
@@ -56,7 +62,8 @@ _PADDED = "a forward of a padded prompt"
 def check_model(model: PreTrainedModel, ids: Tensor, mask: Tensor, capacity: int, kind: Kind | None = None) -> None:
     """Compare each row of `ids [batch, q]`, if any of them has padding, with what it gives without.
 
-    Rows of one length are fed together, so that this costs a forward for each length.
+    Rows of one length are fed together, so that this costs a forward for each length. Where layers keep blocks of
+    tokens, the first that padding moves may end behind the prompt: the rows are then compared with `capacity` tokens.
 
     Some models of transformers do not leave out what a mask marks: it runs through a recurrent state, or is counted.
     Others do, and lose it where a cache holds the padding: with `kind`, the last token is fed to such a cache (to a
@@ -68,9 +75,11 @@ def check_model(model: PreTrainedModel, ids: Tensor, mask: Tensor, capacity: int
     """
     check_rotary_tables(model, mask, capacity)
     check_selection(model, mask, capacity)
-    lengths = mask.sum(dim=1).tolist()
-    if min(lengths) == mask.shape[1]:
+    if mask.all():
         return
+    if _keeps_blocks(model):
+        ids, mask = _until(capacity, ids, mask)
+    lengths = mask.sum(dim=1).tolist()
     try:
         with naming_transformers(model, _PADDED):
             found = [last_logits(model, ids, attention_mask=mask, keep=min(max(lengths), COMPARED_POSITIONS))]
@@ -88,6 +97,23 @@ def check_model(model: PreTrainedModel, ids: Tensor, mask: Tensor, capacity: int
                     f"{model.config.model_type} gives other logits for a prompt that is padded than for the prompt "
                     "alone (transformers): feed prompts of equal length, without an attention_mask"
                 )
+
+
+def _keeps_blocks(model: PreTrainedModel) -> bool:
+    """Return whether any layer keeps something else than rows and states: an indexer's keys, compressed entries."""
+    config = model.config.get_text_config(decoder=True)
+    plain = {DynamicLayer, DynamicSlidingWindowLayer, DummyLayer}
+    kinds = (
+        {type(layer) for layer in DynamicCache(config=config).layers} if hasattr(config, "num_hidden_layers") else ()
+    )
+    return any(kind not in plain and not issubclass(kind, LinearAttentionCacheLayerMixin) for kind in kinds)
+
+
+def _until(capacity: int, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Lengthen every row by the same tokens, those of the longest row again, to `capacity` in all."""
+    longest = ids[mask.sum(dim=1).argmax()]
+    more = longest.repeat(-(-capacity // len(longest)))[: max(0, capacity - ids.shape[1])].expand(len(ids), -1)
+    return torch.cat([ids, more], dim=1), torch.cat([mask, torch.ones_like(more)], dim=1)
 
 
 def check_rotary_tables(model: PreTrainedModel, mask: Tensor, capacity: int) -> None:

@@ -202,3 +202,24 @@ def test_padding_that_a_cache_does_not_leave_out_is_refused(name: str) -> None:
     mask = padding([0] * 4 + [1] * 5, [1] * 9)
     with pytest.raises(ValueError, match="falcon_mamba gives other logits for a prompt that is padded"):
         strategy.generate(token_ids(2, 2, 9), 3, attention_mask=mask)
+
+
+def sparse_blocks() -> PreTrainedModel:
+    """Blocks of 16 tokens are chosen, counted from a prompt's first column: the second one begins to differ."""
+    return shrunken(
+        "minimax_m3_vl_text", layer_types=["minimax_m3_sparse"] * 4, index_block_size=16, index_topk_blocks=16
+    )
+
+
+@pytest.mark.parametrize("name", ["dynamic", "naive"])
+@pytest.mark.parametrize(
+    ("make", "length", "capacity"), [(sparse_blocks, 9, 25), (functools.partial(family, "deepseek_v4"), 3, 8)]
+)
+def test_padding_that_shows_only_behind_the_prompt_is_refused(
+    name: str, make: Callable[[], PreTrainedModel], length: int, capacity: int
+) -> None:
+    strategy = build(name, make())
+    strategy.prepare(2, capacity)
+    mask = padding([0] * (length // 2) + [1] * (length - length // 2), [1] * length)
+    with pytest.raises(ValueError, match="gives other logits for a prompt that is padded"):
+        strategy.generate(token_ids(2, 2, length), 5, attention_mask=mask)
