@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 
 from kvcache.caches.contract import CacheNotRead, Kind
 from kvcache.caches.dynamic import DynamicKV
+from kvcache.caches.states import row_bytes
 from kvcache.caches.static import StaticKV
 from kvcache.strategies.failing_forward import refuse_transformers_error
 from kvcache.strategies.padding import check_mask, check_model, check_whole, moved_before
@@ -33,6 +34,7 @@ class Cached(Strategy):
         if context is not None and self.kv.restores:
             self._feed(context)
             self.kv.mark()
+        self._after_context = self._module_states.copied()
         self.reset()
 
     def reset(self) -> None:
@@ -40,6 +42,7 @@ class Cached(Strategy):
         self.attention_mask: Tensor | None = None
         self.kv, self.length = self._kept, self.n_depth
         self.kv.restore()
+        self._module_states.put_back(self._after_context)
         if self.context is not None and not self.kv.restores:
             self._feed(self.context)
 
@@ -67,11 +70,11 @@ class Cached(Strategy):
 
     @property
     def kv_bytes(self) -> int:
-        return self.kv.used_bytes
+        return self.kv.used_bytes + row_bytes(self._module_states.tensors)
 
     @property
     def stored(self) -> object:
-        return self.kv.stored
+        return [self.kv.stored, *self._module_states.tensors]
 
     def check_length(self, n_tokens: int) -> None:
         self.kv.check_length(n_tokens)

@@ -104,11 +104,11 @@ class HfGenerate(Strategy):
 
     @property
     def kv_bytes(self) -> int:
-        return row_bytes(self.cache)
+        return row_bytes(self.stored)
 
     @property
     def stored(self) -> object:
-        return self.cache
+        return [self.cache, *self._module_states.tensors]
 
     def _append_prompt(self, ids: Tensor, attention_mask: Tensor | None) -> None:
         check_whole(attention_mask, self.attention_mask, self.sequence.shape[1] - self.n_depth)

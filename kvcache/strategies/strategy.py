@@ -16,6 +16,7 @@ from transformers import Cache, PreTrainedModel
 
 from kvcache.caches.contract import CacheNotRead, Promise
 from kvcache.caches.held_bytes import held_bytes
+from kvcache.models.module_states import ModuleStates
 from kvcache.models.rotary import RotaryTables
 from kvcache.models.skeleton import first_position
 
@@ -45,6 +46,7 @@ class Strategy(ABC):
         """Take `model` (in eval mode, on its device) and leave it unchanged."""
         self.model = model
         self._growing_tables = RotaryTables(model)
+        self._module_states = ModuleStates(model)
 
     def prepare(
         self, batch_size: int, capacity: int, context: Tensor | None = None, *, prompt_length: int | None = None
@@ -65,7 +67,12 @@ class Strategy(ABC):
         if n_depth >= capacity:
             raise ValueError(f"a context of {n_depth} tokens leaves no room within a capacity of {capacity}")
         self.batch_size, self.capacity, self.n_depth = batch_size, capacity, n_depth
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Take out of the model what earlier forwards left in it."""
         self._growing_tables.make_original()
+        self._module_states.clear()
 
     @abstractmethod
     def prefill(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -90,7 +97,7 @@ class Strategy(ABC):
     def reset(self) -> None:
         """Come back to the state just after `prepare`; overrides call this one too."""
         self._is_fresh = True
-        self._growing_tables.make_original()
+        self._begin_anew()
 
     def release(self) -> None:
         """Let go of all that `prepare` made, so that its memory is free; overrides call this one too.

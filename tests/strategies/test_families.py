@@ -40,6 +40,23 @@ def context_of(n_depth: int, batch_size: int = 2) -> Tensor | None:
     return token_ids(1, batch_size, n_depth) if n_depth else None
 
 
+@pytest.mark.parametrize("n_depth", [0, 8])
+def test_states_in_modules_end_with_a_sequence_and_are_counted(n_depth: int) -> None:
+    """A single token is added to the state that lies in RecurrentGemma's modules, whoever's it is."""
+    model, context, prompt = shrunken("recurrent_gemma"), context_of(n_depth), token_ids(2, 2, 1)
+    expected = reference(model, prompt, 4, context)
+    for strategy in [build(each, model) for each in STRATEGIES]:
+        strategy.prepare(2, n_depth + 5, context, prompt_length=n_depth + 1)
+        build("dynamic", model).prepare(2, 13, token_ids(3, 2, 8))  # another's sequence
+        for _ in range(2):
+            strategy.reset()
+            assert agreement(strategy, prompt, expected).tokens_match == "true", strategy.name
+        if isinstance(strategy, Dynamic | Static):
+            states = 2 * 3 * (32 * 3 + 32) * 4  # convolution and recurrent state of three layers
+            assert strategy.kv_bytes == strategy.kv.used_bytes + states
+            assert strategy.kv_bytes_allocated >= strategy.kv_bytes
+
+
 FORGETFUL = ["jamba", "mamba"]
 """Families that transformers itself computes wrongly where several tokens follow those in a cache."""
 
