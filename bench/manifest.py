@@ -108,6 +108,8 @@ class CasePlan(msgspec.Struct, frozen=True, kw_only=True):
     not known, and in older runs."""
     unpredicted: str | None = None
     """Why no costs are predicted, in a line; None where they are, and in older runs."""
+    setup: dict[str, str] = {}
+    """Of an imported case the other tool's settings that are not its defaults; empty for our own, and in older runs."""
 
     @property
     def step_bytes(self) -> int:

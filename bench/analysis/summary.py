@@ -46,6 +46,7 @@ def summarize(tidy: Tidy) -> pd.DataFrame:
         ended = {"tokens_match": outcome.tokens_match, "status": outcome.status, "error": outcome.error}
         for phase in phases(case):
             row = {"case": case.key, **msgspec.structs.asdict(case), "phase": phase, "machine": machine, **ended}
+            row["setup"] = _setup(plan)
             row |= _counters(plan, phase) | _sizes(checks[case.key], phase) | _quality(case, checks[case.key])
             row |= _memory(case, checks[case.key]) | {"weights_bytes": plan.weights_bytes}
             own = latencies.get((case.key, phase))
@@ -63,6 +64,14 @@ def summarize(tidy: Tidy) -> pd.DataFrame:
             rows.append(row)
     _slopes(rows)
     return frames.typed(rows, list(WIDE_TYPES), WIDE_TYPES)
+
+
+def _setup(plan: CasePlan) -> str | None:
+    """Write what tells a case apart and has no column of its own."""
+    parts = [f"{name}={value}" for name, value in plan.setup.items()]
+    parts += ["naive_logits=all"] if plan.case.strategy in REFEEDING and plan.case.naive_logits == "all" else []
+    parts += ["prefill_quantized=true"] if plan.case.prefill_quantized else []
+    return " ".join(parts) or None
 
 
 def phases(case: Case) -> list[Phase]:

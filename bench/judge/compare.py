@@ -22,6 +22,9 @@ ROW_COLUMNS: list[str] = [*CASE_COLUMNS, "phase", *ROW_FLOATS, "interval", "verd
 
 EXIT_NOT_COMPARABLE = 3
 
+DEFAULT = "default"
+"""Stands for a setting of another tool that a run does not name."""
+
 
 class Excluded(msgspec.Struct, frozen=True, kw_only=True):
     """A case that was not compared, and why."""
@@ -176,6 +179,12 @@ def differences(a: Run, b: Run) -> list[str]:
         _facts(run) | {f"weights of {model}": digest for model, digest in run.manifest.weights.items()} | _kernels(run)
         for run in (a, b)
     )
+    setup_a, setup_b = _setup(a), _setup(b)
+    if setup_a and setup_b:
+        facts_a, facts_b = (
+            facts_a | dict.fromkeys(setup_b, DEFAULT) | setup_a,
+            facts_b | dict.fromkeys(setup_a, DEFAULT) | setup_b,
+        )
     both = [name for name in facts_a if name in facts_b and name != "load_1min"]
     lines = [f"{name}: {facts_a[name]} -> {facts_b[name]}" for name in both if facts_a[name] != facts_b[name]]
     if len(a.environments) > 1 or len(b.environments) > 1:
@@ -189,6 +198,13 @@ def differences(a: Run, b: Run) -> list[str]:
 def kinds(run: Run) -> set[tuple[str | int | None, ...]]:
     """Return what decides times on the machines that measured a run: the values of their fingerprints."""
     return {tuple(environment.fingerprint.values()) for environment in run.environments}
+
+
+def _setup(run: Run) -> dict[str, str]:
+    """Return the settings of an imported run's cases, different ones with commas."""
+    setups = [item.setup for item in run.manifest.plan]
+    names = dict.fromkeys(name for setup in setups for name in setup)
+    return {name: ", ".join(dict.fromkeys(setup.get(name, DEFAULT) for setup in setups)) for name in names}
 
 
 def _kernels(run: Run) -> dict[str, str]:

@@ -38,11 +38,13 @@ def collect(folder: Path, out: Path) -> Iterator[Collected]:
     if not paths:
         raise DataError(f"{folder}: holds no samples of a job (samples-job-*.jsonl)")
     for path in paths:
-        run_id = samples_files.run_id(path)
-        if run_id is None:
+        start = samples_files.begin(path)
+        if start is None:
             yield Collected(path, None, is_new=False)
             continue
-        target = find_run(str(out / run_id), out)  # never a folder of that name here, which may be what is collected
+        target = find_run(
+            str(out / start.run_id), out
+        )  # never a folder of that name here, which may be what is collected
         manifest = read_manifest(target)
         yield _copy(samples_files.read_one(path, manifest, samples_files.planned(manifest)), target, manifest)
 

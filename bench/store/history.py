@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bench.errors import DataError, KvbenchError, UsageError
 from bench.store.duck import SELECT, Rows, as_json, quoted, reason
 from bench.store.run_folder import read_manifest
+from bench.store.samples_files import job_starts
 from bench.store.summary_file import fitting_rows
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 DATABASE = ".history.duckdb"
-FORM = 1
+FORM = 2
 """Of the tables; a database of another form is made again."""
 
 RUN_COLUMNS: dict[str, str] = {
@@ -41,7 +42,8 @@ RUN_COLUMNS: dict[str, str] = {
     "origin": "VARCHAR",
     "stamp": "VARCHAR",
 }
-"""The table `runs`. Several models stand in one cell; `stamp` is how the folder looked when it was read."""
+"""The table `runs`. Several models and machines stand in one cell, with commas; `folder` is the folder's name, `stamp`
+how it looked when it was read."""
 
 MADE_WITH = " (BLOCK_SIZE 16384, STORAGE_VERSION 'latest')"
 """How a new database is stored. Each column that gets a value writes at least a block anew, by default of 256 KiB, and
@@ -82,10 +84,14 @@ class History:
         self.notes: list[str] = []
         """What was skipped, and why: a line each."""
         different = {os.path.realpath(folder): folder for folder in folders}.values()
-        names = [self._attach(f"f{number}", folder) for number, folder in enumerate(different)]
+        names = {self._attach(f"f{number}", folder): folder for number, folder in enumerate(different)}
         for table in ("runs", "rows"):
-            parts = " UNION ALL ".join(f"SELECT * FROM {name}.{table}" for name in names)
-            connection.execute(f"CREATE TEMP VIEW {table} AS {parts}")
+            # A database has the names of its runs alone: it stays true however its folder is spelled, and moved.
+            parts = [
+                f"SELECT * REPLACE ({quoted(str(folder / '_')[:-1])} || folder AS folder) FROM {name}.{table}"
+                for name, folder in names.items()
+            ]
+            connection.execute(f"CREATE TEMP VIEW {table} AS {' UNION ALL '.join(parts)}")
         joined = "SELECT rows.*, runs.* EXCLUDE (folder, model, machine) FROM runs JOIN rows USING (folder)"
         connection.execute(f"CREATE TEMP VIEW history AS {joined}")
         # A user's query reaches no file from here on, and cannot undo that.
@@ -161,11 +167,11 @@ class History:
         known = dict(run(f"SELECT folder, stamp FROM {name}.runs").fetchall())
         stamps = list(_stamps(folder))
         self.notes += [f"skipped: {path}: its name is no UTF-8" for path, _ in stamps if not _is_text(path)]
-        found = {str(path): stamp for path, stamp in stamps if _is_text(path)}
-        gone = [path for path, stamp in known.items() if found.get(path) != stamp]
-        new = [path for path, stamp in found.items() if known.get(path) != stamp]
+        found = {path.name: stamp for path, stamp in stamps if _is_text(path)}
+        gone = [own for own, stamp in known.items() if found.get(own) != stamp]
+        new = [own for own, stamp in found.items() if known.get(own) != stamp]
         for start in range(0, max(len(new), 1), AT_ONCE):
-            read = [self._read(Path(path), found[path]) for path in new[start : start + AT_ONCE]]
+            read = [self._read(folder / own, found[own]) for own in new[start : start + AT_ONCE]]
             runs = [own for own in read if own is not None]
             if runs or (gone and not start):
                 run("BEGIN")
@@ -184,6 +190,7 @@ class History:
         """Return a run's entry and its summary's rows; None, with a note, where that fails."""
         try:
             manifest = read_manifest(folder)
+            starts = job_starts(folder)
             rows = fitting_rows(folder)
             if rows is None:
                 rows = self._derive(folder)
@@ -193,18 +200,25 @@ class History:
         except Exception as error:  # noqa: BLE001 - one run must not cost the history of all others
             self.notes.append(f"skipped: {folder}: {type(error).__name__} {error}")
             return None
-        machine = manifest.environment
+        if manifest.origin is not None:  # whose hosts are not known: they are told apart by what they are made of
+            own = manifest.environment
+            name = ", ".join(filter(None, [own.hostname, own.gpu or own.cpu_model]))
+            rows = [row | {"machine": name} for row in rows]
+        machines = dict.fromkeys(row["machine"] or "" for row in rows)
+        measured_on = [start.environment for start in starts if start.environment.hostname in machines]
+
+        def facts(field: str) -> str | None:
+            values = (getattr(machine, field) for machine in measured_on or [manifest.environment])
+            return ", ".join(dict.fromkeys(value for value in values if value)) or None
+
         return {
-            "folder": str(folder),
+            "folder": folder.name,
             "run": folder.name,
             "measured_utc": manifest.created_utc.removesuffix("Z").removesuffix("+00:00"),
             "model": ", ".join(dict.fromkeys(plan.case.model for plan in manifest.plan)),
-            "machine": ", ".join(dict.fromkeys(row["machine"] or "" for row in rows)) or machine.hostname,
-            "commit": machine.git_commit,
-            "torch": machine.torch,
-            "transformers": machine.transformers,
-            "cpu_model": machine.cpu_model,
-            "gpu": machine.gpu,
+            "machine": ", ".join(machines) or manifest.environment.hostname,
+            "commit": facts("git_commit"),
+            **{field: facts(field) for field in ("torch", "transformers", "cpu_model", "gpu")},
             "cases": len(manifest.plan),
             "origin": manifest.origin.tool if manifest.origin is not None else None,
             "stamp": stamp,

@@ -18,17 +18,14 @@ from bench.errors import DataError
 from bench.manifest import ELSEWHERE, SCHEMA_VERSION, CasePlan, Environment, Manifest, Origin
 from bench.record import CellPlan, Sample
 from bench.store import sealed
-from bench.store.llama_tests import GGML_TYPES, Test, read_tests, utc
+from bench.store.llama_tests import DEFAULTS, GGML_TYPES, ReadTest, read_tests, utc
 from bench.store.run_folder import check_name, make_folder, samples_file, write_manifest, writing
 
 STRATEGY = "llama.cpp"
 
-SETUP = (
-    *("build_commit", "backends", "model_filename", "model_size", "n_batch", "n_ubatch", "cpu_mask", "cpu_strict"),
-    *("poll", "type_k", "type_v", "n_gpu_layers", "split_mode", "main_gpu", "no_kv_offload", "flash_attn"),
-    *("tensor_split", "tensor_buft_overrides", "use_mmap", "no_op_offload"),
-)
-"""Fields of a test in which tests of one case may differ."""
+FLASH = {**dict.fromkeys(("1", "True", "on"), "flash"), **dict.fromkeys(("0", "False", "off"), "ggml")}
+FLASH |= dict.fromkeys(("-1", "auto"), "auto")
+"""flash_attn of a test -> the attention of its case."""
 
 
 def store(path: Path, out: Path, name: str | None) -> tuple[Path, list[str]]:
@@ -68,12 +65,12 @@ def store(path: Path, out: Path, name: str | None) -> tuple[Path, list[str]]:
     return folder, notes
 
 
-def _distinct(tests: Iterable[Test], field: str) -> list[str]:
+def _distinct(tests: Iterable[ReadTest], field: str) -> list[str]:
     """List the values that tests have in a field, without empty ones."""
     return [value for value in dict.fromkeys(str(getattr(test, field)) for test in tests) if value]
 
 
-def _why_not(test: Test) -> str:
+def _why_not(test: ReadTest) -> str:
     """Say why a test cannot be a case; nothing if it can."""
     if test.n_prompt and test.n_gen:
         return "prompt and generation timed together"
@@ -81,32 +78,47 @@ def _why_not(test: Test) -> str:
         return "no tokens"
     if test.embeddings:
         return "embeddings"
+    if str(test.flash_attn) not in FLASH:
+        return f"flash_attn {test.flash_attn}"
     if set(re.split(r"[,\s]+", test.backends.upper())) - {"CPU", "BLAS", "CUDA", ""}:
         return f"backend {test.backends}; only CPU and CUDA are known"
     return ""
 
 
-def _cases(tests: Sequence[Test]) -> list[Case]:
+def _cases(tests: Sequence[ReadTest]) -> list[Case]:
     """Name tests as cases, in their order: what differs between tests of one name is said in their strategy."""
-    named = [(_case(test), _setup(test)) for test in tests]
+    named = [(_case(test), _told_apart(test)) for test in tests]
     setups: dict[str, list[dict[str, str]]] = {}
     for case, setup in named:
         setups.setdefault(case.key, []).append(setup)
-    apart = {key: [name for name in own[0] if len({setup[name] for setup in own}) > 1] for key, own in setups.items()}
+    apart = {}
+    for key, own in setups.items():
+        names = dict.fromkeys(name for setup in own for name in setup)
+        apart[key] = [name for name in names if len({_value(setup, name) for setup in own}) > 1]
     return [
         msgspec.structs.replace(
-            case, strategy=" ".join([STRATEGY, *(f"{name}={setup[name]}" for name in apart[case.key])])
+            case, strategy=" ".join([STRATEGY, *(f"{name}={_value(setup, name)}" for name in apart[case.key])])
         )
         for case, setup in named
     ]
 
 
-def _setup(test: Test) -> dict[str, str]:
+def _told_apart(test: ReadTest) -> dict[str, str]:
     """Return what a case has no field for; a prompt of one token would have the name of a generation."""
-    return {"test": "pp" if test.n_prompt else "tg", **{name: str(getattr(test, name)) for name in SETUP}}
+    return {"test": "pp" if test.n_prompt else "tg", **test.setup}
 
 
-def _case(test: Test) -> Case:
+def _value(setup: dict[str, str], name: str) -> str:
+    return setup.get(name, DEFAULTS.get(name, ""))
+
+
+def _stored_setup(test: ReadTest) -> dict[str, str]:
+    """Return how a test was run, without the build, which is the run's commit, and the folder of the model's file."""
+    setup = {name: value for name, value in test.setup.items() if name != "build_commit"}
+    return setup | {"model_filename": re.split(r"[/\\]", test.model_filename)[-1]}
+
+
+def _case(test: ReadTest) -> Case:
     """Name a test as a case: the strategy is llama.cpp, the dtype what its weights are stored in."""
     stored = re.search(r"\b(?:BF16|F16|F32|(?:IQ|Q|TQ|MXFP)\d\w*)", test.model_type)
     ggml = stored[0].lower() if stored else "unknown"
@@ -115,7 +127,7 @@ def _case(test: Test) -> Case:
         strategy=STRATEGY,
         device="cuda" if "CUDA" in test.backends.upper() and test.n_gpu_layers != 0 else "cpu",
         dtype={ours: name for name, ours in GGML_TYPES.items()}.get(ggml, ggml),
-        attn_implementation="flash" if test.flash_attn in {True, "on", "1"} else "ggml",
+        attn_implementation=FLASH[str(test.flash_attn)],
         n_threads=test.n_threads,
         batch_size=1,
         n_prompt=test.n_prompt or 1,
@@ -125,7 +137,7 @@ def _case(test: Test) -> Case:
     )
 
 
-def _samples(tests: Sequence[Test], cases: Sequence[Case]) -> Iterator[Sample]:
+def _samples(tests: Sequence[ReadTest], cases: Sequence[Case]) -> Iterator[Sample]:
     order, rounds = 0, dict[str, int]()
     for test, case in zip(tests, cases, strict=True):
         for time_ns in test.samples_ns or [test.avg_ns]:
@@ -157,7 +169,7 @@ def _cell_plans(manifest: Manifest, samples: Iterable[Sample]) -> Iterator[CellP
 
 
 def _manifest(
-    tests: Sequence[Test], cases: Sequence[Case], samples: list[Sample], run_id: str, origin: Origin
+    tests: Sequence[ReadTest], cases: Sequence[Case], samples: list[Sample], run_id: str, origin: Origin
 ) -> Manifest:
     plans = dict(zip(cases, tests, strict=True))
     return Manifest(
@@ -176,7 +188,7 @@ def _manifest(
             git_commit=", ".join(_distinct(tests, "build_commit")) or None,
         ),
         plan=[
-            CasePlan(case=case, prefill=None, decode=None, weights_bytes=test.model_size)
+            CasePlan(case=case, prefill=None, decode=None, weights_bytes=test.model_size, setup=_stored_setup(test))
             for case, test in plans.items()
         ],
         weights={},

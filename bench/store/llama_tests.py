@@ -40,20 +40,20 @@ class Test(msgspec.Struct, frozen=True, kw_only=True):
     n_ubatch: Count = 0
     n_threads: Count
     cpu_mask: str = "0x0"
-    cpu_strict: bool | int = False
+    cpu_strict: bool = False
     poll: int = 0
     type_k: str = ""
     type_v: str = ""
     n_gpu_layers: Count = 0
     split_mode: str = "layer"
     main_gpu: int = 0
-    no_kv_offload: bool | int = False
+    no_kv_offload: bool = False
     flash_attn: bool | int | str = False
     tensor_split: str = "0.00"
     tensor_buft_overrides: str = "none"
-    use_mmap: bool | int = True
-    embeddings: bool | int = False
-    no_op_offload: bool | int = False
+    use_mmap: bool = True
+    embeddings: bool = False
+    no_op_offload: bool = False
     n_prompt: Count
     n_gen: Count
     n_depth: Count = 0
@@ -67,10 +67,35 @@ class Test(msgspec.Struct, frozen=True, kw_only=True):
     samples_ts: list[float] = []
 
 
+class ReadTest(Test, frozen=True, kw_only=True):
+    """A test as a file has it."""
+
+    setup: dict[str, str]
+    """How it was run: each field that is no count, time or label, also those of builds newer than `Test`, but for those
+    that have their `DEFAULTS`."""
+
+
+LABELS = {
+    *("build_number", "cpu_info", "gpu_info", "model_type", "model_n_params", "n_threads", "flash_attn", "embeddings"),
+    *("n_prompt", "n_gen", "n_depth", "test_time", "avg_ns", "stddev_ns", "avg_ts", "stddev_ts"),
+    *("samples_ns", "samples_ts", "test"),
+}
+"""Fields that do not tell how a test was run, or of which a case has its own."""
+
+BACKENDS = {
+    **{name: name for name in ("cuda", "vulkan", "kompute", "metal", "sycl", "rpc", "opencl")},
+    "gpu_blas": "gpu-blas",
+    "blas": "blas",
+}
+"""Older builds have a field for each of these in place of `backends` -> as `backends` names it. The last two are true
+beside any other, which is the backend then."""
+
+_NEWER = {"n_cpu_moe": 0, "devices": "auto", "no_host": False, "use_direct_io": False}
+
 SQLITE_MAGIC = b"SQLite format 3\0"
 
 
-def read_tests(path: Path) -> list[Test]:
+def read_tests(path: Path) -> list[ReadTest]:
     """Read the tests of a file, whichever of the three formats it has.
 
     Raises:
@@ -94,7 +119,7 @@ def read_tests(path: Path) -> list[Test]:
 
 def _sqlite_rows(path: Path) -> list[dict[str, Any]]:
     """Read the table that `llama-bench -o sql` makes: `llama_bench`, in older builds `test`."""
-    with closing(sqlite3.connect(f"file:{path.resolve()}?mode=ro", uri=True)) as database:
+    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
         database.row_factory = sqlite3.Row
         names = [row["name"] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         newer, older = "SELECT * FROM llama_bench ORDER BY rowid", "SELECT * FROM test ORDER BY rowid"
@@ -108,7 +133,7 @@ def _parsed(line: str, where: str) -> Any:
         raise DataError(f"{where}: no JSON ({error})") from error
 
 
-def _test(row: Any, where: str) -> Test:
+def _test(row: Any, where: str) -> ReadTest:
     """Check one test.
 
     Raises:
@@ -125,7 +150,27 @@ def _test(row: Any, where: str) -> Test:
         utc(test.test_time)
     except (ValueError, OverflowError) as error:
         raise DataError(f"{where}: test_time is no ISO 8601 ({error})") from error
-    return test
+    fields = msgspec.structs.asdict(test)
+    if "backends" not in row:
+        fields["backends"] = _backends(row)
+    values = {name: written(value) for name, value in (row | fields).items() if name not in LABELS | BACKENDS.keys()}
+    setup = {name: value for name, value in values.items() if value != DEFAULTS.get(name)}
+    return ReadTest(**fields, setup=setup)
+
+
+def _backends(row: dict[str, Any]) -> str:
+    """Return what `backends` would be in a row of an older build; empty where it says nothing of them."""
+    used = [name for field, name in BACKENDS.items() if written(row.get(field, "")).lower() in ("1", "true")]
+    return ",".join([name for name in used if "blas" not in name] or used[:1])
+
+
+def written(value: object) -> str:
+    """Write a value of a field; yes and no as the SQL output has them.
+
+    >>> written(True), written("layer"), written(-1)
+    ('1', 'layer', '-1')
+    """
+    return str(int(value) if isinstance(value, bool) else value)
 
 
 def utc(test_time: str) -> str:
@@ -136,3 +181,10 @@ def utc(test_time: str) -> str:
     """
     found = datetime.fromisoformat(test_time)
     return f"{(found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+DEFAULTS = {
+    **{field.name: written(field.default) for field in msgspec.structs.fields(Test) if not field.required},
+    **{name: written(value) for name, value in _NEWER.items()},
+}
+"""What a field is where a file does not have it."""

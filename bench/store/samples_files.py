@@ -62,8 +62,8 @@ def next_free(folder: Path, job: str | None = None) -> BinaryIO:
         number += 1
 
 
-def run_id(path: Path) -> str | None:
-    """Return the run that a job's samples file belongs to; None where its first record was never finished.
+def begin(path: Path) -> JobStart | None:
+    """Return the first record of a job's samples file; None where it was never finished.
 
     Raises:
         DataError: it cannot be read, or begins otherwise.
@@ -73,11 +73,16 @@ def run_id(path: Path) -> str | None:
             first = file.readline()
         if not first.endswith(b"\n"):
             return None
-        return msgspec.json.decode(first, type=_FirstLine).record.run_id
+        return msgspec.json.decode(first, type=_FirstLine).record
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise DataError(f"{path}, line 1: damaged, or not the start of a job ({error})") from error
+
+
+def job_starts(folder: Path) -> list[JobStart]:
+    """Return the starts of a run's jobs, in their order. Raises DataError."""
+    return [start for file in listed(folder) if file.job and (start := begin(file.path)) is not None]
 
 
 def read(folder: Path, manifest: Manifest, job: str | None = None) -> list[SamplesFile]:

@@ -1,5 +1,6 @@
 """What the history is asked: the list of runs as text or a file, and the trend of their latencies as a plot."""
 
+import io
 import json
 from collections.abc import Mapping
 from datetime import datetime
@@ -33,7 +34,7 @@ _RUNS = (
 COMMIT_DIGITS = 9
 """Of a commit's hash, as git shortens it in a repository of this size; files have it whole."""
 
-CASE = ["strategy", *SETTING_COLUMNS, "n_prompt", "n_gen", "n_depth"]
+CASE = ["strategy", *SETTING_COLUMNS, "n_prompt", "n_gen", "n_depth", "setup"]
 """What the points of one panel have in common, and the phase."""
 
 
@@ -121,7 +122,9 @@ def trend(history: History, chosen: Condition) -> pd.DataFrame:
     """
     shown = [*CASE, "phase", "machine", "measured_utc", "commit", "torch", "transformers"]
     figures = ["latency_ms", "latency_ms_low", "latency_ms_high"]
-    columns = ", ".join(f'"{name}"' for name in [*shown, *figures])
+    columns = ", ".join(
+        "coalesce(setup, '') AS setup" if name == "setup" else f'"{name}"' for name in [*shown, *figures]
+    )
     found = _asked(
         history,
         f"SELECT {columns} FROM history WHERE latency_ms IS NOT NULL AND {chosen.sql} ORDER BY measured_utc",
@@ -143,8 +146,11 @@ def draw(history: History, chosen: Condition, path: Path) -> None:
     from bench.tell.plots.past_runs import trends
     from bench.tell.plots.style import PNG_DPI, own_settings
 
-    with own_settings(), writing(f"--plot {path}"):
-        trends(rows, CASE).savefig(path, dpi=PNG_DPI)
+    picture = io.BytesIO()
+    with own_settings():
+        trends(rows, CASE).savefig(picture, format=path.suffix[1:], dpi=PNG_DPI)
+    with writing(f"--plot {path}"):
+        write_atomically(path, picture.getvalue())
 
 
 def _cell(value: Any, column: str) -> str:

@@ -1,10 +1,12 @@
 """The history is made of the runs, follows them, and loses nothing when it cannot."""
 
+import errno
 import io
 import json
 import os
 import resource
 import shutil
+from pathlib import Path
 
 import msgspec
 import pandas as pd
@@ -13,6 +15,8 @@ from matplotlib.text import Text
 from rich.console import Console
 
 from bench.analysis import columns
+from bench.analysis.summary import summarize
+from bench.analysis.tidy import Tidy
 from bench.errors import DataError, UsageError
 from bench.store import duck, history
 from bench.store.duck import TYPES, connect
@@ -22,9 +26,11 @@ from bench.store.summary_file import fitting_rows
 from bench.tell import past_runs
 from bench.tell.plots import past_runs as past_plots
 from bench.tell.plots.past_runs import trends
+from tests.cluster import make_cluster_run, node, write_attempt
 from tests.commandline import kvbench, refused
 from tests.handmade import ENVIRONMENT, grid, make_run
 from tests.stored import create_run
+from tests.tell.test_exchange import PP
 
 pytest.importorskip("duckdb")
 
@@ -164,6 +170,76 @@ def test_a_folder_whose_name_is_no_utf_8_is_skipped(runs):
 def test_one_folder_by_two_names_counts_once(runs, tmp_path):
     (tmp_path / "link").symlink_to(runs)
     assert names(runs, runs / ".." / "runs", tmp_path / "link") == ["c", "b", "a"]
+
+
+def test_a_folder_that_is_spelled_otherwise_or_moved_is_not_read_again(runs, derived, monkeypatch):
+    assert names(runs) == ["c", "b", "a"]
+    derived.clear()
+    monkeypatch.chdir(runs)
+    assert names(Path()) == ["c", "b", "a"]
+    monkeypatch.chdir(runs.parent)
+    assert names(Path("runs")) == ["c", "b", "a"]
+    monkeypatch.setattr(History, "_read", None)
+    assert kvbench("history", "runs", "-o", "csv", "--sql", "SELECT min(folder) FROM rows").stdout.endswith("runs/a\n")
+    moved = runs.rename(runs.parent / "moved")
+    found = kvbench("history", "moved", str(moved), "-o", "csv", "--sql", "SELECT folder FROM runs WHERE run = 'b'")
+    assert found.stdout == f"folder\n{moved}/b\n"
+
+
+def test_a_cluster_run_has_the_hardware_of_its_nodes(tmp_path):
+    folder, _ = make_cluster_run(tmp_path)
+    write_attempt(folder, node("dead", cpu_model="Z", torch="9.9"), "lost", cells=(8,), rounds=1)
+    write_attempt(folder, node("n1", cpu_model="X", gpu="H"), "a")
+    write_attempt(folder, node("n2", cpu_model="Y", git_commit="c0"), "b", job=1)
+    printed = kvbench("history", str(tmp_path), "-o", "json", "--sql", "SELECT * EXCLUDE (stamp) FROM runs")
+    (row,) = json.loads(printed.stdout)
+    assert (row["machine"], row["cpu_model"], row["gpu"], row["commit"]) == (
+        "n1, n2",
+        "X, Y",
+        "H",
+        f"{ENVIRONMENT.git_commit}, c0",
+    )
+    assert row["torch"] == ENVIRONMENT.torch
+
+
+def test_imports_of_different_machines_are_different_lines(tmp_path):
+    for cpu, day in (("Ryzen", 1), ("Xeon", 2)):
+        path = tmp_path / f"{cpu}.json"
+        path.write_text(json.dumps([PP | {"cpu_info": cpu, "test_time": f"2026-04-0{day}T00:00:00Z"}]))
+        kvbench("import", str(path), "--out", str(tmp_path / "runs"))
+    path.write_text(json.dumps([PP | {"gpu_info": "H200", "type_k": "q8_0"}]))
+    kvbench("import", str(path), "--out", str(tmp_path / "runs"))
+    with connect() as connection:
+        found = History(connection, [tmp_path / "runs"], COLUMNS, past_runs.derive)
+        rows = past_runs.trend(found, past_runs.condition(None, {}))
+    assert rows["machine"].to_list() == [f"measured elsewhere, {made_of}" for made_of in ("Ryzen", "Xeon", "H200")]
+    assert len(rows.groupby(past_runs.CASE)) == 2
+    listed = kvbench("history", str(tmp_path / "runs"), "--where", "machine LIKE '%H200'").stdout
+    assert "measured elsewhere, H200" in listed
+    assert "Xeon" not in listed
+
+
+def test_cases_of_other_logits_or_a_quantised_prefill_are_no_points_of_one_line(tmp_path):
+    cases = grid(["naive"], [8], n_gen=1) + grid(["naive"], [16], n_gen=1, naive_logits="all")
+    cases += [msgspec.structs.replace(case, prefill_quantized=True) for case in grid(["dynamic"], [8], n_gen=1)]
+    setups = summarize(Tidy.of(make_run(cases)))["setup"]
+    assert setups.fillna("").to_list() == ["", "naive_logits=all", "prefill_quantized=true"]
+    assert "setup" in past_runs.CASE
+
+
+def test_a_plot_that_cannot_be_written_leaves_the_one_before(runs, monkeypatch, tmp_path):
+    plot = tmp_path / "trend.svg"
+    kvbench("history", str(runs), "--plot", str(plot))
+    before = plot.read_bytes()
+    assert before.startswith(b"<?xml")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert "--plot" in refused("history", str(runs), "--plot", str(plot))
+    assert plot.read_bytes() == before
+    assert [path.name for path in tmp_path.glob("*trend*")] == ["trend.svg"]
 
 
 def test_several_folders_are_one_history(runs, tmp_path):

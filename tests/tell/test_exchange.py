@@ -9,12 +9,13 @@ from contextlib import closing
 import msgspec
 import pytest
 
-from bench.analysis import columns
+from bench.analysis import columns, frames
 from bench.analysis.summary import summarize
 from bench.analysis.tidy import Tidy
 from bench.errors import DataError, UsageError
+from bench.judge.compare import compare
 from bench.manifest import ELSEWHERE
-from bench.store import imported
+from bench.store import duck, imported
 from bench.store.llama_tests import read_tests
 from bench.store.run_folder import read_run
 from bench.tell.exchange import EXPORTERS
@@ -208,6 +209,7 @@ TG = PP | {"n_prompt": 0, "n_gen": 128, "n_depth": 512, "avg_ns": 128_000_000, "
 
 
 def store(tmp_path, *tests):
+    tmp_path.mkdir(exist_ok=True)
     path = tmp_path / "llama.jsonl"
     path.write_text("".join(f"{json.dumps(test)}\n" for test in tests))
     folder, notes = imported.store(path, tmp_path / "runs", None)
@@ -235,10 +237,10 @@ def test_all_three_formats_say_the_same(tmp_path):
     (tmp_path / "a.jsonl").write_text(f"{json.dumps(PP)}\n\n{json.dumps(TG)}\n")
     (tmp_path / "bom.json").write_text(json.dumps([PP, TG]), encoding="utf-8-sig")
     (tmp_path / "windows.jsonl").write_text(f"{json.dumps(PP)}\r\n{json.dumps(TG)}\r\n", encoding="utf-16")
-    names = [name for name in PP if name not in ("samples_ns", "a field of next year")]
+    names = [name for name in PP if name != "samples_ns"]
     for table in ("test", "llama_bench"):  # older builds, newer ones
         with closing(sqlite3.connect(tmp_path / table)) as database:  # as `llama-bench -o sql | sqlite3` fills it
-            database.execute(f"CREATE TABLE {table} ({', '.join(names)})")
+            database.execute(f"CREATE TABLE {table} ({', '.join(map(duck.quoted, names))})")
             for test in (PP, TG):
                 marks = ", ".join("?" * len(names))
                 database.execute(f"INSERT INTO {table} VALUES ({marks})", [str(test[name]) for name in names])
@@ -275,6 +277,74 @@ def test_tests_that_were_set_up_otherwise_are_no_rounds_of_one_case(tmp_path):
         ("llama.cpp test=pp", 1, 0): 3,
         ("llama.cpp test=tg", 1, 0): 3,
     }
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"n_cpu_moe": 8}, {"devices": "CUDA0"}, {"no_host": True}, {"load_mode": "dio"}, {"a field of next year": 2}],
+)
+def test_a_field_that_no_build_of_today_has_tells_tests_apart(tmp_path, other):
+    ((name, value),) = other.items()
+    tidy, _ = store(tmp_path, PP, PP | other)
+    assert tidy.turns.groupby("case").size().to_list() == [3, 3]
+    assert f"{name}={int(value) if value is True else value}" in tidy.run.manifest.plan[1].case.strategy
+
+
+def test_what_a_build_does_not_write_has_its_default(tmp_path):
+    tidy, _ = store(tmp_path, PP | {"n_cpu_moe": 0, "use_mmap": 1, "no_host": "0"}, PP | {"use_mmap": True})
+    assert len(tidy.run.manifest.plan) == 1
+
+
+def test_imports_that_were_set_up_otherwise_differ_in_it(tmp_path):
+    a, _ = store(tmp_path / "a", PP | {"model_filename": "/there/x.gguf", "type_k": "f16", "n_batch": 512})
+    b, _ = store(tmp_path / "b", PP | {"model_filename": "C:\\x.gguf", "type_k": "q8_0", "build_commit": "1"})
+    lines = compare(a, b).differences
+    assert sorted(lines) == ["git_commit: 8cf427ff -> 1", "n_batch: 512 -> default", "type_k: f16 -> q8_0"]
+    assert "type_k=f16" in summarize(a)["setup"][0]
+    assert "build_commit" not in summarize(a)["setup"][0]
+
+
+@pytest.mark.parametrize(
+    ("older", "device"),
+    [
+        ({"cuda": True, "gpu_blas": True, "blas": True}, "cuda"),
+        ({"cuda": "1", "vulkan": "0"}, "cuda"),
+        ({"blas": 1}, "cpu"),
+        ({"cuda": False}, "cpu"),
+        ({"vulkan": True, "gpu_blas": True}, "backend vulkan;"),
+        ({"metal": "1"}, "backend metal;"),
+        ({"cuda": 1, "rpc": 1}, "backend cuda,rpc;"),
+        ({"gpu_blas": 1, "blas": 1}, "backend gpu-blas;"),
+    ],
+)
+def test_builds_of_before_there_was_a_field_for_backends(tmp_path, older, device):
+    test = {name: value for name, value in PP.items() if name != "backends"} | older | {"n_gpu_layers": 99}
+    if device.startswith("backend"):
+        with pytest.raises(DataError, match=device):
+            store(tmp_path, test)
+    else:
+        tidy, _ = store(tmp_path, test, test)
+        assert [plan.case.device for plan in tidy.run.manifest.plan] == [device]
+
+
+def test_attention_that_llama_cpp_chose_is_neither_on_nor_off(tmp_path):
+    values = [-1, 0, 1, "auto", False, True]
+    tidy, notes = store(tmp_path, *(PP | {"flash_attn": value} for value in [*values, "perhaps"]))
+    assert notes == ["left out: 1 of 7 tests (flash_attn perhaps)"]
+    rounds = frames.turns(tidy.run).groupby("attn_implementation").size()
+    assert rounds.to_dict() == {"auto": 6, "ggml": 6, "flash": 6}
+
+
+def test_a_database_is_found_under_any_name(tmp_path):
+    path = tmp_path / "50% of #1?.sqlite"
+    with closing(sqlite3.connect(path)) as database:
+        names = [name for name in PP if name != "samples_ns"]
+        database.execute(f"CREATE TABLE llama_bench ({', '.join(map(duck.quoted, names))})")
+        database.execute(
+            f"INSERT INTO llama_bench VALUES ({', '.join('?' * len(names))})", [PP[name] for name in names]
+        )
+        database.commit()
+    assert len(read_tests(path)) == 1
 
 
 @pytest.mark.parametrize("field", ["cpu_info", "gpu_info"])

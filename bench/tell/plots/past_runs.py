@@ -41,8 +41,9 @@ def trends(rows: pd.DataFrame, alike: list[str]) -> Figure:
         title, f"{plural(runs, 'run')}, {plural(len(machines), 'machine')}{more}", 1.4 + 2.0 * len(shown)
     )
     grid = figure.subplots(len(shown), 1, sharex=True, squeeze=False)
+    setups = [set(own["setup"].iloc[0].split(" ")) for own in shown]
     for own, axes in zip(shown, grid[:, 0], strict=True):
-        _panel(axes, own, machines)
+        _panel(axes, own, machines, set.intersection(*setups))
     dates = AutoDateLocator(minticks=3, maxticks=7)  # type: ignore[no-untyped-call]
     grid[-1][0].xaxis.set_major_locator(dates)
     grid[-1][0].xaxis.set_major_formatter(ConciseDateFormatter(dates))  # type: ignore[no-untyped-call]
@@ -61,7 +62,8 @@ def _changes(rows: pd.DataFrame, name: str) -> "pd.Series[bool]":
     return rows[name].ne(before) & rows[name].notna() & before.notna()
 
 
-def _panel(axes: Axes, rows: pd.DataFrame, machines: list[str]) -> None:
+def _panel(axes: Axes, rows: pd.DataFrame, machines: list[str], shared: set[str]) -> None:
+    """Draw a case and phase; of its setup its title has what is not `shared` by all panels."""
     named: dict[str, list[pd.Timestamp]] = {name: [] for name in NAMED_AT}
     near = CROWDED * (rows["measured_utc"].max() - rows["measured_utc"].min())
     for place, machine in enumerate(machines):
@@ -84,5 +86,6 @@ def _panel(axes: Axes, rows: pd.DataFrame, machines: list[str]) -> None:
                     )
     first = rows.iloc[0].to_dict()
     words = f"{first['strategy']} {first['phase']}, prompt {context(first)}, {setting(first, only=SETTING_COLUMNS)}"
-    axes.set_title(words, fontsize=9)
+    apart = [word for word in first["setup"].split(" ") if word not in shared]
+    axes.set_title(", ".join([words, *filter(None, apart)]), fontsize=9)
     value_axis(axes, [*rows["latency_ms"], *rows["latency_ms_high"].dropna()], "ms")
