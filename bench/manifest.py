@@ -136,7 +136,8 @@ JOB_MINUTES = 120
 class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     """How the jobs of a run are started (`--cluster`); the fields after the first are Slurm's."""
 
-    kind: Literal["slurm", "local"]
+    kind: Literal["slurm", "local", "files"]
+    """`files`: no job is started, their files are for another scheduler."""
     partition: str | None = None
     constraint: str | None = None
     time_min: int = JOB_MINUTES
@@ -145,6 +146,11 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     """The most jobs that run at a time; None: as many as there are nodes."""
     options: dict[str, str] = {}
     """Further options of sbatch by their long names, as in `{"account": "physics"}`."""
+
+    @property
+    def here(self) -> bool:
+        """Return whether the jobs run on this machine, so that its cores, devices and memory count."""
+        return self.kind == "local"
 
 
 ELSEWHERE: Literal["measured elsewhere"] = "measured elsewhere"

@@ -10,13 +10,14 @@ from bench.commands import config
 from bench.errors import UsageError
 from bench.manifest import Cluster
 
-KindName = Literal["slurm", "local"]
+KindName = Literal["slurm", "local", "files"]
 Kind = Annotated[
     KindName | None,
     Option(
         "--cluster",
         help="Measure each group (model, dtype, threads) in a job of its own: slurm takes a whole node for each, local "
-        "runs one after another here, for trying it. Needs kvbench[cluster].",
+        "runs one after another here, for trying it (both need kvbench[cluster]); files only writes what "
+        "`kvbench job FILE` measures, for any other scheduler.",
     ),
 ]
 Partition = Annotated[str | None, Option("--slurm-partition", metavar="NAME", help="Partition of the jobs.")]

@@ -229,7 +229,7 @@ def sweeps(preset: str, grid: Grid, *, here: bool = True, pinned: bool = False) 
     elif "n_threads" in grid:
         chosen = grid
     else:
-        raise UsageError("--threads: give it with --cluster slurm, since the cores of its nodes are not known here")
+        raise UsageError("--threads: give it with --cluster, since the cores of other machines are not known here")
     made = tuple(dict.fromkeys(msgspec.structs.replace(sweep, **chosen) for sweep in PRESETS[preset]))
     if grid.get("prefill_quantized") and not any(PREFILLING_AS_STORED.intersection(sweep.strategies) for sweep in made):
         known = " or ".join(sorted(PREFILLING_AS_STORED))

@@ -2,16 +2,19 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Option
 
 from bench.commands import cluster_flags, config, flags
-from bench.commands.output import ask, note, print_plan, print_summary
+from bench.commands.output import ask, emit, note, print_plan, print_summary
 from bench.errors import FailedRun, UsageError
-from bench.manifest import JOB_MINUTES
+from bench.manifest import JOB_MINUTES, Cluster
 from bench.measure.plan import Limits
+
+if TYPE_CHECKING:
+    from bench.measure.run import Job
 
 BUDGET_MIN = {"default": 8.0}
 """Minutes that a preset may take unless --budget is given; others, `smoke` above all, are measured whole."""
@@ -87,6 +90,7 @@ def run(
       kvbench run --config ci.toml                      a grid from a file
       kvbench run --resume RUN                          go on after Ctrl-C
       kvbench run --cluster slurm -t 8                  each group a job in Slurm
+      kvbench run --cluster files -t 8                  job files for another scheduler
 
     \b
     A TOML file (--config), or [tool.kvbench] in ./pyproject.toml, holds long flags:
@@ -99,6 +103,7 @@ def run(
     from bench.measure.cluster import refuse_unavailable
     from bench.measure.plan import within_positions
     from bench.measure.server_process import RunServers
+    from bench.store.job_files import FOLDER
 
     if resume is not None and (given := config.given(context) - WITH_RESUME):
         named = ", ".join(config.flag_of(context, parameter) for parameter in sorted(given))
@@ -110,11 +115,9 @@ def run(
         refuse_unavailable(jobs.kind)
     with RunServers() as servers:
         if resume is not None:
-            if jobs is not None and stored is None:
-                raise UsageError(f"--cluster: {resume} was begun without jobs, so it is resumed without them")
-            job = measuring.resume(resume, out) if jobs is None else cluster_run.resume(resume, out, jobs)
+            job = _resumed(resume, out, jobs, stored)
         else:
-            sweeps = flags.sweeps(preset, grid, here=jobs is None or jobs.kind == "local", pinned=kernels is not None)
+            sweeps = flags.sweeps(preset, grid, here=jobs is None or jobs.here, pinned=kernels is not None)
             if jobs is None and not dry_run:
                 servers.start(sweeps[0].models[0], sweeps[0].n_threads[0])  # it imports torch while this process plans
             if "n_prompt" not in grid:
@@ -125,6 +128,11 @@ def run(
         if dry_run:
             print_plan(job, output_format)
             return
+        if jobs is not None and jobs.kind == "files":
+            folder, written = cluster_run.write_jobs(job)
+            note(f"job files to measure, each by `kvbench job FILE`: {len(written)} in {folder / FOLDER}")
+            emit(f"{folder}\n")
+            return
         if jobs is None:
             finished = measuring.measure(job, servers)
         else:
@@ -133,3 +141,15 @@ def run(
         print_summary(finished, output_format)
     if missing:
         raise FailedRun(f"not finished: {', '.join(missing)}; go on with: kvbench run --resume {finished.path}")
+
+
+def _resumed(run: str, out: Path, jobs: Cluster | None, stored: Cluster | None) -> "Job":
+    """Plan to go on with a run, by `jobs` where it was begun by such."""
+    from bench.measure import cluster_run
+    from bench.measure import run as measuring
+
+    if jobs is None:
+        return measuring.resume(run, out)
+    if stored is None:
+        raise UsageError(f"--cluster: {run} was begun without jobs, so it is resumed without them")
+    return cluster_run.resume(run, out, jobs)

@@ -40,8 +40,10 @@ class SilentSchedulerError(Exception):
     """The scheduler does not answer now; its jobs go on."""
 
 
-def refuse_unavailable(kind: Literal["slurm", "local"]) -> None:
+def refuse_unavailable(kind: Literal["slurm", "local", "files"]) -> None:
     """Raise UsageError if jobs cannot be started here."""
+    if kind == "files":
+        return
     if importlib.util.find_spec("submitit") is None:
         raise UsageError(f"--cluster {kind} needs submitit: pip install 'kvbench[cluster]'")
     if kind == "slurm" and shutil.which("sbatch") is None:
@@ -95,9 +97,9 @@ class Slurm:
         except FailedJobError as error:
             raise UsageError(f"--cluster slurm: {' '.join(str(error).split())}") from None
         new = {job: each.job_id for job, each in zip(jobs, submitted, strict=True)}
+        self._ids |= new  # first: where the line cannot be written, they can be named
         with (self._folder / job_files.FOLDER / SUBMITTED).open("ab") as file:
-            file.write(msgspec.json.encode(new) + b"\n")
-        self._ids |= new
+            file.write(b"\n" + msgspec.json.encode(new) + b"\n")  # the line before it may be torn
 
     def states(self) -> dict[str, State]:
         """Say where the jobs stand that were found or submitted. Raises SilentSchedulerError."""

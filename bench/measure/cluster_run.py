@@ -46,30 +46,45 @@ def measure(job: Job, ask: Callable[[str], bool]) -> tuple[Run, list[str]]:
         DataError: the folder is gone or damaged.
     """
     assert job.manifest.cluster is not None
-    if job.previous is None:
-        folder = make_folder(job.out, job.manifest.run_id)
-        manifest, ceilings = write_manifest(folder, job.manifest), job.ceilings
-    else:
-        folder, manifest = Path(job.previous.path), job.previous.manifest
-        ceilings = bool(job.previous.ceilings) or not job.previous.samples  # where no job file is left
-    jobs = job_files.read_or_write(folder, manifest, ceilings=ceilings)
+    folder, jobs = write_jobs(job)
     started = scheduler(folder, job.manifest.cluster)
     with locked(folder):
         missing = unfinished(folder, jobs)
         try:
             found = started.attach()
-            started.submit([one.job for one in missing if one.job not in found])
-        except UsageError:
-            if job.previous is None:
-                shutil.rmtree(folder)
-            raise
         except SilentSchedulerError as error:  # what still waits there must not be submitted twice
             raise UsageError(f"--cluster slurm: {error}") from None
-        if missing:
-            with _asking(started, folder, ask):
+        with _asking(started, folder, ask):
+            try:
+                with _held():
+                    started.submit([one.job for one in missing if one.job not in found])
+            except UsageError:
+                if job.previous is None:
+                    shutil.rmtree(folder)
+                raise
+            if missing:
                 # What is complete may still wait for its end there: it is counted when it ends.
                 _watch(folder, jobs, len({*found, *(one.job for one in missing)}), started)
     return read_run(folder), [one.job for one in unfinished(folder, jobs)]
+
+
+def write_jobs(job: Job) -> tuple[Path, list[JobFile]]:
+    """Write a new run's folder with its job files, or those that a resumed run lacks; return the folder and all jobs.
+
+    Raises:
+        UsageError: the folder cannot be written; nothing of a new one is left.
+        DataError: a job file is damaged, or of a newer schema.
+    """
+    if job.previous is not None:
+        ceilings = bool(job.previous.ceilings) or not job.previous.samples  # where no job file is left
+        folder = Path(job.previous.path)
+        return folder, job_files.read_or_write(folder, job.previous.manifest, ceilings=ceilings)
+    folder = make_folder(job.out, job.manifest.run_id)
+    try:
+        return folder, job_files.read_or_write(folder, write_manifest(folder, job.manifest), ceilings=job.ceilings)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _watch(folder: Path, jobs: Sequence[JobFile], n_missing: int, started: Scheduler) -> None:
@@ -121,6 +136,23 @@ def _failed(folder: Path, job: JobFile) -> bool:
 
 
 @contextmanager
+def _held() -> Iterator[None]:
+    """Hold signals back, from this process and from those that it starts: an array that Slurm took is recorded."""
+    came: list[int] = []
+    held = [signal.SIGINT, signal.SIGTERM]
+    handlers = [signal.signal(each, lambda number, _: came.append(number)) for each in held]
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, held)  # what sbatch inherits
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)  # what was pending comes now
+        for each, handler in zip(held, handlers, strict=True):
+            signal.signal(each, handler)
+        for number in dict.fromkeys(came):
+            signal.raise_signal(number)
+
+
+@contextmanager
 def _asking(started: Scheduler, folder: Path, ask: Callable[[str], bool]) -> Iterator[None]:
     """Let Ctrl-C ask whether to cancel the jobs; whatever ends the command early notes what becomes of them."""
     go_on = f"what was measured is kept, go on with: kvbench run --resume {folder}"
@@ -135,7 +167,7 @@ def _asking(started: Scheduler, folder: Path, ask: Callable[[str], bool]) -> Ite
         with noting(f"{'the jobs are cancelled' if wanted else started.left_alone()}; {go_on}"):
             signal.raise_signal(signal.SIGINT)
         raise
-    except DataError:
+    except (DataError, UsageError):
         raise
     except BaseException as error:
         error.add_note(f"{started.left_alone()}; {go_on}")

@@ -126,8 +126,11 @@ def memory_bytes(plans: Sequence[CasePlan]) -> int:
     return max(needs, default=0)
 
 
-def in_words(item: CasePlan, name: Name) -> str:
-    """Name a case with what it holds, by the arithmetic of `kvbench fit`, and say where it alone does not fit here."""
+def in_words(item: CasePlan, name: Name, *, here: bool = True) -> str:
+    """Name a case with what it holds, by the arithmetic of `kvbench fit`.
+
+    Where it is measured `here`, say also if it alone does not fit.
+    """
     from kvcache.proof.unknown_numbers import NotRehearsable  # imports torch, which the model's description did already
 
     case = item.case
@@ -141,7 +144,7 @@ def in_words(item: CasePlan, name: Name) -> str:
         return name(case)
     parts = {"weights": found.weights, "cache": found.kv, "workspace": found.workspace}
     sizes = f"{name(case)}: " + " + ".join(f"{name} {size / 1e9:.3g} GB" for name, size in parts.items())
-    free = DEVICES[case.device].available_memory_bytes()
+    free = DEVICES[case.device].available_memory_bytes() if here else None
     return (
         sizes if free is None or found.total <= free else f"{sizes}: DOES NOT FIT the {free / 1e9:.3g} GB that are free"
     )

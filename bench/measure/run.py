@@ -27,7 +27,7 @@ from bench.measure.progress import ProgressBar
 from bench.measure.resume import pending_cells
 from bench.measure.schedule import measure as measure_cases
 from bench.measure.server_process import RunServers
-from bench.naming import namer
+from bench.naming import namer, plural
 from bench.record import Run
 from bench.store.run_folder import check_name, find_run, locked, make_folder, read_run, samples_file, write_manifest
 from kvcache import models
@@ -147,16 +147,24 @@ def resume(run: str, out: Path) -> Job:
 def estimate(job: Job) -> str:
     """Return the grid and a rough estimate of its time and memory, for `--dry-run`; and what `--budget` takes away."""
     name = namer(item.case for item in job.manifest.plan)
-    lines = [planning.in_words(item, name) for item in job.manifest.plan]
-    limits, cells = job.limits, pending_cells(job.manifest.plan, job.limits, job.previous)
-    reduction = _expected_reduction(job)
+    cluster, limits = job.manifest.cluster, job.limits
+    lines = [planning.in_words(item, name, here=cluster is None or cluster.here) for item in job.manifest.plan]
+    changes: list[str] = []
+    minutes, rounds = [], []
+    for plans in _jobs(job):
+        cells, reduction = pending_cells(plans, limits, job.previous), _expected_reduction(job, plans)
+        changes += [reduced(cell, limits, reduction, name) for cell in cells]
+        minutes.append(max(1, math.ceil((START_S + seconds_of(cells, limits, reduction)) / 60)))
+        rounds.append(reduction.repetitions)
     if limits.budget_min is not None:
-        changes = [reduced(cell, limits, reduction, name) for cell in cells]
         lines += [f"--budget {limits.budget_min:g}: {change}" for change in dict.fromkeys(filter(None, changes))]
-    minutes = max(1, math.ceil((START_S + seconds_of(cells, limits, reduction)) / 60))
+    each = str(min(rounds)) if len(set(rounds)) == 1 else f"{min(rounds)} to {max(rounds)}"
+    time = f"{sum(minutes)} min"
+    if cluster is not None:
+        time = f"{time} in {plural(len(minutes), 'job')}, {max(minutes)} min the longest,"
     memory_gb = planning.memory_bytes(job.manifest.plan) / 1e9
     lines.append(
-        f"{len(job.manifest.plan)} cases, {reduction.repetitions} rounds each: very roughly {minutes} min "
+        f"{len(job.manifest.plan)} cases, {each} rounds each: very roughly {time} "
         f"and at most {memory_gb:.1f} GB of memory"
     )
     return "\n".join(lines)
@@ -164,19 +172,28 @@ def estimate(job: Job) -> str:
 
 def case_seconds(job: Job) -> list[float]:
     """Estimate the seconds of each planned case, in the plan's order; 0 for one that is not measured (again)."""
-    reduction = _expected_reduction(job)
+    reductions = {plans[0].case.group: _expected_reduction(job, plans) for plans in _jobs(job)}
+    only = next(iter(reductions.values()))
     return [
-        seconds_of(pending_cells([item], job.limits, job.previous), job.limits, reduction) for item in job.manifest.plan
+        seconds_of(pending_cells([item], job.limits, job.previous), job.limits, reductions.get(item.case.group, only))
+        for item in job.manifest.plan
     ]
 
 
-def _expected_reduction(job: Job) -> Reduction:
-    """Say what `--budget` is expected to take away, before any speed is known."""
+def _jobs(job: Job) -> list[list[CasePlan]]:
+    """Return what is measured under one budget each: the plan, or that of each job of a cluster run."""
+    if job.manifest.cluster is None:
+        return [job.manifest.plan]
+    groups = dict.fromkeys(item.case.group for item in job.manifest.plan)
+    return [[item for item in job.manifest.plan if item.case.group == group] for group in groups]
+
+
+def _expected_reduction(job: Job, plans: Sequence[CasePlan]) -> Reduction:
+    """Say what `--budget` is expected to take away from what it is for, before any speed is known."""
     limits = job.limits
     if limits.budget_min is None:
         return Reduction(limits.repetitions)
-    cells = pending_cells(job.manifest.plan, limits, job.previous)
-    return fit(cells, limits, 60 * limits.budget_min - START_S)
+    return fit(pending_cells(plans, limits, job.previous), limits, 60 * limits.budget_min - START_S)
 
 
 def measure(job: Job, servers: RunServers) -> Run:

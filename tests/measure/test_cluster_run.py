@@ -1,7 +1,9 @@
 """A run of jobs: submitted, watched and resumed, by a scheduler in this process."""
 
+import errno
 import importlib.util
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable, Sequence
@@ -10,12 +12,15 @@ from typing import Any, ClassVar
 
 import pytest
 
+from bench.machine.cpu import Cpu
 from bench.manifest import Cluster
 from bench.measure import cluster, cluster_run
 from bench.measure.cluster import SilentSchedulerError, State
+from bench.store import sealed
 from bench.store.run_folder import read_run
 from tests import stub_run
 from tests.cluster import node, write_attempt
+from tests.commandline import kvbench
 
 RUN = ["run", "--cluster", "slurm", "-m", "random:tiny", "-p", "8", "-n", "4", "-r", "1", "-t", "1,2"]
 RUN += ["--strategies", "naive,dynamic", "--dtype", "float32,bfloat16", "--no-ceilings"]
@@ -182,10 +187,10 @@ def test_a_shared_folder_that_vanishes_is_one_line(tmp_path: Path, scheduler: An
     [
         (["--slurm-time", "5"], "--slurm-time: is for jobs in Slurm; add --cluster slurm"),
         (["--cluster", "local", "--slurm-partition", "x"], "--slurm-partition: is for jobs in Slurm"),
-        (["--cluster", "slurm"], "--threads: give it with --cluster slurm"),
+        (["--cluster", "slurm"], "--threads: give it with --cluster"),
         (["--cluster", "slurm", "-t", "1", "--slurm-options", "gpu"], "--slurm-options gpu: give NAME=VALUE"),
         (["--cluster", "slurm", "-t", "1", "--slurm-options", "comment='x"], "--slurm-options comment='x: No closing"),
-        (["--cluster", "k8s"], "--cluster k8s: unknown (valid: slurm, local)"),
+        (["--cluster", "k8s"], "--cluster k8s: unknown (valid: slurm, local, files)"),
     ],
 )
 def test_flags_that_make_no_sense_are_refused(tmp_path: Path, arguments: list[str], says: str, scheduler: Any) -> None:
@@ -253,6 +258,81 @@ def test_what_slurm_refuses_leaves_nothing(tmp_path: Path, slurm: Callable[[str]
     _, stderr = run(RUN, out, code=2)
     assert stderr.splitlines()[-1] == "kvbench: --cluster slurm: sbatch: error: invalid partition"
     assert [path.name for path in out.rglob("*")] == [".gitignore"]
+
+
+def test_an_array_that_slurm_took_is_recorded_whatever_comes_meanwhile(
+    tmp_path: Path, slurm: Callable[[str], None]
+) -> None:
+    slurm('kill -INT $PPID; kill -INT $$; echo "Submitted batch job 7"')
+    _, stderr = run(RUN, tmp_path / "out", code=130)
+    assert "cancel them with: scancel 7" in stderr.splitlines()[-1]
+    recorded = only(tmp_path / "out") / "jobs" / "submitted.jsonl"
+    assert '"job-3":"7_3"' in recorded.read_text()
+    with recorded.open("a") as file:
+        file.write('{"job-0":"to')  # as a kill leaves it
+    slurm('echo "Submitted batch job 8"')
+    run(["run", "--resume", str(only(tmp_path / "out"))], tmp_path / "out", code=5)
+    (tmp_path / "bin" / "squeue").write_text('#!/bin/sh\necho "8_2 PENDING"\n')
+    assert cluster.Slurm(only(tmp_path / "out"), Cluster(kind="slurm")).attach() == {"job-2"}
+
+
+def test_an_array_that_cannot_be_recorded_is_named(tmp_path: Path, slurm: Callable[[str], None]) -> None:
+    slurm('mkdir "$(dirname "$1")/../submitted.jsonl"; echo "Submitted batch job 7"')
+    _, stderr = run(RUN, tmp_path / "out", code=5)
+    assert "submitted.jsonl: Is a directory" in stderr.splitlines()[-1]
+    assert "cancel them with: scancel 7" in stderr.splitlines()[-1]
+
+
+def test_job_files_that_cannot_be_written_leave_nothing(
+    tmp_path: Path, scheduler: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = sealed.write
+
+    def full(path: Path, document: Any) -> Any:
+        if path.name == "job-1.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, document)
+
+    monkeypatch.setattr(sealed, "write", full)
+    _, stderr = run(RUN, tmp_path, code=2)
+    assert "cannot be written (No space left on device)" in stderr.splitlines()[-1]
+    assert [path.name for path in tmp_path.rglob("*") if path.name != ".gitignore"] == []
+    assert scheduler.submitted == []
+
+
+FILES = [word.replace("slurm", "files").replace("1,2", "1,4096") for word in RUN]
+
+
+def test_job_files_for_other_schedulers_need_neither_slurm_nor_this_machines_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(cluster_run, "scheduler", None)
+    stdout, stderr = run(FILES, tmp_path)
+    folder = only(tmp_path)
+    assert stdout == f"{folder}\n"
+    assert f"job files to measure, each by `kvbench job FILE`: 4 in {folder}/jobs" in stderr
+    assert {path.name for path in (folder / "jobs").iterdir()} == {f"job-{n}.json" for n in range(4)}
+    assert max(item.case.n_threads for item in read_run(folder).manifest.plan) == 4096
+    (folder / "jobs" / "job-2.json").unlink()
+    run(["run", "--resume", str(folder)], tmp_path)
+    assert (folder / "jobs" / "job-2.json").exists()
+
+
+def test_a_dry_run_budgets_each_job_and_looks_at_no_memory_of_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cpu, "available_memory_bytes", staticmethod(lambda: 1))
+    alone = ["run", "--dry-run", "-m", "random:gpt2", "-p", "512", "-n", "16", "--budget", "1.5", "-t", "1"]
+    alone += ["--strategies", "naive,dynamic", "-r", "12", "--cluster", "slurm"]
+    one, both = (kvbench(*alone, "--dtype", types).stdout for types in ("float32", "float32,bfloat16,float16"))
+    assert "DOES NOT FIT" not in both
+    assert "DOES NOT FIT" in kvbench(*alone[:-1], "local").stdout
+    assert "--budget 1.5: " in one
+    pattern = r"cases, (.+) rounds each: very roughly (\d+) min in (\d) jobs?, (\d+) min the longest, and at most"
+    (few, minutes, _, longest), (same, in_all, jobs, most) = (re.findall(pattern, text)[0] for text in (one, both))
+    assert minutes == longest == most
+    assert (same.split(" to ")[0], jobs) == (few, "3")
+    assert int(few) > 6  # the fewest that a budget leaves, which three jobs in one would have
+    assert int(in_all) == 3 * int(minutes)
 
 
 def test_local_jobs_run_one_after_another(tmp_path: Path) -> None:
