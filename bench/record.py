@@ -295,6 +295,11 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         machines = {start.environment.machine: start.environment for start in self.starts.values()}
         return sorted(machines.values(), key=lambda each: each.hostname) or [self.manifest.environment]
 
+    def distinct(self, field: str) -> list[str]:
+        """Return the values that the machines which measured the run have in a field, without empty ones."""
+        values = dict.fromkeys(getattr(each, field) for each in self.environments)
+        return [str(value) for value in values if value not in (None, "")]
+
     @property
     def machine_names(self) -> str:
         """The names of the machines that measured the run, separated by commas."""

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from bench.analysis.tidy import Tidy
+from bench.judge.elsewhere import of_timed_phases
 
 SCHEMA = "5.3.1"
 """The version of pytest-benchmark whose files these look like."""
@@ -15,7 +16,10 @@ SCHEMA = "5.3.1"
 
 def benchmark_json(tidy: Tidy) -> str:
     """Write a benchmark per case and phase, a round per usable turn, in seconds: TTFT for prefill, TPOT for decode."""
-    environment = tidy.run.environments[0]
+    environments = tidy.run.environments
+    cores = {environment.cores for environment in environments}
+    fingerprint = environments[0].fingerprint
+    facts = {name: ", ".join(tidy.run.distinct(name)) for name in ("os", "git_commit", *fingerprint)}
     machines = {plan.case.key: tidy.run.environment(plan.case).hostname for plan in tidy.run.manifest.plan}
     cases = {plan.case.key: msgspec.structs.asdict(plan.case) for plan in tidy.run.manifest.plan}
     benchmarks = [
@@ -25,25 +29,28 @@ def benchmark_json(tidy: Tidy) -> str:
             "fullname": f"kvbench::{phase}[{case}]",
             "params": cases[str(case)] | {"phase": phase},
             "param": case,
-            "extra_info": {"machine": machines[str(case)]} if len(tidy.run.environments) > 1 else {},
+            "extra_info": {"machine": machines[str(case)]} if len(environments) > 1 else {},
             "options": {"disable_gc": True, "timer": "perf_counter", "warmup": True},
             "stats": _stats((rows["latency_ms"] / 1e3).tolist()),
         }
-        for (case, phase), rows in tidy.turns.groupby(["case", "phase"], sort=False)
+        for (case, phase), rows in of_timed_phases(tidy.run, tidy.turns).groupby(["case", "phase"], sort=False)
     ]
-    commit = environment.git_commit or ""
     document = {
         "machine_info": {
             "node": tidy.run.machine_names,
-            "system": environment.os,
-            "python_version": environment.python,
-            "cpu": {"brand_raw": environment.cpu_model, "count": environment.cores},
+            "system": facts["os"],
+            "python_version": facts["python"],
+            "cpu": {"brand_raw": facts["cpu_model"], **({"count": cores.pop()} if len(cores) == 1 else {})},
         },
-        "commit_info": {"id": commit.rstrip("+"), "dirty": commit.endswith("+"), "project": "kvbench"},
+        "commit_info": {
+            "id": facts["git_commit"].replace("+", ""),
+            "dirty": "+" in facts["git_commit"],
+            "project": "kvbench",
+        },
         "benchmarks": benchmarks,
         "datetime": tidy.run.manifest.created_utc,
         "version": SCHEMA,
-        "kvbench": msgspec.to_builtins(environment.fingerprint),
+        "kvbench": fingerprint if len(environments) == 1 else {name: facts[name] for name in fingerprint},
     }
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
 

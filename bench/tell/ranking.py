@@ -28,7 +28,7 @@ from bench.tell.words import (
 Cells = dict[str, Callable[[Row], str]]
 
 _HEADERS = {"n_threads": "threads", "attn_implementation": "attention", "n_gen": "new tokens"}
-LEFT = {"strategy", "phase", "run", "verdict", "model", "device", "dtype", "attention"}
+LEFT = {"strategy", "phase", "run", "machine", "verdict", "model", "device", "dtype", "attention"}
 """Headers of columns of words."""
 
 
@@ -75,6 +75,7 @@ def cells(ranking: Ranking, baseline: int = 0) -> Cells:
         **subjects,
         "rank": lambda row: str(row["rank"]),
         "run": lambda row: row["run"],
+        **({"machine": _value_of("machine")} if any(len(tidy.run.environments) > 1 for tidy in ranking.tidies) else {}),
         "ms": lambda row: with_interval(row["ms"], row["ms_low"], row["ms_high"]),
         f"/ {ranking.letters[baseline]}": ratio,
         "verdict": verdict,

@@ -18,6 +18,7 @@ from bench.manifest import ELSEWHERE
 from bench.store import duck, imported
 from bench.store.llama_tests import read_tests
 from bench.store.run_folder import read_run
+from bench.tell.benchmark_json import benchmark_json
 from bench.tell.exchange import EXPORTERS
 from tests.handmade import grid, make_run
 
@@ -259,6 +260,28 @@ def test_our_own_rows_come_back(tmp_path):
     prefill = summary[(summary["phase"] == "prefill") & (summary["n_prompt"] == 128)]
     expected = [TIMED[case.key, "prefill"]["latency_ms"] for case in CASES[:2]]
     assert prefill["latency_ms"].to_list() == pytest.approx(expected)
+
+
+def test_an_import_goes_out_as_it_came(tmp_path):
+    tests = [PP | {"type_k": "q8_0", "n_batch": 256, "no_kv_offload": True}, TG, TG | {"flash_attn": -1, "n_depth": 0}]
+    tidy, _ = store(tmp_path, *tests)
+    (document,) = documents("llama-bench", tidy, summarize(tidy)).values()
+    usual = {"type_k": "", "n_batch": 0, "no_kv_offload": False, "flash_attn": 0}
+    for row, test in zip(map(json.loads, document.splitlines()), tests, strict=True):
+        expected = usual | test | {"model_filename": "smollm2-135m-f16.gguf"}
+        del expected["a field of next year"]
+        assert {name: row[name] for name in expected} == expected
+    timed = {"prefill[llama 135M F16 llama.cpp cpu float16 ggml t2 b1 p512 n1 d0 s0]"}
+    timed |= {
+        f"decode[llama 135M F16 llama.cpp cpu float16 {kind} t2 b1 p1 n128 {depth} s0]"
+        for kind, depth in (("ggml", "d512"), ("auto", "d0"))
+    }
+    summary = summarize(tidy)
+    assert set(json.loads(documents("bmf", tidy, summary)["bmf.json"])) == timed
+    for content in documents("github-action-benchmark", tidy, summary).values():
+        assert {entry["name"] for entry in json.loads(content)} == timed
+    assert {one["name"] for one in json.loads(benchmark_json(tidy))["benchmarks"]} == timed
+    assert documents("benchstat", tidy, summary)["benchstat.txt"].count(b"BenchmarkPrefill") == 3
 
 
 def test_tests_that_were_set_up_otherwise_are_no_rounds_of_one_case(tmp_path):

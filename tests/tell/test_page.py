@@ -10,9 +10,11 @@ import msgspec
 import pytest
 
 from bench.analysis import columns
+from bench.analysis.tidy import Tidy
 from bench.record import JobStart, Run
 from bench.tell import drawn as drawn_amounts
-from bench.tell import tables
+from bench.tell import ranking, tables
+from bench.tell.benchmark_json import benchmark_json
 from bench.tell.page import run as run_pages
 from bench.tell.page.comparison import comparison_page
 from bench.tell.page.run import run_page
@@ -21,7 +23,7 @@ from bench.tell.page.table import Column, Line, Table
 from bench.tell.pages import ROOT
 from bench.tell.plots.style import make_figure, own_settings
 from bench.tell.report import Report
-from tests.handmade import ENVIRONMENT, fail, grid, make_run, ranked, run_with_lossy_kinds
+from tests.handmade import ENVIRONMENT, fail, grid, make_run, on_nodes, ranked, run_with_lossy_kinds
 
 CASES = grid(["naive", "dynamic"], [16, 64], n_gen=4)
 MARKUP = {
@@ -143,6 +145,32 @@ def test_pages_name_the_machine_that_measured_and_not_the_one_that_submitted() -
     for page in (run_page(Report.of(run), {}), compared):
         assert "node-7" in page
         assert "login-1" not in page
+
+
+def test_a_run_of_several_nodes_is_described_by_all_of_them() -> None:
+    run = on_nodes(make_run(CASES), lambda cell: f"node-{cell.n_prompt}")
+    made_of = {"node-16": "Xeon", "node-64": "EPYC"}
+    starts = {
+        cell: msgspec.structs.replace(
+            start,
+            environment=msgspec.structs.replace(
+                start.environment, cpu_model=made_of[start.environment.hostname], git_commit=start.environment.hostname
+            ),
+        )
+        for cell, start in run.starts.items()
+    }
+    runs = [msgspec.structs.replace(run, starts=starts), make_run(CASES)]
+    page = "".join(Elements(comparison_page(ranked(runs), [{}] * 2)).texts)
+    assert "node-16, node-64, Xeon, EPYC, " in page
+    assert "node-16, node-64" in page.replace("node-16, node-64, Xeon", "")  # the commits
+    document = json.loads(benchmark_json(Tidy.of(runs[0])))
+    assert document["machine_info"]["cpu"]["brand_raw"] == "Xeon, EPYC"
+    assert document["commit_info"]["id"] == "node-16, node-64"
+    assert document["kvbench"]["cpu_model"] == "Xeon, EPYC"
+    text = ranking.render(ranked(runs), "md")
+    assert "| machine" in text
+    assert re.search(r"\| node-64 +\|", text)
+    assert "| machine" not in ranking.render(ranked([runs[1]] * 2), "md")
 
 
 def test_names_hosts_and_errors_are_escaped_wherever_they_stand() -> None:

@@ -13,6 +13,7 @@ import msgspec
 import pandas as pd
 
 from bench.analysis.tidy import Tidy
+from bench.judge.elsewhere import timed_phases
 from bench.manifest import CasePlan
 from bench.record import Run
 from bench.store.llama_tests import GGML_TYPES, Test
@@ -31,19 +32,19 @@ def left_out(tidy: Tidy) -> int:
 
 
 def _tests(tidy: Tidy, plan: CasePlan) -> Iterator[Test]:
-    case = plan.case
+    case, is_import = plan.case, tidy.run.manifest.origin is not None
     shapes = {"prefill": (case.n_prompt, 0, case.n_depth), "decode": (0, case.n_gen - 1, case.n_depth + case.n_prompt)}
-    for phase, (n_prompt, n_gen, n_depth) in shapes.items():
+    if is_import:  # a generation without a prompt, as it was
+        shapes["decode"] = (0, case.n_gen, case.n_depth)
+    for phase in timed_phases(tidy.run, case):
+        n_prompt, n_gen, n_depth = shapes[phase]
         turns = tidy.by_case_and_phase.get((case.key, phase))
         if turns is not None and case.batch_size == 1:
-            times_ns = [round(total_ms * 1e6) for total_ms in turns["total_ms"]]
-            yield Test(
-                **_setting(tidy.run, plan),
-                n_prompt=n_prompt,
-                n_gen=n_gen,
-                n_depth=n_depth,
-                **_figures(times_ns, n_prompt + n_gen),
-            )
+            steps = n_gen if phase == "decode" else 1
+            times_ns = [round(steps * latency_ms * 1e6) for latency_ms in turns["latency_ms"]]
+            shape = {"n_prompt": n_prompt, "n_gen": n_gen, "n_depth": n_depth}
+            setting = _imported(tidy.run, plan) if is_import else _setting(tidy.run, plan)
+            yield msgspec.convert(setting | shape | _figures(times_ns, n_prompt + n_gen), Test, strict=False)
 
 
 def _figures(times_ns: Sequence[int], tokens: int) -> dict[str, Any]:
@@ -56,6 +57,23 @@ def _figures(times_ns: Sequence[int], tokens: int) -> dict[str, Any]:
         "stddev_ts": statistics.stdev(rates) if several else 0.0,
         "samples_ns": times_ns,
         "samples_ts": rates,
+    }
+
+
+def _imported(run: Run, plan: CasePlan) -> dict[str, Any]:
+    """Fill the fields of an imported test as they were; those of newer builds have no place in `Test`."""
+    machine = run.environment(plan.case)
+    return {
+        **plan.setup,
+        "build_commit": plan.setup.get("build_commit", machine.git_commit or ""),
+        "cpu_info": machine.cpu_model,
+        "gpu_info": machine.gpu or "",
+        "model_filename": plan.setup.get("model_filename", plan.case.model),
+        "model_type": plan.case.model,
+        "model_size": plan.weights_bytes,
+        "n_threads": plan.case.n_threads,
+        "flash_attn": {"flash": 1, "auto": -1}.get(plan.case.attn_implementation, 0),
+        "test_time": run.manifest.created_utc,
     }
 
 

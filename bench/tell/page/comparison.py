@@ -71,18 +71,19 @@ def _runs(ranking: Ranking) -> list[dict[str, str]]:
     """Describe each run: its letter, its name, what it has of its own, when and where it was measured."""
     described = []
     for letter, name, tidy in zip(ranking.letters, text.run_names(ranking), ranking.tidies, strict=True):
-        machine = tidy.run.environments[0]
-        made_of = f"{machine.gpu or machine.cpu_model}, {plural(machine.cores, 'core')}"
+        of = tidy.run.distinct
+        cores = ", ".join(plural(int(count), "core") for count in of("cores"))
+        made_of = dict.fromkeys(each.gpu or each.cpu_model for each in tidy.run.environments)
         described.append(
             {
                 "letter": letter,
                 "name": tidy.run.name,
                 "run": name,
                 "measured": tidy.run.manifest.created_utc.partition("T")[0],
-                "machine": f"{tidy.run.machine_names}, {made_of}",
-                "torch": machine.torch,
-                "transformers": machine.transformers,
-                "commit": (machine.git_commit or NOTHING)[:10],
+                "machine": ", ".join([tidy.run.machine_names, *made_of, cores]),
+                "torch": ", ".join(of("torch")),
+                "transformers": ", ".join(of("transformers")),
+                "commit": ", ".join(commit[:10] for commit in of("git_commit")) or NOTHING,
             }
         )
     return described
