@@ -37,6 +37,11 @@ class Coded:
     """Strings, or tuples of integers."""
     codes: Ints
 
+    def at(self, turns: Ints) -> Coded:
+        """Return the values of some turns; `distinct` has theirs alone."""
+        used, codes = np.unique(self.codes[turns], return_inverse=True)
+        return Coded([self.distinct[code] for code in used], codes)
+
 
 @dataclass(frozen=True)
 class Lists:
@@ -66,6 +71,13 @@ class Lists:
         flat = self.flat.copy()
         flat[marked] = others.flat[np.repeat(turns, np.maximum(others.lengths, 0))]
         return Lists(flat, self.lengths)
+
+    def at(self, turns: Ints) -> Lists:
+        """Return the lists of some turns."""
+        lengths = self.lengths[turns]
+        held = np.maximum(lengths, 0)
+        first = np.cumsum(held) - held
+        return Lists(self.flat[np.repeat(self.starts[turns] - first, held) + np.arange(held.sum())], lengths)
 
     def rows(self, turns: Ints, length: int) -> Ints:
         """Return the lists of some turns that all have `length` values, `[turn, value]`."""
@@ -99,11 +111,21 @@ class Turns(Sequence[T], Generic[T]):
     @classmethod
     def joined(cls, kind: type[T], parts: list[Turns[T]]) -> Turns[T]:
         """Join turns that came in parts, column by column; no part is left in `parts`, lest it keep all of its own."""
-        if not parts:
-            return cls.of(kind, [])
+        if len(parts) < 2:
+            return parts.pop() if parts else cls.of(kind, [])
         length, columns = sum(map(len, parts)), [dict(part.columns) for part in parts]
         parts.clear()
         return cls(kind, {name: _joined([own.pop(name) for own in columns]) for name in list(columns[0])}, length)
+
+    def at(self, places: Ints) -> Turns[T]:
+        """Return the turns at some different places, in rising order; these themselves where that is all of them."""
+        if len(places) == len(self):
+            return self
+        columns: dict[str, Column] = {
+            name: column[places] if isinstance(column, np.ndarray) else column.at(places)
+            for name, column in self._columns.items()
+        }
+        return Turns(self._kind, columns, len(places))
 
     @property
     def columns(self) -> Mapping[str, Column]:

@@ -1,6 +1,7 @@
 """Turns in columns are the turns that were put in."""
 
 import msgspec
+import numpy as np
 import pytest
 
 from bench.record import CeilingSample, Covariates, Sample
@@ -43,3 +44,16 @@ def test_a_number_of_more_than_64_bits_is_refused():
     torn = msgspec.structs.replace(RUN.samples[0], prefill_ns=2**63)
     with pytest.raises(OverflowError):
         Turns.of(Sample, [torn])
+
+
+@pytest.mark.parametrize(("kind", "taken"), [(Sample, [*RUN.samples, *ON_CUDA.samples]), (CeilingSample, RUN.ceilings)])
+def test_some_turns_are_those_at_their_places(kind, taken):
+    turns, places = Turns.of(kind, taken), np.array([0, 2, len(taken) - 1])
+    assert list(turns.at(places)) == [taken[place] for place in places]
+    assert turns.at(np.arange(len(taken))) is turns
+    assert list(turns.at(places[:0])) == []
+
+
+def test_of_some_turns_only_their_own_values_are_left():
+    turns = Turns.of(Sample, RUN.samples)
+    assert turns.at(np.array([0])).coded("case").distinct == [RUN.samples[0].case]

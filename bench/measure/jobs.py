@@ -26,8 +26,7 @@ from bench.store import job_files, samples_files
 from bench.store.attempts import continued, counted
 from bench.store.job_files import JobFile
 from bench.store.run_folder import locked, read_manifest, samples_file
-from bench.store.run_records import run_of
-from bench.store.samples_files import SamplesFile, subject
+from bench.store.run_records import Records, SamplesFile, read_files, run_of
 from kvcache import models
 
 
@@ -52,7 +51,7 @@ def measure_job(path: Path, servers: RunServers, say: Callable[[str], None]) -> 
         say(f"kvbench: {about_threads}")
     kept = f"what was measured is kept, go on with: kvbench run --resume {folder}"
     with locked(folder, job.job), noting(kept):
-        files = samples_files.read(folder, manifest, job.job)
+        files = read_files(folder, manifest, job.job)
         mine = [file for file in files if file.start and file.start.environment.machine == environment.machine]
         previous, continues = _previous(folder, manifest, files, mine)
         if not pending_cells(manifest.plan, Limits.of(manifest), previous):
@@ -88,7 +87,7 @@ def has_failed(run: Run) -> bool:
 
 def _counted(folder: Path, manifest: Manifest, job: str) -> Run:
     """Read what all machines have measured of a job."""
-    return run_of(folder, manifest, *counted(samples_files.read(folder, manifest, job), manifest))
+    return run_of(folder, manifest, *counted(read_files(folder, manifest, job), manifest))
 
 
 def _pending(run: Run) -> set[str]:
@@ -107,11 +106,13 @@ def _previous(
     torn = _pending(run_of(folder, manifest, everywhere, starts))
     cells = samples_files.planned(manifest)
 
-    def is_torn(record: Record) -> bool:
-        return cells[subject(record)] in torn
+    def is_torn(key: str) -> bool:
+        return cells[key] in torn
 
-    records = [record for record in everywhere if isinstance(record, Text) or not is_torn(record)]
-    records += [record for record in here if not isinstance(record, Text) and is_torn(record)]
+    stands, own = everywhere.about(lambda key: not is_torn(key)), here.about(is_torn)
+    texts: list[Record] = [record for record in everywhere.others if isinstance(record, Text)]
+    rest = [record for record in (*stands.others, *own.others) if not isinstance(record, Text)]
+    records = Records.joined([stands, own])._replace(others=[*texts, *rest])
     complete = {cell: start for cell, start in starts.items() if cell not in torn}
     return run_of(folder, manifest, records, own_starts | complete), continued(own_starts)
 
@@ -137,7 +138,7 @@ def _refuse_unfit(job: JobFile, path: Path, folder: Path) -> None:
 
 def _stored(folder: Path, manifest: Manifest, start: JobStart) -> Run:
     """Read the job back. Raises FailedRun if the file that was just written is not there."""
-    files = samples_files.read(folder, manifest, start.job)
+    files = read_files(folder, manifest, start.job)
     if not any(file.start == start for file in files):
         raise FailedRun(f"{folder}: gone while {start.job} was measured, and its samples with it")
     return run_of(folder, manifest, *counted(files, manifest))

@@ -8,7 +8,7 @@ from bench.errors import DataError
 from bench.manifest import Manifest
 from bench.store import samples_files
 from bench.store.run_folder import find_run, read_manifest, writing
-from bench.store.samples_files import SamplesFile
+from bench.store.run_records import SamplesFile, read_files, read_one
 from kvcache.files import write_atomically
 
 
@@ -46,19 +46,19 @@ def collect(folder: Path, out: Path) -> Iterator[Collected]:
             str(out / start.run_id), out
         )  # never a folder of that name here, which may be what is collected
         manifest = read_manifest(target)
-        yield _copy(samples_files.read_one(path, manifest, samples_files.planned(manifest)), target, manifest)
+        yield _copy(read_one(path, manifest), target, manifest)
 
 
 def _copy(file: SamplesFile, target: Path, manifest: Manifest) -> Collected:
     assert file.start is not None
     content = file.path.read_bytes()
-    for other in samples_files.read(target, manifest, file.job):
+    for other in read_files(target, manifest, file.start.job):
         if other.start is not None and other.start.attempt == file.start.attempt:
             if other.path.read_bytes().startswith(content):
                 return Collected(file.path, other.path, is_new=False)
             with writing(f"--out {target}"):
                 write_atomically(other.path, content)
             return Collected(file.path, other.path, is_new=True)
-    with writing(f"--out {target}"), samples_files.next_free(target, file.job) as copy:
+    with writing(f"--out {target}"), samples_files.next_free(target, file.start.job) as copy:
         copy.write(content)
     return Collected(file.path, Path(copy.name), is_new=True)

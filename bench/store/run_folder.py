@@ -19,7 +19,7 @@ from bench.record import Run
 from bench.store import checked_lines, samples_files, sealed
 from bench.store.attempts import counted
 from bench.store.derived import Derived
-from bench.store.run_records import Records, run_of
+from bench.store.run_records import read_files, run_of
 
 NAME = re.compile(r"[A-Za-z0-9._-]+")
 LONGEST_NAME = 200
@@ -136,13 +136,7 @@ def read_run(folder: Path) -> Run:
         DataError: it is missing, damaged (the file and line are named), or of a newer schema.
     """
     manifest = read_manifest(folder)
-    files = samples_files.listed(folder)
-    if any(file.job for file in files):
-        return run_of(folder, manifest, *counted(samples_files.read(folder, manifest), manifest))
-    records = Records(samples_files.planned(manifest))
-    for file in files:
-        records.read(file.path, manifest.digest)
-    return records.run(folder, manifest)
+    return run_of(folder, manifest, *counted(read_files(folder, manifest), manifest))
 
 
 def find(run: str, out: Path) -> tuple[Path, RecordKind]:

@@ -1,11 +1,10 @@
-"""The samples files of a run folder: their names, how they are created, and how they are read and checked.
+"""The samples files of a run folder: their names, how they are created and begin, and what their records may be.
 
 A run that one process measured has `samples.jsonl`, and one more for each time it was resumed. A job of a cluster run
 has files of its own, `samples-job-3.jsonl`, `samples-job-3-2.jsonl`, ..., each begun by a `JobStart`.
 """
 
 import re
-from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -33,20 +32,6 @@ class NamedFile(NamedTuple):
     number: int
     """Of the job's files, or of the run's, from 1."""
     path: Path
-
-
-class SamplesFile(NamedTuple):
-    """What one samples file holds."""
-
-    path: Path
-    job: str | None
-    records: list[Record]
-
-    @property
-    def start(self) -> JobStart | None:
-        """The start of the job's attempt; None in a run without jobs, and where the attempt ended before it."""
-        first = self.records[0] if self.records else None
-        return first if isinstance(first, JobStart) else None
 
 
 def next_free(folder: Path, job: str | None = None) -> BinaryIO:
@@ -85,14 +70,10 @@ def job_starts(folder: Path) -> list[JobStart]:
     return [start for file in listed(folder) if file.job and (start := begin(file.path)) is not None]
 
 
-def read(folder: Path, manifest: Manifest, job: str | None = None) -> list[SamplesFile]:
-    """Read the samples files of a folder (or those of one job), in the order in which they were begun, each checked.
-
-    Raises:
-        DataError: one is missing or damaged (the file and line are named), or holds what the manifest does not plan.
-    """
-    keys = planned(manifest)
-    return [read_one(file.path, manifest, keys) for file in listed(folder, job)]
+def job_of(path: Path) -> str | None:
+    """Return the job that a samples file belongs to, by its name."""
+    match = NAME.fullmatch(path.name)
+    return match["job"] if match else None
 
 
 def planned(manifest: Manifest) -> dict[str, str]:
@@ -116,25 +97,6 @@ def listed(folder: Path, job: str | None = None) -> list[NamedFile]:
     found.sort(key=lambda file: (_place(file.job), file.number))
     _refuse_gaps(found)
     return found
-
-
-def read_one(path: Path, manifest: Manifest, keys: Collection[str]) -> SamplesFile:
-    """Read and check one samples file; `keys` are those of the cases and cells that it may hold.
-
-    Raises:
-        DataError: it is damaged, or holds what the manifest does not plan.
-    """
-    content = checked_lines.read(path, manifest.digest, decode_record)
-    for number, record in enumerate(content.records, start=1):
-        about = subject(record)
-        if about and about not in keys:
-            raise DataError(f"{path}: holds a case that the manifest does not plan: {about}")
-        refuse_impossible(record, path, number)
-    match = NAME.fullmatch(path.name)
-    file = SamplesFile(path, match["job"] if match else None, content.records)
-    if file.records and file.job != (None if file.start is None else file.start.job):
-        raise DataError(f"{path}: does not begin as a samples file of {file.job or 'a run without jobs'}")
-    return file
 
 
 def subject(record: Record) -> str:

@@ -9,10 +9,12 @@ from bench.analysis.tidy import Tidy
 from bench.errors import DataError
 from bench.judge.baseline import session_of
 from bench.record import Run, Sample
-from bench.store import samples_files
+from bench.store import checked_lines, samples_files
 from bench.store.attempts import continued, counted
 from bench.store.run_folder import read_run
+from bench.store.run_records import read_files
 from bench.tell.report import Report, document
+from bench.turns import Turns
 from tests.cluster import make_cluster_run, node, write_attempt
 from tests.handmade import compared
 
@@ -37,6 +39,25 @@ def test_jobs_of_two_nodes_are_one_run(tmp_path: Path) -> None:
     assert (summary["status"] == "ok").all()
     assert summary.groupby("n_threads")["machine"].unique().map(list).to_dict() == {1: ["node2"], 2: ["node1"]}
     assert run.environment(manifest.plan[-1].case).cores == 1
+
+
+def test_a_jobs_file_is_read_in_parts_and_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, manifest = make_cluster_run(tmp_path)
+    write_attempt(folder, node("node1"), "a", rounds=3)
+    write_attempt(folder, node("node1"), "b", rounds=5, first=2, cells=(16,), continues=("a",))
+    whole = read_run(folder)
+    monkeypatch.setattr("bench.store.checked_lines.PART_BYTES", 700)
+    assert len(checked_lines.parts(folder / "samples-job-0.jsonl", manifest.digest)) > 8
+    in_parts = read_run(folder)
+    assert in_parts == whole
+    assert isinstance(in_parts.samples, Turns)
+    assert len(timed(whole, 16)) == 2 * 5
+    path = folder / "samples-job-0.jsonl"
+    with checked_lines.Appender((folder / "samples-job-1.jsonl").open("xb"), manifest.digest) as file:
+        file.append(whole.checks[0])
+        file.append(samples_files.begin(path))
+    with pytest.raises(DataError, match=r"samples-job-1\.jsonl: (does not begin|holds the start of a job behind)"):
+        read_run(folder)
 
 
 def test_a_job_measured_again_elsewhere_counts_once(tmp_path: Path) -> None:
@@ -98,7 +119,7 @@ def test_the_next_attempt_continues_only_what_counts(tmp_path: Path) -> None:
     write_attempt(folder, node("node1"), "b", rounds=2)
     write_attempt(folder, node("node1"), "c", rounds=3, first=2, cells=(8,), continues=("b",))
     write_attempt(folder, node("node1"), "d", rounds=1, cells=(16,))
-    _, starts = counted(samples_files.read(folder, manifest, "job-0"), manifest)
+    _, starts = counted(read_files(folder, manifest, "job-0"), manifest)
     assert continued(starts) == ["b", "c"]
 
 
