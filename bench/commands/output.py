@@ -66,6 +66,7 @@ def print_summary(run: Run, form: Format, html: Path | None = None) -> None:
     """
     from bench.record import FAULTS
     from bench.store.derived import Derived
+    from bench.store.in_processes import beside
     from bench.tell import notes, tables
     from bench.tell.drawn import limits_line, page_line
     from bench.tell.report import Report, write_page, write_plots, write_tables
@@ -82,10 +83,12 @@ def print_summary(run: Run, form: Format, html: Path | None = None) -> None:
         emit(f"{reading}{closing}")
     else:
         emit("\n".join([tables.markdown(summary), *filter(None, [reading, closing]), ""]))
-    write_tables(report, derived)  # after the table is printed: it takes as long again
     if form == "md":  # what weakens the figures must be seen beside them
         print(derived.text("cautions", lambda: report.caution_lines), end="", file=sys.stderr, flush=True)
-    pictures = write_plots(report, derived)  # they take seconds: the table is read meanwhile
+    with beside(lambda: write_tables(report)) as written:  # it takes as long again as the table
+        pictures = write_plots(report, derived)  # they take seconds: the table is read meanwhile
+        with derived.trying("tables"):
+            derived.add(written())
     note(*derived.text("what the plots leave out", lambda: limits_line(report.timed)).splitlines())
     note(*page_line(summary["case"].nunique()).splitlines())
     write_page(report, pictures, report.folder / "report.html", derived)

@@ -10,11 +10,13 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from multiprocessing.connection import Connection
-from typing import TypeVar
+from multiprocessing.connection import Connection, wait
+from typing import Any, TypeVar
 
 A = TypeVar("A")
 B = TypeVar("B")
+
+_FORK = multiprocessing.get_context("fork")
 
 FEWEST = 4
 """Items of a process, where one takes milliseconds: with fewer, starting it takes longer than it saves."""
@@ -23,33 +25,67 @@ FEWEST = 4
 def mapped(function: Callable[[A], B], items: Sequence[A], fewest: int = FEWEST) -> Iterator[B]:
     """Yield `function(item)` of each item, in their order; raises what `function` raises.
 
-    A process gets `fewest` items at least. Each holds one result until it is taken, so that no more than these are in
-    memory.
+    There is a process for every `fewest` items, at most one for each core, and each takes the next item when it is
+    done with one. Of each, one result at most waits here for its turn, and one there.
 
     Raises:
         EOFError: a process was killed, as by a system without memory.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1  # forking is safe on Linux
-    count = min(cores, len(items) // fewest)
+    count = min(_cores(), len(items) // fewest)
     if count < 2:
         yield from map(function, items)
         return
+    taken = _FORK.Value("l", 0)
     with ExitStack() as stack:
-        receivers = [stack.enter_context(_started(function, items[first::count])) for first in range(count)]
+        working = {stack.enter_context(_started(function, items, taken)) for _ in range(count)}
+        early: dict[int, tuple[Connection, Any, Exception | None]] = {}
         for place in range(len(items)):
-            result, error = receivers[place % count].recv()
+            while place not in early:
+                for receiver in wait(working - {holding for holding, _, _ in early.values()}):
+                    found = receiver.recv()
+                    if found is None:
+                        working.discard(receiver)
+                    else:
+                        early[found[0]] = receiver, *found[1:]
+            _, result, error = early.pop(place)
             if error is not None:
                 raise error
             yield result
 
 
 @contextmanager
-def _started(function: Callable[[A], B], items: Sequence[A]) -> Iterator[Connection]:
-    """Fork a process that sends what it makes of its items."""
+def beside(function: Callable[[], B]) -> Iterator[Callable[[], B]]:
+    """Call `function` in a forked process while the block runs; yields what waits for its result.
+
+    Calling that raises what `function` raises, and EOFError where the process was killed. With one core `function` is
+    called before the block, here.
+    """
+    if _cores() < 2:
+        result = function()
+        yield lambda: result
+        return
+
+    def received() -> B:
+        found: tuple[int, B, Exception | None] = receiver.recv()
+        if found[2] is not None:
+            raise found[2]
+        return found[1]
+
+    with _started(lambda _: function(), [None], _FORK.Value("l", 0)) as receiver:
+        yield received
+
+
+def _cores() -> int:
+    """Count the cores that may be used; one where forking is not safe."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
+@contextmanager
+def _started(function: Callable[[A], B], items: Sequence[A], taken: Any) -> Iterator[Connection]:
+    """Fork a process that sends what it makes of the items that nobody has taken."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
     with receiver:
-        forked = multiprocessing.get_context("fork").Process
-        process = forked(target=_send, args=(function, items, sender, receiver), daemon=True)
+        process = _FORK.Process(target=_send, args=(function, items, taken, sender, receiver), daemon=True)
         process.start()
         sender.close()
         try:
@@ -59,17 +95,25 @@ def _started(function: Callable[[A], B], items: Sequence[A]) -> Iterator[Connect
             process.join()
 
 
-def _send(function: Callable[[A], B], items: Sequence[A], sender: Connection, receiver: Connection) -> None:
-    """Send the result of each item, or the error that ends it; a reader that is gone ends the process."""
+def _send(function: Callable[[A], B], items: Sequence[A], taken: Any, sender: Connection, receiver: Connection) -> None:
+    """Send the place of each item with its result or error, and None at the end; a reader that is gone ends it."""
     receiver.close()  # while this copy is open, sending to a reader that is gone would not fail but wait
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the reader ends it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gc.disable()  # records refer to nothing that refers to them
     with suppress(BrokenPipeError):
-        for item in items:
+        while (place := _next(taken)) < len(items):
+            found: tuple[int, Any, Exception | None]
             try:
-                result = function(item), None
+                found = place, function(items[place]), None
             except Exception as error:  # noqa: BLE001 - the reader raises it
-                sender.send((None, error))
-                return
-            sender.send(result)
+                found = place, None, error
+            sender.send(found)
+            del found
+        sender.send(None)
+
+
+def _next(taken: Any) -> int:
+    with taken.get_lock():
+        taken.value += 1
+        return int(taken.value) - 1

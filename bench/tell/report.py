@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from bench.tell.page.svg import Picture
+    from bench.tell.plots.style import Drawings
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +83,9 @@ class Report:
         return Path(self.tidy.run.path)
 
 
-def write_tables(report: Report, derived: Derived) -> None:
-    """Write summary.csv, .json, .md and benchmark.json into the run's folder; `derived` collects what fails."""
+def write_tables(report: Report) -> Derived:
+    """Write summary.csv, .json, .md and benchmark.json into the run's folder; returns what of it failed."""
+    failed = Derived()
     texts: dict[str, Callable[[], str]] = {
         "summary.csv": lambda: tables.render(report.summary, "csv"),
         "summary.json": lambda: summary_file.document(report.folder, tables.rows(report.summary)),
@@ -91,8 +93,9 @@ def write_tables(report: Report, derived: Derived) -> None:
         "benchmark.json": lambda: benchmark_json(report.tidy),
     }
     for name, text in texts.items():
-        with derived.trying(name):
+        with failed.trying(name):
             write_atomically(report.folder / name, text().encode())
+    return failed
 
 
 def write_plots(report: Report, derived: Derived) -> dict[str, Picture]:
@@ -100,34 +103,40 @@ def write_plots(report: Report, derived: Derived) -> dict[str, Picture]:
 
     Returns them as `write_page` shows them, by name.
     """
-    figures: dict[str, Figure] = {}
+    drawings: Drawings = {}
     pictures: dict[str, Picture] = {}
     with derived.trying("plots"):
-        from bench.tell.plots.machines import groups
-        from bench.tell.plots.style import own_settings
+        # Imported before the processes begin, which would each do it.
+        import PIL.Image
 
+        import bench.tell.page.svg  # noqa: F401 - for the processes
+        from bench.tell.plots.machines import groups
+
+        PIL.Image.preinit()
         folder = report.folder / "plots"
-        for draw in groups(report.summary, report.tidy.steps, report.slopes, agreement(report.tidy.run)):
-            with derived.trying("plots"), own_settings():
-                figures |= draw()
+        for listed in groups(report.summary, report.tidy.steps, report.slopes, agreement(report.tidy.run)):
+            with derived.trying("plots"):
+                drawings |= listed()
         folder.mkdir(parents=True, exist_ok=True)
-        # Rendering is most of a report's time, and no figure needs another.
-        rendered = mapped(partial(_rendered, folder), list(figures.items()), fewest=1)
-        for name, (shown, failed) in zip(figures, rendered, strict=True):
+        # Drawing is most of a report's time, and no figure needs another.
+        rendered = mapped(partial(_rendered, folder), list(drawings.items()), fewest=1)
+        for name, (shown, failed) in zip(drawings, rendered, strict=True):
             derived.add(failed)
             if shown is not None:
                 pictures[name] = shown
     return pictures
 
 
-def _rendered(folder: Path, named: tuple[str, Figure]) -> tuple[Picture | None, Derived]:
-    """Save a figure, and return it as a page shows it; and what of it failed."""
+def _rendered(folder: Path, named: tuple[str, Callable[[], Figure]]) -> tuple[Picture | None, Derived]:
+    """Draw and save a figure, and return it as a page shows it; and what of it failed."""
     from bench.tell.page.svg import picture
+    from bench.tell.plots.style import own_settings
 
-    name, figure = named
+    name, draw = named
     shown, failed = None, Derived()
-    _save(name, figure, folder, failed)
-    with failed.trying(f"{folder.name}/{name}"):
+    with failed.trying(f"{folder.name}/{name}"), own_settings():
+        figure = draw()
+        _save(name, figure, folder, failed)
         shown = picture(figure, name)
     return shown, failed
 

@@ -2,7 +2,9 @@ import msgspec
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import optimize, stats
 
 from bench.analysis import slopes
 from bench.analysis.tidy import Tidy
@@ -112,6 +114,22 @@ def test_a_stall_moves_a_parabola_little():
 
     run = make_run(grid(["naive"], [32, 128, 512, 2048]), ms=stalled, turn_noise=0, step_noise=0.01)
     assert fitted(run).loc["naive", "slope_ms_per_1000_tokens"] == pytest.approx(500, rel=0.1)
+
+
+@given(seed=st.integers(0, 2**32 - 1), stalls=st.integers(0, 4), bend=st.floats(0, 1e3))
+def test_a_parabola_is_scipys(seed, stalls, bend):
+    random = np.random.default_rng(seed)
+    x = np.repeat([0.032, 0.128, 0.512, 2.048], 8) + np.tile(np.arange(8) / 1000, 4)
+    latency = (10 + 500 * x + bend * x**2) * random.lognormal(0, 0.02, len(x))
+    latency[random.choice(len(x), stalls, replace=False)] *= 5
+    terms = np.stack([np.ones_like(x), x, x**2], axis=1) / latency[:, None]
+    start = np.linalg.lstsq(terms, np.ones_like(x), rcond=None)[0]
+    found = optimize.least_squares(
+        lambda c: terms @ c - 1, start, jac=lambda _: terms, loss="cauchy", f_scale=slopes.STALL, x_scale="jac"
+    )
+    slope, curvature, intercept = slopes._parabola(x, latency)
+    fitted = [slope - 2 * curvature * x.max(), curvature, intercept]
+    assert np.abs(terms @ (np.array([fitted[2], fitted[0], fitted[1]]) - found.x)).max() < 1e-3
 
 
 def test_a_bend_is_not_sought_within_one_context_length():

@@ -79,7 +79,7 @@ def figures_of(run):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         groups = caches.groups(summarize(Tidy.of(run)), agreement(run))
-        return {name: figure for draw in groups for name, figure in draw().items()}
+        return {name: draw() for listed in groups for name, draw in listed().items()}
 
 
 @functools.cache  # not when the module is imported, which every process of pytest-xdist does
@@ -153,7 +153,7 @@ def test_a_prefill_over_quantized_keys_is_in_every_title():
             rows.assign(prefill_quantized=as_stored & rows["strategy"].eq("compiled-int8"))
             for rows in (summary, positions)
         )
-        found = [figure for draw in caches.groups(*frames) for figure in draw().values()]
+        found = [draw() for listed in caches.groups(*frames) for draw in listed().values()]
         assert len(found) == 5
         for figure in found:
             assert any("prefill quantized" in text.get_text() for text in figure.findobj(Text)) == as_stored

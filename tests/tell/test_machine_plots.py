@@ -23,7 +23,7 @@ def figures_of(run: Run) -> dict:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         drawn = groups(summarize(tidy), tidy.steps, slopes(tidy.steps), agreement(run))
-        return {name: figure for draw in drawn for name, figure in draw().items()}
+        return {name: draw() for listed in drawn for name, draw in listed().items()}
 
 
 def ms(case, step: int) -> float:
@@ -99,7 +99,7 @@ def test_caches_are_drawn_by_machine_too() -> None:
 
 
 def test_of_many_machines_some_are_drawn_and_the_document_says_so(monkeypatch) -> None:
-    monkeypatch.setattr("bench.tell.plots.machines.run.groups", lambda *_: [lambda: {"throughput": None}])
+    monkeypatch.setattr("bench.tell.plots.machines.run.groups", lambda *_: [lambda: {"throughput": lambda: None}])
     cases = grid(["dynamic"], range(8, 8 * 13, 8), n_gen=4)
     run = on_nodes(make_run(cases, rounds=1), lambda case: f"node-{case.n_prompt}")
     drawn = figures_of(run)

@@ -22,7 +22,7 @@ ALL = ["naive", "dynamic", "static", "compiled", "hf-generate"]
 def figures_of(run):
     tidy = Tidy.of(run)
     groups = run_plots.groups(summary.summarize(tidy), tidy.steps, slopes.slopes(tidy.steps))
-    return {name: figure for draw in groups for name, figure in draw().items()}
+    return {name: draw() for listed in groups for name, draw in listed().items()}
 
 
 def comparison_of(cases, factor=0.8, **arguments):

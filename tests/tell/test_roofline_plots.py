@@ -27,7 +27,7 @@ def floors_of(cases, **arguments):
 
 def figures_of(cases, **arguments):
     floors = floors_of(cases, **arguments)
-    return against_roofs(floors[floors["latency_ms"].notna()])
+    return {name: draw() for name, draw in against_roofs(floors[floors["latency_ms"].notna()]).items()}
 
 
 ROWS = [2**power for power in range(10)]

@@ -8,9 +8,10 @@ from xml.etree import ElementTree as ET
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from bench.tell.page.narrow import Part, legend, panels
-from bench.tell.plots.style import own_settings
+from bench.tell.plots.style import own_settings, print_svg
 
 _LINK = "{http://www.w3.org/1999/xlink}href"
 _NUMBERS = re.compile(r"-?\d+\.\d{3,}")
@@ -43,8 +44,9 @@ def picture(figure: Figure, name: str) -> Picture:
 
     Its colours become `var(--c-RRGGBB, #RRGGBB)`, black the colour of the text around it. The figure keeps its layout.
     """
-    figure.draw_without_rendering()  # settles the layout; without the title it would be another
-    figure.set_layout_engine("none")
+    if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):  # one that was saved is laid out
+        figure.draw_without_rendering()  # settles the layout; without the title it would be another
+        figure.set_layout_engine("none")
     title = figure.get_suptitle()
     heights = [text.get_window_extent().y0 for text in figure.texts if title and text.get_text() == title]
     cut, entries = panels(figure), legend(figure)
@@ -52,7 +54,7 @@ def picture(figure: Figure, name: str) -> Picture:
     figure.suptitle("")
     written = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
-        figure.savefig(written, format="svg", metadata={"Date": None})
+        print_svg(figure, written)
     figure.suptitle(title)
     svg = in_page(written.getvalue(), name, below)
     return Picture(title=str(figure.get_label()) or title, svg=svg, panels=cut, legend=entries)

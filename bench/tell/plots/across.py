@@ -1,5 +1,7 @@
 """Frames -> figures across a setting that a run varies: dtypes, batch sizes or models side by side in one figure."""
 
+from functools import partial
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -7,7 +9,7 @@ from matplotlib.figure import Figure
 from bench.naming import context
 from bench.tell.drawn import MOST_LINES, MOST_PLOTS, few
 from bench.tell.plots.steps import file_suffix, intervals
-from bench.tell.plots.style import PHASES, legend_below, make_figure, styles, value_axis
+from bench.tell.plots.style import PHASES, Drawings, legend_below, make_figure, styles, value_axis
 from bench.tell.words import EXTENT, SETTING_COLUMNS, representing, setting
 
 ACROSS: dict[str, str] = {"batch_size": "batch size", "dtype": "dtype", "model": "model", "n_gen": "new tokens"}
@@ -17,13 +19,13 @@ MOST_ROWS = 4
 """Values of a second setting that get a row of panels each; with more each has a file."""
 
 
-def figures(summary: pd.DataFrame) -> dict[str, Figure]:
-    """Draw throughput across each setting of `ACROSS` that the run varies, by file name (without suffix).
+def figures(summary: pd.DataFrame) -> Drawings:
+    """List throughput across each setting of `ACROSS` that the run varies, by file name (without suffix).
 
     `summary` are rows of `summarize` that have a time. A second setting that varies makes the rows of panels.
     """
     varying = [column for column in ACROSS if len(set(summary[column])) > 1]
-    drawn: dict[str, Figure] = {}
+    drawn: Drawings = {}
     for column in varying:
         others = [name for name in varying if name != column and len(set(summary[name])) <= MOST_ROWS]
         rows_by = others[0] if others else None
@@ -34,7 +36,7 @@ def figures(summary: pd.DataFrame) -> dict[str, Figure]:
             rows = rows[rows[column].isin(few(sorted(set(rows[column])), MOST_LINES))]
             if len(set(rows[column])) > 1:
                 name = f"across-{column.removesuffix('_size')}{file_suffix(group, summary, alike)}"
-                drawn[name] = across(rows, column, rows_by)
+                drawn[name] = partial(across, rows, column, rows_by)
     return drawn
 
 
