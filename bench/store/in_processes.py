@@ -41,10 +41,11 @@ def mapped(function: Callable[[A], B], items: Sequence[A], fewest: int = FEWEST)
         early: dict[int, tuple[Connection, Any, Exception | None]] = {}
         for place in range(len(items)):
             while place not in early:
-                for receiver in wait(working - {holding for holding, _, _ in early.values()}):
+                ready = wait(working - {holding for holding, _, _ in early.values()})
+                for receiver in working.intersection(ready):
                     found = receiver.recv()
                     if found is None:
-                        working.discard(receiver)
+                        working.remove(receiver)
                     else:
                         early[found[0]] = receiver, *found[1:]
             _, result, error = early.pop(place)

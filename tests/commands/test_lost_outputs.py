@@ -50,7 +50,7 @@ WRITERS = {
     "bench.tell.report.benchmark_json": "benchmark.json",
     "bench.tell.report.write_atomically": "summary.csv, summary.json, summary.md, benchmark.json",
     "bench.tell.report.cautions": "cautions, summary.md",
-    "bench.tell.report.slopes": "summary.md, plots",
+    "bench.tell.report.slopes": "plots, summary.md",
     "bench.tell.notes.closing_lines": "the closing sentence, summary.md",
     "bench.tell.notes.reading_line": "how to read the figures, summary.md",
     "bench.tell.plots.run.step_latency": "plots/step_latency",
