@@ -408,6 +408,40 @@ def counting(model: PreTrainedModel) -> Cache:
     return Counting(config=model.config)
 
 
+class Windowed(DynamicLayer):
+    """Keeps the last four rows once attention has seen them, and says where they begin."""
+
+    seen = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self.seen += key_states.shape[2]
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        self.keys, self.values = keys[:, :, -4:], values[:, :, -4:]
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        held = self.keys.shape[2] if self.is_initialized else 0  # type: ignore[union-attr]
+        return held + query_length, self.seen - held
+
+
+def windowed(model: PreTrainedModel) -> Cache:
+    return of_layers(model, Windowed)
+
+
+class WithoutOffset(Windowed):
+    """Does the same, and says that its rows begin at the first position."""
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return super().get_mask_sizes(query_length)[0], 0
+
+
+def without_offset(model: PreTrainedModel) -> Cache:
+    return of_layers(model, WithoutOffset)
+
+
 class Narrow(DynamicCache):
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)

@@ -18,7 +18,8 @@ def check_updates(cache: Cache, spec: str) -> Callable[[], None]:
     it. Returns a function that puts them back.
 
     A model makes its masks before it calls `update`, as long as `get_mask_sizes` says. Where that is another length,
-    torch attends to the first keys as if the others were not there, or fails at some shape. One token needs no mask.
+    torch attends to the first keys as if the others were not there, or fails at some shape. Where it places the keys
+    too early (an evicting cache that says no offset), a token attends to tokens after it. One token needs no mask.
 
     Raises (from `update`):
         UnfitCache: they are no two tensors, of another dtype or shape than what was fed, or as many as no mask; or the
@@ -26,17 +27,18 @@ def check_updates(cache: Cache, spec: str) -> Callable[[], None]:
     """
     sizes, update = _unbound(cache, "get_mask_sizes"), _unbound(cache, "update")
     itself = weakref.ref(cache)  # a cycle would outlive the cache: a worker collects none while it takes times
-    lengths: set[int] = set()
-    has_begun = False  # whether a layer was updated since `lengths` were asked for
+    places: set[tuple[int, int]] = set()  # how many keys, and the position of the first
+    n_fed: dict[int, int] = {}  # tokens, by layer
+    has_begun = False  # whether a layer was updated since `places` were asked for
 
     def asked(*args: Any, **named: Any) -> Any:
         nonlocal has_begun
         if has_begun:
-            lengths.clear()
+            places.clear()
             has_begun = False
         found = sizes(itself(), *args, **named)
         if isinstance(found, tuple):
-            lengths.add(int(found[0]))
+            places.add((int(found[0]), int(found[1])))
         return found
 
     def checked(key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **named: Any) -> Any:
@@ -52,11 +54,9 @@ def check_updates(cache: Cache, spec: str) -> Callable[[], None]:
             raise UnfitCache(f"{spec} has {n_layers} layers, fewer than the model") from error
         _refuse_other_kinds(returned, (key_states, value_states), spec)
         n_new, n_keys = key_states.shape[-2], returned[0].shape[-2]
-        if n_new > 1 and lengths and n_keys not in lengths:
-            raise UnfitCache(
-                f"{spec}: update() returned keys of {n_keys} tokens when {n_new} were fed, and get_mask_sizes() had "
-                f"said {', '.join(map(str, sorted(lengths)))}: attention would see the wrong ones"
-            )
+        n_fed[layer_idx] = n_fed.get(layer_idx, 0) + n_new
+        if n_new > 1 and places:
+            _refuse_other_places(places, n_new, n_keys, n_fed[layer_idx], spec)
         return returned
 
     replaced = {"get_mask_sizes": asked, "update": checked}
@@ -71,6 +71,18 @@ def check_updates(cache: Cache, spec: str) -> Callable[[], None]:
 
     vars(cache).update(replaced)
     return put_back
+
+
+def _refuse_other_places(places: set[tuple[int, int]], n_new: int, n_keys: int, n_fed: int, spec: str) -> None:
+    said = f"{spec}: update() returned keys of {n_keys} tokens when {n_new} were fed, and get_mask_sizes() had said"
+    offsets = [offset for length, offset in places if length == n_keys]
+    if not offsets:
+        lengths = sorted({length for length, _ in places})
+        raise UnfitCache(f"{said} {', '.join(map(str, lengths))}: attention would see the wrong ones")
+    first = max(offsets)
+    if n_keys > n_new and first + n_keys < n_fed:  # as many keys as queries need no mask, and no position
+        begin = f"{said} that they begin at position {first}"
+        raise UnfitCache(f"{begin}: {n_fed} tokens were fed, so that a token would see later ones")
 
 
 def _unbound(cache: Cache, name: str) -> Callable[..., Any]:

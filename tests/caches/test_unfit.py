@@ -239,6 +239,21 @@ def test_a_mask_that_forgets_the_context_is_refused_where_a_prompt_follows_one()
         strategy.prefill(prompt)
 
 
+def test_an_offset_that_lets_a_token_see_later_ones_is_refused_where_a_prompt_follows_evicted_tokens() -> None:
+    context, prompt = token_ids(1, 2, 6), token_ids(2, 2, 5)
+    for factory in ("windowed", "without_offset"):
+        strategy = cached(factory)
+        strategy.prepare(2, 10, prompt_length=5)
+        strategy.prefill(prompt)  # no mask is needed
+        strategy.prepare(2, 16, context, prompt_length=11)
+        if factory == "windowed":
+            strategy.generate(prompt, 6)
+            strategy.check_length(16)
+            continue
+        with pytest.raises(UnfitCache, match=r"keys of 9 tokens when 5 .* begin at position 0: 11 tokens were fed"):
+            strategy.prefill(prompt)
+
+
 @pytest.mark.parametrize("factory", ["promised", "promised_partial", "promised_method", "promised_bound"])
 def test_a_partial_keeps_the_promise_of_its_function_and_a_method_that_of_its_class(factory: str) -> None:
     assert cached(factory).promise == "exact"
