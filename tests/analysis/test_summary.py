@@ -78,6 +78,7 @@ COLUMNS = [
     "workspace_bytes",
     "weights_bytes",
     "machine",
+    "setup",
 ]
 
 

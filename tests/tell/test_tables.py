@@ -174,7 +174,7 @@ def test_csv_has_every_column_and_nothing_in_an_empty_cell():
     assert back["latency_ms"].to_list()[:-2] == SUMMARY["latency_ms"].to_list()[:-2]  # every digit
     assert back["latency_ms"].isna().sum() == 2
     assert tables.render(SUMMARY, "csv").splitlines()[-1] == (
-        "smollm2-135m,static,decode,cpu,float32,sdpa,2,1,2048,16,0,,,,,,,,,45,1500,0.03,30,15,,,,,15,15,16504,,,,,,oom,not enough memory,,,,,,,,,true,,,,,,,,,,,,,,,,,0,bench-1"
+        "smollm2-135m,static,decode,cpu,float32,sdpa,2,1,2048,16,0,,,,,,,,,45,1500,0.03,30,15,,,,,15,15,16504,,,,,,oom,not enough memory,,,,,,,,,true,,,,,,,,,,,,,,,,,0,bench-1,"
     )
 
 
