@@ -423,7 +423,7 @@ class Windowed(DynamicLayer):
         return self.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        held = self.keys.shape[2] if self.is_initialized else 0  # type: ignore[union-attr]
+        held = self.keys.shape[2] if self.is_initialized else 0  # type: ignore[union-attr]  # there by then
         return held + query_length, self.seen - held
 
 

@@ -67,7 +67,7 @@ def summarize(tidy: Tidy) -> pd.DataFrame:
 
 
 def _setup(plan: CasePlan) -> str | None:
-    """Write what tells a case apart and has no column of its own."""
+    """Write the settings of a case that have no column of their own; None where all are usual."""
     parts = [f"{name}={value}" for name, value in plan.setup.items()]
     parts += ["naive_logits=all"] if plan.case.strategy in REFEEDING and plan.case.naive_logits == "all" else []
     parts += ["prefill_quantized=true"] if plan.case.prefill_quantized else []

@@ -82,7 +82,7 @@ def write_jobs(job: Job) -> tuple[Path, list[JobFile]]:
     folder = make_folder(job.out, job.manifest.run_id)
     try:
         return folder, job_files.read_or_write(folder, write_manifest(folder, job.manifest), ceilings=job.ceilings)
-    except BaseException:
+    except BaseException:  # Ctrl-C, too: no run has begun
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
@@ -140,6 +140,7 @@ def _held() -> Iterator[None]:
     """Hold signals back, from this process and from those that it starts: an array that Slurm took is recorded."""
     came: list[int] = []
     held = [signal.SIGINT, signal.SIGTERM]
+    # A mask holds for this thread alone: a signal that another takes comes to these.
     handlers = [signal.signal(each, lambda number, _: came.append(number)) for each in held]
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, held)  # what sbatch inherits
     try:

@@ -29,6 +29,7 @@ from bench.measure.schedule import measure as measure_cases
 from bench.measure.server_process import RunServers
 from bench.naming import namer, plural
 from bench.record import Run
+from bench.store.job_files import by_group
 from bench.store.run_folder import check_name, find_run, locked, make_folder, read_run, samples_file, write_manifest
 from kvcache import models
 
@@ -172,20 +173,18 @@ def estimate(job: Job) -> str:
 
 def case_seconds(job: Job) -> list[float]:
     """Estimate the seconds of each planned case, in the plan's order; 0 for one that is not measured (again)."""
-    reductions = {plans[0].case.group: _expected_reduction(job, plans) for plans in _jobs(job)}
-    only = next(iter(reductions.values()))
+    reductions: dict[str, Reduction] = {}
+    for plans in _jobs(job):
+        reductions |= dict.fromkeys((item.case.key for item in plans), _expected_reduction(job, plans))
     return [
-        seconds_of(pending_cells([item], job.limits, job.previous), job.limits, reductions.get(item.case.group, only))
+        seconds_of(pending_cells([item], job.limits, job.previous), job.limits, reductions[item.case.key])
         for item in job.manifest.plan
     ]
 
 
 def _jobs(job: Job) -> list[list[CasePlan]]:
     """Return what is measured under one budget each: the plan, or that of each job of a cluster run."""
-    if job.manifest.cluster is None:
-        return [job.manifest.plan]
-    groups = dict.fromkeys(item.case.group for item in job.manifest.plan)
-    return [[item for item in job.manifest.plan if item.case.group == group] for group in groups]
+    return [job.manifest.plan] if job.manifest.cluster is None else by_group(job.manifest.plan)
 
 
 def _expected_reduction(job: Job, plans: Sequence[CasePlan]) -> Reduction:

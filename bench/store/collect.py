@@ -42,9 +42,8 @@ def collect(folder: Path, out: Path) -> Iterator[Collected]:
         if start is None:
             yield Collected(path, None, is_new=False)
             continue
-        target = find_run(
-            str(out / start.run_id), out
-        )  # never a folder of that name here, which may be what is collected
+        # Under --out, never a folder of that name here, which may be what is collected.
+        target = find_run(str(out / start.run_id), out)
         manifest = read_manifest(target)
         yield _copy(read_one(path, manifest), target, manifest)
 

@@ -200,7 +200,7 @@ class History:
         except Exception as error:  # noqa: BLE001 - one run must not cost the history of all others
             self.notes.append(f"skipped: {folder}: {type(error).__name__} {error}")
             return None
-        if manifest.origin is not None:  # whose hosts are not known: they are told apart by what they are made of
+        if manifest.origin is not None:  # its host is not known: its processor stands for it
             own = manifest.environment
             name = ", ".join(filter(None, [own.hostname, own.gpu or own.cpu_model]))
             rows = [row | {"machine": name} for row in rows]

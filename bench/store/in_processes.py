@@ -11,12 +11,10 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection, wait
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 A = TypeVar("A")
 B = TypeVar("B")
-
-_FORK = multiprocessing.get_context("fork")
 
 FEWEST = 4
 """Items of a process, where one takes milliseconds: with fewer, starting it takes longer than it saves."""
@@ -35,23 +33,18 @@ def mapped(function: Callable[[A], B], items: Sequence[A], fewest: int = FEWEST)
     if count < 2:
         yield from map(function, items)
         return
-    taken = _FORK.Value("l", 0)
-    with ExitStack() as stack:
-        working = {stack.enter_context(_started(function, items, taken)) for _ in range(count)}
-        early: dict[int, tuple[Connection, Any, Exception | None]] = {}
+    with _started(function, items, count) as working:
+        early: dict[int, tuple[Connection, _Outcome]] = {}
         for place in range(len(items)):
             while place not in early:
-                ready = wait(working - {holding for holding, _, _ in early.values()})
+                ready = wait(working - {holding for holding, _ in early.values()})
                 for receiver in working.intersection(ready):
-                    found = receiver.recv()
-                    if found is None:
+                    outcome: _Outcome | None = receiver.recv()
+                    if outcome is None:
                         working.remove(receiver)
                     else:
-                        early[found[0]] = receiver, *found[1:]
-            _, result, error = early.pop(place)
-            if error is not None:
-                raise error
-            yield result
+                        early[outcome.place] = receiver, outcome
+            yield early.pop(place)[1].value()
 
 
 @contextmanager
@@ -65,15 +58,22 @@ def beside(function: Callable[[], B]) -> Iterator[Callable[[], B]]:
         result = function()
         yield lambda: result
         return
+    with _started(lambda _: function(), [None], 1) as (receiver,):
+        yield lambda: receiver.recv().value()
 
-    def received() -> B:
-        found: tuple[int, B, Exception | None] = receiver.recv()
-        if found[2] is not None:
-            raise found[2]
-        return found[1]
 
-    with _started(lambda _: function(), [None], _FORK.Value("l", 0)) as receiver:
-        yield received
+class _Outcome(NamedTuple):
+    """What became of an item."""
+
+    place: int
+    result: Any
+    error: Exception | None
+
+    def value(self) -> Any:
+        """Return the result, or raise the error."""
+        if self.error is not None:
+            raise self.error
+        return self.result
 
 
 def _cores() -> int:
@@ -82,39 +82,42 @@ def _cores() -> int:
 
 
 @contextmanager
-def _started(function: Callable[[A], B], items: Sequence[A], taken: Any) -> Iterator[Connection]:
-    """Fork a process that sends what it makes of the items that nobody has taken."""
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    with receiver:
-        process = _FORK.Process(target=_send, args=(function, items, taken, sender, receiver), daemon=True)
-        process.start()
-        sender.close()
-        try:
-            yield receiver
-        finally:
-            process.terminate()
-            process.join()
+def _started(function: Callable[[A], B], items: Sequence[A], count: int) -> Iterator[set[Connection]]:
+    """Fork processes that send what they make of the items; whichever is free takes the next."""
+    fork = multiprocessing.get_context("fork")
+    taken = fork.Value("l", 0)
+    with ExitStack() as stack:
+        receivers = set()
+        for _ in range(count):
+            receiver, sender = multiprocessing.Pipe(duplex=False)
+            receivers.add(stack.enter_context(receiver))
+            process = fork.Process(target=_send, args=(function, items, taken, sender, receiver), daemon=True)
+            process.start()
+            stack.callback(process.join)
+            stack.callback(process.terminate)
+            sender.close()
+        yield receivers
 
 
 def _send(function: Callable[[A], B], items: Sequence[A], taken: Any, sender: Connection, receiver: Connection) -> None:
-    """Send the place of each item with its result or error, and None at the end; a reader that is gone ends it."""
+    """Send the outcome of each item that this process takes, and None at the end; a reader that is gone ends it."""
     receiver.close()  # while this copy is open, sending to a reader that is gone would not fail but wait
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the reader ends it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gc.disable()  # records refer to nothing that refers to them
     with suppress(BrokenPipeError):
         while (place := _next(taken)) < len(items):
-            found: tuple[int, Any, Exception | None]
             try:
-                found = place, function(items[place]), None
+                outcome = _Outcome(place, function(items[place]), None)
             except Exception as error:  # noqa: BLE001 - the reader raises it
-                found = place, None, error
-            sender.send(found)
-            del found
+                outcome = _Outcome(place, None, error)
+            sender.send(outcome)
+            del outcome  # before the next is made: one is in memory
         sender.send(None)
 
 
 def _next(taken: Any) -> int:
+    """Take an item: return its place."""
     with taken.get_lock():
         taken.value += 1
         return int(taken.value) - 1

@@ -5,12 +5,14 @@ digest of that manifest, so it can be merged into the run folder from wherever i
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
+from bench.case import Group
 from bench.errors import DataError, UsageError
-from bench.manifest import Manifest
+from bench.manifest import CasePlan, Manifest
 from bench.store import sealed
 from bench.store.run_folder import writing
 
@@ -37,16 +39,24 @@ class JobFile(msgspec.Struct, frozen=True, kw_only=True):
 def split(manifest: Manifest, *, ceilings: bool) -> list[JobFile]:
     """Return a job for each group of a run's plan, in the plan's order: job-0, job-1, ..."""
     jobs = []
-    for number, group in enumerate(dict.fromkeys(item.case.group for item in manifest.plan)):
-        text = manifest.text
+    for number, plan in enumerate(by_group(manifest.plan)):
+        group, text = plan[0].case.group, manifest.text
         own = msgspec.structs.replace(
             manifest,
-            plan=[item for item in manifest.plan if item.case.group == group],
+            plan=plan,
             weights={group.model: manifest.weights[group.model]},
             text=text and msgspec.structs.replace(text, tokens=_only(text.tokens, group.model)),
         )
         jobs.append(JobFile(schema_version=JOB_VERSION, job=f"job-{number}", ceilings=ceilings, manifest=own))
     return jobs
+
+
+def by_group(plan: Sequence[CasePlan]) -> list[list[CasePlan]]:
+    """Return the cases of each job, in the plan's order."""
+    groups: dict[Group, list[CasePlan]] = {}
+    for item in plan:
+        groups.setdefault(item.case.group, []).append(item)
+    return list(groups.values())
 
 
 def path_of(folder: Path, job: str) -> Path:

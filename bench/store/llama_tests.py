@@ -71,8 +71,8 @@ class ReadTest(Test, frozen=True, kw_only=True):
     """A test as a file has it."""
 
     setup: dict[str, str]
-    """How it was run: each field that is no count, time or label, also those of builds newer than `Test`, but for those
-    that have their `DEFAULTS`."""
+    """How it was run: all fields but `LABELS` and `BACKENDS`, also those of builds newer than `Test`. Fields that have
+    their default (`DEFAULTS`) are left out."""
 
 
 LABELS = {
@@ -80,7 +80,7 @@ LABELS = {
     *("n_prompt", "n_gen", "n_depth", "test_time", "avg_ns", "stddev_ns", "avg_ts", "stddev_ts"),
     *("samples_ns", "samples_ts", "test"),
 }
-"""Fields that do not tell how a test was run, or of which a case has its own."""
+"""Fields that do not say how a test was run, and those that a case has as fields of its own."""
 
 BACKENDS = {
     **{name: name for name in ("cuda", "vulkan", "kompute", "metal", "sycl", "rpc", "opencl")},

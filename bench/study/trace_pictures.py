@@ -1,6 +1,5 @@
 """`kvbench trace --plot`: checks the file, draws the pictures of a trace, and saves them."""
 
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +12,7 @@ from matplotlib.patches import Rectangle
 from bench.errors import UsageError
 from bench.study.attention_grids import masks, work
 from bench.study.trace import Trace
-from bench.tell.plots.style import PNG_DPI, WIDTH_IN, own_settings
+from bench.tell.plots.style import WIDTH_IN, encoded, own_settings
 from kvcache.files import write_atomically
 
 Picture = Literal["masks", "work", "shift", "all"]
@@ -99,7 +98,5 @@ def shift(figure: FigureBase, tokens: Sequence[str]) -> None:
 def _save(trace: Trace, picture: Picture, path: Path) -> None:
     """Save without dates and random ids: the same trace gives the same bytes, whenever it is drawn."""
     date = {".png": "Software", ".svg": "Date", ".pdf": "CreationDate"}[path.suffix]
-    written = io.BytesIO()
     with own_settings(), mpl.rc_context({"svg.hashsalt": "kvbench", "text.parse_math": False}):
-        draw(trace, picture).savefig(written, format=path.suffix[1:], dpi=PNG_DPI, metadata={date: None})
-    write_atomically(path, written.getvalue())
+        write_atomically(path, encoded(draw(trace, picture), path.suffix, {date: None}))

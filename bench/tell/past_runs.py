@@ -1,6 +1,5 @@
 """What the history is asked: the list of runs as text or a file, and the trend of their latencies as a plot."""
 
-import io
 import json
 from collections.abc import Mapping
 from datetime import datetime
@@ -122,9 +121,7 @@ def trend(history: History, chosen: Condition) -> pd.DataFrame:
     """
     shown = [*CASE, "phase", "machine", "measured_utc", "commit", "torch", "transformers"]
     figures = ["latency_ms", "latency_ms_low", "latency_ms_high"]
-    columns = ", ".join(
-        "coalesce(setup, '') AS setup" if name == "setup" else f'"{name}"' for name in [*shown, *figures]
-    )
+    columns = ", ".join(f'"{name}"' for name in [*shown, *figures])
     found = _asked(
         history,
         f"SELECT {columns} FROM history WHERE latency_ms IS NOT NULL AND {chosen.sql} ORDER BY measured_utc",
@@ -132,7 +129,7 @@ def trend(history: History, chosen: Condition) -> pd.DataFrame:
     )
     if not found.rows:
         raise UsageError("--plot: no run has such a latency")
-    frame = pd.DataFrame(found.rows)
+    frame = pd.DataFrame(found.rows).fillna({"setup": ""})  # of most cases there is none
     return frame.astype(dict.fromkeys(figures, "float64")).assign(measured_utc=pd.to_datetime(frame["measured_utc"]))
 
 
@@ -144,13 +141,12 @@ def draw(history: History, chosen: Condition, path: Path) -> None:
     """
     rows = trend(history, chosen)
     from bench.tell.plots.past_runs import trends
-    from bench.tell.plots.style import PNG_DPI, own_settings
+    from bench.tell.plots.style import encoded, own_settings
 
-    picture = io.BytesIO()
     with own_settings():
-        trends(rows, CASE).savefig(picture, format=path.suffix[1:], dpi=PNG_DPI)
+        picture = encoded(trends(rows, CASE), path.suffix)
     with writing(f"--plot {path}"):
-        write_atomically(path, picture.getvalue())
+        write_atomically(path, picture)
 
 
 def _cell(value: Any, column: str) -> str:

@@ -106,10 +106,10 @@ def write_plots(report: Report, derived: Derived) -> dict[str, Picture]:
     drawings: Drawings = {}
     pictures: dict[str, Picture] = {}
     with derived.trying("plots"):
-        # Imported before the processes begin, which would each do it.
+        # What the processes need is imported before they begin: each would do it again.
         import PIL.Image
 
-        import bench.tell.page.svg  # noqa: F401 - for the processes
+        import bench.tell.page.svg  # noqa: F401 - see above
         from bench.tell.plots.machines import groups
 
         PIL.Image.preinit()
@@ -142,9 +142,9 @@ def _rendered(folder: Path, named: tuple[str, Callable[[], Figure]]) -> tuple[Pi
 
 
 def _save(name: str, figure: Figure, folder: Path, derived: Derived) -> None:
-    from bench.tell.plots.style import own_settings, save
+    from bench.tell.plots.style import save
 
-    with derived.trying(f"{folder.name}/{name}"), own_settings():
+    with derived.trying(f"{folder.name}/{name}"):
         save(figure, folder / name)
 
 
@@ -209,6 +209,6 @@ def save_all(draw: Callable[[], dict[str, Figure]], folder: Path, derived: Deriv
 
     with own_settings():
         figures = draw()
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
-        _save(name, figure, folder, derived)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.items():
+            _save(name, figure, folder, derived)

@@ -145,6 +145,32 @@ def test_a_reader_that_is_killed_is_no_end_of_the_file() -> None:
         list(in_processes.mapped(lambda item: os._exit(9) if item == 5 else item, range(8)))
 
 
+def test_results_come_in_order_however_long_each_takes_and_an_error_in_its_turn(tmp_path: Path) -> None:
+    def slow_at_first(item: int) -> int:
+        (tmp_path / f"{item}").touch()
+        while item == 0 and not (tmp_path / "3").exists():  # the other process goes on meanwhile
+            os.sched_yield()
+        return 10 // (4 - item)
+
+    with patch.object(os, "sched_getaffinity", lambda _: {0, 1}):
+        results = in_processes.mapped(slow_at_first, range(6), fewest=1)
+        assert [next(results) for _ in range(4)] == [2, 3, 5, 10]
+        with pytest.raises(ZeroDivisionError):
+            next(results)
+
+
+@pytest.mark.parametrize("cores", [{0}, {0, 1}])
+def test_what_is_done_beside_gives_its_result_or_its_error(cores: set[int]) -> None:
+    with patch.object(os, "sched_getaffinity", lambda _: cores):
+        with in_processes.beside(os.getpid) as result:
+            assert (result() == os.getpid()) == (len(cores) == 1)
+        with pytest.raises(ZeroDivisionError), in_processes.beside(lambda: 1 // 0) as result:
+            result()
+    two = patch.object(os, "sched_getaffinity", lambda _: {0, 1})
+    with two, pytest.raises(EOFError), in_processes.beside(lambda: os._exit(9)) as result:
+        result()
+
+
 def refusal(folder: Path) -> str | None:
     """Return what is said of a run that cannot be read."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -208,7 +209,8 @@ def save(figure: Figure, path: Path) -> list[Path]:
     """Write `path` with .png and .svg added; the same figure gives the same bytes, whenever it is drawn."""
     written = [path.with_name(f"{path.name}.{suffix}") for suffix in ("png", "svg")]
     with at_dpi(figure, PNG_DPI):
-        FigureCanvasAgg(figure).print_png(written[0], metadata={"Software": None})  # type: ignore[no-untyped-call]
+        canvas = FigureCanvasAgg(figure)
+        canvas.print_png(written[0], metadata={"Software": None})  # type: ignore[no-untyped-call]  # of matplotlib
     figure.set_layout_engine("none")  # it is laid out by now, which takes as long as drawing it
     with mpl.rc_context({"svg.hashsalt": "kvbench", "svg.fonttype": "path"}):
         print_svg(figure, written[1])
@@ -218,7 +220,8 @@ def save(figure: Figure, path: Path) -> list[Path]:
 def print_svg(figure: Figure, file: Path | TextIO) -> None:
     """Write a figure as SVG. `Figure.savefig` draws it twice, first without writing."""
     with at_dpi(figure, figure.dpi):
-        FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})  # type: ignore[no-untyped-call]
+        canvas = FigureCanvasSVG(figure)
+        canvas.print_svg(file, metadata={"Date": None})  # type: ignore[no-untyped-call]  # of matplotlib
 
 
 @contextmanager
@@ -231,6 +234,13 @@ def at_dpi(figure: Figure, dpi: float) -> Iterator[None]:
     finally:
         figure.dpi = before
         figure.set_canvas(canvas)
+
+
+def encoded(figure: Figure, suffix: str, metadata: dict[str, Any] | None = None) -> bytes:
+    """Return a figure as a file with `suffix` (.png, .svg, .pdf) holds it, for a file that is written whole or not."""
+    written = io.BytesIO()
+    figure.savefig(written, format=suffix.removeprefix("."), dpi=PNG_DPI, metadata=metadata)
+    return written.getvalue()
 
 
 def _apart(ticks: list[int], room: float) -> list[int]:
