@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, TypeVar
 A = TypeVar("A")
 B = TypeVar("B")
 
+_HELD = (signal.SIGINT, signal.SIGTERM)
+
 FEWEST = 4
 """Items of a process, where one takes milliseconds: with fewer, starting it takes longer than it saves."""
 
@@ -92,11 +94,25 @@ def _started(function: Callable[[A], B], items: Sequence[A], count: int) -> Iter
             receiver, sender = multiprocessing.Pipe(duplex=False)
             receivers.add(stack.enter_context(receiver))
             process = fork.Process(target=_send, args=(function, items, taken, sender, receiver), daemon=True)
-            process.start()
+            with _signals_held():
+                process.start()
             stack.callback(process.join)
             stack.callback(process.terminate)
             sender.close()
         yield receivers
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Hold signals back, also from a process that is forked here until it takes its own: it would handle them as we do.
+
+    One that finds no item left is ended before it has begun.
+    """
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
 def _send(function: Callable[[A], B], items: Sequence[A], taken: Any, sender: Connection, receiver: Connection) -> None:
@@ -104,6 +120,7 @@ def _send(function: Callable[[A], B], items: Sequence[A], taken: Any, sender: Co
     receiver.close()  # while this copy is open, sending to a reader that is gone would not fail but wait
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the reader ends it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
     gc.disable()  # records refer to nothing that refers to them
     with suppress(BrokenPipeError):
         while (place := _next(taken)) < len(items):

@@ -83,7 +83,13 @@ LABELS = {
 """Fields that do not say how a test was run, and those that a case has as fields of its own."""
 
 BACKENDS = {
-    **{name: name for name in ("cuda", "vulkan", "kompute", "metal", "sycl", "rpc", "opencl")},
+    "cuda": "cuda",
+    "vulkan": "vulkan",
+    "kompute": "kompute",
+    "metal": "metal",
+    "sycl": "sycl",
+    "rpc": "rpc",
+    "opencl": "opencl",
     "gpu_blas": "gpu-blas",
     "blas": "blas",
 }

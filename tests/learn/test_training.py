@@ -20,8 +20,8 @@ from kvcache.learn.training_folder import DamagedError, FolderError, Settings
 TINY = Settings(context_length=12, steps=24, batch_size=5, n_layer=1, n_head=2, n_embd=16)
 """Fewer texts in a step than there are, so that the order of the texts must be resumed as well."""
 
-PROCESSES = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
-"""A fork has torch and transformers imported already. Where torch sees a GPU, it allows no backward pass in a fork."""
+PROCESSES = multiprocessing.get_context("spawn")
+"""Torch allows no backward pass in a fork once autograd has threads here: with a GPU, or after some other test."""
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,12 @@
 
 import contextlib
 import os
+import signal
+import time
 from contextlib import AbstractContextManager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock, patch
 
 import msgspec
@@ -169,6 +173,33 @@ def test_what_is_done_beside_gives_its_result_or_its_error(cores: set[int]) -> N
     two = patch.object(os, "sched_getaffinity", lambda _: {0, 1})
     with two, pytest.raises(EOFError), in_processes.beside(lambda: os._exit(9)) as result:
         result()
+
+
+def test_a_process_that_is_ended_before_it_began_does_not_handle_that_as_its_parent_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under load another may have done all there is to do by then."""
+    started: list[BaseProcess] = []
+    start, begin = BaseProcess.start, BaseProcess._bootstrap  # type: ignore[attr-defined]  # a forked one's first call
+
+    def counted(process: BaseProcess) -> None:
+        started.append(process)
+        start(process)
+
+    def late(process: BaseProcess, *args: Any, **named: Any) -> Any:
+        if len(started) == 2:
+            time.sleep(0.5)
+        return begin(process, *args, **named)
+
+    monkeypatch.setattr(BaseProcess, "start", counted)
+    monkeypatch.setattr(BaseProcess, "_bootstrap", late)
+    handler = signal.signal(signal.SIGTERM, lambda *_: (tmp_path / "handled").touch())
+    try:
+        with patch.object(os, "sched_getaffinity", lambda _: {0, 1}):
+            assert list(in_processes.mapped(abs, [-1, 2], fewest=1)) == [1, 2]
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert not (tmp_path / "handled").exists()
 
 
 def refusal(folder: Path) -> str | None:
