@@ -204,7 +204,8 @@ for folder, (variables, streams) in json.loads(sys.argv[1]).items():
         style.save = lambda figure, path: save(figure, path) if path.name == "throughput" else []
         svg.picture = lambda figure, name: svg.Picture("", "<svg/>")
         main(["report", folder])
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    # At once: what is still buffered, the next fork would write to its own stdout.
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
