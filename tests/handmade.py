@@ -8,8 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from bench.analysis.summary import phases
-from bench.analysis.tidy import Tidy
+from bench.analysis.tidy import Tidy, phases
 from bench.case import Case, naive_steps
 from bench.judge.compare import Comparison, compare
 from bench.judge.ranking import Ranking

@@ -10,7 +10,7 @@ import numpy as np
 
 from bench.ab.figures import figure, is_waiting, sides_ns
 from bench.ab.record import NAMES, Ab, PairFailure, PairTimes, SideName
-from bench.analysis.summary import phases
+from bench.analysis.tidy import phases
 from bench.case import Case
 from bench.judge import sequential
 from bench.judge.sequential import CONFIRMATION_LOOKS, SCREENING_PAIRS, Call, LogRatios

@@ -183,9 +183,11 @@ def _intervals(tidy: Tidy, summary: pd.DataFrame) -> Iterator[Caution]:
     advice = f"measure with --repetitions {MIN_ROUNDS} or more"
     if planned >= MIN_ROUNDS:  # so some were disturbed, and what replaced them too
         advice = "measure again when the machine is quieter"
+    told: set[str] = set()  # both phases have the same turns
     for row in frames.records(summary[summary["latency_ms"].notna()]):
         if pd.isna(row["latency_ms_low"]):
-            if row["phase"] == "prefill" and row["case"] not in tidy.unfinished:  # both phases have the same turns
+            if row["case"] not in {*tidy.unfinished, *told}:
+                told.add(row["case"])
                 yield Caution(
                     row["case"], f"no interval: six undisturbed rounds are needed, it has {row['samples']}", advice
                 )

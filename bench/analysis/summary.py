@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from bench.analysis import columns, estimators, frames, roofline
-from bench.analysis.tidy import Columns, Tidy, independent_values, paired_columns
+from bench.analysis.tidy import Columns, Tidy, independent_values, paired_columns, phases
 from bench.case import Case
 from bench.manifest import CasePlan
 from bench.record import Check
@@ -31,7 +31,7 @@ def summarize(tidy: Tidy) -> pd.DataFrame:
 
     Times are medians of the undisturbed turns (`Tidy.turns`) with exact 95 % intervals; the speed-ups pair a case
     with the naive one of its cell, and with hf-generate, round by round. A case that failed in any process keeps its
-    rows, without a time.
+    rows, without a time; so does the prefill of an imported generation, which nobody timed.
     """
     plans = tidy.run.manifest.plan
     latencies, against_roofs = tidy.by_case_and_phase, roofline.columns(tidy)
@@ -72,11 +72,6 @@ def _setup(plan: CasePlan) -> str | None:
     parts += ["naive_logits=all"] if plan.case.strategy in REFEEDING and plan.case.naive_logits == "all" else []
     parts += ["prefill_quantized=true"] if plan.case.prefill_quantized else []
     return " ".join(parts) or None
-
-
-def phases(case: Case) -> list[Phase]:
-    """List the phases that a case has: with n_gen = 1 nothing is decoded."""
-    return ["prefill", "decode"] if case.n_gen > 1 else ["prefill"]
 
 
 def _times(case: Case, phase: Phase, own: Columns) -> dict[str, Any]:

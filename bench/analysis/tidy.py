@@ -19,8 +19,10 @@ from bench.analysis import estimators, frames
 from bench.analysis.disturbance import COUNTED, is_disturbed
 from bench.analysis.estimators import Ratio
 from bench.analysis.rounds import Rounds, planned_rounds
+from bench.case import Case
 from bench.record import FAULTS, Run, Status, TokensMatch
 from bench.turns import Ints, alike
+from kvcache.arithmetic.costs import Phase
 from kvcache.strategies.catalogue import is_lossy
 
 MIN_PROCESSES = 6
@@ -91,6 +93,9 @@ class Tidy:
         rounds = Rounds(run)
         ended = outcomes(run, rounds)
         turns = frames.turns(run, _COLUMNS)
+        untimed = {case.key for case in cases if "prefill" not in timed_phases(run, case)}
+        if untimed:
+            turns = turns[~(turns["case"].isin(untimed) & (turns["phase"] == "prefill"))]
         measured = _judged(turns, turns["case"].map(cores))
         hopeless = measured.groupby("case")["disturbed"].transform("all").astype("bool")
         well = [key for key, outcome in ended.items() if outcome.status == "ok"]
@@ -134,6 +139,16 @@ class Tidy:
         turns = self.turns[["case", "phase", *names]].fillna({"steps_timed": 0})
         groups = grouped(turns, ["case", "phase"], names)
         return {(case, phase): rows for (case, phase), rows in groups.items()}
+
+
+def phases(case: Case) -> list[Phase]:
+    """List the phases that a case has: with n_gen = 1 nothing is decoded."""
+    return ["prefill", "decode"] if case.n_gen > 1 else ["prefill"]
+
+
+def timed_phases(run: Run, case: Case) -> list[Phase]:
+    """List the phases of which a run has a time of its own: an imported generation has no prefill beside it."""
+    return ["decode"] if run.manifest.origin is not None and case.n_gen > 1 else phases(case)
 
 
 def grouped(frame: pd.DataFrame, keys: list[str], names: list[str]) -> dict[tuple[str, ...], Columns]:

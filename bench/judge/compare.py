@@ -8,8 +8,7 @@ import pandas as pd
 from bench.analysis import estimators
 from bench.analysis.estimators import Ratio
 from bench.analysis.frames import CASE_COLUMNS
-from bench.analysis.summary import phases
-from bench.analysis.tidy import NOT_MEASURED, Tidy, independent_values
+from bench.analysis.tidy import NOT_MEASURED, Tidy, independent_values, timed_phases
 from bench.case import Case
 from bench.manifest import ELSEWHERE
 from bench.record import Run, kernels_of
@@ -88,7 +87,8 @@ def compare(tidy_a: Tidy, tidy_b: Tidy) -> Comparison:
         elif case.model in other_weights:
             not_comparable.append(Excluded(case=case, reason=f"the weights of {case.model} differ"))
         else:
-            rows += [_row(case, phase, tidy_a, tidy_b) for phase in phases(case)]
+            timed = [phase for phase in timed_phases(a, case) if phase in timed_phases(b, case)]
+            rows += [_row(case, phase, tidy_a, tidy_b) for phase in timed]
     return Comparison(
         a=a.name,
         b=b.name,

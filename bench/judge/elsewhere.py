@@ -1,29 +1,13 @@
 """What of a run can stand beside an import: another tool times a prefill or a generation, not one after the other."""
 
 import msgspec
-import pandas as pd
 
-from bench.analysis.summary import phases
 from bench.case import Case
-from bench.record import Run
 from kvcache.arithmetic.costs import Phase
 
 SHORT = 0.25
 """A generation of at most so many times the tokens before it has the length of any other such one: the tokens that its
 steps attend to on average differ by at most half as much, an eighth."""
-
-
-def timed_phases(run: Run, case: Case) -> list[Phase]:
-    """List the phases of which a run has a time of its own: an imported generation has no prefill beside it."""
-    return ["decode"] if run.manifest.origin is not None and case.n_gen > 1 else phases(case)
-
-
-def of_timed_phases(run: Run, rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of a frame, by its columns `case` and `phase`, that have a time of their own."""
-    if run.manifest.origin is None:
-        return rows
-    timed = {(plan.case.key, phase) for plan in run.manifest.plan for phase in timed_phases(run, plan.case)}
-    return rows[[pair in timed for pair in zip(rows["case"], rows["phase"], strict=True)]]
 
 
 def work(case: Case, phase: Phase) -> Case:

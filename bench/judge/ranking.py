@@ -12,10 +12,10 @@ import pandas as pd
 
 from bench.analysis import estimators, frames
 from bench.analysis.frames import CASE_COLUMNS
-from bench.analysis.tidy import Tidy, independent_values
+from bench.analysis.tidy import Tidy, independent_values, timed_phases
 from bench.case import Case
 from bench.judge.compare import EXIT_NOT_COMPARABLE, differences, judged, kinds, measured_cases
-from bench.judge.elsewhere import timed_phases, work
+from bench.judge.elsewhere import work
 from bench.manifest import ELSEWHERE
 from bench.naming import Row
 from bench.record import Run

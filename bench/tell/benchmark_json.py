@@ -8,7 +8,6 @@ import msgspec
 import numpy as np
 
 from bench.analysis.tidy import Tidy
-from bench.judge.elsewhere import of_timed_phases
 
 SCHEMA = "5.3.1"
 """The version of pytest-benchmark whose files these look like."""
@@ -33,7 +32,7 @@ def benchmark_json(tidy: Tidy) -> str:
             "options": {"disable_gc": True, "timer": "perf_counter", "warmup": True},
             "stats": _stats((rows["latency_ms"] / 1e3).tolist()),
         }
-        for (case, phase), rows in of_timed_phases(tidy.run, tidy.turns).groupby(["case", "phase"], sort=False)
+        for (case, phase), rows in tidy.turns.groupby(["case", "phase"], sort=False)
     ]
     document = {
         "machine_info": {

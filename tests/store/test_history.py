@@ -447,6 +447,32 @@ def test_a_plot_has_a_line_per_machine_with_its_intervals_and_marks_what_changed
     assert [text.get_text() for text in axes.texts] == [" transformers 5.24", " transformers 5.24"][: len(axes.texts)]
 
 
+def test_the_title_of_a_panel_is_as_wide_as_the_figure():
+    when = pd.to_datetime(["2026-03-01", "2026-04-01"])
+    setup = "type_k=q8_0 type_v=q8_0 n_cpu_moe=8 tensor_buft_overrides=blk.0=CPU n_batch=2048"
+    rows = pd.DataFrame(
+        {
+            **dict.fromkeys([*past_runs.CASE, *past_plots.MARKED, "machine"], "x"),
+            **dict.fromkeys(("n_prompt", "n_depth", "n_gen", "n_threads", "batch_size"), 1),
+            "device": "cpu",
+            "measured_utc": when,
+            "latency_ms": 1.0,
+            "latency_ms_low": 1.0,
+            "latency_ms_high": 1.0,
+            "model": "a model with a name as long as names of models are today",
+            "phase": "decode",
+        }
+    )
+    figure = trends(pd.concat([rows, rows.assign(setup=setup)]), past_runs.CASE)
+    figure.canvas.draw()
+    right = figure.bbox.width
+    for axes in figure.axes:
+        extent = axes.title.get_window_extent()
+        assert extent.x0 >= 0
+        assert extent.x1 <= right
+    assert figure.axes[1].get_title().endswith("n_batch=2048")
+
+
 def test_a_plot_counts_the_runs_it_draws_and_names_the_lines_it_has(runs):
     rows = pd.DataFrame(
         {

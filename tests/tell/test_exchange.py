@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from bench.analysis import columns, frames
+from bench.analysis.cautions import cautions
 from bench.analysis.summary import summarize
 from bench.analysis.tidy import Tidy
 from bench.errors import DataError, UsageError
@@ -224,13 +225,30 @@ def test_an_imported_test_is_a_case_with_its_times(tmp_path):
     assert tidy.run.manifest.origin.tool == "llama-bench"
     assert tidy.unfinished == []
     rows = summarize(tidy).set_index(["n_prompt", "phase"])
-    assert rows["latency_ms"].to_dict() == {(512, "prefill"): 72.0, (1, "prefill"): 1.0, (1, "decode"): 1.0}
+    assert rows["latency_ms"].dropna().to_dict() == {(512, "prefill"): 72.0, (1, "decode"): 1.0}
+    assert list(rows.index) == [(512, "prefill"), (1, "prefill"), (1, "decode")]
     assert rows["n_depth"].to_list() == [0, 512, 512]
     assert set(rows["strategy"]) == {"llama.cpp"}
     assert set(rows["dtype"]) == {"float16"}
     assert set(rows["machine"]) == {ELSEWHERE}
     assert rows["exact"].isna().all()
     assert rows.loc[(1, "decode"), "tokens_per_s"] == pytest.approx(1000)
+
+
+def test_a_generation_of_one_token_is_a_prompt_of_one(tmp_path):
+    """Both feed one token, at the same depth."""
+    tidy, _ = store(tmp_path, TG | {"n_gen": 1, "avg_ns": 1_000_000, "samples_ns": []})
+    rows = summarize(tidy).set_index(["n_prompt", "phase"])
+    assert rows["latency_ms"].to_dict() == {(1, "prefill"): 1.0}
+    (document,) = documents("llama-bench", tidy, summarize(tidy)).values()
+    row = json.loads(document)
+    assert (row["n_prompt"], row["n_gen"], row["n_depth"]) == (1, 0, 512)
+
+
+def test_an_import_of_few_repetitions_has_one_caution_for_each_case(tmp_path):
+    tidy, _ = store(tmp_path, PP, TG | {"samples_ns": [128_000_000] * 3})
+    few = [caution.case for caution in cautions(tidy, summarize(tidy)) if "no interval" in caution.text]
+    assert few == [plan.case.key for plan in tidy.run.manifest.plan]
 
 
 def test_all_three_formats_say_the_same(tmp_path):

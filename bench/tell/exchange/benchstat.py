@@ -10,7 +10,6 @@ import pandas as pd
 from bench.analysis.frames import NS_PER_MS
 from bench.analysis.tidy import Tidy
 from bench.case import Case
-from bench.judge.elsewhere import of_timed_phases
 
 _NAMED = (
     "model",
@@ -34,7 +33,7 @@ def documents(tidy: Tidy, summary: pd.DataFrame) -> dict[str, bytes]:
     }
     # No line with the run's name: by default benchstat compares only what agrees in all such lines (-table .config).
     lines = ["Unit tok/s better=higher"]
-    turns = of_timed_phases(tidy.run, tidy.turns[["case", "phase", "latency_ms"]])
+    turns = tidy.turns[["case", "phase", "latency_ms"]]
     for key, phase, latency_ms in turns.itertuples(index=False, name=None):
         case, name, measured_on = cases[key]
         if machine != measured_on:  # what stands in such a line holds from there on

@@ -8,14 +8,13 @@ import pandas as pd
 from bench.analysis import frames
 from bench.analysis.frames import NS_PER_MS
 from bench.analysis.tidy import Tidy
-from bench.judge.elsewhere import of_timed_phases
 from bench.naming import Row
 from bench.tell.words import missing
 
 
 def documents(tidy: Tidy, summary: pd.DataFrame) -> dict[str, bytes]:
     """Write a benchmark per case and phase: `latency` in ns and `throughput` in tokens per second, with intervals."""
-    timed = frames.records(of_timed_phases(tidy.run, summary[summary["latency_ms"].notna()]))
+    timed = frames.records(summary[summary["latency_ms"].notna()])
     found = {f"{row['phase']}[{row['case']}]": _measures(row) for row in timed}
     return {"bmf.json": f"{json.dumps(found, indent=1, allow_nan=False)}\n".encode()}
 

@@ -10,7 +10,6 @@ import pandas as pd
 
 from bench.analysis import frames
 from bench.analysis.tidy import Tidy
-from bench.judge.elsewhere import of_timed_phases
 from bench.naming import Row
 from bench.tell.words import missing, number
 
@@ -22,7 +21,7 @@ def documents(tidy: Tidy, summary: pd.DataFrame) -> dict[str, bytes]:
         case: f"{machine.cpu_model}, torch {machine.torch}, transformers {machine.transformers}"
         for case, machine in machines.items()
     }
-    timed = frames.records(of_timed_phases(tidy.run, summary[summary["latency_ms"].notna()]))
+    timed = frames.records(summary[summary["latency_ms"].notna()])
     smaller = [_entry(row, "ms", row["latency_ms"], extra[row["case"]], 1.0) for row in timed]
     bigger = [
         _entry(row, "tokens/s", row["tokens_per_s"], extra[row["case"]], row["tokens_per_s"] * row["latency_ms"])

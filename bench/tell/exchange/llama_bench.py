@@ -12,8 +12,7 @@ from typing import Any
 import msgspec
 import pandas as pd
 
-from bench.analysis.tidy import Tidy
-from bench.judge.elsewhere import timed_phases
+from bench.analysis.tidy import Tidy, timed_phases
 from bench.manifest import CasePlan
 from bench.record import Run
 from bench.store.llama_tests import GGML_TYPES, Test

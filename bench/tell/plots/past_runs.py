@@ -1,5 +1,6 @@
 """Frame -> figure: latency over months, a panel for each of the cases measured most often, a line per machine."""
 
+import textwrap
 from typing import Any
 
 import pandas as pd
@@ -17,6 +18,8 @@ MANY = 200
 NAMED_AT = {"torch": 1.0, "transformers": 0.9}
 """At which height a change is named, where the last one is further away than `CROWDED` of the width."""
 CROWDED = 0.18
+PANEL_TITLE_COLUMNS = 110
+"""Characters of a panel's title that fit its width."""
 MARKED = {"torch": "-", "transformers": "--", "commit": ":"}
 """What is marked where it changes between two runs of a machine, and the line."""
 
@@ -87,5 +90,5 @@ def _panel(axes: Axes, rows: pd.DataFrame, machines: list[str], shared: set[str]
     first = rows.iloc[0].to_dict()
     words = f"{first['strategy']} {first['phase']}, prompt {context(first)}, {setting(first, only=SETTING_COLUMNS)}"
     apart = [word for word in first["setup"].split(" ") if word not in shared]
-    axes.set_title(", ".join([words, *filter(None, apart)]), fontsize=9)
+    axes.set_title(textwrap.fill(", ".join([words, *filter(None, apart)]), PANEL_TITLE_COLUMNS), fontsize=9)
     value_axis(axes, [*rows["latency_ms"], *rows["latency_ms_high"].dropna()], "ms")
