@@ -57,9 +57,13 @@ def cautions(tidy: Tidy, summary: pd.DataFrame) -> list[Caution]:
         *_intervals(tidy, summary),
         *_above_the_roof(summary),
         *_not_replayed(tidy.run),
-        *_quality(tidy.run),
-        *_growth(tidy.run),
+        *of_caches(tidy.run),
     ]
+
+
+def of_caches(run: Run) -> list[Caution]:
+    """List what weakens the quality and the bytes of caches, which no noise of the machine does."""
+    return [*_quality(run), *_growth(run)]
 
 
 def disturbed(tidy: Tidy) -> dict[str, float]:

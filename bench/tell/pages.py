@@ -2,7 +2,7 @@
 
 `python -m bench.tell.pages README.md docs/caches.md` writes them between the marks of a page. A mark is a comment that
 says what comes after it (`PARTS`) and of which run: `<!-- caches of results/examples/caches-2-cores, depth 2048 -->`,
-or `<!-- columns of summary.csv -->`.
+`<!-- text of FILE.md -->` what a study wrote below its title, or `<!-- columns of summary.csv -->`.
 """
 
 import re
@@ -46,6 +46,8 @@ def filled(page: str, root: Path = ROOT) -> str:
         source = found["source"]
         if source == "summary.csv":
             made = _columns()
+        elif source.endswith(".md"):
+            made = _untitled((root / source).read_text(encoding="utf-8"))
         else:
             chosen = _chosen(summarize(Tidy.of(read_run(root / source))), found["choice"] or "")
             made = PARTS[found["part"]](chosen, found["old"])

@@ -12,12 +12,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from bench.analysis.cautions import of_caches
+from bench.analysis.summary import summarize
+from bench.analysis.tidy import Tidy
+from bench.record import Run
+from bench.store.run_folder import read_run
 from bench.tell.layout import markdown_table
 from bench.tell.words import NOTHING, missing, number
 from tests.studies.foreign_caches import FOLDERS, PACKAGES, Package
@@ -25,13 +31,16 @@ from tests.studies.foreign_caches import FOLDERS, PACKAGES, Package
 TREE = Path(__file__).resolve().parents[2]
 RESULTS = TREE / "results" / "examples"
 INSTALLED = TREE / ".nox" / "foreign" / platform.python_version()
-GRID = ["-m", "smollm2-135m", "-p", "128", "-n", "16", "-d", "0,384"]
-QUICK = ["-m", "random:tiny", "-p", "24", "-n", "6", "-d", "0,12"]
-BESIDE = 4
-"""Caches in a run: each has a process with the model."""
+GRID = ["--preset", "smoke", "-m", "smollm2-135m", "-p", "128", "-n", "16", "-d", "0,384", "-t", "1"]
+"""`smoke` is the preset without a budget, so no case is left out to save time; the other flags replace its grid."""
+QUICK = ["--preset", "smoke", "-m", "random:tiny", "-p", "24", "-n", "6", "-d", "0,12"]
+BESIDE = 8
+"""Caches in a run, which writes the text that they are judged over once: each has a process with the model."""
 A_CASE_FAILED = 5
+SAID = {"ok", "failed"}
+"""Statuses that the heading of a list says already."""
 MODULE = "cache:foreign_caches:"
-TIMES = ["step_vs_dynamic", "prefill_vs_dynamic"]
+OWN = "transformers' DynamicCache"
 COLUMNS = {
     "n_depth": "n_depth",
     "n_prompt": "n_prompt",
@@ -45,8 +54,19 @@ COLUMNS = {
     "recall_agreement": "recall_agreement",
     "matching_tokens": "matching_tokens",
     "error": "error",
+    "caution": "caution",
 }
-"""Columns of the summary, and their names in the table; those of times come beside them."""
+"""Columns of the summary, and their names in foreign.csv; those of times come beside them."""
+FIGURES: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "bytes_vs_dynamic": ("bytes / dynamic", number),
+    "logit_kl": ("KL, nats", "{:.0e}".format),
+    "logit_kl_floor": ("floor", "{:.0e}".format),
+    "top1_agreement": ("same top 1", number),
+    "recall_agreement": ("recall", number),
+    "matching_tokens": ("equal tokens", "{:.0f}".format),
+}
+"""Columns of foreign.csv that the page shows, their headers and how they are written."""
+TIMES = {"step_vs_dynamic": "step / dynamic", "prefill_vs_dynamic": "prefill / dynamic"}
 
 
 def install(name: str, package: Package) -> str:
@@ -86,7 +106,14 @@ def run(names: Sequence[str], arguments: list[str], out: Path) -> pd.DataFrame:
     if done.returncode not in {0, A_CASE_FAILED}:
         raise SystemExit(done.returncode)
     (folder,) = out.glob("[!.]*")
-    return pd.read_csv(folder / "summary.csv")
+    return with_cautions(read_run(folder))
+
+
+def with_cautions(run: Run) -> pd.DataFrame:
+    """Return a run's summary with a column `caution`: what weakens a cache's bytes or quality."""
+    summary = summarize(Tidy.of(run))
+    found = pd.DataFrame([(each.case, each.text) for each in of_caches(run)], columns=["case", "caution"])
+    return summary.assign(caution=summary["case"].map(found.groupby("case")["caution"].agg("; ".join)))
 
 
 def table(summary: pd.DataFrame, *, times: bool) -> pd.DataFrame:
@@ -96,11 +123,11 @@ def table(summary: pd.DataFrame, *, times: bool) -> pd.DataFrame:
     prefill = summary.drop_duplicates(cases).set_index(cases)
     found = rows.reset_index()[["strategy", *COLUMNS]].rename(columns=COLUMNS)
     if times:
-        found[TIMES[0]] = rows["latency_vs_exact"].to_numpy()
-        found[TIMES[1]] = prefill["latency_vs_exact"].to_numpy()
+        for name, phase in zip(TIMES, (rows, prefill), strict=True):
+            found[name] = phase["latency_vs_exact"].to_numpy()
     found["error"] = found["error"].str.replace(f"{INSTALLED}{os.sep}", "").str.replace(f"{TREE}{os.sep}", "")
     names = found["strategy"].str.removeprefix(MODULE)
-    found.insert(0, "package", [PACKAGES[name].title if name in PACKAGES else "transformers' own" for name in names])
+    found.insert(0, "package", [PACKAGES[name].title if name in PACKAGES else OWN for name in names])
     found.insert(1, "settings", [PACKAGES[name].settings if name in PACKAGES else "-" for name in names])
     return found.assign(strategy=names)
 
@@ -121,42 +148,58 @@ def with_missing(found: pd.DataFrame, reasons: Mapping[str, str]) -> pd.DataFram
     return pd.concat([found, pd.DataFrame(rows, columns=found.columns)], ignore_index=True).astype(whole)
 
 
-def markdown(found: pd.DataFrame, arguments: list[str]) -> str:
-    """Write the rows as a page: what ran, and what did not with its reason."""
-    has_times = TIMES[0] in found
-    headers = ["package", "settings", "depth", "bytes / dynamic", "KL, nats", "floor", "same top 1", "recall", "equal"]
-    headers += ["step / dynamic", "prefill / dynamic"] if has_times else []
-    ran = found[found["status"] == "ok"].to_dict("records")
-    lines = []
-    for row in ran:
-        small = [NOTHING if missing(row[name]) else f"{row[name]:.0e}" for name in ("logit_kl", "logit_kl_floor")]
-        shares = [number(row[name]) for name in ("top1_agreement", "recall_agreement")]
-        line = [row["package"], row["settings"], str(row["n_depth"]), number(row["bytes_vs_dynamic"]), *small, *shares]
-        line.append(NOTHING if missing(row["matching_tokens"]) else f"{row['matching_tokens']:.0f}")
-        lines.append(line + [number(row[name]) for name in TIMES if has_times])
-    command = f"kvbench run {' '.join(arguments)}"
+def markdown(found: pd.DataFrame, arguments: list[str], versions: str) -> str:
+    """Write the rows as a page: what ran, and what was refused with its reason."""
+    ran, refused = found[found["status"] == "ok"], found[found["status"] != "ok"]
+    figures = FIGURES | {name: (header, number) for name, header in TIMES.items() if name in found}
+    lines = [
+        [row["package"], row["settings"], str(row["n_depth"])]
+        + [NOTHING if missing(row[name]) else write(row[name]) for name, (_, write) in figures.items()]
+        for row in ran.to_dict("records")
+    ]
+    headers = ["cache", "settings", "context", *(header for header, _ in figures.values())]
     align = ["left", "left", *["right"] * (len(headers) - 2)]
-    reasons = dict.fromkeys(
-        f"- {row['package']}{_depth(row['n_depth'])}: {row['status']}: `{row['error']}`"
-        for row in found[found["status"] != "ok"].to_dict("records")
-    )
-    timed = "" if has_times else " Times are left out: other work ran on this machine."
     return "\n".join(
         [
             "# Caches that others publish\n",
-            f"`nox -s study -- foreign`: `{command}`, {BESIDE} caches at a time beside `dynamic`.\n",
-            "Each package has the settings that its own documentation recommends.\n",
-            f"Bytes are those held after the last token; the rounds of a case emitted equal tokens.{timed}\n",
+            f"Measured by `nox -s study -- foreign`, {BESIDE} caches at a time beside `dynamic`:",
+            f"`kvbench run {' '.join(arguments)}` ({versions}).",
+            "Settings are those that a package's own documentation recommends. The context is fed before the prompt.",
+            "Bytes are those held after the last token. KL, the same top 1 and recall are means over text that the",
+            "model writes; the floor is what bfloat16 alone does. Equal tokens are the first generated ones that the",
+            f"exact cache emits too. Each case had {ran['equal_rounds'].min():.0f} rounds, each with a new cache, and",
+            "all emitted the same tokens: a cache that emits others in a later round is refused.",
+            *([] if TIMES.keys() <= set(found) else ["Times are left out: other work ran on this machine."]),
+            "",
             markdown_table(lines, headers, align),
-            "\nNot measured, with the reason that the run stored:\n",
-            *(reasons or ["- none"]),
+            "\nRefused, with the reason that the run stored:\n",
+            *_reasons(refused, "error"),
+            "\nMeasured with a caution:\n",
+            *_reasons(ran.dropna(subset="caution"), "caution"),
             "",
         ]
     )
 
 
-def _depth(n_depth: Any) -> str:
-    return "" if missing(n_depth) else f", depth {n_depth}"
+def _reasons(rows: pd.DataFrame, column: str) -> list[str]:
+    """Write a line for each cache and text of `column`, which names the contexts that have it."""
+    groups = rows.groupby(["package", "settings", "status", column], sort=False, dropna=False)
+    return [
+        f"- {name} ({settings}){_after(group['n_depth'])}: {'' if status in SAID else f'{status}: '}`{text}`"
+        for (name, settings, status, text), group in groups
+    ] or ["- none"]
+
+
+def _after(depths: pd.Series) -> str:
+    """Name the contexts of some cases; nothing for a package that was not installed."""
+    known = [str(depth) for depth in depths.dropna()]
+    return f", context {' and '.join(known)}" if known else ""
+
+
+def versions() -> str:
+    """Name the packages that decide what runs, and the number of cores."""
+    found = [f"{name} {version(name)}" for name in ("transformers", "torch", "numpy")]
+    return f"{', '.join(found)}, {os.cpu_count()} CPU cores"
 
 
 def main() -> None:
@@ -176,7 +219,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         summary = measure(installed, arguments, Path(scratch))
     found = with_missing(table(summary, times=not asked.no_times), lacking)
-    page = markdown(found, arguments)
+    page = markdown(found, arguments, versions())
     print(page)
     if not asked.quick and asked.only is None:
         found.to_csv(RESULTS / "foreign.csv", index=False, lineterminator="\n")

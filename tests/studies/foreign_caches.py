@@ -234,3 +234,30 @@ def spectral_kv(model: PreTrainedModel) -> object:
     from spectral_kv.spectral import SpectralCache, SpectralProfile
 
     return SpectralCache(SpectralProfile("", head_dim=_head_dim(model), n_layers=0, n_heads=0, target_energy=0.95))
+
+
+@package("turboquant-pro==1.9.1", settings="512 tokens exact (defaults)")
+def turboquant_pro(model: PreTrainedModel) -> object:
+    """Keep a window exact; keys before it in NF4 by channel, values rotated and quantised."""
+    from turboquant_pro.hf_cache import TurboQuantCache
+
+    return TurboQuantCache()
+
+
+@package("turbokv==0.1.0", settings="4 bits, 128 tokens and layer 0 exact (defaults)")
+def turbokv(model: PreTrainedModel) -> object:
+    """Rotate and quantise in the layers of transformers' QuantizedCache."""
+    from turboquant.cache import TurboQuantCache
+
+    return TurboQuantCache(model.config, device=str(model.device))
+
+
+@package("ginkgoq-turboquant==0.1.0.post1", settings="4 bits (defaults)")
+def ginkgoq(model: PreTrainedModel) -> object:
+    """Replace `update` of a DynamicCache by one that keeps codes and what they are read back as."""
+    from transformers import DynamicCache
+    from turboquant.integration.hf.dynamic_cache import CompressedDynamicCache
+
+    cache = DynamicCache(config=model.config)
+    CompressedDynamicCache(cache, head_dim=_head_dim(model), model_config=model.config)
+    return cache

@@ -88,3 +88,9 @@ def test_a_page_of_a_run_that_is_missing_is_refused_in_one_line(
     assert ended.value.code == 3
     assert capsys.readouterr().err.startswith(f"{page}: ")
     assert "old" in page.read_text()
+
+
+def test_a_text_of_a_study_stands_without_its_title(tmp_path: Path) -> None:
+    (tmp_path / "study.md").write_text("# Title\n\nMeasured.\n\n| a |\n")
+    page = f"<!-- text of study.md -->\nstale\n{pages.END}\n"
+    assert pages.filled(page, tmp_path) == f"<!-- text of study.md -->\nMeasured.\n\n| a |\n{pages.END}\n"
