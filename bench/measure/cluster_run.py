@@ -139,7 +139,7 @@ def _failed(folder: Path, job: JobFile) -> bool:
 def _held() -> Iterator[None]:
     """Hold signals back, from this process and from those that it starts: an array that Slurm took is recorded."""
     came: list[int] = []
-    held = [signal.SIGINT, signal.SIGTERM]
+    held = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU]  # whatever ends a command in order
     # A mask holds for this thread alone: a signal that another takes comes to these.
     handlers = [signal.signal(each, lambda number, _: came.append(number)) for each in held]
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, held)  # what sbatch inherits

@@ -260,11 +260,12 @@ def test_what_slurm_refuses_leaves_nothing(tmp_path: Path, slurm: Callable[[str]
     assert [path.name for path in out.rglob("*")] == [".gitignore"]
 
 
+@pytest.mark.parametrize(("name", "code"), [("INT", 130), ("TERM", 143), ("HUP", 143)])
 def test_an_array_that_slurm_took_is_recorded_whatever_comes_meanwhile(
-    tmp_path: Path, slurm: Callable[[str], None]
+    tmp_path: Path, slurm: Callable[[str], None], name: str, code: int
 ) -> None:
-    slurm('kill -INT $PPID; kill -INT $$; echo "Submitted batch job 7"')
-    _, stderr = run(RUN, tmp_path / "out", code=130)
+    slurm(f'kill -{name} $PPID; kill -{name} $$; echo "Submitted batch job 7"')
+    _, stderr = run(RUN, tmp_path / "out", code=code)
     assert "cancel them with: scancel 7" in stderr.splitlines()[-1]
     recorded = only(tmp_path / "out") / "jobs" / "submitted.jsonl"
     assert '"job-3":"7_3"' in recorded.read_text()
