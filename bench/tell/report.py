@@ -130,22 +130,17 @@ def write_plots(report: Report, derived: Derived) -> dict[str, Picture]:
 def _rendered(folder: Path, named: tuple[str, Callable[[], Figure]]) -> tuple[Picture | None, Derived]:
     """Draw and save a figure, and return it as a page shows it; and what of it failed."""
     from bench.tell.page.svg import picture
-    from bench.tell.plots.style import own_settings
+    from bench.tell.plots.style import drawn, own_settings, write
 
     name, draw = named
     shown, failed = None, Derived()
     with failed.trying(f"{folder.name}/{name}"), own_settings():
         figure = draw()
-        _save(name, figure, folder, failed)
-        shown = picture(figure, name)
+        made = drawn(figure)
+        with failed.trying(f"{folder.name}/{name}"):
+            write(made, folder / name)
+        shown = picture(figure, name, made.svg)
     return shown, failed
-
-
-def _save(name: str, figure: Figure, folder: Path, derived: Derived) -> None:
-    from bench.tell.plots.style import save
-
-    with derived.trying(f"{folder.name}/{name}"):
-        save(figure, folder / name)
 
 
 def write_page(report: Report, pictures: Mapping[str, Picture], file: Path, derived: Derived) -> None:
@@ -205,10 +200,11 @@ def _at_once(path: str, flags: int) -> int:
 
 def save_all(draw: Callable[[], dict[str, Figure]], folder: Path, derived: Derived) -> None:
     """Draw with matplotlib's own settings and save each figure; one that fails costs no other."""
-    from bench.tell.plots.style import own_settings
+    from bench.tell.plots.style import own_settings, save
 
     with own_settings():
         figures = draw()
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
-            _save(name, figure, folder, derived)
+            with derived.trying(f"{folder.name}/{name}"):
+                save(figure, folder / name)

@@ -199,10 +199,11 @@ for folder, (variables, streams) in json.loads(sys.argv[1]).items():
         from bench.tell.page import svg
         from bench.tell.plots import run, style
 
-        save = style.save  # one plot stands for all
+        drawn, write = style.drawn, style.write  # one plot stands for all
         run.step_latency = lambda *_: style.make_figure("", "", 1)
-        style.save = lambda figure, path: save(figure, path) if path.name == "throughput" else []
-        svg.picture = lambda figure, name: svg.Picture("", "<svg/>")
+        style.drawn = lambda figure: drawn(figure) if figure.get_label()[:10] == "Throughput" else style.Drawn(b"", "")
+        style.write = lambda made, path: write(made, path) if made.png else []
+        svg.picture = lambda *_: svg.Picture("", "<svg/>")
         main(["report", folder])
     # At once: what is still buffered, the next fork would write to its own stdout.
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

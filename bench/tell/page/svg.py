@@ -1,17 +1,14 @@
 """A figure -> SVG inside a page: its words as text, its colours by the page's variables, its ids its own."""
 
-import io
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
 from xml.etree import ElementTree as ET
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from bench.tell.page.narrow import Part, legend, panels
-from bench.tell.plots.style import own_settings, print_svg
+from bench.tell.plots.style import TITLE, drawn_as_svg, own_settings
 
 _LINK = "{http://www.w3.org/1999/xlink}href"
 _NUMBERS = re.compile(r"-?\d+\.\d{3,}")
@@ -39,25 +36,19 @@ class Picture(NamedTuple):
 
 
 @own_settings()
-def picture(figure: Figure, name: str) -> Picture:
+def picture(figure: Figure, name: str, svg: str | None = None) -> Picture:
     """Write a figure as an `<svg>` element without its title, which the page writes; `name` is unique in the page.
 
-    Its colours become `var(--c-RRGGBB, #RRGGBB)`, black the colour of the text around it. The figure keeps its layout.
+    Its colours become `var(--c-RRGGBB, #RRGGBB)`, black the colour of the text around it. Where it is drawn already,
+    `svg` is that of `bench.tell.plots.style.drawn`.
     """
-    if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):  # one that was saved is laid out
-        figure.draw_without_rendering()  # settles the layout; without the title it would be another
-        figure.set_layout_engine("none")
-    title = figure.get_suptitle()
-    heights = [text.get_window_extent().y0 for text in figure.texts if title and text.get_text() == title]
-    cut, entries = panels(figure), legend(figure)
+    written = drawn_as_svg(figure) if svg is None else svg
+    titles = [text for text in figure.texts if text.get_gid() == TITLE]
+    heights = [text.get_window_extent().y0 for text in titles]
     below = min(heights, default=figure.bbox.height) / figure.bbox.height
-    figure.suptitle("")
-    written = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
-        print_svg(figure, written)
-    figure.suptitle(title)
-    svg = in_page(written.getvalue(), name, below)
-    return Picture(title=str(figure.get_label()) or title, svg=svg, panels=cut, legend=entries)
+    shown = in_page(written, name, below)
+    words = str(figure.get_label()) or figure.get_suptitle()
+    return Picture(title=words, svg=shown, panels=panels(figure), legend=legend(figure))
 
 
 def in_page(svg: str, name: str, below: float = 1.0) -> str:
@@ -69,7 +60,8 @@ def in_page(svg: str, name: str, below: float = 1.0) -> str:
     _, _, width, height = root.attrib["viewBox"].split()
     for parent in list(root.iter()):
         for child in list(parent):
-            if _tag(child) in ("metadata", "style"):  # matplotlib's style is for `*`, which would be the whole page
+            # matplotlib's style is for `*`, which would be the whole page
+            if _tag(child) in ("metadata", "style") or child.get("id") == TITLE:
                 parent.remove(child)
     linked = {ROOT} | {link for element in root.iter() for link in _links(element)}
     for element in root.iter():

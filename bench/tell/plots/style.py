@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TextIO, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import matplotlib as mpl
 import msgspec
@@ -34,6 +34,9 @@ MAGNITUDE = 8.0
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
 """In the order of the panels."""
+
+TITLE = "title"
+"""The id of a figure's title in SVG: a page writes it in its own words."""
 
 GUIDE = "#777777"
 THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.10g}")
@@ -117,7 +120,7 @@ def make_figure(title: str, subtitle: str, height_in: float) -> Figure:
     lines = [title, *subtitle.splitlines()]
     figure.set_label("\n".join([" ".join(title.split()), *lines[1:]]))  # what a page writes above it
     wrapped = "\n".join(textwrap.fill(line, TITLE_COLUMNS) for line in lines)
-    figure.suptitle(wrapped, fontsize=11, parse_math=False)  # a folder's name may have two $
+    figure.suptitle(wrapped, fontsize=11, parse_math=False, gid=TITLE)  # a folder's name may have two $
     return figure
 
 
@@ -205,27 +208,51 @@ def open_frame(axes: Axes, grid: Literal["x", "y"]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def save(figure: Figure, path: Path) -> list[Path]:
-    """Write `path` with .png and .svg added; the same figure gives the same bytes, whenever it is drawn."""
-    written = [path.with_name(f"{path.name}.{suffix}") for suffix in ("png", "svg")]
-    with at_dpi(figure, PNG_DPI):
+class Drawn(NamedTuple):
+    """A figure in both formats that are written."""
+
+    png: bytes
+    svg: str
+    """Its words are text, so that one drawing serves the file and the page (`bench.tell.page.svg`)."""
+
+
+def drawn(figure: Figure) -> Drawn:
+    """Draw a figure once for each format; the same figure gives the same bytes, whenever it is drawn.
+
+    `Figure.savefig` draws it twice, first without writing.
+    """
+    png = io.BytesIO()
+    with _at_dpi(figure, PNG_DPI):
         canvas = FigureCanvasAgg(figure)
-        canvas.print_png(written[0], metadata={"Software": None})  # type: ignore[no-untyped-call]  # of matplotlib
+        canvas.print_png(png, metadata={"Software": None})  # type: ignore[no-untyped-call]  # of matplotlib
     figure.set_layout_engine("none")  # it is laid out by now, which takes as long as drawing it
-    with mpl.rc_context({"svg.hashsalt": "kvbench", "svg.fonttype": "path"}):
-        print_svg(figure, written[1])
+    return Drawn(png.getvalue(), drawn_as_svg(figure))
+
+
+def drawn_as_svg(figure: Figure) -> str:
+    """Draw a figure as SVG alone (`Drawn.svg`); it keeps its layout from then on."""
+    svg = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "kvbench", "svg.fonttype": "none"}), _at_dpi(figure, figure.dpi):
+        FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})  # type: ignore[no-untyped-call]  # of matplotlib
+    figure.set_layout_engine("none")
+    return svg.getvalue()
+
+
+def write(figure: Drawn, path: Path) -> list[Path]:
+    """Write `path` with .png and .svg added."""
+    written = [path.with_name(f"{path.name}.{suffix}") for suffix in Drawn._fields]
+    written[0].write_bytes(figure.png)
+    written[1].write_text(figure.svg, encoding="utf-8")
     return written
 
 
-def print_svg(figure: Figure, file: Path | TextIO) -> None:
-    """Write a figure as SVG. `Figure.savefig` draws it twice, first without writing."""
-    with at_dpi(figure, figure.dpi):
-        canvas = FigureCanvasSVG(figure)
-        canvas.print_svg(file, metadata={"Date": None})  # type: ignore[no-untyped-call]  # of matplotlib
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Draw a figure into `path` with .png and .svg added."""
+    return write(drawn(figure), path)
 
 
 @contextmanager
-def at_dpi(figure: Figure, dpi: float) -> Iterator[None]:
+def _at_dpi(figure: Figure, dpi: float) -> Iterator[None]:
     """Draw at `dpi` in the block, and give the figure its own canvas and resolution back."""
     before, canvas = figure.dpi, figure.canvas
     figure.dpi = dpi
