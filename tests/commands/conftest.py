@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench.tell.page.svg import Picture
+from bench.tell.plots.style import Drawn
 from tests.commandline import STRATEGIES, TINY, kvbench
 from tests.handmade import grid, make_run
 from tests.once import made_once
@@ -32,5 +33,6 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def unsaved(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw plots, but write no file of them: that takes far longer than all else that a command does."""
-    monkeypatch.setattr("bench.tell.plots.style.save", lambda figure, path: [])
-    monkeypatch.setattr("bench.tell.page.svg.picture", lambda figure, name: Picture(title=name, svg="<svg></svg>"))
+    monkeypatch.setattr("bench.tell.plots.style.drawn", lambda _: Drawn(png=b"", svg=""))
+    monkeypatch.setattr("bench.tell.plots.style.write", lambda figure, path: [])
+    monkeypatch.setattr("bench.tell.page.svg.picture", lambda _, name, *__: Picture(title=name, svg="<svg></svg>"))

@@ -56,7 +56,7 @@ WRITERS = {
     "bench.tell.plots.run.step_latency": "plots/step_latency",
     "bench.tell.plots.run.across.figures": "plots",
     "bench.tell.plots.run.against_roofs": "plots",
-    "bench.tell.plots.style.save": "plots/step_latency",
+    "bench.tell.plots.style.write": "plots/step_latency",
     "bench.tell.page.svg.picture": "plots/step_latency",
     "bench.tell.page.run.document": "report.html",
 }
@@ -222,7 +222,7 @@ def codes_of_reports(
 
 
 def test_a_plot_that_cannot_be_saved_is_still_on_the_page(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.tell.plots.style.save", full)
+    monkeypatch.setattr("bench.tell.plots.style.write", full)
     printed = kvbench("report", str(run_folder))
     assert "not written: plots/step_latency" in printed.stderr
     assert 'id="step_latency-figure_1"' in (run_folder / "report.html").read_text(encoding="utf-8")
