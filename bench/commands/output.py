@@ -85,6 +85,8 @@ def print_summary(run: Run, form: Format, html: Path | None = None) -> None:
         emit("\n".join([tables.markdown(summary), *filter(None, [reading, closing]), ""]))
     if form == "md":  # what weakens the figures must be seen beside them
         print(derived.text("cautions", lambda: report.caution_lines), end="", file=sys.stderr, flush=True)
+    with Derived().trying("slopes"):  # tables and plots both need them, and say so themselves if they fail
+        _ = report.slopes
     with beside(lambda: write_tables(report)) as written:  # it takes as long again as the table
         pictures = write_plots(report, derived)  # they take seconds: the table is read meanwhile
         with derived.trying("tables"):

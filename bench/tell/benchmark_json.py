@@ -32,7 +32,7 @@ def benchmark_json(tidy: Tidy) -> str:
             "options": {"disable_gc": True, "timer": "perf_counter", "warmup": True},
             "stats": _stats((rows["latency_ms"] / 1e3).tolist()),
         }
-        for (case, phase), rows in tidy.turns.groupby(["case", "phase"], sort=False)
+        for (case, phase), rows in tidy.by_case_and_phase.items()
     ]
     document = {
         "machine_info": {
