@@ -7,7 +7,7 @@ later, so latents, states, shared and sliding layers need no formula: they are w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar
@@ -73,7 +73,7 @@ class Rehearsal:
                 self._feed(cached, last)
                 return Held(used=cached.kv_bytes, allocated=storage_bytes(cached.stored))
 
-            with naming_the_reason():
+            with naming_the_reason(), without_padding():
                 self._held[strategy, fed] = alike_for_any_numbers(rehearse)
         return self._held[strategy, fed]
 
@@ -128,6 +128,20 @@ class Rehearsal:
         shapes = [(rows.shape[1], rows.shape[3]) for layer in kept for rows in (layer.keys, layer.values)]
         return [Layer(heads=heads, kv_heads=heads, head_dim=size, linears=(), vectors=0) for heads, size in shapes]
 
+    def compiled_layers(self, strategy: str) -> list[Layer]:
+        """Return what each layer keeps by the fast path's description, for the formulas of kv_bytes.py.
+
+        Raises:
+            NotRehearsable: the strategy refuses this model.
+        """
+        with naming_the_reason():
+            made: Any = build(strategy, self._model)
+        sizes = ((layer.kv_heads, layer.head_dim, layer.window) for layer in made.decoder.layers)
+        return [
+            Layer(heads=heads, kv_heads=heads, head_dim=size, window=window, linears=(), vectors=0)
+            for heads, size, window in sizes
+        ]
+
     @property
     def linears(self) -> Iterator[Matrix]:
         """The shape of every linear layer but the LM head."""
@@ -157,8 +171,8 @@ class Rehearsal:
         """
         key = (batch_size, n_query, n_cached if reads_cache else None, all_logits, strategy)
         if key not in self._forwards:
-            with naming_the_reason(), torch.inference_mode():
-                self._forwards[key] = self._forward(*key)
+            with naming_the_reason(), without_padding(), torch.inference_mode():
+                self._forwards[key] = alike_for_any_numbers(lambda: self._forward(*key), "work")
         found = self._forwards[key]
         if kv_stored is None:
             return found.costs
@@ -182,7 +196,7 @@ class Rehearsal:
         self, batch_size: int, n_query: int, n_cached: int | None, all_logits: bool, strategy: str
     ) -> _Forward:
         if n_cached is None:
-            with without_packing(), count_operations(self._model) as counted:
+            with count_operations(self._model) as counted:
                 last_logits(self._model, self._ids(batch_size, n_query), keep=0 if all_logits else 1)
             moved = 0
         else:
@@ -289,6 +303,10 @@ def storage_bytes(root: object) -> int:
     return sum({storage._cdata: storage.nbytes() for storage in storages}.values())  # noqa: SLF001  # its identity
 
 
-def without_packing() -> AbstractContextManager[Any]:
-    """Keep transformers from looking for positions that begin anew, as it does without a cache: it asks for numbers."""
-    return mock.patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None)
+@contextmanager
+def without_padding() -> Iterator[None]:
+    """Keep transformers from asking numbers whether a row is padded, or packs several sequences: here none is."""
+    unpacked = mock.patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None)
+    unpadded = mock.patch("transformers.masking_utils.fast_all", return_value=True)
+    with unpacked, unpadded:
+        yield

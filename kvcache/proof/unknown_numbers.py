@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from torch._C import DispatchKey
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kvcache.caches.contract import UnfitCache, Unsupported
@@ -21,36 +23,50 @@ class NotRehearsable(Exception):
     """The model or the cache asks for numbers, or refuses; the message is the reason, in one line."""
 
 
-def alike_for_any_numbers(rehearse: Callable[[], _Found]) -> _Found:
+def alike_for_any_numbers(rehearse: Callable[[], _Found], what: str = "cache") -> _Found:
     """Return what `rehearse` finds; where it asks for numbers, it must find the same for two very different answers.
 
-    Indexers ask which tokens are visible, experts which of them are chosen: neither changes what a cache keeps.
+    Indexers ask which tokens are visible, experts which of them are chosen: neither changes what a cache keeps. `what`
+    is found, for the message.
 
     Raises:
         NotRehearsable: it finds something else, or fails, as soon as the numbers are others.
     """
+    found = for_any_numbers(rehearse, what)
+    if any(other != found[0] for other in found):
+        raise NotRehearsable(_depends(what))
+    return found[0]
+
+
+def for_any_numbers(rehearse: Callable[[], _Found], what: str) -> list[_Found]:
+    """Return what `rehearse` finds, once; where it asks for numbers, twice, for two very different answers.
+
+    Raises:
+        NotRehearsable: it fails as soon as the numbers are others; `what` depends on them.
+    """
     with _Numbers(0) as numbers:
         found = rehearse()
     if not numbers.asked:
-        return found
+        return [found]
     with _Numbers(1):
         try:
-            again = rehearse()
+            return [found, rehearse()]
         except Exception as error:
-            raise NotRehearsable(_DEPENDS) from error
-    if again != found:
-        raise NotRehearsable(_DEPENDS)
-    return found
+            raise NotRehearsable(_depends(what)) from error
 
 
-_DEPENDS = "its cache depends on numbers that a rehearsal does not have"
+def _depends(what: str) -> str:
+    return f"its {what} depends on numbers that a rehearsal does not have"
+
+
 _MOST_ASKED = 100_000
 
 
 class _Numbers(TorchDispatchMode):
-    """Answers whoever asks for numbers of the meta device: each is 0, or each is 1.
+    """Answers whoever asks for numbers of the meta device or of fake tensors: each is 0, or each is 1.
 
-    Of the places that are not 0 it names the first alone, or all of them.
+    Of the places that are not 0 it names the first alone, or all of them. Where rows are split by such answers (each
+    expert its own), the first part is given what they leave.
     """
 
     def __init__(self, number: int) -> None:
@@ -62,19 +78,44 @@ class _Numbers(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run `func` or answer; a composite is taken apart, since inference mode hands it over whole."""
+        if func.namespace == "prim":  # asks for a device
+            return func(*args, **(kwargs or {}))
         if func.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd):
             with self:
                 return func._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **(kwargs or {}))  # noqa: SLF001
-        asks_for_one = func is torch.ops.aten._local_scalar_dense.default  # noqa: SLF001
-        if not (asks_for_one or func is torch.ops.aten.nonzero.default) or not args[0].is_meta:
+        if func is _SPLIT and self.asked:
+            rows = args[0].shape[args[2] if len(args) > 2 else 0]  # the axis
+            return func(args[0], _parts_of(rows, args[1]), *args[2:])
+        as_list = func is _COPY and args[0].is_meta and (kwargs or {}).get("device") == torch.device("cpu")
+        if not as_list and (func not in (_ITEM, _NONZERO) or not _lacks_numbers(args[0])):
             return func(*args, **(kwargs or {}))
-        self.asked += 1
+        self.asked += args[0].numel() if as_list else 1
         if self.asked > _MOST_ASKED:
             raise NotRehearsable("its forward goes on until a number is another, which no rehearsal gives it")
-        if asks_for_one:
-            return torch.full((), self._number, dtype=args[0].dtype).item()
+        if as_list:
+            return torch.full(args[0].shape, self._number, dtype=args[0].dtype)
+        if func is _ITEM:
+            kind = bool if args[0].dtype == torch.bool else float if args[0].is_floating_point() else int
+            return kind(self._number)
         places = args[0].numel() if self._number else min(1, args[0].numel())
         return args[0].new_empty((places, args[0].dim()), dtype=torch.long)
+
+
+_ITEM, _NONZERO = torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default  # noqa: SLF001
+_COPY, _SPLIT = torch.ops.aten._to_copy.default, torch.ops.aten.split_with_sizes.default  # noqa: SLF001
+
+
+def _lacks_numbers(tensor: Tensor) -> bool:
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
+
+
+def _parts_of(rows: int, sizes: Sequence[int]) -> list[int]:
+    """Return sizes that add up to `rows`: what the others leave goes to the first."""
+    parts, left = [], rows
+    for size in reversed(sizes[1:]):
+        parts.append(min(size, left))
+        left -= parts[-1]
+    return [left, *reversed(parts)]
 
 
 @contextmanager

@@ -23,8 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-from kvcache.proof.rehearsal import Rehearsal, storage_bytes, without_packing
-from kvcache.proof.unknown_numbers import naming_the_reason
+from kvcache.proof.rehearsal import Rehearsal, storage_bytes, without_padding
+from kvcache.proof.unknown_numbers import for_any_numbers, naming_the_reason
 from kvcache.strategies.strategy import last_logits
 
 
@@ -124,16 +124,22 @@ class Workspace(Rehearsal):
         return counted(n_tokens).bytes
 
     def _count(self, strategy: str | None, batch_size: int, n_tokens: int) -> _Counted:
-        with naming_the_reason(), self._mode, _without_values(), torch.inference_mode(), LiveBytes() as live:
-            kept = 0
-            if strategy is None:
-                last_logits(self._model, self._ids(batch_size, n_tokens))
-            else:
-                filled = self._fed(strategy, batch_size, n_tokens, n_tokens)
-                kept = storage_bytes(filled.stored)
-            if live.now > kept:  # what refers to itself; to collect it takes longer than a forward
-                gc.collect()
-            return _Counted(bytes=live.most - live.now, operations=live.operations)
+        def rehearse() -> _Counted:
+            with LiveBytes() as live:
+                kept = 0
+                if strategy is None:
+                    last_logits(self._model, self._ids(batch_size, n_tokens))
+                else:
+                    filled = self._fed(strategy, batch_size, n_tokens, n_tokens)
+                    kept = storage_bytes(filled.stored)
+                if live.now > kept:  # what refers to itself; to collect it takes longer than a forward
+                    gc.collect()
+                return _Counted(bytes=live.most - live.now, operations=live.operations)
+
+        with naming_the_reason(), self._mode, _without_values(), torch.inference_mode():
+            # Experts that are asked for one by one get a token or all of them: the most is from above.
+            found = for_any_numbers(rehearse, "memory")
+        return _Counted(bytes=max(each.bytes for each in found), operations=max(each.operations for each in found))
 
 
 def _keep_two_layers(model: PreTrainedModel) -> None:
@@ -167,13 +173,15 @@ def _parabola(points: list[tuple[int, int]], at: int) -> int:
 
 @contextmanager
 def _without_values() -> Iterator[None]:
-    """Leave out what asks for numbers, and torch's product of experts, whose fake form takes bfloat16 alone.
+    """Leave out what asks for padding, and torch's product of experts, whose fake form takes bfloat16 alone.
 
     transformers' own product of experts makes the same tensors. A fake tensor's address is looked at, which torch warns
     of: a rehearsal's is 0.
     """
     grouped_mm = mock.patch("transformers.integrations.moe._can_use_grouped_mm", return_value=False)
-    with without_packing(), grouped_mm, warnings.catch_warnings():
+    # Masks are looked at as those of real tensors are: most are left out then.
+    real = mock.patch("transformers.masking_utils.is_tracing", return_value=False)
+    with without_padding(), real, grouped_mm, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 

@@ -50,6 +50,12 @@ def rehearsal(model: PreTrainedModel) -> Rehearsal:
     return Rehearsal(skeleton(model.config, model.config._attn_implementation), model.dtype)
 
 
+@cache
+def odd(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A tiny model of a type without a family here; of 256 experts without weights 4 tell as much."""
+    return shrunken(name, dtype, **({"zero_expert_num": 4} if name == "longcat_flash" else {}))
+
+
 def ids(batch_size: int, n_tokens: int) -> torch.Tensor:
     return token_ids(1, batch_size, n_tokens)
 
@@ -270,9 +276,11 @@ def test_what_asks_for_numbers_or_refuses_is_named() -> None:
         rehearsal(family("minimax")).held("dynamic", fed)
     with pytest.raises(NotRehearsable, match="StaticCache has no layer for"):
         rehearsal(family("deepseek_v4")).held("static", fed)
-    for name in ("biogpt", "longcat_flash"):  # .item(), torch.nonzero()
-        with pytest.raises(NotRehearsable, match=r"^its forward reads the values of tensors"):
-            rehearsal(shrunken(name)).forward_costs(batch_size=1, n_query=4, n_cached=2, reads_cache=True)
+    for reads_cache in (True, False):  # of its experts some have no weights: to multiply depends on who is chosen
+        with pytest.raises(NotRehearsable, match=r"^its work depends on numbers that a rehearsal does not have$"):
+            rehearsal(odd("longcat_flash")).forward_costs(
+                batch_size=1, n_query=4, n_cached=2 * reads_cache, reads_cache=reads_cache
+            )
 
 
 ODD: list[tuple[str, str, torch.dtype]] = [
@@ -282,22 +290,41 @@ ODD: list[tuple[str, str, torch.dtype]] = [
     ("dynamic", "qwen4_exp_text", torch.bfloat16),  # keeps positions in a view that shows each several times
     ("dynamic", "deepseek_v4", torch.bfloat16),  # keeps the bias of its compressor in float32
     ("dynamic", "dots3_note_text", torch.bfloat16),  # latents of another size where a layer slides
+    ("dynamic", "jetmoe", torch.float32),  # splits rows by how many of them each expert gets
+    ("static", "jetmoe", torch.bfloat16),
 ]
-
-
-FEWER = {"longcat_flash": {"zero_expert_num": 4}}
-"""Of the experts that a forward asks for one by one: 256 have no weights, and tell no more than 4."""
 
 
 @pytest.mark.parametrize(("strategy", "name", "dtype"), ODD)
 def test_bytes_of_odd_models_are_those_measured(strategy: str, name: str, dtype: torch.dtype) -> None:
-    model = shrunken(name, dtype, **FEWER.get(name, {}))
+    model = odd(name, dtype)
     rehearsed = Rehearsal(skeleton(model.config, model.config._attn_implementation, dtype), dtype)
     for n_steps in (0, 2):
         fed = Fed(batch_size=2, n_depth=5, n_prompt=9, n_steps=n_steps, capacity=17, dtype_bytes=dtype.itemsize)
         held, expected = rehearsed.held(strategy, fed), measured(model, strategy, fed)
         assert held.used == expected.used <= expected.allocated
         assert held.allocated == pytest.approx(expected.allocated, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["biogpt", "bart", "jetmoe"])  # two ask whether a row is padded, one for its experts
+def test_products_of_models_that_ask_for_numbers_are_those_counted(name: str) -> None:
+    model = odd(name)
+    for strategy, batch_size, n_query, n_cached in (("naive", 2, 5, 0), ("dynamic", 1, 4, 0), ("dynamic", 2, 1, 3)):
+        made = build(strategy, model)
+        made.prepare(batch_size, n_cached + n_query + 1, ids(batch_size, n_cached) if n_cached else None)
+        with count_operations(model) as counted:
+            made.prefill(ids(batch_size, n_query))
+        costs = rehearsal(model).forward_costs(
+            batch_size=batch_size, n_query=n_query, n_cached=n_cached, reads_cache=strategy == "dynamic"
+        )
+        assert (costs.gemm_flops, costs.gemv_flops) == (counted.gemm_flops, counted.gemv_flops)
+
+
+def test_the_cache_of_jetmoe_by_hand() -> None:
+    model = odd("jetmoe")
+    config, fed = model.config, Fed(batch_size=2, n_depth=0, n_prompt=9, n_steps=3, capacity=13, dtype_bytes=4)
+    row = config.num_hidden_layers * 2 * config.num_key_value_heads * config.kv_channels * 4
+    assert rehearsal(model).held("dynamic", fed) == Held(used=2 * 12 * row, allocated=2 * 12 * row)
 
 
 def _keeping(rows: Callable[[torch.Tensor], Any]) -> PreTrainedModel:

@@ -16,6 +16,7 @@ from kvcache.proof.workspace import Workspace
 from kvcache.strategies.catalogue import build
 from kvcache.strategies.strategy import Strategy
 from tests.families import family
+from tests.studies.architecture_configs import shrunken
 from tests.tiny import ARCHITECTURES, token_ids
 
 BATCH_SIZE, N_TOKENS = 2, 100
@@ -24,6 +25,9 @@ MODELS = {
     "windows, so a mask": ARCHITECTURES["mistral"],
     "ALiBi": ARCHITECTURES["bloom"],
     "experts": lambda: family("qwen3_next"),
+    "a mask that is looked at": lambda: shrunken("biogpt"),
+    "experts that ask how many tokens each has": lambda: shrunken("jetmoe"),
+    "experts that ask for their tokens one by one": lambda: shrunken("longcat_flash", zero_expert_num=4),
 }
 
 
