@@ -71,6 +71,8 @@ def held(model: models.ModelDescription, strategy: str, dtype: str, after: Fed) 
         return entry.formula.held(shape.layers, after)
     if entry.rehearsed_by:
         return _rehearsal(model, dtype).held(entry.rehearsed_by, after)
+    if entry.compiles:
+        return entry.formula.held(_rehearsal(model, dtype).compiled_layers(strategy), after)
     layers = _rehearsal(model, dtype).full_rows
     if layers is None:
         return None
@@ -114,6 +116,12 @@ def refusal(model: models.ModelDescription, strategy: str, dtype: str) -> str | 
 def most_sequences(model: models.ModelDescription, strategy: str, dtype: str) -> int | None:
     """Return the largest batch that a strategy takes of this model, or None for any."""
     return _rehearsal(model, dtype).most_sequences(strategy)
+
+
+def is_rehearsed(model: models.ModelDescription, strategy: str) -> bool:
+    """Return whether a strategy's bytes are those of a rehearsal, not of a formula (of whole chunks, for one)."""
+    entry = STRATEGIES.get(strategy)
+    return entry is not None and entry.rehearsed_by != "" and _shape(model) is None
 
 
 def extended(count: Callable[[int], float], n_tokens: int, model: models.ModelDescription, dtype: str) -> float:

@@ -3,13 +3,22 @@
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
 
 from bench.case import HOST, Case
 from bench.machine.kernels import Rates
-from bench.measure.case_costs import extended, forward_bytes, held, most_sequences, phase_costs_of, refusal
+from bench.measure.case_costs import (
+    extended,
+    forward_bytes,
+    held,
+    is_rehearsed,
+    most_sequences,
+    phase_costs_of,
+    refusal,
+)
 from bench.measure.ceiling_turns import CEILINGS, survey
 from bench.protocol import ChooseCeilings
 from kvcache import models
@@ -62,7 +71,8 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
     kv_bytes_allocated: int | None = None
     workspace_bytes: int | None = None
     tokens_per_s: float | None = None
-    """Of decode at that context, if it reached the machine's ceilings; None without them."""
+    """Of decode at that context, if it reached the machine's ceilings; None without them, or where its work is not
+    known."""
     error: str | None = None
 
 
@@ -184,14 +194,16 @@ def _least(row: Fit) -> str:
 
 def _filled(row: Fit, model: models.ModelDescription, rates: Rates | None) -> Fit:
     """Add sizes and speed at the row's batch size and context."""
+    from kvcache.proof.unknown_numbers import NotRehearsable
+
     assert row.max_context is not None
     found = need(model, row.strategy, row.dtype, row.batch_size, row.max_context)
     assert found is not None
+    speed = None
+    with suppress(NotRehearsable):  # its work may depend on numbers where its bytes do not
+        speed = None if rates is None else _tokens_per_s(row, model, row.max_context, rates)
     return msgspec.structs.replace(
-        row,
-        kv_bytes_allocated=found.kv,
-        workspace_bytes=found.workspace,
-        tokens_per_s=None if rates is None else _tokens_per_s(row, model, row.max_context, rates),
+        row, kv_bytes_allocated=found.kv, workspace_bytes=found.workspace, tokens_per_s=speed
     )
 
 
@@ -256,7 +268,12 @@ def _kv_bytes(model: models.ModelDescription, strategy: str, dtype: str, batch_s
         return math.nan if size is None else size.allocated
 
     lates = {0, min(LATE_TOKENS, n_tokens - 1)} if strategy in LOSSY else {0}
-    most = max(extended(functools.partial(allocated, late), n_tokens, model, dtype) for late in lates)
+    most = max(
+        extended(functools.partial(allocated, late), n_tokens, model, dtype)
+        if is_rehearsed(model, strategy)
+        else allocated(late, n_tokens)
+        for late in lates
+    )
     return None if math.isnan(most) else math.ceil(most)
 
 

@@ -228,12 +228,20 @@ def _windows(config: Any) -> list[int | None]:
     """List the sliding window of each layer, by the rule of transformers' caches (`get_layer_types_and_kwargs`)."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
-    if kinds is None:
-        return [window] * config.num_hidden_layers
-    other = set(kinds) - {"full_attention", "sliding_attention"}
+    other = set(kinds or ()) - {"full_attention", "sliding_attention"}
     if other:
         raise UnknownGeometry(f"layers of type {', '.join(sorted(other))}")
-    return [window if kind == "sliding_attention" else None for kind in kinds]
+    windows = [window if kind == "sliding_attention" else None for kind in kinds or ()]
+    windows = windows or [window] * config.num_hidden_layers
+    if any(windows) and config.model_type not in _SLIDING:  # a cache slides by the config, and attention may not
+        raise UnknownGeometry("a window in the config of a model whose attention is not known to have one")
+    if 1 in windows:
+        raise UnknownGeometry("a window of one token, with which transformers' cache drops none")
+    return windows
+
+
+_SLIDING = frozenset(("mistral", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text"))
+"""Model types whose attention has the window that the config names."""
 
 
 def _kv_heads(config: Any) -> int:

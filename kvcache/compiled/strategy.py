@@ -174,8 +174,8 @@ class Compiled(Strategy):
         for slot in self._slots:
             # Behind a window lie rows that no later token sees.
             held = self.length if slot.layer.window is None else min(self.length, slot.layer.window - 1)
-            total += sum(tensor.nbytes for tensor in slot.rows) * held // len(self._positions)
-        return total
+            total += sum(tensor.nbytes for tensor in slot.rows) * held
+        return round(total / len(self._positions))  # a position's share of what a chunk has once need not be whole
 
     @property
     def stored(self) -> object:

@@ -4,12 +4,13 @@ import json
 import math
 
 import pytest
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
 from bench.measure.fit import fits, need
 from bench.measure.plan import describe
 from kvcache.compiled.products import FEW_ROWS
 from tests.commandline import kvbench, refused
+from tests.compiled.families import family
 
 
 @pytest.mark.parametrize("strategy", ["dynamic", "static", "fp8", "compiled"])
@@ -129,6 +130,29 @@ def test_speed_is_predicted_from_the_ceilings(monkeypatch: pytest.MonkeyPatch) -
     (row,) = json.loads(done.stdout)
     kv_bytes = row["kv_bytes_allocated"]
     assert 1e9 / (row["weights_bytes"] + kv_bytes) < row["tokens_per_s"] < 1e9 / kv_bytes  # of tables a row is read
+
+
+def test_a_context_is_given_where_no_speed_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its experts multiply depends on which are chosen, what its cache holds does not."""
+    from bench.machine.kernels import Rates
+
+    monkeypatch.setattr("bench.measure.fit.rates_here", lambda *_: Rates(flops_per_s=math.inf, bytes_per_s=1e9))
+    asked = ("fit", "-m", "py:tests.measure.test_case_costs:asking", "--memory", "2GiB", "--strategies", "dynamic")
+    (row,) = json.loads(kvbench(*asked, "-o", "json").stdout)
+    assert (row["error"], row["limited_by"], row["tokens_per_s"]) == (None, "positions", None)
+
+
+def without_a_formula() -> PreTrainedModel:
+    """The model of a `py:` spec."""
+    return family("olmo2")
+
+
+def test_chunks_of_compiled_are_whole_on_a_family_without_a_formula() -> None:
+    model = describe(f"py:{__name__}:without_a_formula", "")
+    sizes = [need(model, "compiled", "float32", 1, n_tokens) for n_tokens in (1025, 1088, 1089)]
+    chunks = [each.kv for each in sizes if each is not None]
+    assert chunks[0] == chunks[1]
+    assert chunks[2] * 17 == chunks[1] * 18
 
 
 @pytest.mark.parametrize("word", ["16", "0GiB", "much", "-1GB", "4XB"])

@@ -1,5 +1,6 @@
 """Costs and bytes of a case whose architecture no formula describes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,19 +13,19 @@ from bench.measure.plan import describe
 from kvcache.arithmetic.architectures import UnknownGeometry, geometry
 from kvcache.caches.contract import Unsupported
 from kvcache.compiled.architectures.catalogue import describe as describe_compiled
-from kvcache.strategies.catalogue import build
 from kvcache.strategies.strategy import Strategy
+from tests.compiled.families import FAMILIES, family
 from tests.families import hybrid
 from tests.handmade import make_case
 from tests.studies.architecture_configs import shrunken
-from tests.tiny import ARCHITECTURES, llama_like
+from tests.tiny import ARCHITECTURES, build_eagerly, llama_like, tiny
 
 SPEC = "py:tests.families:hybrid"
 
 
 def after(case: Case, model: PreTrainedModel) -> Strategy:
     """Generate a case's tokens; return the strategy with what it then holds."""
-    strategy = build(case.strategy, model)
+    strategy = build_eagerly(case.strategy, model)
     strategy.prepare(case.batch_size, case.capacity)
     strategy.generate(torch.ones((case.batch_size, case.n_prompt), dtype=torch.long), case.n_gen)
     return strategy
@@ -129,6 +130,51 @@ def test_bytes_are_predicted_where_costs_are_not() -> None:
     assert planned.unpredicted is not None
     assert planned.kv_bytes is not None
     assert planned.kv_bytes["decode"] == measured.kv_bytes
+
+
+def stray_window() -> PreTrainedModel:
+    """The model of a `py:` spec: a Llama with a window in its config, which caches follow and it does not."""
+    return ARCHITECTURES["llama"](sliding_window=8)
+
+
+def window_of_one() -> PreTrainedModel:
+    """The model of a `py:` spec: a Mistral that attends to itself alone; its dynamic cache keeps all rows."""
+    return ARCHITECTURES["mistral"](sliding_window=1)
+
+
+def windows_without_a_formula() -> PreTrainedModel:
+    """The model of a `py:` spec: a SmolLM3, of which half of the layers slide."""
+    return family("smollm3")
+
+
+def one_head() -> PreTrainedModel:
+    """The model of a `py:` spec: a StableLM, whose five rows of 4-bit integers are no whole number of bytes."""
+    model_type, config = FAMILIES["stablelm"]
+    return tiny(model_type, {**config, "num_key_value_heads": 1})
+
+
+@pytest.mark.parametrize("n_prompt", [5, 39])
+@pytest.mark.parametrize(
+    ("make", "strategies"),
+    [
+        (stray_window, ["compiled", "compiled-int8", "dynamic", "static"]),
+        (window_of_one, ["compiled", "dynamic", "static"]),
+        (windows_without_a_formula, ["compiled", "compiled-int4"]),
+        (one_head, ["compiled-int4"]),
+    ],
+)
+def test_each_kind_has_the_windows_that_it_is_measured_with(
+    make: Callable[[], PreTrainedModel], strategies: list[str], n_prompt: int
+) -> None:
+    spec = f"py:{__name__}:{make.__name__}"
+    described, model = describe(spec, ""), make()
+    for name in strategies:
+        case = make_case(name, n_prompt, model=spec, batch_size=1, n_gen=3)
+        planned, measured = with_costs(case, described), after(case, model)
+        assert planned.kv_bytes is not None
+        assert planned.kv_bytes_allocated is not None
+        sizes = planned.kv_bytes["decode"], planned.kv_bytes_allocated["decode"]
+        assert (name, *sizes) == (name, measured.kv_bytes, measured.kv_bytes_allocated)
 
 
 def test_the_length_of_a_window_is_a_tensor_too() -> None:
