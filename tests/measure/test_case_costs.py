@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -15,6 +16,7 @@ from kvcache.caches.contract import Unsupported
 from kvcache.compiled.architectures.catalogue import describe as describe_compiled
 from kvcache.strategies.strategy import Strategy
 from tests.compiled.families import FAMILIES, family
+from tests.families import family as family_of
 from tests.families import hybrid
 from tests.handmade import make_case
 from tests.studies.architecture_configs import shrunken
@@ -26,7 +28,8 @@ SPEC = "py:tests.families:hybrid"
 def after(case: Case, model: PreTrainedModel) -> Strategy:
     """Generate a case's tokens; return the strategy with what it then holds."""
     strategy = build_eagerly(case.strategy, model)
-    strategy.prepare(case.batch_size, case.capacity)
+    context = torch.ones((case.batch_size, case.n_depth), dtype=torch.long) if case.n_depth else None
+    strategy.prepare(case.batch_size, case.capacity, context, prompt_length=case.n_depth + case.n_prompt)
     strategy.generate(torch.ones((case.batch_size, case.n_prompt), dtype=torch.long), case.n_gen)
     return strategy
 
@@ -175,6 +178,30 @@ def test_each_kind_has_the_windows_that_it_is_measured_with(
         assert planned.kv_bytes_allocated is not None
         sizes = planned.kv_bytes["decode"], planned.kv_bytes_allocated["decode"]
         assert (name, *sizes) == (name, measured.kv_bytes, measured.kv_bytes_allocated)
+
+
+def switching() -> PreTrainedModel:
+    """The model of a `py:` spec: a Phi-3 with another rotary table beyond 16 tokens."""
+    return family_of("phi3")
+
+
+@pytest.mark.parametrize(
+    ("n_depth", "n_prompt", "is_kept"),
+    [(0, 13, True), (0, 14, False), (0, 16, False), (0, 17, True), (8, 5, True), (8, 9, False), (17, 3, True)],
+)
+def test_a_cache_that_generate_drops_is_not_predicted(n_depth: int, n_prompt: int, is_kept: bool) -> None:
+    spec = f"py:{__name__}:switching"
+    case = make_case("hf-generate", n_prompt, model=spec, n_depth=n_depth, n_gen=4)
+    planned = with_costs(case, describe(spec, ""))
+    dynamic = with_costs(msgspec.structs.replace(case, strategy="dynamic"), describe(spec, "")).kv_bytes
+    measured = after(case, switching()).kv_bytes
+    assert dynamic is not None
+    assert (measured == dynamic["decode"]) == is_kept
+    if is_kept:
+        assert planned.kv_bytes == dynamic
+    else:
+        assert planned.kv_bytes is None
+        assert "drops the cache of a sequence that grows past 16 tokens" in str(planned.unpredicted)
 
 
 def test_the_length_of_a_window_is_a_tensor_too() -> None:
