@@ -72,7 +72,10 @@ def held(model: models.ModelDescription, strategy: str, dtype: str, after: Fed) 
     if shape is not None:
         return entry.formula.held(shape.layers, after)
     if entry.rehearsed_by:
-        return _rehearsal(model, dtype).held(entry.rehearsed_by, after)
+        rehearsal = _rehearsal(model, dtype)
+        if entry.yardstick and rehearsal.refusal(entry.rehearsed_by) is not None:  # the model brings its own cache
+            return rehearsal.generated(strategy, after)
+        return rehearsal.held(entry.rehearsed_by, after)
     if entry.compiles:
         return entry.formula.held(_rehearsal(model, dtype).compiled_layers(strategy), after)
     layers = _rehearsal(model, dtype).full_rows

@@ -15,7 +15,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import StaticLayer
 from transformers.pytorch_utils import Conv1D
 
@@ -90,6 +90,27 @@ class Rehearsal:
                 f"generate() drops the cache of a sequence that grows past {limit} tokens, where this model takes "
                 "another rotary table"
             )
+
+    def generated(self, strategy: str, fed: Fed) -> Held:
+        """Say what the model's own cache holds, which transformers' `generate` lets it make.
+
+        It is fed all but the last token at once, a context among them: such models are given none.
+
+        Raises:
+            NotRehearsable: the strategy refuses this model, or what is kept depends on numbers.
+        """
+        n_new = 2 if fed.n_steps else 1
+
+        def rehearse() -> Held:
+            made: Any = build(strategy, self._model)
+            made.prepare(fed.batch_size, fed.n_tokens + 1)
+            goes_on = [True] * n_new + [False]  # whether a sequence has ended is a number
+            with mock.patch.object(GenerationMixin, "_has_unfinished_sequences", side_effect=goes_on):
+                made.generate(self._ids(fed.batch_size, fed.n_tokens + 1 - n_new), n_new)
+            return Held(used=made.kv_bytes, allocated=storage_bytes(made.stored))
+
+        with naming_the_reason(), without_padding():
+            return alike_for_any_numbers(rehearse)
 
     def refusal(self, strategy: str) -> str | None:
         """Return why `strategy` cannot run this model on this machine, or None if it can.

@@ -180,6 +180,30 @@ def test_each_kind_has_the_windows_that_it_is_measured_with(
         assert (name, *sizes) == (name, measured.kv_bytes, measured.kv_bytes_allocated)
 
 
+def states_of_its_own() -> PreTrainedModel:
+    """The model of a `py:` spec: RWKV, whose states do not grow."""
+    return family_of("rwkv")
+
+
+def cache_of_its_own() -> PreTrainedModel:
+    """The model of a `py:` spec: MiniMax, of which half of the layers grow."""
+    return family_of("minimax")
+
+
+@pytest.mark.parametrize("n_gen", [1, 4])
+@pytest.mark.parametrize("make", [states_of_its_own, cache_of_its_own])
+def test_a_cache_that_the_model_brings_is_predicted_for_generate(
+    make: Callable[[], PreTrainedModel], n_gen: int
+) -> None:
+    spec = f"py:{__name__}:{make.__name__}"
+    case = make_case("hf-generate", 12, model=spec, batch_size=2, n_gen=n_gen)
+    planned, measured = with_costs(case, describe(spec, "")), after(case, make())
+    assert planned.kv_bytes is not None
+    assert planned.kv_bytes_allocated is not None
+    sizes = [held["decode" if n_gen > 1 else "prefill"] for held in (planned.kv_bytes, planned.kv_bytes_allocated)]
+    assert sizes == [measured.kv_bytes, measured.kv_bytes_allocated]
+
+
 def switching() -> PreTrainedModel:
     """The model of a `py:` spec: a Phi-3 with another rotary table beyond 16 tokens."""
     return family_of("phi3")
