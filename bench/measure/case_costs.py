@@ -67,8 +67,6 @@ def held(model: models.ModelDescription, strategy: str, dtype: str, after: Fed) 
     shape, entry = _shape(model), STRATEGIES.get(strategy)
     if entry is None:  # the user's own
         return None
-    if entry.yardstick and hasattr(model.config, "original_max_position_embeddings"):
-        _rehearsal(model, dtype).check_generate(after)
     if shape is not None:
         return entry.formula.held(shape.layers, after)
     if entry.rehearsed_by:

@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers import (
     Cache,
     GenerationConfig,
-    GenerationMixin,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
@@ -169,18 +168,6 @@ class HfGenerate(Strategy):
 
 CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
 """What a model calls its cache: nearly all, Mamba's kin, RWKV, XLNet, Reformer. RecurrentGemma does not return it."""
-
-
-def begins_anew(model: PreTrainedModel) -> int | None:
-    """Return the tokens beyond which the model's own part of `generate` drops the cache that it has; None: never.
-
-    Phi-3 and its kin do, for the sake of their other rotary table; a step after that keeps its own token alone.
-    """
-    prepares = getattr(type(model), "prepare_inputs_for_generation", None)
-    if prepares in (None, GenerationMixin.prepare_inputs_for_generation):
-        return None
-    limit: int | None = getattr(model.config, "original_max_position_embeddings", None)
-    return limit
 
 
 class _Steps(LogitsProcessor):

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -202,30 +201,6 @@ def test_a_cache_that_the_model_brings_is_predicted_for_generate(
     assert planned.kv_bytes_allocated is not None
     sizes = [held["decode" if n_gen > 1 else "prefill"] for held in (planned.kv_bytes, planned.kv_bytes_allocated)]
     assert sizes == [measured.kv_bytes, measured.kv_bytes_allocated]
-
-
-def switching() -> PreTrainedModel:
-    """The model of a `py:` spec: a Phi-3 with another rotary table beyond 16 tokens."""
-    return family_of("phi3")
-
-
-@pytest.mark.parametrize(
-    ("n_depth", "n_prompt", "is_kept"),
-    [(0, 13, True), (0, 14, False), (0, 16, False), (0, 17, True), (8, 5, True), (8, 9, False), (17, 3, True)],
-)
-def test_a_cache_that_generate_drops_is_not_predicted(n_depth: int, n_prompt: int, is_kept: bool) -> None:
-    spec = f"py:{__name__}:switching"
-    case = make_case("hf-generate", n_prompt, model=spec, n_depth=n_depth, n_gen=4)
-    planned = with_costs(case, describe(spec, ""))
-    dynamic = with_costs(msgspec.structs.replace(case, strategy="dynamic"), describe(spec, "")).kv_bytes
-    measured = after(case, switching()).kv_bytes
-    assert dynamic is not None
-    assert (measured == dynamic["decode"]) == is_kept
-    if is_kept:
-        assert planned.kv_bytes == dynamic
-    else:
-        assert planned.kv_bytes is None
-        assert "drops the cache of a sequence that grows past 16 tokens" in str(planned.unpredicted)
 
 
 def test_the_length_of_a_window_is_a_tensor_too() -> None:
