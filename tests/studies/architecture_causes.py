@@ -39,10 +39,10 @@ PADDING = Cause(
     "Transformers', refused by kvbench",
     "A padded row gives other logits than the row alone: the padding runs through a recurrent state or a "
     "convolution, is "
-    "counted by learned positions, or is seen by a sparse selection. kvbench compares every row with its tokens alone "
-    "before it takes a mask.",
+    "counted by learned positions or by a scale of the queries, or is seen by a sparse selection. kvbench compares "
+    "every row with its tokens alone before it takes a mask.",
     "position embeddings that number the columns of a batch (modeling_bart and its kin, modeling_roformer, "
-    "modeling_git); "
+    "modeling_git); scales of the queries that do (modeling_llama4 and modeling_inkling: not by `position_ids`); "
     "scans and convolutions that no mask leaves out before they begin (modeling_rwkv, modeling_xlstm, "
     "modeling_recurrent_gemma, modeling_mamba); the compressor of modeling_deepseek_v4",
 )
@@ -61,6 +61,15 @@ STATIC_LAYER = Cause(
     "Transformers'",
     "StaticCache has no layer for this layer type.",
     "cache_utils, STATIC_LAYER_TYPE_MAPPING",
+)
+HYBRID_MASK = Cause(
+    "full-mask-by-window",
+    "Transformers'",
+    "Layers with a convolution's state beside keys and values, some with a window: the mask of those without one gets "
+    "the width of the first layer, which has one, since a static cache counts them as linear. Where the window is "
+    "shorter than the cache, the forward fails (findings/static_hybrid_mask.sh).",
+    "cache_utils, Cache.is_linear, which leaves out LinearAttentionAndFullAttentionLayer and not its static twin; "
+    "masking_utils, find_first_full_attention_index",
 )
 CAPACITY = Cause(
     "window-by-capacity",
@@ -167,6 +176,7 @@ BATCH_STATE = Cause(
 UNEXPLAINED = Cause("unexplained", "Not found out", "Seen, said by the proof, and not looked into.")
 
 CAUSES = (
-    *(TOP_K, SEVERAL, POSITIONS, LONGROPE, PREFIX, OWN_CACHE, OWN_TOKENS, STATIC_LAYER, CAPACITY, PADDING, ADDED),
+    *(TOP_K, SEVERAL, POSITIONS, LONGROPE, PREFIX, OWN_CACHE, OWN_TOKENS, STATIC_LAYER),
+    *(HYBRID_MASK, CAPACITY, PADDING, ADDED),
     *(BATCH_STATE, MIXED, FAILS, ROUNDING, ROUNDED_PADDING, NOT_COMPILED, NOT_BUILT, STOPPED, UNEXPLAINED),
 )

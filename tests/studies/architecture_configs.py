@@ -14,7 +14,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tests.families import CONFIGS
-from tests.tiny import VOCAB_SIZE, tiny
+from tests.tiny import INIT_STD, VOCAB_SIZE, tiny
 
 TYPES: list[str] = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 """Model types that AutoModelForCausalLM knows."""
@@ -37,6 +37,7 @@ _SIZES: dict[str, Any] = {
     **dict.fromkeys(["max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length"], _POSITIONS),
     "original_max_position_embeddings": _POSITIONS,
     **dict.fromkeys(["sliding_window", "window_size", "attention_window_size", "attention_chunk_size"], _WINDOW),
+    **dict.fromkeys(["local_attention_window_len", "floor_scale"], _WINDOW),
     **dict.fromkeys(["chunk_size", "mamba_chunk_size", "block_size", "index_topk"], _WINDOW),
     # Mixtures of experts.
     **dict.fromkeys(["moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size"], 16),
@@ -104,6 +105,11 @@ def _longrope(**more: float) -> dict[str, Any]:
     }
 
 
+_EVERY_OTHER_FULL = ["sliding_attention", "full_attention"] * 2
+_INKLING = {
+    "layer_types": ["hybrid_sliding", "hybrid"] * 2,
+    **dict.fromkeys(["rel_extent", "log_scaling_n_floor"], _WINDOW),
+}
 _ROBERTA = ("camembert", "data2vec-text", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl")
 _ROWS: dict[str, dict[str, Any]] = {
     **{name: {"pad_token_id": 1} for name in _ROBERTA},  # positions are counted from it
@@ -112,15 +118,17 @@ _ROWS: dict[str, dict[str, Any]] = {
         "patcher_config": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     },
     "cohere_compass_text": {
+        "layer_types": _EVERY_OTHER_FULL,
         "rope_parameters": {
             kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("full_attention", "sliding_attention")
-        }
+        },
     },
     "cpmant": {"dim_head": 8, "dim_ff": 64, "prompt_length": 4},
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
         "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
     },
+    "doge": {"keep_window_size": _WINDOW // 2},
     "dots3_note_text": {
         "num_key_value_heads": 4,
         "head_dim": 16,
@@ -136,13 +144,35 @@ _ROWS: dict[str, dict[str, Any]] = {
         "adapter_out_dim": _WIDTH,
     },
     "dots3_note_audio_encoder": {"adapter_input_size": _WIDTH, "adapter_out_dim": _WIDTH},
+    "gemma3": {
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": _WIDTH,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": _HEADS,
+        }
+    },
+    "gemma3_text": {"layer_types": _EVERY_OTHER_FULL},
+    "gemma4_unified": {"vision_config": dict.fromkeys(["mm_embed_dim", "output_proj_dims"], _WIDTH)},
+    "inkling_text": {**_INKLING, "swa_num_key_value_heads": 4},
+    "inkling2_text": {**_INKLING, "n_layers_per_attn_res_block": 2},
+    "laguna": {"layer_types": _EVERY_OTHER_FULL, "num_attention_heads_per_layer": [8, 4] * 2},
     "mamba2": {"head_dim": 16},  # 4 heads of 16 are twice the hidden size
+    "mellum": {"layer_types": _EVERY_OTHER_FULL},
+    "minimax_m3_vl_text": {
+        "layer_types": ["full_attention", "minimax_m3_sparse"] * 2,
+        "index_block_size": 4,
+        "index_topk_blocks": 2,
+    },
+    "modernbert-decoder": {"local_attention": 2 * _WINDOW},  # its layers take half
     "phi3": _longrope(),
     "phi4_multimodal": _longrope(),
     "phimoe": _longrope(short_mscale=1.0, long_mscale=1.2),
     # Its attention sees the embeddings again, beside what the layer before made of them.
     "zamba": {"attention_hidden_size": 2 * _WIDTH, "head_dim": 2 * _WIDTH // _HEADS},
     "prophetnet": {"pad_token_id": 0},
+    "qwen2_moe": {"max_window_layers": _LAYERS},  # here the first so many layers have one
     "qwen4_exp_text": {
         "layer_types": ["linear_attention", "full_attention"] * 2,
         "hc_count": 2,
@@ -178,7 +208,17 @@ def shrunken(model_type: str, dtype: torch.dtype = torch.float32, **overrides: A
         size = tiny(model_type, geometry).num_parameters()
     if size > LARGEST:
         raise ValueError(f"the study has no shrunken config for it: {size:,} parameters")
-    return _as_loaded(tiny(model_type, geometry, dtype=dtype), dtype)
+    model = tiny(model_type, geometry, dtype=dtype)
+    _score(model)
+    return _as_loaded(model, dtype)
+
+
+def _score(model: PreTrainedModel) -> None:
+    """Draw what begins at zero and multiplies the scores of a selection: all keys would have the same one."""
+    draws = torch.Generator().manual_seed(0)
+    for name, weight in model.named_parameters():
+        if model.config.model_type == "doge" and name.endswith("self_attn.A"):
+            torch.nn.init.normal_(weight, std=INIT_STD, generator=draws)
 
 
 def _as_loaded(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
