@@ -75,6 +75,7 @@ def check_model(model: PreTrainedModel, ids: Tensor, mask: Tensor, capacity: int
     """
     check_rotary_tables(model, mask, capacity)
     check_selection(model, mask, capacity)
+    check_scales(model, mask, capacity)
     if mask.all():
         return
     if _keeps_blocks(model):
@@ -153,6 +154,28 @@ def check_selection(model: PreTrainedModel, mask: Tensor, capacity: int) -> None
             "be, and transformers selects among the padding too: feed prompts of equal length, without an "
             "attention_mask"
         )
+
+
+_SCALED_BY_COLUMN = {"llama4_text": "floor_scale", "inkling_text": "log_scaling_n_floor"}
+"""Types that scale queries by a token's column in the batch, not by its position, and what says from where on."""
+
+
+def check_scales(model: PreTrainedModel, mask: Tensor, capacity: int) -> None:
+    """Refuse padding where queries will be scaled by their columns, the padding's included.
+
+    A prompt that ends before that would show nothing.
+
+    Raises:
+        ValueError: the mask has padding, and the scale begins before `capacity` tokens are fed.
+    """
+    config = model.config.get_text_config(decoder=True)
+    begin = getattr(config, _SCALED_BY_COLUMN.get(config.model_type, ""), None)
+    if begin is None or begin > capacity or mask.all() or not getattr(config, "attn_temperature_tuning", True):
+        return
+    raise ValueError(
+        f"{config.model_type} scales its queries by their number in the batch from {begin} on, and transformers counts "
+        "the padding too: feed prompts of equal length, without an attention_mask"
+    )
 
 
 def _selected_tokens(model: PreTrainedModel) -> int | None:

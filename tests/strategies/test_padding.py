@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from kvcache.proof.operations import count_operations
 from kvcache.strategies.catalogue import STRATEGIES, build
-from kvcache.strategies.padding import check_model, check_rotary_tables, check_selection, moved_before
+from kvcache.strategies.padding import check_model, check_rotary_tables, check_scales, check_selection, moved_before
 from tests.families import dynamic_ntk, family
 from tests.studies.architecture_configs import shrunken
 from tests.tiny import ARCHITECTURES, EVERYWHERE, build_eagerly, token_ids
@@ -128,6 +128,21 @@ def test_padding_is_refused_where_sparse_attention_selects(name: str) -> None:
     check_selection(model, mask, 8)
     check_selection(model, torch.ones_like(mask), 9)
     check_selection(ARCHITECTURES["llama"](), mask, 9)
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_padding_is_refused_where_a_scale_of_the_queries_would_count_it_later(name: str) -> None:
+    model, mask = shrunken("llama4_text", floor_scale=12), padding([0, 0, 1, 1, 1], [1] * 5)
+    assert model.config.no_rope_layers[3] == 0  # the layers that it scales
+    strategy = build_eagerly(name, model)
+    strategy.prepare(2, 12)
+    with pytest.raises(ValueError, match="scales its queries by their number in the batch from 12 on"):
+        strategy.generate(token_ids(2, 2, 5), 5, attention_mask=mask)
+    check_scales(model, mask, 11)
+    check_scales(model, torch.ones_like(mask), 12)
+    check_scales(shrunken("llama4_text", floor_scale=12, attn_temperature_tuning=False), mask, 12)
+    check_scales(shrunken("inkling2_text"), mask, 12)  # by positions
+    check_scales(ARCHITECTURES["llama"](), mask, 12)
 
 
 def test_rows_that_are_all_beyond_the_switch_may_differ() -> None:

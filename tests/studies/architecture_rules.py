@@ -43,6 +43,7 @@ _BY_WORDS = {
     "compiled has no": NOT_COMPILED,
     "for a prompt that is padded": PADDING,
     "selects among the padding too": PADDING,
+    "counts the padding too": PADDING,
     "takes no past_key_values": OWN_CACHE,
     "leaves the cache empty": OWN_CACHE,
     "in no Cache of transformers": OWN_CACHE,
