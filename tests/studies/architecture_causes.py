@@ -39,8 +39,8 @@ PADDING = Cause(
     "Transformers', refused by kvbench",
     "A padded row gives other logits than the row alone: the padding runs through a recurrent state or a "
     "convolution, is "
-    "counted by learned positions or by a scale of the queries, or is seen by a sparse selection. kvbench compares "
-    "every row with its tokens alone before it takes a mask.",
+    "counted by learned positions or by a scale of the queries, or is seen by a sparse selection "
+    "(findings/padded_rows.sh). kvbench compares every row with its tokens alone before it takes a mask.",
     "position embeddings that number the columns of a batch (modeling_bart and its kin, modeling_roformer, "
     "modeling_git); scales of the queries that do (modeling_llama4 and modeling_inkling: not by `position_ids`); "
     "scans and convolutions that no mask leaves out before they begin (modeling_rwkv, modeling_xlstm, "
@@ -49,8 +49,9 @@ PADDING = Cause(
 OWN_CACHE = Cause(
     "own-cache",
     "Transformers'",
-    "The forward takes no `past_key_values`, or answers without it: a step would see its own token alone. naive, and "
-    "hf-generate where the model brings a cache of its own, are measured. Where earlier positions depend on later ones "
+    "The forward takes no `past_key_values`, or answers without it: a step would see its own token alone "
+    "(findings/given_cache_ignored.sh). naive, and hf-generate where the model brings a cache of its own, are "
+    "measured. Where earlier positions depend on later ones "
     "too, other tokens would come in any case: `false` in place of refused, as `kvbench run` says it.",
     "the forward of the causal model: no cache at all in modeling_openai; `cache` in modeling_xlm, "
     "`past_buckets_states` in modeling_reformer, `mems` in modeling_xlnet, `state` in modeling_rwkv, "
@@ -67,9 +68,10 @@ HYBRID_MASK = Cause(
     "Transformers'",
     "Layers with a convolution's state beside keys and values, some with a window: the mask of those without one gets "
     "the width of the first layer, which has one, since a static cache counts them as linear. Where the window is "
-    "shorter than the cache, the forward fails (findings/static_hybrid_mask.sh).",
+    "shorter than the cache, the forward fails (findings/static_hybrid_mask.sh). Where it does not, steps of inkling "
+    "are `false`: it reads a length that the cache then changes in place (findings/static_length_changes.sh).",
     "cache_utils, Cache.is_linear, which leaves out LinearAttentionAndFullAttentionLayer and not its static twin; "
-    "masking_utils, find_first_full_attention_index",
+    "masking_utils, find_first_full_attention_index; modeling_inkling, InklingAttention, `q_offset`",
 )
 CAPACITY = Cause(
     "window-by-capacity",
@@ -83,7 +85,8 @@ SEVERAL = Cause(
     "Transformers'",
     "Where several tokens follow those in a cache, the scan (in recurrent_gemma the convolution) begins from an empty "
     "state: the mixer reads the cached one for single tokens only (findings/tokens_after_a_state.sh). One prompt and "
-    "single steps are right; a context (`-d`) or a prompt in chunks is not.",
+    "single steps are right; a context (`-d`) or a prompt in chunks is not. recurrent_gemma's states are in its "
+    "modules, in no cache (findings/recurrent_gemma_module_states.sh): kvbench marks and counts them there.",
     "the mixer's forward, the branch for `seq_len == 1` (modeling_mamba, MambaMixer; the same in "
     "modeling_falcon_mamba, "
     "modeling_jamba and modeling_zamba; modeling_recurrent_gemma, RecurrentGemmaRecurrentBlock, "
@@ -109,7 +112,7 @@ LONGROPE = Cause(
     "rope-switch",
     "Transformers'",
     "Longrope changes all rotary angles at a length, and the keys in the cache have the old ones; the model replaces "
-    "the cache it was given there.",
+    "the cache it was given there (findings/longrope_cached_keys.sh).",
     "modeling_rope_utils, longrope_frequency_update; modeling_phi3, prepare_inputs_for_generation",
 )
 PREFIX = Cause(
@@ -117,7 +120,9 @@ PREFIX = Cause(
     "The model's",
     "The logits of a position depend on the tokens after it: naive re-feed is its own reference, and a cache, whose "
     "entries are made once, cannot give the same.",
-    "modeling_prophetnet, ProphetNetNgramSelfAttention with its predicting stream; not looked into further",
+    "modeling_prophetnet, ProphetNetNgramSelfAttention with its predicting stream, not looked into further; "
+    "modeling_cpmant, CpmAntModel.forward, `context` of ones: every token sees every other "
+    "(findings/cpmant_prompt_in_cache.sh)",
 )
 ROUNDING = Cause(
     "rounding",
@@ -147,8 +152,8 @@ MIXED = Cause(
 ADDED = Cause(
     "added-token",
     "Transformers'",
-    "generate() feeds one token more than it has, a mask, and takes what the model predicts there; naive takes what "
-    "the last token predicts.",
+    "generate() feeds one token more than it has, a mask, and takes what the model predicts there "
+    "(findings/generate_added_token.sh); naive takes what the last token predicts.",
     "modeling_xlm and modeling_xlnet, prepare_inputs_for_generation",
 )
 OWN_TOKENS = Cause(
@@ -156,7 +161,7 @@ OWN_TOKENS = Cause(
     "Transformers'",
     "The model puts tokens of its own before the prompt at every forward and keeps them in the cache, so that its "
     "masks "
-    "and positions do not fit what was fed.",
+    "and positions do not fit what was fed (findings/cpmant_prompt_in_cache.sh).",
     "modeling_cpmant, CpmAntModel.forward, `prompt_length`",
 )
 FAILS = Cause(

@@ -88,10 +88,9 @@ _FALSE: list[tuple[Cause, set[str], Seen]] = [
     (SEVERAL, {"falcon_mamba", "jamba", "mamba", "recurrent_gemma", "zamba"}, _in_parts),
     (POSITIONS, _ROBERTAS, _by_generate),
     (LONGROPE, {"phi3", "phimoe", "phi4_multimodal"}, _by_a_cache),
-    (OWN_TOKENS, {"cpmant"}, _by_a_cache),
     (BATCH_STATE, {"rwkv"}, _by_generate_together),
     (ADDED, {"xlm", "xlnet"}, _by_generate),
-    (PREFIX, {"prophetnet"}, _unstable),
+    (PREFIX, {"cpmant", "prophetnet"}, _unstable),
 ]
 """Of a cell that is `false`: a cause, the types known for it, and its mark."""
 _FAILING = {
