@@ -106,7 +106,7 @@ def _longrope(**more: float) -> dict[str, Any]:
 
 
 _EVERY_OTHER_FULL = ["sliding_attention", "full_attention"] * 2
-_INKLING = {
+_INKLING: dict[str, Any] = {
     "layer_types": ["hybrid_sliding", "hybrid"] * 2,
     **dict.fromkeys(["rel_extent", "log_scaling_n_floor"], _WINDOW),
 }
