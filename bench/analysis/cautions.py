@@ -62,7 +62,7 @@ def cautions(tidy: Tidy, summary: pd.DataFrame) -> list[Caution]:
 
 
 def of_caches(run: Run) -> list[Caution]:
-    """List what weakens the quality and the bytes of caches, which no noise of the machine does."""
+    """List what weakens the quality and the bytes of caches, whatever the machine does meanwhile."""
     return [*_quality(run), *_growth(run)]
 
 

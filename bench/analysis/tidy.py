@@ -71,7 +71,7 @@ class Tidy:
     unfinished: list[str]
     """Cases of which a process lacks rounds (`Rounds.missing`), or all do, though they did not fail."""
     measured: pd.DataFrame
-    """The turns (`frames.turns`) that are no warm-up, with a column `disturbed` (see `_judged`)."""
+    """The turns (`frames.turns`) of timed phases that are no warm-up, with a column `disturbed` (see `_judged`)."""
     turns: pd.DataFrame
     """The turns that every figure is made of: measured, undisturbed, and of cases that ended well.
 

@@ -33,7 +33,7 @@ def export(
       kvbench export 20261123T040000Z-mine --to llama-bench --out mine.jsonl
     """
     from bench.analysis.summary import summarize
-    from bench.analysis.tidy import Tidy
+    from bench.analysis.tidy import Tidy, timed_phases
     from bench.naming import plural
     from bench.store.run_folder import find_run, read_run, writing
     from bench.tell.exchange import EXPORTERS
@@ -46,7 +46,10 @@ def export(
     tidy = Tidy.of(read_run(folder))
     summary = summarize(tidy)
     made = EXPORTERS[to](tidy, summary)
-    if to != "parquet" and (untimed := int(summary["latency_ms"].isna().sum())):
+    timed = {(plan.case.key, phase) for plan in tidy.run.manifest.plan for phase in timed_phases(tidy.run, plan.case)}
+    lacking = summary[summary["latency_ms"].isna()]
+    untimed = sum(row in timed for row in zip(lacking["case"], lacking["phase"], strict=True))
+    if to != "parquet" and untimed:
         note(f"left out: {plural(untimed, 'row')} of the summary without a time; `kvbench report` shows why")
     if to == "llama-bench" and (lost := left_out(tidy)):
         note(f"left out: {plural(lost, 'case')} with several sequences in a batch, which llama-bench does not have")

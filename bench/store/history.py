@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 DATABASE = ".history.duckdb"
-FORM = 2
+FORM = 3
 """Of the tables; a database of another form is made again."""
 
 RUN_COLUMNS: dict[str, str] = {
@@ -191,7 +191,8 @@ class History:
         try:
             manifest = read_manifest(folder)
             starts = job_starts(folder)
-            rows = fitting_rows(folder)
+            # One that was imported before has a time of a prefill that nobody measured.
+            rows = fitting_rows(folder) if manifest.origin is None else None
             if rows is None:
                 rows = self._derive(folder)
         except KvbenchError as error:

@@ -16,7 +16,7 @@ import pandas as pd
 from bench.analysis import columns
 from bench.analysis.summary import summarize
 from bench.analysis.tidy import Tidy
-from bench.errors import KvbenchError
+from bench.errors import DataError, KvbenchError
 from bench.naming import Row
 from bench.store.run_folder import read_run
 from bench.tell import tables
@@ -46,14 +46,21 @@ def filled(page: str, root: Path = ROOT) -> str:
         source = found["source"]
         if source == "summary.csv":
             made = _columns()
-        elif source.endswith(".md"):
-            made = _untitled((root / source).read_text(encoding="utf-8"))
+        elif found["part"] == "text":
+            made = _untitled(_text(root / source))
         else:
             chosen = _chosen(summarize(Tidy.of(read_run(root / source))), found["choice"] or "")
             made = PARTS[found["part"]](chosen, found["old"])
         return f"{found[1]}{made.strip()}\n"
 
     return _MARK.sub(fill, page)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
 
 
 def _chosen(summary: pd.DataFrame, choice: str) -> pd.DataFrame:

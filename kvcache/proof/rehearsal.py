@@ -80,7 +80,7 @@ class Rehearsal:
     def generated(self, strategy: str, fed: Fed) -> Held:
         """Say what the model's own cache holds, which transformers' `generate` lets it make.
 
-        It is fed all but the last token at once, a context among them: such models are given none.
+        It is fed all but the last token at once; a context goes with the prompt, since such models take none before it.
 
         Raises:
             NotRehearsable: the strategy refuses this model, or what is kept depends on numbers.
@@ -95,8 +95,10 @@ class Rehearsal:
                 made.generate(self._ids(fed.batch_size, fed.n_tokens + 1 - n_new), n_new)
             return Held(used=made.kv_bytes, allocated=storage_bytes(made.stored))
 
-        with naming_the_reason(), without_padding():
-            return alike_for_any_numbers(rehearse)
+        if (strategy, fed) not in self._held:
+            with naming_the_reason(), without_padding():
+                self._held[strategy, fed] = alike_for_any_numbers(rehearse)
+        return self._held[strategy, fed]
 
     def refusal(self, strategy: str) -> str | None:
         """Return why `strategy` cannot run this model on this machine, or None if it can.

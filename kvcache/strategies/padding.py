@@ -156,8 +156,9 @@ def check_selection(model: PreTrainedModel, mask: Tensor, capacity: int) -> None
         )
 
 
-_SCALED_BY_COLUMN = {"llama4_text": "floor_scale", "inkling_text": "log_scaling_n_floor"}
-"""Types that scale queries by a token's column in the batch, not by its position, and what says from where on."""
+_SCALED_BY_COLUMN = {"llama4_text": ("floor_scale", 0), "inkling_text": ("log_scaling_n_floor", 1)}
+"""Types that scale queries by a token's column in the batch, not by its position; what says from how many tokens on,
+and how many more it takes."""
 
 
 def check_scales(model: PreTrainedModel, mask: Tensor, capacity: int) -> None:
@@ -169,8 +170,12 @@ def check_scales(model: PreTrainedModel, mask: Tensor, capacity: int) -> None:
         ValueError: the mask has padding, and the scale begins before `capacity` tokens are fed.
     """
     config = model.config.get_text_config(decoder=True)
-    begin = getattr(config, _SCALED_BY_COLUMN.get(config.model_type, ""), None)
-    if begin is None or begin > capacity or mask.all() or not getattr(config, "attn_temperature_tuning", True):
+    name, more = _SCALED_BY_COLUMN.get(config.model_type, ("", 0))
+    floor = getattr(config, name, None)
+    if floor is None or mask.all() or not getattr(config, "attn_temperature_tuning", True):
+        return
+    begin = floor + more
+    if begin > capacity:
         return
     raise ValueError(
         f"{config.model_type} scales its queries by their number in the batch from {begin} on, and transformers counts "

@@ -50,6 +50,14 @@ def test_what_a_format_cannot_hold_is_said(run):
 
 
 @pytest.mark.parametrize("to", ["bmf", "github-action-benchmark", "llama-bench", "benchstat"])
+def test_nothing_of_an_imported_generation_is_left_out(tmp_path, to):
+    path = tmp_path / "llama.jsonl"
+    path.write_text(json.dumps(TG))
+    folder = kvbench("import", str(path), "--out", str(tmp_path / "runs")).stdout.strip()
+    assert kvbench("export", folder, "--to", to).stderr == ""
+
+
+@pytest.mark.parametrize("to", ["bmf", "github-action-benchmark", "llama-bench", "benchstat"])
 def test_a_case_that_failed_is_said_to_be_left_out(tmp_path, to):
     cases = grid(["naive", "dynamic"], [8], n_gen=3)
     folder = store(make_run(cases, failures=[fail(cases[1])]), tmp_path)

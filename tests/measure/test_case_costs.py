@@ -184,19 +184,24 @@ def states_of_its_own() -> PreTrainedModel:
     return family_of("rwkv")
 
 
+def matrices_of_its_own() -> PreTrainedModel:
+    """The model of a `py:` spec: xLSTM, whose states do not grow."""
+    return family_of("xlstm")
+
+
 def cache_of_its_own() -> PreTrainedModel:
     """The model of a `py:` spec: MiniMax, of which half of the layers grow."""
     return family_of("minimax")
 
 
 @pytest.mark.parametrize("n_gen", [1, 4])
-@pytest.mark.parametrize("make", [states_of_its_own, cache_of_its_own])
+@pytest.mark.parametrize("make", [states_of_its_own, matrices_of_its_own, cache_of_its_own])
 def test_a_cache_that_the_model_brings_is_predicted_for_generate(
     make: Callable[[], PreTrainedModel], n_gen: int
 ) -> None:
     spec = f"py:{__name__}:{make.__name__}"
-    case = make_case("hf-generate", 12, model=spec, batch_size=2, n_gen=n_gen)
-    planned, measured = with_costs(case, describe(spec, "")), after(case, make())
+    case = make_case("hf-generate", 12, model=spec, batch_size=2, n_gen=n_gen, attn_implementation="eager")
+    planned, measured = with_costs(case, describe(spec, "eager")), after(case, make())
     assert planned.kv_bytes is not None
     assert planned.kv_bytes_allocated is not None
     sizes = [held["decode" if n_gen > 1 else "prefill"] for held in (planned.kv_bytes, planned.kv_bytes_allocated)]

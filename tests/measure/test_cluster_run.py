@@ -260,7 +260,7 @@ def test_what_slurm_refuses_leaves_nothing(tmp_path: Path, slurm: Callable[[str]
     assert [path.name for path in out.rglob("*")] == [".gitignore"]
 
 
-@pytest.mark.parametrize(("name", "code"), [("INT", 130), ("TERM", 143), ("HUP", 143)])
+@pytest.mark.parametrize(("name", "code"), [("INT", 130), ("TERM", 143), ("HUP", 143), ("XCPU", 143)])
 def test_an_array_that_slurm_took_is_recorded_whatever_comes_meanwhile(
     tmp_path: Path, slurm: Callable[[str], None], name: str, code: int
 ) -> None:

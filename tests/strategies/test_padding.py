@@ -142,6 +142,10 @@ def test_padding_is_refused_where_a_scale_of_the_queries_would_count_it_later(na
     check_scales(model, torch.ones_like(mask), 12)
     check_scales(shrunken("llama4_text", floor_scale=12, attn_temperature_tuning=False), mask, 12)
     check_scales(shrunken("inkling2_text"), mask, 12)  # by positions
+    inkling = shrunken("inkling_text", log_scaling_n_floor=11)
+    check_scales(inkling, mask, 11)  # the logarithm of one scales nothing
+    with pytest.raises(ValueError, match="scales its queries by their number in the batch from 12 on"):
+        check_scales(inkling, mask, 12)
     check_scales(ARCHITECTURES["llama"](), mask, 12)
 
 

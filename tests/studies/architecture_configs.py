@@ -209,11 +209,11 @@ def shrunken(model_type: str, dtype: torch.dtype = torch.float32, **overrides: A
     if size > LARGEST:
         raise ValueError(f"the study has no shrunken config for it: {size:,} parameters")
     model = tiny(model_type, geometry, dtype=dtype)
-    _score(model)
+    _draw_scores(model)
     return _as_loaded(model, dtype)
 
 
-def _score(model: PreTrainedModel) -> None:
+def _draw_scores(model: PreTrainedModel) -> None:
     """Draw what begins at zero and multiplies the scores of a selection: all keys would have the same one."""
     draws = torch.Generator().manual_seed(0)
     for name, weight in model.named_parameters():

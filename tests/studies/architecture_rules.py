@@ -98,7 +98,7 @@ _FAILING = {
     "prophetnet": FAILS,
     **dict.fromkeys(["inkling_text", "inkling2_text"], HYBRID_MASK),
 }
-"""Types that fail since a mask is made for other tokens than those in the cache."""
+"""Types whose forward fails with a cache, and the cause."""
 
 
 def _fails(cell: Mapping[Any, Any]) -> bool:

@@ -78,11 +78,12 @@ def test_a_mark_chooses_rows() -> None:
         pages.filled(page.replace("times", "colours"))
 
 
+@pytest.mark.parametrize("mark", ["times of no/such/run", "text of no/such/study.md"])
 def test_a_page_of_a_run_that_is_missing_is_refused_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mark: str
 ) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"<!-- times of no/such/run -->\nold\n{pages.END}\n")
+    page.write_text(f"<!-- {mark} -->\nold\n{pages.END}\n")
     with pytest.raises(SystemExit) as ended:
         pages.main([str(page)])
     assert ended.value.code == 3
