@@ -73,6 +73,8 @@ def held(model: models.ModelDescription, strategy: str, dtype: str, after: Fed) 
         rehearsal = _rehearsal(model, dtype)
         if entry.yardstick and rehearsal.refusal(entry.rehearsed_by) is not None:  # the model brings its own cache
             return rehearsal.generated(strategy, after)
+        if entry.yardstick:
+            rehearsal.check_generate(after)
         return rehearsal.held(entry.rehearsed_by, after)
     if entry.compiles:
         return entry.formula.held(_rehearsal(model, dtype).compiled_layers(strategy), after)

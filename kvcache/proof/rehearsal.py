@@ -27,8 +27,9 @@ from kvcache.caches.held_bytes import reachable_tensors
 from kvcache.models import ModelError
 from kvcache.models.skeleton import count_parameters
 from kvcache.proof.operations import count_operations
-from kvcache.proof.unknown_numbers import alike_for_any_numbers, naming_the_reason
+from kvcache.proof.unknown_numbers import NotRehearsable, alike_for_any_numbers, naming_the_reason
 from kvcache.strategies.catalogue import OWN, PLAIN_CACHE, build
+from kvcache.strategies.hf_generate import begins_anew
 from kvcache.strategies.strategy import last_logits
 
 
@@ -99,6 +100,19 @@ class Rehearsal:
             with naming_the_reason(), without_padding():
                 self._held[strategy, fed] = alike_for_any_numbers(rehearse)
         return self._held[strategy, fed]
+
+    def check_generate(self, fed: Fed) -> None:
+        """Look whether transformers' `generate` goes on with one cache while it is `fed`.
+
+        Raises:
+            NotRehearsable: it begins another on the way.
+        """
+        limit, first = begins_anew(self._model), fed.n_depth + fed.n_prompt
+        if limit is not None and (0 < fed.n_depth <= limit < first or first <= limit < fed.n_tokens):
+            raise NotRehearsable(
+                f"generate() begins another cache when a sequence grows past {limit} tokens, where this model takes "
+                "another rotary table"
+            )
 
     def refusal(self, strategy: str) -> str | None:
         """Return why `strategy` cannot run this model on this machine, or None if it can.

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import (
     Cache,
     GenerationConfig,
+    GenerationMixin,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
@@ -168,6 +169,19 @@ class HfGenerate(Strategy):
 
 CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
 """What a model calls its cache: nearly all, Mamba's kin, RWKV, XLNet, Reformer. RecurrentGemma does not return it."""
+
+
+def begins_anew(model: PreTrainedModel) -> int | None:
+    """Return the tokens beyond which the model's own part of `generate` begins another cache; None: never.
+
+    Phi-3 and its kin do, for the sake of their other rotary table. Phi-3 feeds it the whole sequence again, Phi-4
+    multimodal the last token alone, and of a window more is left allocated than step by step.
+    """
+    prepares = getattr(type(model), "prepare_inputs_for_generation", None)
+    if prepares in (None, GenerationMixin.prepare_inputs_for_generation):
+        return None
+    limit: int | None = getattr(model.config, "original_max_position_embeddings", None)
+    return limit
 
 
 class _Steps(LogitsProcessor):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -206,6 +207,26 @@ def test_a_cache_that_the_model_brings_is_predicted_for_generate(
     assert planned.kv_bytes_allocated is not None
     sizes = [held["decode" if n_gen > 1 else "prefill"] for held in (planned.kv_bytes, planned.kv_bytes_allocated)]
     assert sizes == [measured.kv_bytes, measured.kv_bytes_allocated]
+
+
+def dropping() -> PreTrainedModel:
+    """The model of a `py:` spec: a Phi-4 multimodal with another rotary table beyond 14 tokens."""
+    return shrunken("phi4_multimodal")
+
+
+@pytest.mark.parametrize(("n_prompt", "is_kept"), [(10, True), (11, False), (14, False), (15, True)])
+def test_a_cache_that_generate_drops_is_not_predicted(n_prompt: int, is_kept: bool) -> None:
+    spec = f"py:{__name__}:dropping"
+    case = make_case("hf-generate", n_prompt, model=spec, n_gen=5)
+    planned = with_costs(case, describe(spec, ""))
+    dynamic = with_costs(msgspec.structs.replace(case, strategy="dynamic"), describe(spec, "")).kv_bytes
+    assert dynamic is not None
+    assert (after(case, dropping()).kv_bytes == dynamic["decode"]) == is_kept
+    if is_kept:
+        assert planned.kv_bytes == dynamic
+    else:
+        assert planned.kv_bytes is None
+        assert "begins another cache when a sequence grows past 14 tokens" in str(planned.unpredicted)
 
 
 def test_the_length_of_a_window_is_a_tensor_too() -> None:
