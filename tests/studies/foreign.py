@@ -126,6 +126,7 @@ def table(summary: pd.DataFrame, *, times: bool) -> pd.DataFrame:
         for name, phase in zip(TIMES, (rows, prefill), strict=True):
             found[name] = phase["latency_vs_exact"].to_numpy()
     found["error"] = found["error"].str.replace(f"{INSTALLED}{os.sep}", "").str.replace(f"{TREE}{os.sep}", "")
+    found["error"] = found["error"].str.replace(rf"^{MODULE}\w+:? ", "", regex=True)  # the row names the package
     names = found["strategy"].str.removeprefix(MODULE)
     found.insert(0, "package", [PACKAGES[name].title if name in PACKAGES else OWN for name in names])
     found.insert(1, "settings", [PACKAGES[name].settings if name in PACKAGES else "-" for name in names])
@@ -162,8 +163,9 @@ def markdown(found: pd.DataFrame, arguments: list[str], versions: str) -> str:
     return "\n".join(
         [
             "# Caches that others publish\n",
-            f"Measured by `nox -s study -- foreign`, {BESIDE} caches at a time beside `dynamic`:",
-            f"`kvbench run {' '.join(arguments)}` ({versions}).",
+            f"`nox -s study -- foreign` measured them, {BESIDE} at a time beside `dynamic`, by",
+            f"`kvbench run {' '.join(arguments)}`",
+            f"({versions}, whatever versions a package asks for).",
             "Settings are those that a package's own documentation recommends. The context is fed before the prompt.",
             "Bytes are those held after the last token. KL, the same top 1 and recall are means over text that the",
             "model writes; the floor is what bfloat16 alone does. Equal tokens are the first generated ones that the",
@@ -185,7 +187,7 @@ def _reasons(rows: pd.DataFrame, column: str) -> list[str]:
     """Write a line for each cache and text of `column`, which names the contexts that have it."""
     groups = rows.groupby(["package", "settings", "status", column], sort=False, dropna=False)
     return [
-        f"- {name} ({settings}){_after(group['n_depth'])}: {'' if status in SAID else f'{status}: '}`{text}`"
+        f"- {name}, {settings}{_after(group['n_depth'])}: {'' if status in SAID else f'{status}: '}`{text}`"
         for (name, settings, status, text), group in groups
     ] or ["- none"]
 

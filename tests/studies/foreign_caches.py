@@ -115,7 +115,7 @@ def nexusquant(model: PreTrainedModel) -> object:
     return E8QuantizedCache.from_model(model)
 
 
-@package("fade-kv==1.1.0", settings="defaults; nothing assigns tiers")
+@package("fade-kv==1.1.0", settings="defaults; nothing assigns tiers; asks for transformers < 5.4")
 def fade(model: PreTrainedModel) -> object:
     """Keep tiers of precision; who moves tokens between them is the caller."""
     from fade.cache import TieredKVCache
