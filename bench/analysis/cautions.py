@@ -187,11 +187,11 @@ def _intervals(tidy: Tidy, summary: pd.DataFrame) -> Iterator[Caution]:
     advice = f"measure with --repetitions {MIN_ROUNDS} or more"
     if planned >= MIN_ROUNDS:  # so some were disturbed, and what replaced them too
         advice = "measure again when the machine is quieter"
-    told: set[str] = set()  # both phases have the same turns
+    told = set(tidy.unfinished)
     for row in frames.records(summary[summary["latency_ms"].notna()]):
         if pd.isna(row["latency_ms_low"]):
-            if row["case"] not in {*tidy.unfinished, *told}:
-                told.add(row["case"])
+            if row["case"] not in told:
+                told.add(row["case"])  # both phases have the same turns
                 yield Caution(
                     row["case"], f"no interval: six undisturbed rounds are needed, it has {row['samples']}", advice
                 )

@@ -33,7 +33,7 @@ def export(
       kvbench export 20261123T040000Z-mine --to llama-bench --out mine.jsonl
     """
     from bench.analysis.summary import summarize
-    from bench.analysis.tidy import Tidy, timed_phases
+    from bench.analysis.tidy import Tidy
     from bench.naming import plural
     from bench.store.run_folder import find_run, read_run, writing
     from bench.tell.exchange import EXPORTERS
@@ -46,10 +46,9 @@ def export(
     tidy = Tidy.of(read_run(folder))
     summary = summarize(tidy)
     made = EXPORTERS[to](tidy, summary)
-    timed = {(plan.case.key, phase) for plan in tidy.run.manifest.plan for phase in timed_phases(tidy.run, plan.case)}
-    lacking = summary[summary["latency_ms"].isna()]
-    untimed = sum(row in timed for row in zip(lacking["case"], lacking["phase"], strict=True))
-    if to != "parquet" and untimed:
+    # An imported generation is ok, and has no time of a prefill to lose.
+    lacking = summary["latency_ms"].isna() & (summary["status"] != "ok")
+    if to != "parquet" and (untimed := int(lacking.sum())):
         note(f"left out: {plural(untimed, 'row')} of the summary without a time; `kvbench report` shows why")
     if to == "llama-bench" and (lost := left_out(tidy)):
         note(f"left out: {plural(lost, 'case')} with several sequences in a batch, which llama-bench does not have")

@@ -133,11 +133,11 @@ def _rendered(folder: Path, named: tuple[str, Callable[[], Figure]]) -> tuple[Pi
     from bench.tell.plots.style import drawn, own_settings, write
 
     name, draw = named
-    shown, failed = None, Derived()
-    with failed.trying(f"{folder.name}/{name}"), own_settings():
+    what, shown, failed = f"{folder.name}/{name}", None, Derived()
+    with failed.trying(what), own_settings():
         figure = draw()
         made = drawn(figure)
-        with failed.trying(f"{folder.name}/{name}"):
+        with failed.trying(what):  # one that cannot be written is on the page all the same
             write(made, folder / name)
         shown = picture(figure, name, made.svg)
     return shown, failed

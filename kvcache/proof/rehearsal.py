@@ -66,17 +66,14 @@ class Rehearsal:
         Raises:
             NotRehearsable: the strategy refuses this model, or what it keeps depends on numbers.
         """
-        if (strategy, fed) not in self._held:
-            before, last = (fed.n_tokens - 1, 1) if fed.n_steps else (fed.n_depth, fed.n_prompt)
+        before, last = (fed.n_tokens - 1, 1) if fed.n_steps else (fed.n_depth, fed.n_prompt)
 
-            def rehearse() -> Held:
-                cached = self._fed(strategy, fed.batch_size, before, fed.capacity)
-                self._feed(cached, last)
-                return Held(used=cached.kv_bytes, allocated=storage_bytes(cached.stored))
+        def rehearse() -> Held:
+            cached = self._fed(strategy, fed.batch_size, before, fed.capacity)
+            self._feed(cached, last)
+            return Held(used=cached.kv_bytes, allocated=storage_bytes(cached.stored))
 
-            with naming_the_reason(), without_padding():
-                self._held[strategy, fed] = alike_for_any_numbers(rehearse)
-        return self._held[strategy, fed]
+        return self._remembered(strategy, fed, rehearse)
 
     def generated(self, strategy: str, fed: Fed) -> Held:
         """Say what the model's own cache holds, which transformers' `generate` lets it make.
@@ -96,6 +93,10 @@ class Rehearsal:
                 made.generate(self._ids(fed.batch_size, fed.n_tokens + 1 - n_new), n_new)
             return Held(used=made.kv_bytes, allocated=storage_bytes(made.stored))
 
+        return self._remembered(strategy, fed, rehearse)
+
+    def _remembered(self, strategy: str, fed: Fed, rehearse: Callable[[], Held]) -> Held:
+        """Rehearse what was not asked before."""
         if (strategy, fed) not in self._held:
             with naming_the_reason(), without_padding():
                 self._held[strategy, fed] = alike_for_any_numbers(rehearse)
